@@ -1,0 +1,244 @@
+"""The configuration as one tree of structs that declares every key once.
+
+Types, bounds, defaults and descriptions stand here and nowhere else: the messages of ``load``,
+``configs/reference.toml`` and the README's table (``reference``) take their words from them.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from msgspec import Meta, Struct, field
+
+from engine.config.quantities import Duration, Secret, Size
+from engine.errors import Redactor, url_password
+
+
+class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is read."""
+
+    uri: Annotated[Secret, Meta(description="MongoDB connection string; a replica set or a sharded cluster.")]
+    database: Annotated[str, Meta(description='The database; needed unless `watch = "deployment"`.')] = ""
+    watch: Annotated[
+        Literal["collections", "database", "deployment"],
+        Meta(description="What a change stream covers."),
+    ] = "collections"
+    collections: Annotated[
+        list[str], Meta(description='The collections to follow, for `watch = "collections"`.')
+    ] = field(default_factory=list)
+    start: Annotated[
+        str,
+        Meta(
+            description='Where a stream without a committed token starts: "now", "earliest" (the oldest event '
+            "that the oplog still has), or an RFC 3339 time. A committed token always wins."
+        ),
+    ] = "now"
+    full_document: Annotated[
+        Literal["default", "update_lookup", "when_available", "required"],
+        Meta(description="What an update event carries as its document; see MongoDB's `fullDocument`."),
+    ] = "update_lookup"
+    full_document_before_change: Annotated[
+        Literal["off", "when_available", "required"],
+        Meta(description="Whether events carry the document before the change (`_cdc_before`)."),
+    ] = "off"
+    expanded_events: Annotated[
+        bool, Meta(description="Also DDL events (MongoDB 6.0 and later): create, createIndexes, modify, ...")
+    ] = False
+    pipeline: Annotated[
+        list[dict[str, Any]],
+        Meta(description="Aggregation stages after `$changeStream`, as tables. They must leave `_id` alone."),
+    ] = field(default_factory=list)
+    split: Annotated[
+        dict[str, int],
+        Meta(description="Collection = N: read a hot collection through N change streams, by a hash of `_id`."),
+    ] = field(default_factory=dict)
+    on_history_lost: Annotated[
+        Literal["fail", "now"],
+        Meta(description="When the oplog no longer reaches back to the committed token: stop, or start from now."),
+    ] = "fail"
+    max_readers: Annotated[
+        int, Meta(ge=1, le=256, description="Reader processes; more collections than this share streams.")
+    ] = 8
+
+
+class BatchConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """When a segment is cut, and so becomes objects: at whichever comes first."""
+
+    rows: Annotated[int, Meta(ge=1, description="Events in a segment.")] = 200_000
+    bytes: Annotated[Size, Meta(description="Raw BSON in a segment.", extra={"min": 2**10})] = Size(128 * 2**20)
+    interval: Annotated[
+        Duration, Meta(description="Age of a segment's first event, as read.", extra={"min": 0.05})
+    ] = Duration(30)
+
+
+class MemoryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the whole process tree may use."""
+
+    limit: Annotated[
+        Size,
+        Meta(description="Upper bound on the proportional set size of all processes together."),
+    ] = Size(2**30)
+
+
+class WritersConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The pool that compresses and uploads."""
+
+    processes: Annotated[int, Meta(ge=1, le=64, description="Writer processes.")] = 2
+
+
+class S3Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All optional: the AWS chain (roles, IRSA, environment, profile) is the default."""
+
+    region: Annotated[str, Meta(description="AWS region.")] = ""
+    endpoint_url: Annotated[str, Meta(description="For S3 servers other than AWS.")] = ""
+    access_key: Annotated[Secret, Meta(description="Access key id.")] = Secret("")
+    secret_key: Annotated[Secret, Meta(description="Secret access key.")] = Secret("")
+
+
+class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where objects go and how they look."""
+
+    url: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///directory`, or another fsspec URL.")]
+    compression: Annotated[
+        Literal["zstd", "snappy", "gzip", "lz4", "none"], Meta(description="Parquet compression.")
+    ] = "zstd"
+    compression_level: Annotated[
+        int, Meta(ge=1, le=22, description="For zstd (1-22) and gzip (1-9); not used by the others.")
+    ] = 3
+    partition_by: Annotated[
+        Literal["hour", "day", "collection", "none"],
+        Meta(description="How far the key is partitioned; times are the event's cluster time in UTC."),
+    ] = "hour"
+    prefix_shards: Annotated[
+        int,
+        Meta(ge=0, le=4096, description="Put one of N hash prefixes in front of the keys; 0 for none."),
+    ] = 0
+    s3: S3Config = field(default_factory=S3Config)
+
+
+class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where tokens, intents and leases are kept."""
+
+    url: Annotated[
+        Secret,
+        Meta(
+            description="`redis://`, `rediss://`, `redis+sentinel://host:port,host:port/service/db`, "
+            "or `sqlite:///path` for a single machine."
+        ),
+    ] = Secret("sqlite:///headrace-state.db")
+    prefix: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="First part of every key: engines that share a state store and must not meet "
+            "use different ones.",
+        ),
+    ] = "headrace"
+    ttl: Annotated[
+        Duration,
+        Meta(description="How long Redis keeps the record of a stream that nobody runs.", extra={"min": 60}),
+    ] = Duration(14 * 86400)
+    replicas: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Redis replicas that must have acknowledged a write before it counts (`WAIT`); "
+            "narrows what a failover can lose.",
+        ),
+    ] = 0
+
+
+class LeaseConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which engine owns a stream."""
+
+    ttl: Annotated[
+        Duration,
+        Meta(description="A stream whose owner has been silent this long may be taken over.", extra={"min": 1}),
+    ] = Duration(30)
+
+
+class RetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """For MongoDB, S3 and the state store, and for restarts of processes."""
+
+    max_attempts: Annotated[int, Meta(ge=1, description="Attempts before the engine gives up.")] = 10
+    initial_delay: Annotated[
+        Duration, Meta(description="First delay; doubles, with jitter.", extra={"min": 0.01})
+    ] = Duration(1)
+    max_delay: Annotated[Duration, Meta(description="Longest delay.", extra={"min": 0.01})] = Duration(60)
+
+
+class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Logs, metrics, health."""
+
+    listen: Annotated[
+        str, Meta(description="`host:port` for /health, /ready, /metrics and /status; empty for none.")
+    ] = "127.0.0.1:8080"
+    log_format: Annotated[
+        Literal["auto", "json", "text"], Meta(description="auto: text on a terminal, JSON elsewhere.")
+    ] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level shown.")] = (
+        "info"
+    )
+
+
+class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The drain at SIGTERM or SIGINT."""
+
+    timeout: Annotated[
+        Duration,
+        Meta(description="Time to publish and commit what has been read; the rest is replayed at the next start."),
+    ] = Duration(25)
+
+
+class SupervisionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Watching over the processes."""
+
+    hang_timeout: Annotated[
+        Duration,
+        Meta(
+            description="A process that has work and makes no progress for this long is killed and replaced.",
+            extra={"min": 1},
+        ),
+    ] = Duration(120)
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    source: SourceConfig
+    sink: SinkConfig
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    writers: WritersConfig = field(default_factory=WritersConfig)
+    state: StateConfig = field(default_factory=StateConfig)
+    lease: LeaseConfig = field(default_factory=LeaseConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+
+    def redactor(self) -> Redactor:
+        """What takes this configuration's secrets out of any text."""
+        urls = (self.source.uri, self.state.url, self.sink.url)
+        secrets = [url_password(url) for url in urls] + [self.sink.s3.secret_key]
+        for url in urls:
+            options = parse_qsl(urlsplit(url).query)
+            secrets += [value for key, value in options if re.search("password|token|properties", key, re.I)]
+        return Redactor(secrets)
+
+
+def parse_start(text: str) -> datetime | Literal["now", "earliest"]:
+    """``source.start`` as a word or an aware time in UTC.
+
+    Raises:
+        ValueError: neither a known word nor an RFC 3339 time with an offset.
+    """
+    if text in ("now", "earliest"):
+        return text  # type: ignore[return-value]
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text} has no offset")
+    return time.astimezone(UTC)
