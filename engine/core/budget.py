@@ -1,0 +1,89 @@
+"""How ``memory.limit`` is divided: one term for each thing that holds memory.
+
+Fixed terms are measured sizes of idle processes, what is left is shared out. A limit that cannot hold the
+fixed terms and the least that each part needs is refused, with the sum shown.
+
+Sizes are proportional (PSS): what processes share is counted once.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from engine.config.quantities import format_size
+from engine.errors import ConfigError
+
+MIB = 2**20
+
+# Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up.
+SUPERVISOR = 48 * MIB
+READER = 64 * MIB
+WRITER = 72 * MIB
+SHARED_LIBRARIES = 56 * MIB
+
+# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
+LEAST_REPLY = 4 * MIB
+MOST_REPLY = 16 * MIB
+LEAST_ARENA = 64 * MIB
+MOST_ARENA = 512 * MIB
+LEAST_PENDING = 24 * MIB
+MOST_PENDING = 512 * MIB
+# A reader holds a reply that is decoded, one that waits, one that arrives; and the columns of a part of one.
+REPLIES_PER_READER = 4
+
+
+class Budget(Struct, frozen=True):
+    """The division, in bytes.
+
+    Attributes:
+        arena: shared memory for slabs.
+        reply: what a reader asks the server for at once.
+        writer_pending: rows collected for row groups, compressed parts, and the encoder's own, per writer.
+    """
+
+    limit: int
+    arena: int
+    reply: int
+    writer_pending: int
+    readers: int
+    writers: int
+
+    def terms(self) -> list[tuple[str, int]]:
+        """What the limit is made of, for people."""
+        readers, writers = self.readers, self.writers
+        return [
+            ("supervisor", SUPERVISOR),
+            ("libraries, shared by all", SHARED_LIBRARIES),
+            (f"{readers} reader(s) x {format_size(READER)}", readers * READER),
+            (f"{writers} writer(s) x {format_size(WRITER)}", writers * WRITER),
+            (
+                f"replies: {readers} reader(s) x {REPLIES_PER_READER} x {format_size(self.reply)}",
+                readers * REPLIES_PER_READER * self.reply,
+            ),
+            (f"slabs: {format_size(self.arena)}", self.arena),
+            (
+                f"row groups and parts: {writers} writer(s) x {format_size(self.writer_pending)}",
+                writers * self.writer_pending,
+            ),
+        ]
+
+
+def divide(limit: int, readers: int, writers: int) -> Budget:
+    """Share out a limit.
+
+    Raises:
+        ConfigError: it cannot hold what these processes need at least; the sum is in the message.
+    """
+    least = Budget(limit, LEAST_ARENA, LEAST_REPLY, LEAST_PENDING, readers, writers)
+    needed = sum(size for _, size in least.terms())
+    if needed > limit:
+        lines = "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in least.terms())
+        total = f"\n  {needed / MIB:6.0f} MiB  in all"
+        cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{lines}{total}"
+        remedy = "Raise memory.limit, or lower source.max_readers or writers.processes."
+        raise ConfigError("divide memory.limit", cause, remedy)
+    spare = limit - needed
+    reply = min(MOST_REPLY, LEAST_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
+    arena = min(MOST_ARENA, LEAST_ARENA + spare * 2 // 10)
+    pending = min(MOST_PENDING, LEAST_PENDING + spare * 4 // 10 // writers)
+    return Budget(limit, arena, reply, pending, readers, writers)

@@ -1,0 +1,127 @@
+"""Which child processes live, when a dead one is started again, and when a silent one counts as hung.
+
+State: one entry per child. Owner: the coordinator.
+
+A child with work must show progress: its heartbeats leave from its work loop, with a count. A loop that no
+longer turns sends none, and one that turns without getting anywhere sends the same count.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+
+from msgspec import Struct
+
+from engine.core.actions import Action, Child, Exit, Kill, Log, Spawn
+from engine.core.messages import Heartbeat
+from engine.core.restarts import Failures, RetryPolicy
+from engine.errors import FatalError
+
+HEALTHY_AFTER_S = 60.0
+
+
+class Life(Struct):
+    """What is known of one child."""
+
+    failures: Failures
+    alive: bool = False
+    ready: bool = False
+    started_at: float = 0.0
+    progress: int = -1
+    progress_at: float = 0.0
+    doing: str = ""
+    cpu_s: float = 0.0
+    cpu_s_before: float = 0.0
+    deaths: int = 0
+    kill_sent: bool = False
+    ended: bool = False
+
+
+class Children:
+    """All children of one engine."""
+
+    def __init__(
+        self, children: Iterable[Child], policy: RetryPolicy, hang_timeout_s: float, rng: random.Random
+    ) -> None:
+        self._lives = {child: Life(Failures(policy, rng)) for child in children}
+        self._hang_timeout_s = hang_timeout_s
+
+    def __getitem__(self, child: Child) -> Life:
+        return self._lives[child]
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(self._lives)
+
+    def ready(self, role: str) -> list[Child]:
+        """The children of a role that have said that they are ready."""
+        return [child for child, life in self._lives.items() if child.role == role and life.ready]
+
+    def start_due(self, now: float) -> list[Action]:
+        """Start every child that is not alive and whose time has come."""
+        due = [
+            child
+            for child, life in self._lives.items()
+            if not life.alive and not life.ended and now >= life.failures.retry_at
+        ]
+        for child in due:
+            life = self._lives[child]
+            life.alive, life.ready, life.kill_sent = True, False, False
+            life.started_at = life.progress_at = now
+            life.progress = -1
+        return [Spawn(child) for child in due]
+
+    def became_ready(self, child: Child, now: float) -> None:
+        """The child is up."""
+        self._lives[child].ready = True
+        self._lives[child].progress_at = now
+
+    def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
+        """A heartbeat has come."""
+        life = self._lives[child]
+        if beat.progress != life.progress:
+            life.progress, life.progress_at = beat.progress, now
+        life.doing, life.cpu_s = beat.doing, beat.cpu_s
+
+    def exited(self, child: Child, code: int | None, now: float) -> list[Action]:
+        """The process is gone, and will be started again after a delay, unless that has been tried too often."""
+        life = self._lives[child]
+        if now - life.started_at > HEALTHY_AFTER_S:
+            life.failures.succeeded()
+        life.alive = life.ready = False
+        life.deaths += 1
+        life.cpu_s_before += life.cpu_s
+        life.cpu_s = 0.0
+        if life.ended:
+            return []
+        ended = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        if not life.failures.failed(now):
+            cause = f"{life.failures.count} times in a row, at last by {ended}"
+            remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
+            return [Exit(1, FatalError(f"{child} died", cause, remedy))]
+        delay_s = round(life.failures.retry_at - now, 2)
+        fields = {"child": str(child), "ended": ended, "restart_in_s": delay_s}
+        return [Log("warning", "process died", fields)]
+
+    def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
+        """Kill the children that are alive, have work, and get nowhere."""
+        actions: list[Action] = []
+        for child, life in self._lives.items():
+            if not life.alive or life.kill_sent or life.ended:
+                continue
+            if life.ready and not busy(child):
+                life.progress_at = now
+            elif now - life.progress_at > self._hang_timeout_s:
+                life.kill_sent = True
+                fields = {"child": str(child), "doing": life.doing, "silent_s": round(now - life.progress_at)}
+                actions += [Log("error", "process hangs; killing it", fields), Kill(child)]
+        return actions
+
+    def forgive_silence(self, now: float) -> None:
+        """This process was itself paused: nobody's silence until now counts."""
+        for life in self._lives.values():
+            life.progress_at = now
+
+    def end(self, child: Child) -> None:
+        """The child is to end, and stays ended."""
+        self._lives[child].ended = True

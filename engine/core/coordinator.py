@@ -1,0 +1,654 @@
+"""The supervisor's mind: every decision of a running engine, without any of its processes.
+
+State: the streams with their ledgers, the children, the slabs. Owner: the supervisor, which calls one method
+per thing that happened and performs the actions that come back, in order.
+
+A stream's life: *waiting* for its lease; *running*, with a reader that is assigned to it; *finished*, all it
+had to do is committed; or *failed*, with an error that the user must see to. Whatever goes wrong with a
+process or a segment has one answer: the stream is started over at its committed position, under a new
+generation, and its outstanding intents are replayed to the same keys.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from engine.core import records
+from engine.core.actions import (
+    Acquire,
+    Action,
+    Child,
+    Exit,
+    GrowSchema,
+    Kill,
+    Log,
+    Release,
+    Renew,
+    Send,
+    Write,
+)
+from engine.core.children import Children
+from engine.core.grants import Grants
+from engine.core.ledger import Effect, Ledger, PublishSegment, WriteCommit, WriteIntent
+from engine.core.messages import (
+    Abandon,
+    Assign,
+    Batch,
+    BatchReady,
+    CutNow,
+    Failed,
+    Finish,
+    Finished,
+    FlushBuffers,
+    FromChild,
+    Heartbeat,
+    Idle,
+    Publish,
+    Published,
+    ReaderReady,
+    SchemaGiven,
+    SchemaWanted,
+    Seal,
+    Sealed,
+    SegmentCut,
+    SlabFreed,
+    SlabRequest,
+    Started,
+    Stop,
+    StreamSpec,
+    Unassign,
+    WriterReady,
+)
+from engine.core.position import Position
+from engine.core.records import StreamRecord
+from engine.core.restarts import Failures, RetryPolicy
+from engine.core.schema import CollectionSchema
+from engine.errors import ConfigError, FatalError, HeadraceError, error_of_kind
+
+MAX_SLABS = 64
+MAX_SEGMENTS_PER_STREAM = 4
+SQUEEZE_EVERY_S = 2.0
+SQUEEZE_ABOVE = 0.85
+
+
+class Settings(Struct, frozen=True):
+    """What the coordinator needs of the configuration.
+
+    Attributes:
+        sink: where objects go and how they are laid out; must not change under an outstanding intent.
+        until_caught_up: finish each stream once it has passed the cluster time seen at its start.
+    """
+
+    writers: int
+    arena_size: int
+    lease_ttl_s: float
+    retry: RetryPolicy
+    hang_timeout_s: float
+    drain_timeout_s: float
+    start_at: str
+    on_history_lost: Literal["fail", "now"]
+    sink: str
+    until_caught_up: bool = False
+    memory_limit: int = 0
+
+
+class Counters(Struct):
+    """Totals of one stream since this engine started."""
+
+    events_read: int = 0
+    events_committed: int = 0
+    bytes_read: int = 0
+    bytes_landed: int = 0
+    objects: int = 0
+    segments: int = 0
+    dead_letters: int = 0
+    restarts: int = 0
+
+
+class Stream(Struct):
+    """One stream of this engine.
+
+    Attributes:
+        generation: counts the times that the stream was started over.
+        assigned: its reader has been told to read it.
+        reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
+        dropped: intents that history lost has made unreplayable, to be removed with the next start.
+        held_by: who holds the lease, when we do not.
+    """
+
+    spec: StreamSpec
+    reader: Child
+    failures: Failures
+    start_at: str
+    ledger: Ledger
+    counters: Counters
+    record: StreamRecord = StreamRecord()
+    status: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    lease: Literal["none", "asked", "held"] = "none"
+    acquire_at: float = 0.0
+    generation: int = 0
+    assigned: bool = False
+    reading_done: bool = False
+    ended_at: Position | None = None
+    dropped: tuple[int, ...] = ()
+    error: HeadraceError | None = None
+    committed_at: float = 0.0
+    held_by: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stream's id."""
+        return self.spec.stream
+
+    @property
+    def selection_changed(self) -> bool:
+        """Whether the record was made under another selection than the configured one."""
+        return self.record.spec is not None and self.record.spec != self.spec
+
+
+class Coordinator:
+    """Decides; see the module's docstring.
+
+    Args:
+        specs: the streams, each with a reader of its own.
+        rng: for the jitter of delays.
+    """
+
+    def __init__(self, settings: Settings, specs: Sequence[StreamSpec], rng: random.Random) -> None:
+        self.settings = settings
+        self._rng = rng
+        self.streams = {
+            spec.stream: Stream(
+                spec=spec,
+                reader=Child("reader", number),
+                failures=Failures(settings.retry, rng),
+                start_at=settings.start_at,
+                ledger=Ledger(),
+                counters=Counters(),
+            )
+            for number, spec in enumerate(specs)
+        }
+        self._by_reader = {stream.reader: stream for stream in self.streams.values()}
+        writers = [Child("writer", number) for number in range(settings.writers)]
+        self.children = Children([*self._by_reader, *writers], settings.retry, settings.hang_timeout_s, rng)
+        self.grants = Grants(settings.arena_size, MAX_SLABS)
+        self._renew_at = 0.0
+        self._ticked_at = 0.0
+        self._squeezed_at = -SQUEEZE_EVERY_S
+        self._deployment = ""
+        self.draining = False
+        self._drain_until = 0.0
+        self._exiting: Exit | None = None
+        self._has_run = False
+
+    # --- what happens ------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        """The engine starts."""
+        self._ticked_at = now
+        return self.children.start_due(now) + self._ask_for_leases(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Some time has passed; call it every second or so."""
+        actions: list[Action] = []
+        if now - self._ticked_at > max(5.0, self.settings.hang_timeout_s / 4):
+            self.children.forgive_silence(now)
+            fields = {"for_s": round(now - self._ticked_at, 1)}
+            actions.append(Log("warning", "this process was paused", fields))
+        self._ticked_at = now
+        actions += self.children.start_due(now)
+        actions += self._ask_for_leases(now)
+        if now >= self._renew_at:
+            self._renew_at = now + self.settings.lease_ttl_s / 3
+            held = tuple(name for name, stream in self.streams.items() if stream.lease == "held")
+            actions += [Renew(held)] if held else []
+        actions += self.children.hung(self._is_busy, now)
+        if self.draining and now > self._drain_until:
+            actions += self._drain_failed()
+        return self._settle(actions, now)
+
+    def from_child(self, child: Child, message: FromChild, now: float) -> list[Action]:
+        """A message from a child."""
+        if not self.children[child].alive:
+            return []  # its exit has been dealt with; what it still said is void
+        match message:
+            case Heartbeat():
+                self.children.beat(child, message, now)
+                return []
+            case WriterReady():
+                self.children.became_ready(child, now)
+                actions: list[Action] = []
+            case Failed():
+                actions = self._on_failed(message, now)
+            case SlabFreed():
+                self.grants.free(message.offset)
+                actions = []
+            case Sealed() | Published():
+                actions = self._from_writer(message, now)
+            case _:
+                actions = self._from_reader(self._by_reader[child], message, now)
+        return self._settle(actions, now)
+
+    def child_exited(self, child: Child, code: int | None, now: float) -> list[Action]:
+        """A child process is dead and its messages have all been handed in."""
+        actions = self.children.exited(child, code, now)
+        self.grants.reclaim(child)
+        for stream in self.streams.values():
+            segments = stream.ledger.segments.values()
+            builds = child.role == "writer" and any(each.writer == child.index for each in segments)
+            if stream.reader == child or builds:
+                actions += self._start_over(stream)
+        return self._settle(actions, now)
+
+    def acquired(self, name: str, fields: dict[str, str], now: float) -> list[Action]:
+        """The lease is ours, and this is the record as it stood when it became so."""
+        stream = self.streams[name]
+        stream.lease, stream.held_by = "held", ""
+        stream.record = record = records.read_record(fields)
+        stream.ledger = Ledger(record.position, record.seq, record.intents)
+        if record.intents and record.sink != self.settings.sink:
+            cause = (
+                f"{len(record.intents)} segment(s) may have been published to {record.sink}, "
+                f"and the sink is now {self.settings.sink}"
+            )
+            remedy = "Start once more with the former [sink] until it has caught up, then change it."
+            return self._exit(2, ConfigError(f"resume the stream {name}", cause, remedy))
+        return self._settle([], now)
+
+    def held_elsewhere(self, name: str, holder: str, expires_in_s: float, now: float) -> list[Action]:
+        """Another engine has the lease; ask again later."""
+        stream = self.streams[name]
+        stream.lease = "none"
+        stream.acquire_at = now + min(max(expires_in_s, 0.1), self.settings.lease_ttl_s / 3)
+        if stream.held_by == holder:
+            return self._settle([], now)
+        stream.held_by = holder
+        fields = {"stream": name, "holder": holder, "expires_in_s": round(expires_in_s, 1)}
+        waiting = Log("warning", "another engine runs this stream; waiting for its lease", fields)
+        return self._settle([waiting], now)
+
+    def lease_lost(self, name: str, now: float) -> list[Action]:
+        """The store refused a write or a renewal: somebody else owns the stream now."""
+        stream = self.streams[name]
+        if stream.lease != "held":
+            return []
+        stream.lease, stream.acquire_at = "none", now + self.settings.lease_ttl_s / 3
+        what = "lost the lease: another engine has taken this stream over; standing by"
+        return self._settle([Log("error", what, {"stream": name}), *self._start_over(stream)], now)
+
+    def stored(self, name: str, generation: int, seq: int, now: float) -> list[Action]:
+        """The intent of segment ``seq`` is durable."""
+        stream = self.streams[name]
+        if generation != stream.generation:
+            return []
+        return self._settle(self._apply(stream, stream.ledger.intent_durable(seq), now), now)
+
+    def schema_stored(
+        self, reader: Child, database: str, collection: str, schema: CollectionSchema
+    ) -> list[Action]:
+        """A collection's schema as it stands in the store."""
+        if not self.children[reader].ready:
+            return []
+        return [Send(reader, SchemaGiven(database, collection, schema))]
+
+    def store_failed(self, error: HeadraceError) -> list[Action]:
+        """The state store stayed away for longer than the retry budget, or refuses us."""
+        return self._exit(1 if self._has_run else 2, error)
+
+    def shut_down(self, now: float) -> list[Action]:
+        """Drain: publish and commit what has been read, then end."""
+        if self.draining:
+            return []
+        self.draining = True
+        self._drain_until = now + self.settings.drain_timeout_s
+        actions: list[Action] = [Log("info", "draining", {"timeout_s": self.settings.drain_timeout_s})]
+        actions += [Send(each.reader, Finish()) for each in self.streams.values() if each.assigned]
+        return self._settle(actions, now)
+
+    def memory_used(self, used: int, now: float) -> list[Action]:
+        """The measured size of the process tree, in bytes: nearing the limit, flush early."""
+        limit = self.settings.memory_limit
+        if not limit or used < SQUEEZE_ABOVE * limit or now - self._squeezed_at < SQUEEZE_EVERY_S:
+            return []
+        self._squeezed_at = now
+        fields = {"used_bytes": used, "limit_bytes": limit}
+        actions: list[Action] = [Log("warning", "memory is short; flushing early", fields)]
+        actions += [Send(writer, FlushBuffers()) for writer in self.children.ready("writer")]
+        actions += [Send(each.reader, CutNow(each.generation)) for each in self.streams.values() if each.assigned]
+        return actions
+
+    # --- readers -----------------------------------------------------------------------------------------
+
+    def _from_reader(self, stream: Stream, message: FromChild, now: float) -> list[Action]:
+        match message:
+            case ReaderReady():
+                self.children.became_ready(stream.reader, now)
+                self._deployment = message.deployment
+                return []
+            case SchemaWanted():
+                return [GrowSchema(stream.reader, message.database, message.collection, message.fields)]
+            case BatchReady() if message.generation != stream.generation:
+                self.grants.free(message.offset)
+                return []
+            case Started() | SlabRequest() | BatchReady() | SegmentCut() | Idle() | Finished():
+                if message.generation == stream.generation:
+                    return self._from_current_reader(stream, message, now)
+                return []
+        raise AssertionError(message)
+
+    def _from_current_reader(
+        self,
+        stream: Stream,
+        message: Started | SlabRequest | BatchReady | SegmentCut | Idle | Finished,
+        now: float,
+    ) -> list[Action]:
+        match message:
+            case Started():
+                return self._on_started(stream, message)
+            case SlabRequest():
+                self.grants.ask(stream.reader, message)
+                return []
+            case BatchReady():
+                return self._on_batch(stream, message)
+            case SegmentCut():
+                return self._on_cut(stream, message)
+            case Idle():
+                return self._apply(stream, stream.ledger.idle(message.position), now)
+            case Finished():
+                stream.reading_done, stream.ended_at = True, message.position
+                return []
+
+    def _on_started(self, stream: Stream, message: Started) -> list[Action]:
+        """The stream is open; one that had no position has one now, and keeps it from here on."""
+        self._has_run = True
+        if message.start is None:
+            return []
+        stream.ledger.committed = message.start
+        begin = records.begin(*self._identity(stream), message.start)
+        dropped = tuple(map(records.intent_field, stream.dropped))
+        stream.dropped = ()
+        put = begin.put | {"seq": str(stream.ledger.committed_seq)}
+        return [self._write(stream, records.Change(put, dropped))]
+
+    def _on_batch(self, stream: Stream, message: BatchReady) -> list[Action]:
+        segment = stream.ledger.segments.get(message.seq)
+        writer = Child("writer", segment.writer) if segment else self._choose_writer()
+        if writer is None:
+            self.grants.free(message.offset)
+            return self._start_over(stream)
+        stream.ledger.segment(message.seq, writer.index)
+        self.grants.hand_over(message.offset, writer)
+        stream.counters.events_read += message.rows
+        stream.counters.bytes_read += message.raw_bytes
+        name, generation = stream.name, stream.generation
+        return [Send(writer, Batch(name, generation, message.seq, message.offset, message.size))]
+
+    def _on_cut(self, stream: Stream, message: SegmentCut) -> list[Action]:
+        intent = message.intent
+        segment = stream.ledger.segments.get(intent.seq)
+        writer = Child("writer", segment.writer) if segment else self._choose_writer()
+        if writer is None:
+            return self._start_over(stream)
+        stream.ledger.segment(intent.seq, writer.index)
+        stream.ledger.cut(intent)
+        fields = {"stream": stream.name, "seq": intent.seq, "rows": intent.rows, "reason": message.reason}
+        log = Log("debug", "segment cut", fields)
+        return [log, Send(writer, Seal(stream.name, stream.generation, intent))]
+
+    def _choose_writer(self) -> Child | None:
+        """The ready writer with the fewest segments in flight."""
+        load = {writer.index: 0 for writer in self.children.ready("writer")}
+        for stream in self.streams.values():
+            for segment in stream.ledger.segments.values():
+                if segment.writer in load:
+                    load[segment.writer] += 1
+        return Child("writer", min(load, key=lambda index: (load[index], index))) if load else None
+
+    # --- writers and the store ---------------------------------------------------------------------------
+
+    def _from_writer(self, message: Sealed | Published, now: float) -> list[Action]:
+        stream = self.streams[message.stream]
+        if message.generation != stream.generation:
+            return []
+        if isinstance(message, Published):
+            return self._apply(stream, stream.ledger.published(message.seq), now)
+        counters = stream.counters
+        counters.bytes_landed += message.size
+        counters.objects += len(message.objects)
+        counters.dead_letters += message.dead_letters
+        return self._apply(stream, stream.ledger.sealed(message.seq, message.objects), now)
+
+    def _apply(self, stream: Stream, effects: Iterable[Effect], now: float) -> list[Action]:
+        """The ledger's effects as actions."""
+        actions: list[Action] = []
+        name, generation = stream.name, stream.generation
+        for effect in effects:
+            match effect:
+                case WriteIntent(intent):
+                    actions.append(Write(name, generation, records.intended(intent), intent.seq))
+                case PublishSegment(segment):
+                    publish = Publish(name, generation, segment.seq)
+                    actions.append(Send(Child("writer", segment.writer), publish))
+                case WriteCommit():
+                    actions += self._on_commit(stream, effect, now)
+        return actions
+
+    def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
+        stream.failures.succeeded()
+        stream.committed_at = now
+        stream.counters.events_committed += commit.rows
+        stream.counters.segments += len(commit.seqs)
+        total = stream.record.rows + stream.counters.events_committed
+        actions: list[Action] = [self._write(stream, records.committed(commit, total))]
+        if commit.seqs:
+            fields = {"stream": stream.name, "seq": commit.seq, "rows": commit.rows}
+            actions.append(Log("info", "committed", fields))
+        return actions
+
+    def _write(self, stream: Stream, change: records.Change) -> Write:
+        return Write(stream.name, stream.generation, change)
+
+    def _identity(self, stream: Stream) -> tuple[StreamSpec, str, str]:
+        return stream.spec, self.settings.sink, self._deployment
+
+    # --- starting and starting over ----------------------------------------------------------------------
+
+    def _ask_for_leases(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for name, stream in self.streams.items():
+            open_ = stream.status == "waiting" and not self.draining
+            if open_ and stream.lease == "none" and now >= stream.acquire_at:
+                stream.lease = "asked"
+                actions.append(Acquire(name))
+        return actions
+
+    def _assign_ready(self, now: float) -> list[Action]:
+        """Assign every stream whose lease, reader and writers are there."""
+        actions: list[Action] = []
+        for stream in self.streams.values():
+            if (
+                stream.lease == "held"
+                and stream.status in ("waiting", "running")
+                and not stream.assigned
+                and not self.draining
+                and now >= stream.failures.retry_at
+                and self.children[stream.reader].ready
+                and self.children.ready("writer")
+            ):
+                actions += self._assign(stream)
+        return actions
+
+    def _assign(self, stream: Stream) -> list[Action]:
+        record, ledger = stream.record, stream.ledger
+        if record.deployment and record.deployment != self._deployment:
+            cause = f"its state is from {record.deployment!r}, and this is {self._deployment!r}"
+            remedy = "Use another state.prefix for another deployment."
+            return self._exit(2, ConfigError(f"resume the stream {stream.name}", cause, remedy))
+        actions: list[Action] = []
+        replay = ledger.restart()
+        former = record.spec if stream.selection_changed and replay else None
+        if stream.selection_changed and not replay:
+            actions += self._adopt_selection(stream)
+        elif record.spec is not None and record.sink != self.settings.sink:
+            actions.append(self._write(stream, records.begin(*self._identity(stream), None)))
+        assign = Assign(
+            spec=former or stream.spec,
+            generation=stream.generation,
+            start=ledger.committed,
+            start_at=stream.start_at,
+            next_seq=ledger.committed_seq + 1,
+            replay=replay,
+            until=-1 if self.settings.until_caught_up else 0,
+            replay_only=former is not None,
+        )
+        stream.assigned, stream.reading_done, stream.ended_at = True, False, None
+        stream.status = "running"
+        at = ledger.committed
+        fields = {"stream": stream.name, "next_seq": assign.next_seq, "replay": len(replay)}
+        fields["from"] = stream.start_at if at is None else at.token or at.time
+        if former:
+            fields["selection"] = "former, to finish its segments"
+        return [*actions, Log("info", "stream assigned", fields), Send(stream.reader, assign)]
+
+    def _adopt_selection(self, stream: Stream) -> list[Action]:
+        """What the stream selects has changed, and nothing of the former selection is left to replay.
+
+        The server need not find the committed token among the events that are selected now, so the stream
+        starts at the token's time, and the reader leaves out what lies up to the token.
+        """
+        position = stream.ledger.committed
+        if position is not None and position.token:
+            position = Position(position.token, position.time, position.after_invalidate, exact=False)
+            stream.ledger.committed = position
+        stream.record = msgspec.structs.replace(stream.record, spec=stream.spec)
+        change = records.begin(*self._identity(stream), position)
+        return [self._write(stream, change), Log("info", "selection changed", {"stream": stream.name})]
+
+    def _start_over(self, stream: Stream) -> list[Action]:
+        """Drop what is in flight; the stream is assigned anew when everything it needs is there."""
+        actions: list[Action] = []
+        builders = {segment.writer for segment in stream.ledger.segments.values()}
+        stream.generation += 1
+        stream.ledger.restart()
+        self.grants.withdraw(stream.reader)
+        for writer in self.children.ready("writer"):
+            if writer.index in builders:
+                actions.append(Send(writer, Abandon(stream.name, stream.generation)))
+        if stream.assigned and self.children[stream.reader].ready:
+            actions.append(Send(stream.reader, Unassign()))
+        if stream.assigned:
+            stream.counters.restarts += 1
+        stream.assigned = stream.reading_done = False
+        if stream.lease == "none" and stream.status == "running":
+            stream.status = "waiting"
+        return actions
+
+    def _on_failed(self, failed: Failed, now: float) -> list[Action]:
+        """An error that a child could not deal with."""
+        error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
+        if failed.kind == "config":
+            return self._exit(1 if self._has_run else 2, error)
+        if not failed.stream and failed.kind == "transient" and self._has_run:
+            return [Log("warning", "process failed", {"error": str(error)})]  # it ends, and is started again
+        if not failed.stream:
+            return self._exit(1 if self._has_run else 2, error)
+        stream = self.streams[failed.stream]
+        if failed.generation != stream.generation:
+            return []
+        if failed.kind == "stream_lost":
+            return self._on_stream_lost(stream, error)
+        if failed.kind == "fatal" or not stream.failures.failed(now):
+            return self._exit(1, error)
+        delay_s = round(stream.failures.retry_at - now, 2)
+        fields = {"stream": failed.stream, "error": str(error), "retry_in_s": delay_s}
+        return [Log("warning", "stream failed; starting over", fields), *self._start_over(stream)]
+
+    def _on_stream_lost(self, stream: Stream, error: HeadraceError) -> list[Action]:
+        fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
+        if self.settings.on_history_lost == "fail":
+            stream.status, stream.error = "failed", error
+            return [Log("error", "stream stopped", fields), *self._start_over(stream)]
+        fields["intents_dropped"] = len(stream.ledger.intents)
+        actions: list[Action] = [
+            Log("error", "history lost; going on from now, what lies between is not captured", fields)
+        ]
+        actions += self._start_over(stream)
+        stream.dropped = tuple(stream.ledger.intents)
+        stream.ledger = Ledger(None, max(stream.dropped, default=stream.ledger.committed_seq))
+        stream.start_at = "now"
+        return actions
+
+    # --- finishing ---------------------------------------------------------------------------------------
+
+    def _settle(self, actions: list[Action], now: float) -> list[Action]:
+        """``actions``, and what has become possible or done with them."""
+        if self._exiting is None:
+            actions = actions + self._assign_ready(now)
+            actions += self._serve()
+            for stream in self.streams.values():
+                actions += self._finish_stream_if_done(stream, now)
+        if self._exiting is None and all(each.status in ("finished", "failed") for each in self.streams.values()):
+            errors = [each.error for each in self.streams.values() if each.error]
+            actions += self._exit(1 if errors else 0, errors[0] if errors else None)
+        return actions
+
+    def _finish_stream_if_done(self, stream: Stream, now: float) -> list[Action]:
+        if self.draining and not stream.assigned and stream.status in ("waiting", "running"):
+            stream.status = "finished"
+            return []
+        if not stream.assigned or not stream.reading_done or stream.ledger.segments:
+            return []
+        stream.assigned = False
+        if stream.selection_changed and not self.draining:
+            stream.generation += 1
+            return self._assign_ready(now)
+        stream.status = "finished"
+        actions: list[Action] = []
+        if stream.ended_at is not None and not stream.selection_changed:
+            actions += self._apply(stream, stream.ledger.idle(stream.ended_at), now)
+        fields = {"stream": stream.name, "events": stream.counters.events_committed}
+        return [*actions, Log("info", "stream finished", fields)]
+
+    def _drain_failed(self) -> list[Action]:
+        left = sum(each.ledger.in_flight for each in self.streams.values())
+        cause = f"{left} segment(s) were not committed within shutdown.timeout"
+        remedy = "Nothing is lost: they are replayed at the next start. Raise shutdown.timeout to let them end."
+        return self._exit(1, FatalError("drain", cause, remedy))
+
+    def _exit(self, code: int, error: HeadraceError | None) -> list[Action]:
+        if self._exiting is not None:
+            return []
+        self._exiting = Exit(code, error)
+        held = tuple(name for name, stream in self.streams.items() if stream.lease == "held")
+        actions: list[Action] = [Release(held)] if held else []
+        for child in self.children:
+            self.children.end(child)
+            if self.children[child].alive:
+                actions.append(Send(child, Stop()) if self.children[child].ready else Kill(child))
+        return [*actions, self._exiting]
+
+    # --- what is asked ------------------------------------------------------------------------------------
+
+    def _serve(self) -> list[Action]:
+        def allowed(reader: Child, request: SlabRequest) -> bool:
+            stream = self._by_reader[reader]
+            known = request.seq in stream.ledger.segments
+            room = known or stream.ledger.in_flight < MAX_SEGMENTS_PER_STREAM
+            return room and bool(self.children.ready("writer"))
+
+        return list(self.grants.serve(allowed))
+
+    def _is_busy(self, child: Child) -> bool:
+        """Whether the child has work, so that silence means that it hangs."""
+        if child.role == "reader":
+            return self._by_reader[child].assigned and not self.grants.is_waiting(child)
+        holds_slab = any(slab.holder == child for slab in self.grants.slabs.values())
+        segments = (each for stream in self.streams.values() for each in stream.ledger.segments.values())
+        return holds_slab or any(
+            each.writer == child.index and each.phase.value in ("cut", "publishing") for each in segments
+        )

@@ -1,0 +1,327 @@
+"""Everything that processes say to each other, in one place.
+
+Frozen tagged structs, encoded as MessagePack. They carry ids, counts and tokens, never rows: rows lie in
+slabs. A *generation* counts the starts of a stream within one engine: what comes from an older one than the
+current is answered (a slab is freed) but otherwise ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from engine.core.position import Position
+from engine.core.schema import CollectionSchema, Field
+from engine.errors import FailureKind
+
+
+class StreamSpec(Struct, frozen=True):
+    """One change stream: what it selects. Kept in the state store, so that a change is noticed.
+
+    Attributes:
+        stream: the id, see ``naming.stream_id``.
+        level: what the server watches.
+        collections: for level ``collection``, the one; for level ``database``, those that pass (empty: all).
+        part, parts: which share of the documents, by a hash of ``_id``.
+        pipeline: further stages, as Extended JSON text of a list.
+    """
+
+    stream: str
+    level: Literal["collection", "database", "deployment"]
+    database: str = ""
+    collections: tuple[str, ...] = ()
+    part: int = 0
+    parts: int = 1
+    full_document: str = "default"
+    full_document_before_change: str = "off"
+    expanded_events: bool = False
+    pipeline: str = "[]"
+
+
+class ObjectName(Struct, frozen=True, order=True):
+    """One object of a segment, and whose rows it holds."""
+
+    key: str
+    database: str = ""
+    collection: str = ""
+    dead_letter: bool = False
+
+
+class Intent(Struct, frozen=True):
+    """A sealed segment that may have been published: what a restart must replay to the same keys.
+
+    Attributes:
+        first_token: the token of the first event; empty for a segment without events.
+        end: the segment holds what lies after the segment before it, up to and with this position.
+        objects: what it is published as.
+        rows: events in it.
+    """
+
+    seq: int
+    first_token: str
+    end: Position
+    objects: tuple[ObjectName, ...] = ()
+    rows: int = 0
+
+
+# --- to a reader -----------------------------------------------------------------------------------------
+
+
+class Assign(Struct, frozen=True, tag=True):
+    """Read this stream from here; drop whatever was being read.
+
+    Attributes:
+        start: where to start; None to find it by ``start_at`` and report it as ``Started``.
+        start_at: ``now``, ``earliest``, or an RFC 3339 time.
+        next_seq: the number of the first segment.
+        replay: intents to cut at, in order, beginning with ``next_seq``.
+        until: stop after this cluster time; 0 for never, -1 for the server's present time.
+        replay_only: stop after the last intent.
+    """
+
+    spec: StreamSpec
+    generation: int
+    start: Position | None
+    start_at: str
+    next_seq: int
+    replay: tuple[Intent, ...] = ()
+    until: int = 0
+    replay_only: bool = False
+
+
+class Unassign(Struct, frozen=True, tag=True):
+    """Stop reading and forget everything that was not handed over."""
+
+
+class Grant(Struct, frozen=True, tag=True):
+    """The slab that was asked for: bytes ``offset`` to ``offset + size`` of the arena are yours to fill."""
+
+    generation: int
+    offset: int
+    size: int
+
+
+class CutNow(Struct, frozen=True, tag=True):
+    """Cut the open segment; memory is short."""
+
+    generation: int
+
+
+class Finish(Struct, frozen=True, tag=True):
+    """Stop reading, cut the open segment, and report ``Finished``."""
+
+
+class SchemaGiven(Struct, frozen=True, tag=True):
+    """The collection's schema as it stands in the state store."""
+
+    database: str
+    collection: str
+    schema: CollectionSchema
+
+
+# --- from a reader ---------------------------------------------------------------------------------------
+
+
+class ReaderReady(Struct, frozen=True, tag=True):
+    """Imports are done and MongoDB has answered.
+
+    Attributes:
+        deployment: the replica set's name, or ``mongos``.
+        server_time: the latest cluster time that the server knew.
+    """
+
+    deployment: str
+    server_version: str
+    server_time: int
+
+
+class Started(Struct, frozen=True, tag=True):
+    """The stream is open; ``start`` is where it began, when the assignment left that open."""
+
+    generation: int
+    start: Position | None
+
+
+class SlabRequest(Struct, frozen=True, tag=True):
+    """A batch of segment ``seq`` is ready to be written to a slab of ``size`` bytes."""
+
+    generation: int
+    seq: int
+    size: int
+
+
+class BatchReady(Struct, frozen=True, tag=True):
+    """A slab is filled: events of segment ``seq``."""
+
+    generation: int
+    seq: int
+    offset: int
+    size: int
+    rows: int
+    raw_bytes: int
+
+
+class SegmentCut(Struct, frozen=True, tag=True):
+    """Segment ``seq`` is complete. What follows belongs to the next one."""
+
+    generation: int
+    intent: Intent
+    reason: str
+
+
+class Idle(Struct, frozen=True, tag=True):
+    """Nothing is open, and the server has scanned up to ``position``."""
+
+    generation: int
+    position: Position
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """Nothing more will come: told to finish, ``until`` is passed, or the replay is done."""
+
+    generation: int
+    position: Position | None
+
+
+class SchemaWanted(Struct, frozen=True, tag=True):
+    """Asks for the collection's schema with these fields added; answered by ``SchemaGiven``."""
+
+    database: str
+    collection: str
+    fields: tuple[Field, ...] = ()
+
+
+# --- to a writer -----------------------------------------------------------------------------------------
+
+
+class Batch(Struct, frozen=True, tag=True):
+    """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is not needed."""
+
+    stream: str
+    generation: int
+    seq: int
+    offset: int
+    size: int
+
+
+class Seal(Struct, frozen=True, tag=True):
+    """The segment has all its rows. Finish its objects without making them visible; answer ``Sealed``.
+
+    ``intent.objects`` are those of an earlier attempt: they must all be made, with or without rows.
+    """
+
+    stream: str
+    generation: int
+    intent: Intent
+
+
+class Publish(Struct, frozen=True, tag=True):
+    """The intent is durable: make the objects visible; answer ``Published``."""
+
+    stream: str
+    generation: int
+    seq: int
+
+
+class Abandon(Struct, frozen=True, tag=True):
+    """Discard every segment of the stream that is older than ``generation``."""
+
+    stream: str
+    generation: int
+
+
+class FlushBuffers(Struct, frozen=True, tag=True):
+    """Memory is short: write out what is being collected."""
+
+
+# --- from a writer ---------------------------------------------------------------------------------------
+
+
+class WriterReady(Struct, frozen=True, tag=True):
+    """Imports are done and the sink has answered."""
+
+
+class SlabFreed(Struct, frozen=True, tag=True):
+    """The slab at ``offset`` can be used again."""
+
+    offset: int
+
+
+class Sealed(Struct, frozen=True, tag=True):
+    """The segment is finished but not visible.
+
+    ``size`` is the bytes of its objects, ``rows`` its rows, ``dead_letters`` those that no decoder took.
+    """
+
+    stream: str
+    generation: int
+    seq: int
+    objects: tuple[ObjectName, ...]
+    rows: int
+    size: int
+    dead_letters: int = 0
+
+
+class Published(Struct, frozen=True, tag=True):
+    """All objects of the segment are visible, and the store has acknowledged each."""
+
+    stream: str
+    generation: int
+    seq: int
+
+
+# --- both ------------------------------------------------------------------------------------------------
+
+
+class Heartbeat(Struct, frozen=True, tag=True):
+    """Sent from the work loop, never from a helper thread.
+
+    Attributes:
+        progress: counts units of work; a process with work whose progress stands still hangs.
+        doing: what the loop is at, for people.
+        cpu_s: user and system time of the process so far.
+    """
+
+    progress: int
+    doing: str
+    cpu_s: float
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """An error that the process cannot deal with itself; ``generation`` is -1 when it is no stream's."""
+
+    kind: FailureKind
+    operation: str
+    cause: str
+    remedy: str
+    stream: str = ""
+    generation: int = -1
+
+
+class Stop(Struct, frozen=True, tag=True):
+    """End the process."""
+
+
+ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop
+FromReader = (
+    ReaderReady
+    | Started
+    | SlabRequest
+    | BatchReady
+    | SegmentCut
+    | Idle
+    | Finished
+    | SchemaWanted
+    | Heartbeat
+    | Failed
+)
+ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Stop
+FromWriter = WriterReady | SlabFreed | Sealed | Published | Heartbeat | Failed
+FromChild = FromReader | FromWriter
+ToChild = ToReader | ToWriter
+
+encode = msgspec.msgpack.Encoder().encode
+decode_from_child = msgspec.msgpack.Decoder(FromChild).decode
+decode_to_child = msgspec.msgpack.Decoder(ToChild).decode

@@ -1,0 +1,97 @@
+"""What the state store keeps of a stream: a small table of text fields.
+
+A backend stores fields and knows nothing of their meaning; it is here, in one place.
+
+| field | meaning |
+|---|---|
+| ``spec`` | the selection under which the stream runs, as JSON |
+| ``sink`` | where and how its objects are laid out: what a replay must find unchanged |
+| ``deployment`` | the replica set's name, so that a token is not used on another one |
+| ``position`` | the committed position, as JSON |
+| ``seq`` | the last committed segment |
+| ``rows`` | events committed so far |
+| ``updated`` | when the record was last written: seconds since 1970 |
+| ``intent:<seq>`` | one for each segment that may have been published and is not committed |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from engine.core.ledger import WriteCommit
+from engine.core.messages import Intent, StreamSpec
+from engine.core.position import Position
+
+_INTENT = "intent:"
+
+
+class StreamRecord(Struct, frozen=True):
+    """A stream's record, decoded."""
+
+    spec: StreamSpec | None = None
+    sink: str = ""
+    deployment: str = ""
+    position: Position | None = None
+    seq: int = 0
+    rows: int = 0
+    updated: float = 0.0
+    intents: tuple[Intent, ...] = ()
+
+
+class Change(Struct, frozen=True):
+    """One atomic write: fields to set, fields to remove."""
+
+    put: dict[str, str]
+    remove: tuple[str, ...] = ()
+
+
+def read_record(fields: Mapping[str, str]) -> StreamRecord:
+    """The record in a store's fields; an empty one for no fields."""
+    intents = [msgspec.json.decode(text, type=Intent) for name, text in fields.items() if name.startswith(_INTENT)]
+    return StreamRecord(
+        spec=msgspec.json.decode(fields["spec"], type=StreamSpec) if "spec" in fields else None,
+        sink=fields.get("sink", ""),
+        deployment=fields.get("deployment", ""),
+        position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
+        seq=int(fields.get("seq", "0")),
+        rows=int(fields.get("rows", "0")),
+        updated=float(fields.get("updated", "0")),
+        intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
+    )
+
+
+def begin(spec: StreamSpec, sink: str, deployment: str, position: Position | None) -> Change:
+    """A stream starts, or goes on under another selection or sink."""
+    put = {"spec": _json(spec), "sink": sink, "deployment": deployment}
+    if position is not None:
+        put["position"] = _json(position)
+    return Change(put)
+
+
+def moved(position: Position, dropped: tuple[int, ...] = (), seq: int = 0) -> Change:
+    """A stream starts anew elsewhere, because its history is lost; intents that cannot be replayed go."""
+    put = {"position": _json(position)} | ({"seq": str(seq)} if seq else {})
+    return Change(put, tuple(map(intent_field, dropped)))
+
+
+def intended(intent: Intent) -> Change:
+    """A segment is about to be published."""
+    return Change({intent_field(intent.seq): _json(intent)})
+
+
+def committed(commit: WriteCommit, rows_total: int) -> Change:
+    """Segments are published, or an idle stream has moved on."""
+    put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
+    return Change(put, tuple(map(intent_field, commit.seqs)))
+
+
+def intent_field(seq: int) -> str:
+    """The name of the field that holds the intent of a segment."""
+    return f"{_INTENT}{seq:012d}"
+
+
+def _json(value: Struct) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,553 @@
+"""A played world around the real core: MongoDB, the state store, the lake, and the processes of engines.
+
+Everything that could happen next is a step; the seed picks one at a time. Channels keep the order within
+themselves, as pipes do, and nothing else is ordered. Processes are killed, engines are paused past their
+lease while their children go on, orphans finish what they were at, and replays see a different selection
+where a pipeline filters on looked-up documents.
+
+After every step that changes the lake: no token is in two objects. At the end: none is missing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from engine.core import actions as act
+from engine.core import messages as msg
+from engine.core.actions import Child
+from engine.core.coordinator import Coordinator, Settings
+from engine.core.ledger import Ledger
+from engine.core.messages import Intent, ObjectName, StreamSpec
+from engine.core.naming import object_key, partition_of
+from engine.core.position import Position, make_time
+from engine.core.restarts import RetryPolicy
+from engine.core.segments import Limits, Segmenter
+
+STREAM = "shop.orders"
+LEASE_TTL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change event; a fickle one may or may not pass the pipeline, each time it is read."""
+
+    token: str
+    time: int
+    collection: str
+    fickle: bool
+
+
+@dataclass
+class Replies:
+    """The events of one getMore, as the segmenter sees them."""
+
+    events: Sequence[Event]
+    ends_invalidated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def token_at(self, row: int) -> str:
+        return self.events[row].token
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        return range(0, 10 * len(self.events) + 1, 10)
+
+
+class Mongo:
+    """A stream of events that grows, and can be read again from any token."""
+
+    def __init__(self, rng: random.Random, count: int) -> None:
+        self._rng = rng
+        self.to_come = count
+        self.events: list[Event] = []
+        self._seconds = 1_800_000_000
+        self._increment = 0
+
+    def append(self) -> None:
+        """One more event; now and then in another hour, or in the same transaction as the one before."""
+        roll = self._rng.random()
+        if roll < 0.03:
+            self._seconds += 1800
+        elif roll < 0.8:
+            self._increment += 1
+        time = make_time(self._seconds, self._increment)
+        token = f"82{time:016x}{len(self.events):06x}"
+        collection = self._rng.choice(("orders", "items"))
+        self.events.append(Event(token, time, collection, self._rng.random() < 0.08))
+        self.to_come -= 1
+
+    def read(self, after: Position, most: int) -> tuple[list[Event], str]:
+        """Events after a position as they pass the pipeline this time, and the token scanned up to."""
+        start = next((n for n, e in enumerate(self.events) if e.token > after.token), len(self.events))
+        scanned = self.events[start : start + most]
+        passing = [event for event in scanned if not event.fickle or self._rng.random() < 0.5]
+        return passing, scanned[-1].token if scanned else after.token
+
+
+@dataclass
+class StoredStream:
+    epoch: int = 0
+    owner: str = ""
+    expires_at: float = 0.0
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+class Lake:
+    """Objects and the tokens in them; complains at once when a token is in two."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[str, ...]] = {}
+
+    def put(self, key: str, tokens: Sequence[str]) -> None:
+        self.objects[key] = tuple(tokens)
+        seen: dict[str, str] = {}
+        for other, others in self.objects.items():
+            for token in others:
+                assert token not in seen, f"{token} is in {seen[token]} and in {other}"
+                seen[token] = other
+
+    def tokens(self) -> set[str]:
+        return {token for tokens in self.objects.values() for token in tokens}
+
+
+class PlayedReader:
+    """What ``engine.reader`` does, one message or one step at a time."""
+
+    def __init__(self, world: World, outbox: deque[msg.FromChild]) -> None:
+        self._world = world
+        self.outbox = outbox
+        outbox.append(msg.ReaderReady("rs0", "6.0", 0))
+        self._segmenter: Segmenter | None = None
+        self._generation = -1
+        self._position = Position()
+        self._events = Replies([])
+        self._row = 0
+        self._asked: tuple[int, int, int] | None = None  # row after the batch, rows, seq
+        self._cut_after: Intent | None = None
+        self._finishing = False
+        self._replay_only = False
+        self._scanned = ""
+        self._done = False
+
+    def receive(self, message: msg.ToChild) -> None:
+        match message:
+            case msg.Assign():
+                self._assign(message)
+            case msg.Unassign():
+                self._segmenter, self._asked = None, None
+            case msg.Grant():
+                self._fill(message)
+            case msg.CutNow():
+                if self._segmenter and self._asked is None and message.generation == self._generation:
+                    self._report(self._segmenter.flush("memory"))
+            case msg.Finish():
+                self._finishing = True
+
+    def _assign(self, message: msg.Assign) -> None:
+        self._generation = message.generation
+        self._position = message.start or Position("", self._world.start_time)
+        self.outbox.append(msg.Started(self._generation, None if message.start else self._position))
+        limits = Limits(self._world.segment_rows, 10**9, 5.0)
+        self._segmenter = Segmenter(limits, message.next_seq, message.replay, 0, self._position)
+        self._events, self._row, self._asked, self._cut_after = Replies([]), 0, None, None
+        self._finishing = self._done = False
+        self._replay_only = message.replay_only
+        self._scanned = self._position.token
+
+    def _report(self, end: object) -> None:
+        if end is not None:
+            self.outbox.append(msg.SegmentCut(self._generation, end.intent, end.reason))  # type: ignore[attr-defined]
+
+    def _fill(self, grant: msg.Grant) -> None:
+        """Write the batch into the slab and hand it over, even when it has become void meanwhile."""
+        rows = 0
+        seq = 0
+        if self._asked is not None and grant.generation == self._generation:
+            stop, rows, seq = self._asked
+            self._world.arena[self._world.slab_key(self, grant.offset)] = self._events.events[stop - rows : stop]
+        ready = msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, rows * 10)
+        self.outbox.append(ready)
+        if self._asked is not None and grant.generation == self._generation:
+            self._row, self._asked = self._asked[0], None
+            if self._cut_after is not None:
+                self.outbox.append(msg.SegmentCut(self._generation, self._cut_after, "full"))
+                self._cut_after = None
+
+    def can_step(self) -> bool:
+        return self._segmenter is not None and self._asked is None and not self._done
+
+    def step(self) -> None:
+        """Take from what was read, or read on, or notice that the segment is old."""
+        segmenter = self._segmenter
+        assert segmenter is not None
+        now = self._world.now
+        if self._row < len(self._events):
+            stop = segmenter.reach(self._events, self._row, self._world.rng.randrange(1, 6))
+            if stop > self._row and self._world.rng.random() < 0.05:
+                self._report(segmenter.flush("schema"))
+            seq, rows = segmenter.seq, stop - self._row
+            end = segmenter.take(self._events, self._row, stop, now)
+            if rows:
+                self._asked = (stop, rows, seq)
+                self._cut_after = end.intent if end else None
+                self.outbox.append(msg.SlabRequest(self._generation, seq, 100 * rows))
+            else:
+                self._report(end)
+            return
+        self._report(segmenter.scanned(self._scanned))
+        self._report(segmenter.expired(now))
+        if (self._finishing and not segmenter.replaying) or (self._replay_only and not segmenter.replaying):
+            self._report(segmenter.flush("finish"))
+            self._done = True
+            at = Position(self._scanned, 0) if self._scanned else None
+            self.outbox.append(msg.Finished(self._generation, at))
+            return
+        if not segmenter.is_open and not segmenter.replaying and self._scanned and self._world.rng.random() < 0.2:
+            self.outbox.append(msg.Idle(self._generation, Position(self._scanned, 0)))
+        after = Position(max(self._scanned, self._position.token), self._position.time)
+        events, scanned = self._world.mongo.read(after, self._world.rng.randrange(1, 12))
+        self._scanned = max(scanned, self._scanned)
+        self._events, self._row = Replies(events), 0
+
+
+class PlayedWriter:
+    """What ``engine.writer`` does; uploads become visible one at a time, each in a step of its own."""
+
+    def __init__(self, world: World, outbox: deque[msg.FromChild], slabs_of: Callable[[int], Sequence[Event]]):
+        self._world = world
+        self.outbox = outbox
+        self._slabs_of = slabs_of
+        outbox.append(msg.WriterReady())
+        self._open: dict[tuple[str, int, int], list[Event]] = {}
+        self._sealed: dict[tuple[str, int, int], dict[str, list[str]]] = {}
+        self.uploads: deque[tuple[str, list[str]] | msg.Published] = deque()
+
+    def receive(self, message: msg.ToChild) -> None:
+        match message:
+            case msg.Batch():
+                rows = self._open.setdefault((message.stream, message.generation, message.seq), [])
+                rows.extend(self._slabs_of(message.offset))
+                self.outbox.append(msg.SlabFreed(message.offset))
+            case msg.Seal():
+                self._seal(message)
+            case msg.Publish():
+                objects = self._sealed.pop((message.stream, message.generation, message.seq))
+                self.uploads.extend(objects.items())
+                self.uploads.append(msg.Published(message.stream, message.generation, message.seq))
+            case msg.Abandon():
+                for table in (self._open, self._sealed):
+                    for key in [key for key in table if key[1] < message.generation]:
+                        del table[key]  # type: ignore[attr-defined]
+
+    def _seal(self, message: msg.Seal) -> None:
+        if self._world.rng.random() < self._world.upload_failures:
+            failed = msg.Failed("transient", "upload", "503", "", message.stream, message.generation)
+            self._open.pop((message.stream, message.generation, message.intent.seq), None)
+            self.outbox.append(failed)
+            return
+        rows = self._open.pop((message.stream, message.generation, message.intent.seq), [])
+        objects: dict[str, list[str]] = {name.key: [] for name in message.intent.objects}
+        names = {name.key: name for name in message.intent.objects}
+        for event in rows:
+            partition = partition_of(event.time, "hour")
+            key = object_key(message.stream, message.intent.seq, "shop", event.collection, partition)
+            objects.setdefault(key, []).append(event.token)
+            names.setdefault(key, ObjectName(key, "shop", event.collection))
+        self._sealed[message.stream, message.generation, message.intent.seq] = objects
+        listed = tuple(sorted(names.values()))
+        size = len(rows)
+        self.outbox.append(
+            msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size, size)
+        )
+
+    def can_step(self) -> bool:
+        return bool(self.uploads)
+
+    def step(self) -> None:
+        """One upload is completed and acknowledged."""
+        upload = self.uploads.popleft()
+        if isinstance(upload, msg.Published):
+            self.outbox.append(upload)
+        else:
+            self._world.lake.put(*upload)
+
+
+@dataclass
+class Orphan:
+    """A child whose supervisor is dead; it takes some more steps before it notices."""
+
+    process: PlayedReader | PlayedWriter
+    inbox: deque[msg.ToChild]
+    steps_left: int
+
+    def can_step(self) -> bool:
+        return self.steps_left > 0 and (bool(self.inbox) or self.process.can_step())
+
+    def step(self) -> None:
+        self.steps_left -= 1
+        if self.process.can_step() and (not self.inbox or self.process._world.rng.random() < 0.5):
+            self.process.step()
+        else:
+            self.process.receive(self.inbox.popleft())
+
+
+class Engine:
+    """One supervisor with its children, their pipes, and its queue of writes to the state store."""
+
+    def __init__(self, world: World, name: str, writers: int) -> None:
+        self.world = world
+        self.name = name
+        settings = Settings(
+            writers=writers,
+            arena_size=1 << 16,
+            lease_ttl_s=LEASE_TTL_S,
+            retry=RetryPolicy(10**6, 0.1, 1.0),
+            hang_timeout_s=10**9,
+            drain_timeout_s=10**9,
+            start_at="now",
+            on_history_lost="fail",
+            sink="lake",
+        )
+        spec = StreamSpec(STREAM, "collection", pipeline=world.pipeline)
+        self.coordinator = Coordinator(settings, [spec], world.rng)
+        self.children: dict[Child, PlayedReader | PlayedWriter] = {}
+        self.inboxes: dict[Child, deque[msg.ToChild]] = {}
+        self.store_queue: deque[act.Action] = deque()
+        self.store_results: deque[Callable[[], list[act.Action]]] = deque()
+        self.dead_children: deque[Child] = deque()
+        self.epoch = 0
+        self.paused_until = 0.0
+        self.exited: act.Exit | None = None
+        self._ticked_at = -1.0
+        self.perform(self.coordinator.start(world.now))
+
+    def perform(self, actions: Sequence[act.Action]) -> None:
+        """Play what the supervisor does with each action."""
+        for action in actions:
+            match action:
+                case act.Spawn(child):
+                    self._spawn(child)
+                case act.Kill(child):
+                    self.kill_child(child)
+                case act.Send(child, message):
+                    if child in self.inboxes:
+                        self.inboxes[child].append(message)
+                case act.Acquire() | act.Renew() | act.Release() | act.Write():
+                    self.store_queue.append(action)
+                case act.Exit():
+                    self.exited = action
+
+    def _spawn(self, child: Child) -> None:
+        outbox: deque[msg.FromChild] = deque()
+        self.inboxes[child] = deque()
+        if child.role == "reader":
+            reader = PlayedReader(self.world, outbox)
+            self.world.reader_engine[id(reader)] = self
+            self.children[child] = reader
+        else:
+            self.children[child] = PlayedWriter(self.world, outbox, lambda at: self.world.arena[id(self), at])
+
+    def kill_child(self, child: Child) -> None:
+        """The process is gone at once; what it had sent still arrives, and then the news of its end."""
+        if child in self.children and child not in self.dead_children:
+            self.dead_children.append(child)
+
+    def steps(self) -> list[Callable[[], None]]:
+        """Everything that this engine could do next."""
+        possible: list[Callable[[], None]] = []
+        awake = self.world.now >= self.paused_until and self.exited is None
+        for child, process in self.children.items():
+            dead = child in self.dead_children
+            if not dead and self.inboxes[child]:
+                possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type: ignore[misc]
+            if not dead and process.can_step():
+                possible.append(process.step)
+            if awake and process.outbox:
+                possible.append(lambda c=child, p=process: self._hear(c, p))  # type: ignore[misc]
+            elif awake and dead:
+                possible.append(lambda c=child: self._bury(c))  # type: ignore[misc]
+        if self.store_queue:
+            possible.append(self._store_step)
+        if awake and self.store_results:
+            possible.append(lambda: self.perform(self.store_results.popleft()()))
+        if awake and self.world.now > self._ticked_at:
+            possible.append(self._tick)
+        return possible
+
+    def _hear(self, child: Child, process: PlayedReader | PlayedWriter) -> None:
+        self.perform(self.coordinator.from_child(child, process.outbox.popleft(), self.world.now))
+
+    def _bury(self, child: Child) -> None:
+        self.dead_children.remove(child)
+        del self.children[child], self.inboxes[child]
+        self.perform(self.coordinator.child_exited(child, -9, self.world.now))
+
+    def _tick(self) -> None:
+        self._ticked_at = self.world.now
+        self.perform(self.coordinator.tick(self.world.now))
+
+    def _store_step(self) -> None:
+        """The next queued operation reaches the store, fenced by the epoch that this engine holds."""
+        action = self.store_queue.popleft()
+        stored, now = self.world.stored, self.world.now
+        c = self.coordinator
+        match action:
+            case act.Acquire(stream):
+                if stored.owner and stored.owner != self.name and stored.expires_at > now:
+                    holder, left = stored.owner, stored.expires_at - now
+                    self.store_results.append(lambda: c.held_elsewhere(stream, holder, left, self.world.now))
+                    return
+                stored.epoch += 1
+                stored.owner, stored.expires_at = self.name, now + LEASE_TTL_S
+                self.epoch = stored.epoch
+                fields = dict(stored.fields)
+                self.store_results.append(lambda: c.acquired(stream, fields, self.world.now))
+            case act.Renew():
+                if stored.epoch != self.epoch:
+                    self.store_results.append(lambda: c.lease_lost(STREAM, self.world.now))
+                else:
+                    stored.expires_at = now + LEASE_TTL_S
+            case act.Release():
+                if stored.epoch == self.epoch:
+                    stored.owner = ""
+            case act.Write(stream, generation, change, seq):
+                if stored.epoch != self.epoch:
+                    self.store_results.append(lambda: c.lease_lost(stream, self.world.now))
+                    return
+                before = stored.fields.get("position")
+                stored.fields.update(change.put)
+                for name in change.remove:
+                    stored.fields.pop(name, None)
+                self.world.check_commit(before)
+                if seq:
+                    self.store_results.append(lambda: c.stored(stream, generation, seq, self.world.now))
+
+
+class World:
+    """Runs one seed.
+
+    Args:
+        seed: decides everything.
+        events: how many there will be.
+        faults: how many faults at the most.
+    """
+
+    def __init__(self, seed: int, *, events: int = 40, faults: int = 5) -> None:
+        self.rng = rng = random.Random(seed)
+        self.now = 0.0
+        self.mongo = Mongo(rng, events)
+        self.start_time = make_time(1_700_000_000, 0)
+        self.lake = Lake()
+        self.stored = StoredStream()
+        self.arena: dict[tuple[int, int], Sequence[Event]] = {}
+        self.reader_engine: dict[int, Engine] = {}
+        self.segment_rows = rng.randrange(2, 12)
+        self.upload_failures = rng.choice((0.0, 0.0, 0.1))
+        self._writers = rng.randrange(1, 4)
+        self._faults_left = rng.randrange(faults + 1)
+        self.pipeline = "[]"
+        self.engines = [Engine(self, "engine-0", self._writers)]
+        self.orphans: list[Orphan] = []
+        self.orphan_stores: list[Engine] = []
+        self.steps_taken = 0
+
+    def slab_key(self, reader: PlayedReader, offset: int) -> tuple[int, int]:
+        """Slabs lie in the arena of the reader's engine."""
+        return id(self.reader_engine[id(reader)]), offset
+
+    def check_commit(self, before: str | None) -> None:
+        """Everything up to the committed token, and selected at all times, is in the lake."""
+        after = self.stored.fields.get("position")
+        if after is None or after == before:
+            return
+        from engine.core.records import read_record
+
+        position = read_record(self.stored.fields).position
+        assert position is not None
+        landed = self.lake.tokens()
+        for event in self.mongo.events:
+            if event.token <= position.token and not event.fickle:
+                assert event.token in landed, f"{event.token} is committed, and in no object"
+
+    def run(self, most_steps: int = 20_000) -> None:
+        """Play until all is landed and quiet; then everything must be in the lake once."""
+        while self.steps_taken < most_steps:
+            self.steps_taken += 1
+            steps = [step for engine in self.engines for step in engine.steps()]
+            steps += [orphan.step for orphan in self.orphans if orphan.can_step()]
+            steps += [engine._store_step for engine in self.orphan_stores if engine.store_queue]
+            if self.mongo.to_come and self.rng.random() < 0.1:
+                self.mongo.append()
+            elif not steps or self.rng.random() < 0.05:
+                self.now += self.rng.random() * 2
+            else:
+                self.rng.choice(steps)()
+            for engine in [engine for engine in self.engines if engine.exited]:
+                self._end_engine(engine)
+            if self._faults_left and self.rng.random() < 0.02:
+                self._faults_left -= 1
+                self._fault()
+            if not self.mongo.to_come and not self._faults_left and self._is_done():
+                break
+        else:
+            raise AssertionError(f"not done after {most_steps} steps: {self.engines[-1].coordinator.streams}")
+        missing = {event.token for event in self.mongo.events if not event.fickle} - self.lake.tokens()
+        assert not missing, f"missing in the lake: {sorted(missing)}"
+
+    def _fault(self) -> None:
+        engine = self.rng.choice(self.engines)
+        match self.rng.choice(("child", "child", "child", "engine", "pause", "second", "drain")):
+            case "child" if engine.children:
+                engine.kill_child(self.rng.choice(list(engine.children)))
+            case "drain":
+                engine.perform(engine.coordinator.shut_down(self.now))
+            case "engine":
+                self._kill_engine(engine)
+            case "pause":
+                engine.paused_until = self.now + self.rng.random() * 3 * LEASE_TTL_S
+            case "second" if len(self.engines) < 2:
+                self._start_engine()
+
+    def _kill_engine(self, engine: Engine) -> None:
+        """The supervisor is gone; its children may finish what they were at; another engine is started."""
+        self.engines.remove(engine)
+        self.orphans += [
+            Orphan(process, engine.inboxes[child], self.rng.randrange(20))
+            for child, process in engine.children.items()
+            if child not in engine.dead_children
+        ]
+        sent = self.rng.randrange(len(engine.store_queue) + 1)  # what was already on its way still gets there
+        engine.store_queue = deque(list(engine.store_queue)[:sent])
+        self.orphan_stores.append(engine)
+        if not self.engines:
+            self._start_engine()
+
+    def _end_engine(self, engine: Engine) -> None:
+        """The engine has drained and ended by itself; the operations that it queued are performed first."""
+        assert engine.exited is not None
+        assert engine.exited.error is None, engine.exited.error
+        self.engines.remove(engine)
+        self.orphan_stores.append(engine)
+        if not self.engines:
+            self._start_engine()
+
+    def _start_engine(self) -> None:
+        """A new engine, now and then with another selection (which selects the same events)."""
+        if self.rng.random() < 0.2:
+            self.pipeline = f'[{{"$match": {{"number": {self.rng.random()}}}}}]'
+        self.engines.append(Engine(self, f"engine-{self.rng.random()}", self._writers))
+
+    def _is_done(self) -> bool:
+        if any(engine.paused_until > self.now for engine in self.engines):
+            return False
+        last = self.mongo.events[-1].token if self.mongo.events else ""
+        from engine.core.records import read_record
+
+        record = read_record(self.stored.fields)
+        position = record.position
+        return position is not None and position.token >= last and not record.intents
