@@ -1,0 +1,193 @@
+"""One change stream as raw replies: opened, read, resumed.
+
+State: the server's cursor, and the token up to which replies have been handed out. Owner: the prefetch
+thread of one reader.
+
+The commands are sent as they are, with a raw codec, because a reply then costs the client almost nothing and
+carries its ``postBatchResumeToken``. The rules for resuming are those of the change streams specification
+(https://github.com/mongodb/specifications, source/change-streams).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bson import json_util
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+from pymongo.client_session import ClientSession
+from pymongo.errors import OperationFailure, PyMongoError
+
+from engine.core.messages import StreamSpec
+from engine.core.position import Position, split_time
+from engine.source.reply import Reply, SplitEvents
+from engine.source.session import Client, translate
+
+AWAIT_MS = 1000
+SERVER_REPLY_SIZE = 16 * 2**20
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+_UNRECOGNIZED_STAGE = 40324
+_FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
+
+
+class ChangeStream:
+    """Reads one stream from a position on.
+
+    Args:
+        reply_size: bytes of a reply, about; the server makes none larger than ``SERVER_REPLY_SIZE``.
+    """
+
+    def __init__(
+        self, client: Client, spec: StreamSpec, position: Position, *, reply_size: int = SERVER_REPLY_SIZE
+    ) -> None:
+        self._client = client
+        self._spec = spec
+        self._position = position
+        self._reply_size = reply_size
+        self._batch_size: int | None = None
+        self._session: ClientSession | None = None
+        self._cursor_id = 0
+        self._cursor_collection = ""
+        self._is_open = False
+        self._split_events = SplitEvents()
+        self._can_split_events = True
+        database = spec.database if spec.level != "deployment" else "admin"
+        self._database = client[database]
+        self._operation = f"read the change stream {spec.stream}"
+
+    def next(self) -> Reply:
+        """The next reply; opens or reopens the stream first where that is needed.
+
+        Raises:
+            TransientError: worth another call, which resumes behind the last reply that was handed out.
+            StreamLostError: the history is gone.
+            ConfigError: the pipeline, the options or the rights do not serve.
+        """
+        try:
+            reply = self._get_more() if self._is_open else self._open()
+        except PyMongoError as error:
+            self._forget_cursor()
+            raise translate(self._operation, error) from error
+        if reply.token and reply.token != self._position.token:
+            time = reply.token_time or self._position.time
+            self._position = Position(reply.token, time, after_invalidate=reply.ends_invalidated)
+        if self._position.token and self._position.exact:
+            reply.position = self._position
+        self._adapt_batch_size(reply)
+        return reply
+
+    def _adapt_batch_size(self, reply: Reply) -> None:
+        """Ask for as many events next as will make a reply of the wanted size, as far as one can tell."""
+        if len(reply) and self._reply_size < SERVER_REPLY_SIZE:
+            mean = (reply.offsets[-1] - reply.offsets[0]) / len(reply)
+            self._batch_size = max(1, int(self._reply_size / mean))
+
+    def close(self) -> None:
+        """End the cursor on the server, if it is there."""
+        cursor_id, self._cursor_id = self._cursor_id, 0
+        try:
+            if cursor_id:
+                command = {"killCursors": self._cursor_collection, "cursors": [cursor_id]}
+                self._database.command(command, session=self._session)
+        except PyMongoError:
+            pass  # it times out by itself
+        self._forget_cursor()
+
+    def _open(self) -> Reply:
+        if self._session is None:
+            self._session = self._client.start_session(causal_consistency=False)
+        cursor_options = {} if self._batch_size is None else {"batchSize": self._batch_size}
+        try:
+            raw = self._aggregate(cursor_options)
+        except OperationFailure as error:
+            if error.code != _UNRECOGNIZED_STAGE or not self._can_split_events:
+                raise
+            self._can_split_events = False  # a server before 6.0.9 or 7.0
+            raw = self._aggregate(cursor_options)
+        self._is_open = True
+        return self._take(raw)
+
+    def _aggregate(self, cursor_options: dict[str, int]) -> bytes:
+        target: str | int = self._spec.collections[0] if self._spec.level == "collection" else 1
+        command = {"aggregate": target, "pipeline": self._pipeline(), "cursor": cursor_options}
+        return self._command(command)
+
+    def _command(self, command: dict[str, Any]) -> bytes:
+        raw = self._database.command(command, session=self._session, codec_options=_RAW).raw
+        return raw if isinstance(raw, bytes) else bytes(raw)
+
+    def _get_more(self) -> Reply:
+        command: dict[str, Any] = {
+            "getMore": self._cursor_id,
+            "collection": self._cursor_collection,
+            "maxTimeMS": AWAIT_MS,
+        }
+        if self._batch_size is not None:
+            command["batchSize"] = self._batch_size
+        return self._take(self._command(command))
+
+    def _take(self, raw: bytes) -> Reply:
+        reply = Reply.parse(raw)
+        self._cursor_id, self._cursor_collection = reply.cursor_id, reply.cursor_collection
+        if not self._position.exact:
+            reply = reply.after(self._position.token)
+        reply = self._split_events.join(reply)
+        if reply.cursor_id == 0:
+            # The server closes a change stream only behind an invalidate event; a pipeline may hide it.
+            reply.ends_invalidated = True
+            self._is_open = False
+        return reply
+
+    def _forget_cursor(self) -> None:
+        self._is_open = False
+        self._cursor_id = 0
+        self._split_events = SplitEvents()
+        if self._session is not None:
+            self._session.end_session()
+            self._session = None
+
+    def _pipeline(self) -> list[dict[str, Any]]:
+        spec = self._spec
+        options: dict[str, Any] = _start_option(self._position)
+        if spec.full_document != "default":
+            options["fullDocument"] = _FULL_DOCUMENT[spec.full_document]
+        if spec.full_document_before_change != "off":
+            options["fullDocumentBeforeChange"] = _FULL_DOCUMENT[spec.full_document_before_change]
+        if spec.expanded_events:
+            options["showExpandedEvents"] = True
+        if spec.level == "deployment":
+            options["allChangesForCluster"] = True
+        stages: list[dict[str, Any]] = [{"$changeStream": options}]
+        if spec.level == "database" and spec.collections:
+            stages.append(_collections_stage(spec))
+        elif spec.parts > 1:
+            stages.append(_split_stage(spec.part, spec.parts))
+        stages += json_util.loads(spec.pipeline)
+        if self._can_split_events:
+            stages.append({"$changeStreamSplitLargeEvent": {}})
+        return stages
+
+
+def _start_option(position: Position) -> dict[str, Any]:
+    if not position.token or not position.exact:
+        return {"startAtOperationTime": Timestamp(*split_time(position.time))}
+    name = "startAfter" if position.after_invalidate else "resumeAfter"
+    return {name: {"_data": position.token}}
+
+
+def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
+    """Only these collections; what concerns the whole database goes with the first of such streams."""
+    wanted: list[dict[str, Any]] = [{"ns.coll": {"$in": list(spec.collections)}}]
+    if spec.part == 0:
+        wanted.append({"ns.coll": {"$exists": False}})
+    return {"$match": {"$or": wanted}}
+
+
+def _split_stage(part: int, parts: int) -> dict[str, Any]:
+    """Documents whose hash falls into this part; events without a document have one hash too.
+
+    A remainder has the sign of the dividend, and the hash may be negative.
+    """
+    remainder = {"$mod": [{"$toHashedIndexKey": "$documentKey._id"}, parts]}
+    return {"$match": {"$expr": {"$eq": [{"$mod": [{"$add": [remainder, parts]}, parts]}, part]}}}

@@ -1,0 +1,123 @@
+"""Keeps the next getMore in flight while the last reply is decoded.
+
+State: one thread, a queue of one reply, and the stop flag. The thread owns the stream; the reader's loop owns
+the rest. A reader that takes no reply stops the thread at the queue, and so MongoDB: that is the back-pressure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from typing import Protocol
+
+import tenacity
+
+from engine.config.tree import RetryConfig
+from engine.errors import FatalError, HeadraceError, TransientError
+from engine.source.reply import Reply
+
+_PUT_TIMEOUT_S = 0.25
+
+
+class Stream(Protocol):
+    """What is prefetched from."""
+
+    def next(self) -> Reply:
+        """The next reply."""
+
+    def close(self) -> None:
+        """Free what the server keeps for it."""
+
+
+class Prefetcher:
+    """Reads a stream in a thread; ``fileno`` becomes readable when ``take`` has something.
+
+    Args:
+        retry: for ``TransientError``; attempts count from the last success.
+    """
+
+    def __init__(self, stream: Stream, retry: RetryConfig) -> None:
+        self._stream = stream
+        self._replies: queue.Queue[Reply | HeadraceError] = queue.Queue(maxsize=1)
+        self._stopped = threading.Event()
+        self._wake_read, self._wake_write = os.pipe()
+        self.attempts = 0
+        self.last_error = ""
+        self._retrying = tenacity.Retrying(
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(retry.max_attempts), tenacity.stop_when_event_set(self._stopped)
+            ),
+            wait=tenacity.wait_exponential_jitter(
+                retry.initial_delay, retry.max_delay, jitter=retry.initial_delay
+            ),
+            retry=tenacity.retry_if_exception_type(TransientError),
+            sleep=tenacity.sleep_using_event(self._stopped),
+            before_sleep=self._note_error,
+            reraise=True,
+        )
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """For ``multiprocessing.connection.wait``."""
+        return self._wake_read
+
+    def take(self) -> Reply | None:
+        """The next reply if there is one.
+
+        Raises:
+            HeadraceError: what ended the stream.
+        """
+        try:
+            reply = self._replies.get_nowait()
+        except queue.Empty:
+            return None
+        os.read(self._wake_read, 1)
+        if isinstance(reply, HeadraceError):
+            raise reply
+        return reply
+
+    def stop(self) -> None:
+        """Tell the thread to end; it does so by itself, after the call it is in."""
+        self._stopped.set()
+        os.close(self._wake_read)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._hand_over(self._fetch())
+        except HeadraceError as error:
+            self._hand_over(error)
+        except Exception as error:  # our own bug: the reader's loop must hear of it, and crash
+            self._hand_over(FatalError("read from MongoDB", f"{type(error).__name__}: {error}"))
+        finally:
+            self._stream.close()
+            os.close(self._wake_write)
+
+    def _fetch(self) -> Reply:
+        try:
+            return self._retrying(self._attempt)
+        except TransientError as error:
+            remedy = "MongoDB was away for longer than the [retry] budget. Start again when it is back."
+            raise FatalError(error.operation, error.cause, remedy) from error
+
+    def _attempt(self) -> Reply:
+        self.attempts += 1
+        reply = self._stream.next()
+        self.last_error = ""
+        return reply
+
+    def _note_error(self, state: tenacity.RetryCallState) -> None:
+        self.last_error = str(state.outcome.exception()) if state.outcome else ""
+
+    def _hand_over(self, reply: Reply | HeadraceError) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._replies.put(reply, timeout=_PUT_TIMEOUT_S)
+            except queue.Full:
+                continue
+            with contextlib.suppress(BrokenPipeError):  # stopped just now
+                os.write(self._wake_write, b"x")
+            return

@@ -1,0 +1,173 @@
+"""A reply of a change stream's cursor: where its events lie, and how far the server has looked."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from engine.core.position import Position, token_time
+from engine.rawbson.elements import MalformedBSON, elements, find, read_string
+from engine.rawbson.offsets import Offsets, document_offsets
+
+_INT64 = struct.Struct("<q").unpack_from
+_INT32 = struct.Struct("<i")
+# An event is split only when it would pass 16 MiB, so of its fragments one is large; looking for fragments
+# is left out where no event of a reply is.
+_LARGE_EVENT = 1 << 20
+
+
+class Reply:
+    """Events in stream order, as bytes.
+
+    Attributes:
+        data: the bytes that the events lie in.
+        offsets: where each event begins, and the end of the last: ``len(self) + 1`` numbers.
+        token: everything up to here has been returned: the ``postBatchResumeToken``, or the last event's
+            token on a server that has none; empty when there is neither.
+        ends_invalidated: the last event is an invalidate (or would be, if the pipeline let it through).
+        position: where the stream stands behind this reply; None while that is not known.
+    """
+
+    def __init__(
+        self, data: bytes, offsets: Offsets, token: str, cursor_id: int = 0, collection: str = ""
+    ) -> None:
+        self.data = data
+        self.offsets = offsets
+        self.token = token
+        self.cursor_id = cursor_id
+        self.cursor_collection = collection
+        self.ends_invalidated = False
+        self.position: Position | None = None
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Self:
+        """Read the reply of an ``aggregate`` or a ``getMore``.
+
+        Raises:
+            MalformedBSON: it is none.
+        """
+        cursor = find(raw, 0, b"cursor")
+        if cursor is None:
+            raise MalformedBSON("a reply without a cursor")
+        offsets, token, cursor_id, collection = np.zeros(1, np.int64), "", 0, ""
+        for _, name, at, _ in elements(raw, cursor[1]):
+            match name:
+                case b"firstBatch" | b"nextBatch":
+                    offsets = document_offsets(raw, at)
+                case b"postBatchResumeToken":
+                    token = _token_in(raw, at)
+                case b"id":
+                    cursor_id = _INT64(raw, at)[0]
+                case b"ns":
+                    collection = read_string(raw, at).partition(".")[2]
+        reply = cls(raw, offsets, token, cursor_id, collection)
+        if not token and len(reply):
+            reply.token = reply.token_at(len(reply) - 1)
+        return reply
+
+    @classmethod
+    def of_documents(cls, documents: Sequence[bytes], like: Reply) -> Self:
+        """A reply of these events, with everything else as in ``like``."""
+        offsets = np.zeros(len(documents) + 1, np.int64)
+        np.cumsum([len(document) for document in documents], out=offsets[1:])
+        return cls(b"".join(documents), offsets, like.token, like.cursor_id, like.cursor_collection)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def token_time(self) -> int | None:
+        """The cluster time in ``token``."""
+        return token_time(self.token)
+
+    def token_at(self, row: int) -> str:
+        """The resume token of one event."""
+        found = find(self.data, int(self.offsets[row]), b"_id")
+        if found is None:
+            raise MalformedBSON("an event without _id; a pipeline must leave it alone")
+        return _token_in(self.data, found[1])
+
+    def document(self, row: int) -> bytes:
+        """The bytes of one event."""
+        start = int(self.offsets[row])
+        return self.data[start : start + _INT32.unpack_from(self.data, start)[0]]
+
+    def after(self, token: str) -> Reply:
+        """The events behind ``token``."""
+        row = 0
+        while row < len(self) and self.token_at(row) <= token:
+            row += 1
+        rest = Reply(self.data, self.offsets[row:], self.token, self.cursor_id, self.cursor_collection)
+        rest.ends_invalidated = self.ends_invalidated
+        return rest
+
+
+class SplitEvents:
+    """Puts the fragments of split events together again.
+
+    State: the fragments of an event that has not ended yet. A server splits an event that would pass 16 MiB
+    (``$changeStreamSplitLargeEvent``) into events that each carry some of its fields and
+    ``splitEvent: {fragment, of}``. The whole has the last fragment's token: no token inside it is ever seen.
+    """
+
+    def __init__(self) -> None:
+        self._fragments: list[bytes] = []
+
+    def join(self, reply: Reply) -> Reply:
+        """The reply with whole events only; fragments at its end are kept for the next."""
+        if not self._fragments and not _may_have_fragments(reply):
+            return reply
+        whole: list[bytes] = []
+        for row in range(len(reply)):
+            document = reply.document(row)
+            fragment = _fragment_of(document)
+            if fragment is None:
+                whole.append(document)
+                continue
+            self._fragments.append(document)
+            if fragment[0] == fragment[1]:
+                whole.append(_joined(self._fragments))
+                self._fragments = []
+        joined = Reply.of_documents(whole, reply)
+        if self._fragments:
+            joined.token = joined.token_at(len(joined) - 1) if len(joined) else ""
+        return joined
+
+
+def _may_have_fragments(reply: Reply) -> bool:
+    if not len(reply):
+        return False
+    large = bool((np.diff(reply.offsets) > _LARGE_EVENT).any())
+    return large or _fragment_of(reply.document(len(reply) - 1)) is not None
+
+
+def _fragment_of(event: bytes) -> tuple[int, int] | None:
+    """The number of the fragment and how many there are; None for a whole event."""
+    found = find(event, 0, b"splitEvent")
+    if found is None:
+        return None
+    numbers = {name: _INT32.unpack_from(event, at)[0] for _, name, at, _ in elements(event, found[1])}
+    return numbers[b"fragment"], numbers[b"of"]
+
+
+def _joined(fragments: Sequence[bytes]) -> bytes:
+    """One event of all fragments' fields, with the last one's ``_id``."""
+    body = b""
+    for fragment in fragments:
+        for kind, name, at, end in elements(fragment, 0):
+            if name == b"splitEvent" or (name == b"_id" and fragment is not fragments[-1]):
+                continue
+            element = bytes([kind]) + name + b"\0" + fragment[at:end]
+            body = element + body if name == b"_id" else body + element
+    return _INT32.pack(len(body) + 5) + body + b"\0"
+
+
+def _token_in(data: bytes, at: int) -> str:
+    """The ``_data`` of the resume token document at ``at``."""
+    found = find(data, at, b"_data")
+    if found is None or found[0] != 0x02:
+        raise MalformedBSON("a resume token without a text _data")
+    return read_string(data, found[1])

@@ -1,0 +1,162 @@
+"""The connection to MongoDB, and the one place where the driver's errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from bson.timestamp import Timestamp
+from pymongo import MongoClient
+from pymongo.errors import (
+    AutoReconnect,
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
+
+from engine.core.messages import ReaderReady
+from engine.core.position import Position, make_time
+from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
+
+Client = MongoClient[dict[str, Any]]
+
+SERVER_SELECTION_TIMEOUT_MS = 10_000
+SOCKET_TIMEOUT_MS = 60_000
+
+_UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
+_UNAUTHORIZED = 13
+_HISTORY_LOST = {280, 286}  # ChangeStreamFatalError, ChangeStreamHistoryLost
+_CURSOR_NOT_FOUND = 43
+# "Resumable Error" of the change streams specification (source/change-streams/change-streams.md), for servers
+# and commands that do not label the error.
+_PASSING = {6, 7, 63, 89, 91, 133, 150, 189, 234, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436}
+_BAD_PIPELINE = {9, 14, 72, 40324, 40415, 17276, 168, 16410, 31249}
+
+
+def connect(uri: str) -> Client:
+    """A client for one process; nothing is sent before its first use.
+
+    Raises:
+        ConfigError: the connection string cannot be read.
+    """
+    options: dict[str, Any] = {"appname": "headrace", "maxPoolSize": 4}
+    defaults = {
+        "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
+        "connectTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
+        "socketTimeoutMS": SOCKET_TIMEOUT_MS,
+    }
+    options |= {name: value for name, value in defaults.items() if name.lower() not in uri.lower()}
+    with translated("read source.uri"):
+        return MongoClient(uri, **options)
+
+
+def survey(client: Client) -> ReaderReady:
+    """What the deployment is, and what time it is there.
+
+    Raises:
+        ConfigError: not a replica set or a sharded cluster, or the login failed.
+        TransientError: no server answered.
+    """
+    with translated("connect to MongoDB"):
+        hello = client.admin.command("hello")
+        version = client.admin.command("buildInfo")["version"]
+    deployment = "mongos" if hello.get("msg") == "isdbgrid" else hello.get("setName", "")
+    if not deployment:
+        cause = "the server is a standalone mongod, which has no change streams"
+        remedy = "Start it with --replSet and run rs.initiate(); one member is enough."
+        raise ConfigError("connect to MongoDB", cause, remedy)
+    return ReaderReady(deployment, version, operation_time(hello))
+
+
+def operation_time(reply: dict[str, Any]) -> int:
+    """The latest cluster time that a reply tells of."""
+    stamp = reply.get("operationTime") or reply.get("lastWrite", {}).get("opTime", {}).get("ts")
+    if stamp is None:
+        cause = "the server reports no operation time"
+        raise ConfigError("connect to MongoDB", cause, "Headrace needs MongoDB 4.4 or later.")
+    return make_time(stamp.time, stamp.inc)
+
+
+def server_time(client: Client) -> int:
+    """The latest cluster time that the server knows."""
+    with translated("ask MongoDB for its time"):
+        return operation_time(client.admin.command("hello"))
+
+
+def starting_position(client: Client, start_at: str) -> Position:
+    """Where a stream without a position starts: ``now``, ``earliest``, or an RFC 3339 time."""
+    if start_at == "now":
+        return Position(time=server_time(client) + 1)
+    if start_at == "earliest":
+        return Position(time=_oldest_time(client))
+    return Position(time=make_time(int(datetime.fromisoformat(start_at).timestamp()), 0))
+
+
+def _oldest_time(client: Client) -> int:
+    """The cluster time of the oplog's oldest entry."""
+    operation = 'find the oldest event for source.start = "earliest"'
+    with translated(operation):
+        try:
+            entry = client.local["oplog.rs"].find_one({}, {"ts": 1}, sort=[("$natural", 1)])
+            oldest: Timestamp | None = entry["ts"] if entry else None
+        except OperationFailure:
+            try:
+                oldest = client.admin.command("serverStatus", oplog=1).get("oplog", {}).get("earliestOptime")
+            except OperationFailure:
+                oldest = None
+    if oldest is None:
+        remedy = "Grant read on the database local, or clusterMonitor; or give a time instead."
+        raise ConfigError(operation, "the oplog cannot be read with these rights", remedy)
+    return make_time(oldest.time, oldest.inc)
+
+
+@contextmanager
+def translated(operation: str) -> Iterator[None]:
+    """Raise the driver's errors as ours."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise translate(operation, error) from error
+
+
+def translate(operation: str, error: PyMongoError) -> HeadraceError:
+    """The driver's error as one of ours."""
+    if isinstance(error, OperationFailure):
+        return _translate_failure(operation, error)
+    if isinstance(error, ConfigurationError | InvalidURI):
+        return ConfigError(operation, str(error), "Check source.uri.")
+    if isinstance(error, AutoReconnect | ConnectionFailure):
+        cause = _first_line(error)
+        return TransientError(operation, cause, "Is MongoDB up, and source.uri right?")
+    return FatalError(operation, f"{type(error).__name__}: {error}")
+
+
+def _translate_failure(operation: str, error: OperationFailure) -> HeadraceError:
+    message = (error.details or {}).get("errmsg", str(error))
+    cause = f"{message} (code {error.code})"
+    if error.code in _UNAUTHENTICATED:
+        return ConfigError(operation, cause, "Check the user, the password and authSource in source.uri.")
+    if error.code == _UNAUTHORIZED:
+        remedy = "Grant the user find and changeStream on what is watched (the role read has both)."
+        return ConfigError(operation, cause, remedy)
+    if error.code in _HISTORY_LOST or error.has_error_label("NonResumableChangeStreamError"):
+        remedy = (
+            'Set source.on_history_lost = "now" to go on without the events between, '
+            "and give the oplog more time (replSetResizeOplog, minRetentionHours)."
+        )
+        return StreamLostError(operation, cause, remedy)
+    resumable = error.has_error_label("ResumableChangeStreamError") or error.code in _PASSING
+    if resumable or error.code == _CURSOR_NOT_FOUND:
+        return TransientError(operation, cause)
+    if error.code in _BAD_PIPELINE:
+        return ConfigError(operation, cause, "Check source.pipeline and the other keys of [source].")
+    return FatalError(operation, cause)
+
+
+def _first_line(error: Exception) -> str:
+    """Without the driver's description of the whole topology."""
+    return str(error).partition(", Timeout:")[0].partition(", Topology Description:")[0]

@@ -1,0 +1,249 @@
+"""The state store in Redis (or Valkey): single, TLS, ACL users, Sentinel.
+
+Every change is one Lua script, so that the check of the epoch and the write are one step. A stream's keys
+share a hash tag. Leases expire by the server's clock.
+
+Redis replicates asynchronously: an acknowledged write can be lost in a failover. ``state.replicas`` makes
+each write wait until so many replicas have it (``WAIT``), which narrows that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from engine.config.tree import StateConfig
+from engine.errors import ConfigError, LeaseLostError, TransientError, url_without_password
+from engine.state import Acquired, HeldElsewhere, Lease
+
+TIMEOUT_S = 5.0
+WAIT_TIMEOUT_MS = 5000
+_T = TypeVar("_T")
+
+# KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms.
+_ACQUIRE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] and holder ~= ARGV[3] then
+    return {0, holder, redis.call('PTTL', KEYS[1])}
+end
+local epoch = redis.call('HINCRBY', KEYS[2], '_epoch', 1)
+redis.call('HSET', KEYS[2], '_owner', ARGV[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return {1, epoch, redis.call('HGETALL', KEYS[2])}
+"""
+# KEYS: lease, record. ARGV: owner, epoch, lease ttl in ms, record ttl in ms.
+_RENEW = """
+if redis.call('HGET', KEYS[2], '_epoch') ~= ARGV[2] or redis.call('HGET', KEYS[2], '_owner') ~= ARGV[1] then
+    return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return 1
+"""
+# KEYS: lease, record. ARGV: owner, epoch.
+_RELEASE = """
+if redis.call('HGET', KEYS[2], '_epoch') == ARGV[2] and redis.call('HGET', KEYS[2], '_owner') == ARGV[1] then
+    redis.call('DEL', KEYS[1])
+end
+return 1
+"""
+# KEYS: lease, record. ARGV: owner, epoch, record ttl in ms, number of pairs, name, value, ..., name, ...
+_WRITE = """
+if redis.call('HGET', KEYS[2], '_epoch') ~= ARGV[2] or redis.call('HGET', KEYS[2], '_owner') ~= ARGV[1] then
+    return 0
+end
+local last = 4 + 2 * tonumber(ARGV[4])
+for i = 5, last, 2 do
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+end
+for i = last + 1, #ARGV do
+    redis.call('HDEL', KEYS[2], ARGV[i])
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+"""
+# KEYS: document. ARGV: version, text.
+_WRITE_SHARED = """
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+if version ~= tonumber(ARGV[1]) - 1 then
+    return 0
+end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'text', ARGV[2])
+return 1
+"""
+
+
+class RedisStore:
+    """See ``engine.state.StateStore``. Not for use by several threads at once."""
+
+    def __init__(self, config: StateConfig) -> None:
+        self._config = config
+        self._prefix = config.prefix
+        self._record_ttl_ms = int(config.ttl * 1000)
+        self._client: redis.Redis | None = None
+
+    def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
+        """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
+
+        def act(client: redis.Redis) -> Any:
+            client.sadd(f"{self._prefix}:streams", stream)
+            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms)
+            return client.eval(_ACQUIRE, 2, *self._keys(stream), *arguments)
+
+        ours, *rest = self._run(f"acquire the lease of {stream}", act, writes=True)
+        if not ours:
+            return HeldElsewhere(rest[0], max(rest[1], 0) / 1000)
+        epoch, flat = rest
+        return Acquired(Lease(stream, owner, epoch), _fields(dict(zip(flat[::2], flat[1::2], strict=True))))
+
+    def renew(self, lease: Lease, ttl_s: float) -> None:
+        """Keep the lease for ``ttl_s`` more seconds."""
+        arguments = (lease.owner, lease.epoch, int(ttl_s * 1000), self._record_ttl_ms)
+        self._fenced(f"renew the lease of {lease.stream}", _RENEW, lease, arguments)
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back; nothing happens when it is no longer ours."""
+        self._fenced(f"release the lease of {lease.stream}", _RELEASE, lease, (lease.owner, lease.epoch))
+
+    def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
+        """Set and remove fields in one atomic step."""
+        pairs = [part for item in put.items() for part in item]
+        arguments = (lease.owner, lease.epoch, self._record_ttl_ms, len(put), *pairs, *remove)
+        self._fenced(f"write the record of {lease.stream}", _WRITE, lease, arguments)
+
+    def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
+        """Every stream's fields and the present holder of its lease."""
+
+        def act(client: redis.Redis) -> Any:
+            names: Any = client.smembers(f"{self._prefix}:streams")
+            found = {}
+            for stream in sorted(names):
+                lease, record = self._keys(stream)
+                fields: Any = client.hgetall(record)
+                if fields:
+                    found[stream] = (_fields(fields), client.get(lease) or "")
+            return found
+
+        return self._run("read the state", act)  # type: ignore[no-any-return]
+
+    def read_shared(self, name: str) -> tuple[int, str]:
+        """A shared document's version and text."""
+        version, text = self._run(f"read {name}", lambda c: c.hmget(self._shared(name), ["version", "text"]))
+        return int(version or 0), text or ""
+
+    def write_shared(self, name: str, version: int, text: str) -> bool:
+        """Store ``text`` as ``version``, if the present version is the one before."""
+
+        def act(client: redis.Redis) -> Any:
+            return client.eval(_WRITE_SHARED, 1, self._shared(name), version, text)
+
+        return bool(self._run(f"write {name}", act, writes=True))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _keys(self, stream: str) -> tuple[str, str]:
+        base = f"{self._prefix}:{{{stream}}}"
+        return f"{base}:lease", f"{base}:record"
+
+    def _shared(self, name: str) -> str:
+        return f"{self._prefix}:{{{name}}}:shared"
+
+    def _fenced(self, operation: str, script: str, lease: Lease, arguments: Sequence[Any]) -> None:
+        done = self._run(
+            operation, lambda c: c.eval(script, 2, *self._keys(lease.stream), *arguments), writes=True
+        )
+        if not done:
+            raise LeaseLostError(operation, f"another owner has it; ours was epoch {lease.epoch}")
+
+    def _run(self, operation: str, act: Callable[[redis.Redis], _T], *, writes: bool = False) -> Any:
+        """``act`` on the connection, the library's errors translated."""
+        try:
+            if self._client is None:
+                self._client = _connect(self._config)
+            result = act(self._client)
+            if writes and self._config.replicas:
+                acknowledged: Any = self._client.wait(self._config.replicas, WAIT_TIMEOUT_MS)
+                if acknowledged < self._config.replicas:
+                    cause = f"{acknowledged} of {self._config.replicas} replicas have it"
+                    raise TransientError(operation, cause)
+        except redis.RedisError as error:
+            self.close()
+            raise self._translated(operation, error) from error
+        return result
+
+    def _translated(self, operation: str, error: redis.RedisError) -> Exception:
+        where = url_without_password(self._config.url)
+        cause = f"{where}: {error}"
+        text = str(error)
+        # AuthenticationError and its kin are ConnectionErrors to the library, so they come first.
+        denied = (
+            redis.AuthenticationError,
+            redis.exceptions.AuthorizationError,
+            redis.exceptions.NoPermissionError,
+        )
+        if isinstance(error, denied) or text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
+            return ConfigError(operation, cause, "Check the user and the password in state.url, and their rights.")
+        passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError)
+        if isinstance(error, passing) or text.startswith(("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")):
+            return TransientError(operation, cause, "Is the state store up, and state.url right?")
+        return ConfigError(
+            operation, cause, "Is state.url a Redis 6 or later (or Valkey) that allows Lua scripts?"
+        )
+
+
+def _fields(raw: Mapping[str, str]) -> dict[str, str]:
+    """The record without the fields that are the store's own."""
+    return {name: value for name, value in raw.items() if not name.startswith("_")}
+
+
+def _connect(config: StateConfig) -> redis.Redis:
+    common: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_timeout": TIMEOUT_S + WAIT_TIMEOUT_MS / 1000,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),  # retrying is the caller's, who counts
+    }
+    if "+sentinel" in config.url.split("://")[0]:
+        return _connect_sentinel(config.url, common)
+    try:
+        return redis.Redis.from_url(config.url, single_connection_client=True, **common)
+    except ValueError as error:
+        raise ConfigError("open the state store", str(error), "Check state.url.") from None
+
+
+def _connect_sentinel(url: str, common: dict[str, Any]) -> redis.Redis:
+    """``redis+sentinel://[user:password@]host:port[,host:port]/service[/db][?sentinel_password=...]``."""
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    service, _, db = parts.path.strip("/").partition("/")
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    try:
+        addresses = [(host, int(port or 26379)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))]
+        login = {
+            "username": unquote(user.partition(":")[0]) or None,
+            "password": unquote(user.partition(":")[2]) or None,
+        }
+        common |= {"db": int(db or 0), "ssl": parts.scheme.startswith("rediss"), **login}
+    except ValueError as error:
+        remedy = "Write redis+sentinel://host:port,host:port/service/db."
+        raise ConfigError("open the state store", f"state.url: {error}", remedy) from None
+    from redis.sentinel import Sentinel
+
+    sentinel_options = {
+        "username": options.get("sentinel_username"),
+        "password": options.get("sentinel_password"),
+        "socket_timeout": TIMEOUT_S,
+    }
+    sentinel = Sentinel(addresses, sentinel_kwargs=sentinel_options, **common)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(service, single_connection_client=True)  # type: ignore[no-untyped-call]
+    return client

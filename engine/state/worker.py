@@ -1,0 +1,178 @@
+"""The thread that talks to the state store, so that the supervisor's loop never waits for it.
+
+State: the store's connection, our leases, and the queue of operations. Owner: the thread. Operations are
+performed one after the other, in the order in which they were asked for: an intent is durable before what was
+asked for after it. While the store is away, the queue stands; that is how the data path pauses.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import tenacity
+
+from engine.config.tree import RetryConfig
+from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
+from engine.core.coordinator import Coordinator
+from engine.core.schema import CollectionSchema, grow
+from engine.errors import FatalError, HeadraceError, LeaseLostError, TransientError
+from engine.failpoints import failpoint
+from engine.state import Acquired, HeldElsewhere, Lease, StateStore
+from engine.state.owner import is_certainly_dead
+
+FIRST_ATTEMPTS = 3
+
+log = logging.getLogger("headrace")
+Answer = Callable[[Coordinator, float], list[Action]]
+Operation = Acquire | Renew | Release | Write | GrowSchema
+
+
+class StateWorker:
+    """Performs operations on a state store in a thread of its own.
+
+    Args:
+        owner: who we are to other engines.
+        answer: is called from the thread with what to tell the coordinator.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        owner: str,
+        lease_ttl_s: float,
+        retry: RetryConfig,
+        answer: Callable[[Answer], None],
+    ) -> None:
+        self._store = store
+        self._owner = owner
+        self._lease_ttl_s = lease_ttl_s
+        self._retry = retry
+        self._answer = answer
+        self._leases: dict[str, Lease] = {}
+        self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._answered_once = False
+        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+        self._thread.start()
+
+    def do(self, operation: Operation) -> None:
+        """Queue an operation. The protocol bounds how many can wait: some per segment in flight."""
+        self._queue.put(operation)
+
+    def close(self, timeout_s: float) -> None:
+        """Perform what is queued, then end; give up after ``timeout_s``."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while (operation := self._queue.get()) is not None:
+            try:
+                self._with_retries(operation)
+            except HeadraceError as error:
+                self._fail(error)
+                return
+            except Exception as error:
+                log.exception("the state thread failed")
+                self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
+                return
+        self._store.close()
+
+    def _fail(self, error: HeadraceError) -> None:
+        self._answer(lambda coordinator, _: coordinator.store_failed(error))
+
+    def _with_retries(self, operation: Operation) -> None:
+        attempts = self._retry.max_attempts if self._answered_once else FIRST_ATTEMPTS
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(self._stopped)
+            ),
+            wait=tenacity.wait_exponential_jitter(
+                self._retry.initial_delay, self._retry.max_delay, jitter=self._retry.initial_delay
+            ),
+            retry=tenacity.retry_if_exception_type(TransientError),
+            sleep=tenacity.sleep_using_event(self._stopped),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        retrying(self._perform, operation)
+        self._answered_once = True
+
+    def _perform(self, operation: Operation) -> None:
+        match operation:
+            case Acquire(stream):
+                self._acquire(stream)
+            case Renew(streams):
+                for stream in streams:
+                    self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
+            case Release(streams):
+                for stream in streams:
+                    if (lease := self._leases.pop(stream, None)) is not None:
+                        self._store.release(lease)
+            case Write():
+                self._write(operation)
+            case GrowSchema():
+                self._grow_schema(operation)
+
+    def _acquire(self, stream: str) -> None:
+        found = self._store.acquire(stream, self._owner, self._lease_ttl_s)
+        if isinstance(found, HeldElsewhere) and is_certainly_dead(found.holder):
+            log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})
+            found = self._store.acquire(stream, self._owner, self._lease_ttl_s, replacing=found.holder)
+        match found:
+            case Acquired(lease, fields):
+                self._leases[stream] = lease
+                self._answer(lambda coordinator, now: coordinator.acquired(stream, fields, now))
+            case HeldElsewhere(holder, expires_in_s):
+                self._answer(lambda c, now: c.held_elsewhere(stream, holder, expires_in_s, now))
+
+    def _write(self, write: Write) -> None:
+        is_commit = "seq" in write.change.put and not write.seq
+        if write.seq:
+            failpoint("before_intent")
+        elif is_commit:
+            failpoint("before_commit")
+        put = write.change.put | {"updated": f"{time.time():.3f}"}
+        done = self._fenced(write.stream, lambda lease: self._store.write(lease, put, write.change.remove))
+        if write.seq and done:
+            failpoint("after_intent")
+            self._answer(lambda c, now: c.stored(write.stream, write.generation, write.seq, now))
+        elif is_commit:
+            failpoint("after_commit")
+
+    def _fenced(self, stream: str, act: Callable[[Lease], None]) -> bool:
+        """Do something under the stream's lease; False when it is lost."""
+        lease = self._leases.get(stream)
+        if lease is None:
+            return False
+        try:
+            act(lease)
+        except LeaseLostError:
+            del self._leases[stream]
+            self._answer(lambda coordinator, now: coordinator.lease_lost(stream, now))
+            return False
+        return True
+
+    def _grow_schema(self, asked: GrowSchema) -> None:
+        name = f"schema:{asked.database}.{asked.collection}"
+        while True:
+            version, text = self._store.read_shared(name)
+            known = msgspec.json.decode(text, type=CollectionSchema) if version else CollectionSchema()
+            grown = grow(known, asked.fields)
+            if grown is known or self._store.write_shared(
+                name, grown.version, msgspec.json.encode(grown).decode()
+            ):
+                break
+        self._answer(lambda c, _: c.schema_stored(asked.reader, asked.database, asked.collection, grown))
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait_s = round(state.next_action.sleep, 2) if state.next_action else 0
+    fields = {"error": str(error), "attempt": state.attempt_number, "retry_in_s": wait_s}
+    log.warning("the state store is away", extra={"fields": fields})
