@@ -1,0 +1,136 @@
+"""The commands that look and do not run: ``check`` and ``state show``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from engine.config import Config, format_size
+from engine.core.budget import divide
+from engine.core.plan import plan_streams
+from engine.core.position import split_time
+from engine.core.records import StreamRecord, read_record
+from engine.errors import HeadraceError, url_without_password
+from engine.state import open_store
+
+
+def check(config: Config) -> int:
+    """Reach MongoDB, the sink and the state store with the rights that a run needs; show the memory sum.
+
+    Returns 0 when all is well, else 2; every failure is shown with its remedy.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    redact = config.redactor()
+    failed = 0
+    steps: list[tuple[str, Callable[[Config], str]]] = [
+        ("MongoDB", _check_source),
+        ("sink", _check_sink),
+        ("state store", _check_state),
+        ("memory", _check_memory),
+    ]
+    for name, step in steps:
+        try:
+            console.print(f"[green]ok[/]      {name:12} {step(config)}")
+        except HeadraceError as error:
+            failed += 1
+            console.print(f"[red]failed[/]  {name:12} ", end="")
+            console.print(redact(str(error)), markup=False)
+    return 2 if failed else 0
+
+
+def _check_source(config: Config) -> str:
+    from engine.source.change_stream import ChangeStream
+    from engine.source.session import connect, starting_position, survey
+
+    client = connect(config.source.uri)
+    ready = survey(client)
+    specs = plan_streams(config.source)
+    for spec in specs:
+        stream = ChangeStream(client, spec, starting_position(client, config.source.start))
+        try:
+            stream.next()
+        finally:
+            stream.close()
+    return f"{ready.deployment}, MongoDB {ready.server_version}; {len(specs)} stream(s) can be opened"
+
+
+def _check_sink(config: Config) -> str:
+    from engine.sink import Sink
+
+    Sink(config.sink).check()
+    return f"{config.sink.url} can be written"
+
+
+def _check_state(config: Config) -> str:
+    store = open_store(config.state)
+    try:
+        known = store.read_all()
+    finally:
+        store.close()
+    return f"{url_without_password(config.state.url)} knows {len(known)} stream(s)"
+
+
+def _check_memory(config: Config) -> str:
+    budget = divide(config.memory.limit, len(plan_streams(config.source)), config.writers.processes)
+    lines = [f"{format_size(budget.limit)}, of which"]
+    lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
+    return "\n".join(lines)
+
+
+class _Shown(msgspec.Struct):
+    """One line of ``state show``."""
+
+    stream: str
+    position: str
+    cluster_time: str
+    seq: int
+    events: int
+    intents: int
+    held_by: str
+    updated: str
+
+
+def show_state(config: Config, *, as_json: bool) -> int:
+    """Print where each stream stands: a table, or one JSON object per line."""
+    store = open_store(config.state)
+    try:
+        known = store.read_all()
+    finally:
+        store.close()
+    rows = [_shown(name, read_record(fields), holder) for name, (fields, holder) in known.items()]
+    if as_json:
+        for row in rows:
+            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        return 0
+    table = Table(*_Shown.__struct_fields__, box=None)
+    for row in rows:
+        table.add_row(*(str(getattr(row, name)) for name in _Shown.__struct_fields__))
+    Console().print(table if rows else "no stream has run yet")
+    return 0
+
+
+def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
+    at = record.position
+    return _Shown(
+        stream=name,
+        position=at.token if at and at.token else "",
+        cluster_time=_iso(split_time(at.time)[0]) if at and at.time else "",
+        seq=record.seq,
+        events=record.rows,
+        intents=len(record.intents),
+        held_by=holder.partition("/")[0],
+        updated=_iso(record.updated),
+    )
+
+
+def _iso(seconds: float) -> str:
+    return (
+        datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        if seconds
+        else ""
+    )

@@ -1,0 +1,291 @@
+"""One field's values, for all rows at once, as an Arrow array of the field's settled type.
+
+``build`` takes the parts that the cursors found (one per BSON type) and puts each value where its row is. A
+value that the column cannot hold exactly is *refused*: its row stays null, and the caller learns where it
+lies. Which values a column can hold:
+
+| column | holds |
+|---|---|
+| float64 | double; int32, and int64 where the double equals it |
+| int64, int32 | int32, int64, double: where the integer equals it (and the zero is not negative) |
+| bool, string, timestamp, ObjectId, Decimal128 | just that type |
+| binary | binary of the column's subtype |
+| uuid | binary of subtype 4 with 16 bytes |
+
+``engine.decode.rowwise`` states the same rules for single values; property tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.core.schema import DataType
+from engine.decode import cursor
+from engine.decode.cursor import Bools, Ints, Part, View
+
+MILLISECONDS = pa.timestamp("ms", tz="UTC")
+Parts = dict[int, Part]
+# (type, the values that the column cannot hold)
+Refused = list[tuple[int, Part]]
+
+_UUID_SUBTYPE = 4
+
+
+def build(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    """The array of a scalar field (not a struct, a list or JSON), and what it cannot hold."""
+    result: tuple[pa.Array, Refused] = _BUILDERS[type_.kind](view, type_, parts, count)
+    return result
+
+
+def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arrow: pa.DataType) -> Any:
+    """A builder for a numeric column.
+
+    Args:
+        accepts: for each BSON type, which of its values the column holds (None: all).
+    """
+    dtype = np.dtype(np.int64) if arrow == MILLISECONDS else np.dtype(arrow.to_pandas_dtype())
+
+    def builder(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+        values = np.zeros(count, dtype)
+        present = np.zeros(count, bool)
+        refused: Refused = []
+        for kind, whole in parts.items():
+            part = whole
+            if kind not in accepts:
+                refused.append((kind, part))
+                continue
+            assert part.payload is not None
+            fits = accepts[kind](part.payload)
+            if fits is not None and not fits.all():
+                refused.append((kind, part.select(~fits, count)))
+                part = part.select(fits, count)
+            assert part.payload is not None
+            if part.rows is None:
+                return primitive(part.payload.astype(dtype, copy=False), None, arrow), refused
+            values[part.rows] = part.payload
+            present[part.rows] = True
+        return primitive(values, present, arrow), refused
+
+    return builder
+
+
+def _exact_as_double(values: npt.NDArray[Any]) -> Bools | None:
+    doubles = values.astype(np.float64)
+    # 2**63 as a double is no int64: casting it back would overflow.
+    exact: Bools = (doubles < 2.0**63) & (np.where(doubles < 2.0**63, doubles, 0).astype(np.int64) == values)
+    return exact
+
+
+def _whole(low: float, high: float) -> Callable[[npt.NDArray[Any]], Bools]:
+    """Doubles that are integers from ``low`` to below ``high``, and no negative zero."""
+
+    def fits(values: npt.NDArray[Any]) -> Bools:
+        inside = (values >= low) & (values < high)
+        whole = np.where(inside, values, 0.5)
+        result: Bools = (np.floor(whole) == whole) & ~((values == 0) & np.signbit(values))
+        return result
+
+    return fits
+
+
+def _fits_int32(values: npt.NDArray[Any]) -> Bools:
+    result: Bools = (values >= -(2**31)) & (values < 2**31)
+    return result
+
+
+def _booleans(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    part = parts.get(cursor.BOOL)
+    refused = _others(parts, cursor.BOOL)
+    if part is None:
+        return pa.nulls(count, pa.bool_()), refused
+    assert part.payload is not None
+    values, present = _spread(part, part.payload != 0, count)
+    return pa.Array.from_buffers(pa.bool_(), count, [_bitmap(present), _bitmap(values)]), refused
+
+
+def _strings(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    part = parts.get(cursor.STRING)
+    refused = _others(parts, cursor.STRING)
+    if part is None:
+        return pa.nulls(count, pa.string()), refused
+    return texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string()), refused
+
+
+def _binaries(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    part, refused = _of_subtype(view, type_.subtype, parts, count)
+    if part is None:
+        return pa.nulls(count, pa.binary()), refused
+    return texts(view, part.at + 5, part.stop, part.rows, count, pa.binary()), refused
+
+
+def _uuids(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    part, refused = _of_subtype(view, _UUID_SUBTYPE, parts, count)
+    if part is not None and (wrong := part.stop - part.at != 5 + 16).any():
+        refused.append((cursor.BINARY, part.select(wrong, count)))
+        part = part.select(~wrong, count)
+    if part is None:
+        return pa.nulls(count, pa.string()), refused
+    digits = hex_digits(view.of_type[cursor.DECIMAL128][part.at + 5], 16)
+    dashed = np.full((len(part), 36), ord("-"), np.uint8)
+    for begin, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)):
+        shift = {0: 0, 8: 1, 12: 2, 16: 3, 20: 4}[begin]
+        dashed[:, begin + shift : end + shift] = digits[:, begin:end]
+    return fixed_texts(dashed, part.rows, count), refused
+
+
+def _object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    part = parts.get(cursor.OBJECT_ID)
+    refused = _others(parts, cursor.OBJECT_ID)
+    if part is None:
+        return pa.nulls(count, pa.string()), refused
+    assert part.payload is not None
+    return fixed_texts(hex_digits(part.payload, 12), part.rows, count), refused
+
+
+def _binary_object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    arrow = pa.binary(12)
+    part = parts.get(cursor.OBJECT_ID)
+    refused = _others(parts, cursor.OBJECT_ID)
+    if part is None:
+        return pa.nulls(count, arrow), refused
+    assert part.payload is not None
+    values, present = _spread(part, part.payload, count)
+    return pa.Array.from_buffers(arrow, count, [_bitmap(present), pa.py_buffer(values)]), refused
+
+
+def _decimals(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    from bson.decimal128 import Decimal128
+
+    part = parts.get(cursor.DECIMAL128)
+    refused = _others(parts, cursor.DECIMAL128)
+    if part is None:
+        return pa.nulls(count, pa.string()), refused
+    assert part.payload is not None
+    raw = part.payload.tobytes()
+    texts_ = [str(Decimal128.from_bid(raw[at : at + 16])) for at in range(0, len(raw), 16)]
+    return scattered(pa.array(texts_, pa.string()), part.rows, count), refused
+
+
+def _of_subtype(view: View, subtype: int, parts: Parts, count: int) -> tuple[Part | None, Refused]:
+    part = parts.get(cursor.BINARY)
+    refused = _others(parts, cursor.BINARY)
+    if part is None:
+        return None, refused
+    other = view.bytes[part.at + 4] != subtype
+    if other.any():
+        refused.append((cursor.BINARY, part.select(other, count)))
+        part = part.select(~other, count)
+    return part, refused
+
+
+def _others(parts: Parts, *accepted: int) -> Refused:
+    return [(kind, part) for kind, part in parts.items() if kind not in accepted]
+
+
+# --- pieces ----------------------------------------------------------------------------------------------
+
+
+def primitive(values: npt.NDArray[Any], present: Bools | None, arrow: pa.DataType) -> pa.Array:
+    """An array of fixed-size values; ``present`` marks those that are not null (None: all)."""
+    bitmap = None if present is None else _bitmap(present)
+    return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
+    """Strings or binaries that lie in the buffer, copied together by Arrow.
+
+    The buffer is looked at as one array of values and of the gaps between them, of which ``take`` picks the
+    values: an offset per value and per gap, no copy, and one memcpy per value inside Arrow. That needs values
+    in ascending order, which is the order of rows.
+    """
+    size = len(starts)
+    offsets = np.empty(2 * size + 1, np.int64)
+    offsets[0:-1:2] = starts
+    offsets[1:-1:2] = ends
+    offsets[-1] = ends[-1] if size else 0
+    large = pa.large_string() if arrow == pa.string() else pa.large_binary()
+    small = len(view.data) < 2**31
+    of = arrow if small else large
+    data = pa.py_buffer(offsets.astype(np.int32) if small else offsets)
+    gaps = pa.Array.from_buffers(of, 2 * size, [None, data, pa.py_buffer(view.data)])
+    picked = gaps.take(_indices(np.arange(0, 2 * size, 2), rows, count))
+    return picked if small else picked.cast(arrow)
+
+
+def fixed_texts(characters: npt.NDArray[np.uint8], rows: Ints | None, count: int) -> pa.Array:
+    """Strings of one length: ``characters`` has a row for each."""
+    size, width = characters.shape
+    if rows is None:
+        offsets, bitmap = np.arange(0, (size + 1) * width, width, dtype=np.int32), None
+    else:
+        present = np.zeros(count, bool)
+        present[rows] = True
+        offsets = np.zeros(count + 1, np.int32)
+        np.cumsum(present, out=offsets[1:])
+        offsets *= width
+        bitmap = _bitmap(present)
+    buffers = [bitmap, pa.py_buffer(offsets), pa.py_buffer(characters)]
+    return pa.Array.from_buffers(pa.string(), count if rows is not None else size, buffers)
+
+
+def scattered(values: pa.Array, rows: Ints | None, count: int) -> pa.Array:
+    """``values`` at their rows, null elsewhere."""
+    return values if rows is None else values.take(_indices(np.arange(len(rows)), rows, count))
+
+
+def _indices(picked: Ints, rows: Ints | None, count: int) -> pa.Array:
+    """Indices for ``take``: ``picked`` at ``rows``, null elsewhere."""
+    if rows is None:
+        return pa.array(picked)
+    indices = np.zeros(count, np.int64)
+    indices[rows] = picked
+    present = np.zeros(count, bool)
+    present[rows] = True
+    return primitive(indices, present, pa.int64())
+
+
+def hex_digits(raw: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
+    """The hex digits of values of ``width`` bytes: a row of ``2 * width`` characters for each."""
+    digits = binascii.hexlify(np.ascontiguousarray(raw).tobytes())
+    return np.frombuffer(digits, np.uint8).reshape(-1, 2 * width)
+
+
+def _spread(part: Part, values: npt.NDArray[Any], count: int) -> tuple[npt.NDArray[Any], Bools | None]:
+    """The values at their rows, and which rows have one (None: all)."""
+    if part.rows is None:
+        return np.ascontiguousarray(values), None
+    spread = np.zeros(count, values.dtype)
+    spread[part.rows] = values
+    present = np.zeros(count, bool)
+    present[part.rows] = True
+    return spread, present
+
+
+def _bitmap(bits: npt.NDArray[Any] | None) -> pa.Buffer | None:
+    return None if bits is None else pa.py_buffer(np.packbits(bits, bitorder="little"))
+
+
+_ANY = lambda _: None  # noqa: E731
+_BUILDERS: dict[str, Any] = {
+    "float64": _numbers({cursor.DOUBLE: _ANY, cursor.INT32: _ANY, cursor.INT64: _exact_as_double}, pa.float64()),
+    "int64": _numbers(
+        {cursor.INT32: _ANY, cursor.INT64: _ANY, cursor.DOUBLE: _whole(-(2.0**63), 2.0**63)}, pa.int64()
+    ),
+    "int32": _numbers(
+        {cursor.INT32: _ANY, cursor.INT64: _fits_int32, cursor.DOUBLE: _whole(-(2.0**31), 2.0**31)}, pa.int32()
+    ),
+    "timestamp": _numbers({cursor.DATE: _ANY}, MILLISECONDS),
+    "bool": _booleans,
+    "string": _strings,
+    "binary": _binaries,
+    "uuid": _uuids,
+    "object_id": _object_ids,
+    "object_id_binary": _binary_object_ids,
+    "decimal": _decimals,
+}

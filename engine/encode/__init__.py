@@ -1,0 +1,1 @@
+"""From record batches to the bytes of objects."""

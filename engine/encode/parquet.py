@@ -1,0 +1,109 @@
+"""Record batches to one Parquet file: zstd, dictionaries, statistics, page index, page checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.config.tree import SinkConfig
+
+SUFFIX = ".parquet"
+# Values that hardly ever come twice: a dictionary of them is only built to be thrown away.
+_UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
+
+
+class ParquetFile:
+    """One Parquet file being written.
+
+    Args:
+        file: where the bytes go; needs ``write``.
+        schema: all columns; a batch may lack some, which are then null.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema, config: SinkConfig) -> None:
+        self._schema = schema
+        levels = config.compression in ("zstd", "gzip")
+        self._writer = pq.ParquetWriter(
+            _Counted(file),
+            schema,
+            compression=config.compression,
+            compression_level=config.compression_level if levels else None,
+            use_dictionary=[name for name in _leaves(schema) if name not in _UNIQUE_COLUMNS],
+            write_statistics=True,
+            write_page_index=True,
+            write_page_checksum=True,
+            data_page_version="2.0",
+        )
+
+    def write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Write batches as one row group."""
+        tables = [self._completed(batch) for batch in batches]
+        table = pa.concat_tables(tables)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def _completed(self, batch: pa.RecordBatch) -> pa.Table:
+        have = dict(zip(batch.schema.names, batch.columns, strict=True))
+        columns = [
+            have[field.name] if field.name in have else pa.nulls(batch.num_rows, field.type)
+            for field in self._schema
+        ]
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+    def close(self, metadata: Mapping[str, str]) -> None:
+        """Write the footer, with these facts in it."""
+        self._writer.add_key_value_metadata(dict(metadata))
+        self._writer.close()
+
+
+class _Counted:
+    """A write-only file as Arrow wants one."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        size = self._file.write(bytes(data))
+        self._position += size
+        return int(size)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The paths of all leaf columns, as Parquet names them."""
+    found: list[str] = []
+
+    def walk(field: pa.Field, path: str) -> None:
+        if pa.types.is_struct(field.type):
+            for child in field.type:
+                walk(child, f"{path}.{child.name}")
+        elif pa.types.is_list(field.type):
+            walk(field.type.value_field.with_name("element"), f"{path}.list.element")
+        else:
+            found.append(path)
+
+    for field in schema:
+        walk(field, field.name)
+    return found

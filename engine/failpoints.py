@@ -1,0 +1,41 @@
+"""Places where a test can have a process killed.
+
+``HEADRACE_FAILPOINT=before_publish:3`` kills the process that reaches ``before_publish`` for the third time,
+with SIGKILL, so that nothing is tidied up. The points stand just before and just after each step of the
+commit protocol: seal, intent, publish, acknowledge, commit. Unset, a point costs a dictionary lookup.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Literal, get_args
+
+VARIABLE = "HEADRACE_FAILPOINT"
+
+Point = Literal[
+    "before_seal",
+    "after_seal",
+    "before_intent",
+    "after_intent",
+    "before_publish",
+    "after_publish",
+    "before_acknowledge",
+    "after_acknowledge",
+    "before_commit",
+    "after_commit",
+]
+POINTS: tuple[Point, ...] = get_args(Point)
+
+_reached: dict[str, int] = {}
+
+
+def failpoint(point: Point) -> None:
+    """Die here if this is the chosen point, reached for the chosen time."""
+    if (chosen := os.environ.get(VARIABLE)) is None:
+        return
+    name, _, times = chosen.partition(":")
+    if name == point:
+        _reached[point] = _reached.get(point, 0) + 1
+        if _reached[point] == int(times or "1"):
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,88 @@
+"""Logs: one line per event, readable on a terminal, JSON in a pipe; secrets taken out of every one.
+
+A record's message is a fixed phrase; what varies is in ``extra={"fields": {...}}``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from engine.config import Config
+from engine.errors import Redactor
+
+_COLORS = {"DEBUG": "\033[2m", "INFO": "", "WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
+_RESET = "\033[0m"
+
+
+class LineFormatter(logging.Formatter):
+    """For people: time, level, process, message, ``name=value`` ...."""
+
+    def __init__(self, redact: Redactor, process: str, *, colors: bool) -> None:
+        super().__init__()
+        self._redact = redact
+        self._process = process
+        self._colors = colors
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it if there is one."""
+        time = datetime.fromtimestamp(record.created, UTC)
+        fields = " ".join(f"{name}={value}" for name, value in _fields_of(record).items())
+        line = f"{time:%H:%M:%S}.{int(record.msecs):03d} {record.levelname.lower():7} {self._process:10} "
+        line += f"{record.getMessage()}  {fields}".rstrip()
+        if record.exc_info:
+            line += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        color = _COLORS.get(record.levelname, "") if self._colors else ""
+        return self._redact(f"{color}{line}{_RESET}" if color else line)
+
+
+class JsonFormatter(logging.Formatter):
+    """For machines: one JSON object per line."""
+
+    def __init__(self, redact: Redactor, process: str) -> None:
+        super().__init__()
+        self._redact = redact
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        line |= _fields_of(record)
+        if record.exc_info:
+            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        clean = {name: self._redact(value) if isinstance(value, str) else value for name, value in line.items()}
+        return msgspec.json.encode(clean, enc_hook=lambda value: self._redact(str(value))).decode()
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def configure_logging(config: Config, process: str) -> None:
+    """Set up this process's logging; to stderr."""
+    as_text = config.telemetry.log_format == "text"
+    if config.telemetry.log_format == "auto":
+        as_text = sys.stderr.isatty()
+    redact = config.redactor()
+    formatter: logging.Formatter = JsonFormatter(redact, process)
+    if as_text:
+        formatter = LineFormatter(redact, process, colors=sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("headrace").setLevel(config.telemetry.log_level.upper())
+    logging.captureWarnings(True)

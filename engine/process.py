@@ -1,0 +1,125 @@
+"""Child processes: how they are spawned, and what happens first in each of them.
+
+Children are spawned, never forked. A child gets its settings and its end of a pipe as arguments, ignores the
+terminal's signals (the supervisor decides), and ends at once when its supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+from msgspec import Struct
+
+from engine.config import Config
+from engine.core import messages as msg
+from engine.core.actions import Child
+from engine.core.budget import Budget
+from engine.errors import HeadraceError
+from engine.logs import configure_logging
+
+_CONTEXT = multiprocessing.get_context("spawn")
+log = logging.getLogger("headrace")
+
+
+class ChildSettings(Struct, frozen=True):
+    """What every child is told at its start."""
+
+    config: Config
+    budget: Budget
+    version: str
+
+
+class ChildProcess:
+    """The supervisor's end of one child."""
+
+    def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        # DupFd works only while a process is being spawned, which start() does.
+        self.process: BaseProcess = _CONTEXT.Process(
+            target=_main, args=(child, settings, theirs, _Fd(arena_fd), arena_size), name=str(child), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.connection: Connection = ours
+
+    def send(self, message: msg.ToChild) -> None:
+        """Send a message; a child that is gone hears nothing, and its exit is noticed elsewhere."""
+        try:
+            self.connection.send_bytes(msg.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            log.debug("message to a child that is gone", extra={"fields": {"child": self.process.name}})
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+
+    def close(self) -> int | None:
+        """After its end: take its exit code and drop the pipe."""
+        self.process.join()
+        code = self.process.exitcode
+        self.connection.close()
+        self.process.close()
+        return code
+
+
+class _Fd:
+    """A file descriptor that is inherited by the process whose argument it is."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detach, (DupFd(self.fd),)
+
+
+def _detach(duplicate: Any) -> int:
+    return int(duplicate.detach())
+
+
+def _main(child: Child, settings: ChildSettings, connection: Connection, arena_fd: int, arena_size: int) -> None:
+    """The first thing that runs in a child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    configure_logging(settings.config, process=str(child))
+    from engine.slab import Arena
+
+    arena = Arena(arena_fd, arena_size)
+    try:
+        if child.role == "reader":
+            from engine.reader import Reader
+
+            Reader(settings, connection, arena).run()
+        else:
+            from engine.writer import Writer
+
+            Writer(settings, connection, arena).run()
+    except HeadraceError as error:
+        send_failure(connection, error)
+        raise SystemExit(1) from None
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # the supervisor is gone; nobody is left to tell
+    except Exception:
+        log.exception("process failed")  # our own bug: crash, and be started again
+        raise SystemExit(1) from None
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def send_failure(connection: Connection, error: HeadraceError, stream: str = "", generation: int = -1) -> None:
+    """Report an error to the supervisor."""
+    failed = msg.Failed(error.kind, error.operation, error.cause, error.remedy, stream, generation)
+    connection.send_bytes(msg.encode(failed))

@@ -1,0 +1,344 @@
+"""The reader process: one change stream to slabs.
+
+One loop: hear the supervisor, take a reply from the prefetcher, cut it into segments, decode, ask for a slab,
+fill it, hand it over. State: the assignment, with its segmenter, decoder and prefetcher. Owner: the loop.
+While it waits for a slab it takes no reply, which stops the prefetcher, which stops MongoDB.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+import pyarrow as pa
+
+from engine.core import messages as msg
+from engine.core.position import Position
+from engine.core.schema import CollectionSchema, Field, grow
+from engine.core.segments import Limits, SegmentEnd, Segmenter
+from engine.decode.decoder import Decoded, Decoder
+from engine.decode.schema import SchemaOptions
+from engine.errors import FatalError, HeadraceError, TransientError
+from engine.process import ChildSettings, send_failure
+from engine.slab import Arena, Content, SlabPlan
+from engine.source.change_stream import ChangeStream
+from engine.source.prefetch import Prefetcher
+from engine.source.reply import Reply
+from engine.source.session import connect, server_time, starting_position, survey
+
+BEAT_S = 1.0
+IDLE_EVERY_S = 10.0
+CHUNK_ROWS = 16_384
+ARENA_SHARE = 8
+CONNECT_ATTEMPTS = 3
+
+log = logging.getLogger("headrace")
+
+
+class _Reassigned(Exception):
+    """What was being done is void: a new assignment has come, or none."""
+
+
+class Assignment:
+    """One stream being read, from one ``Assign`` to the next."""
+
+    def __init__(self, assign: msg.Assign, start: Position, until: int, limits: Limits) -> None:
+        self.spec = assign.spec
+        self.generation = assign.generation
+        self.replay_only = assign.replay_only
+        self.until = until
+        self.segmenter = Segmenter(limits, assign.next_seq, assign.replay, until, start)
+        self.scanned = start
+        self.versions: dict[tuple[str, str], int] = {}
+        self.finishing = False
+        self.cut_now = False
+        self.idle_at = 0.0
+
+
+class Reader:
+    """The loop of one reader process."""
+
+    def __init__(self, settings: ChildSettings, connection: Connection, arena: Arena) -> None:
+        config = settings.config
+        self._settings = settings
+        self._connection = connection
+        self._arena = arena
+        self._client = connect(config.source.uri)
+        self._limits = Limits(config.batch.rows, config.batch.bytes, config.batch.interval)
+        self._assignment: Assignment | None = None
+        self._assigned: msg.Assign | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._decoder: Decoder | None = None
+        self._schemas: dict[tuple[str, str], CollectionSchema] = {}
+        self._stopping = False
+        self._progress = 0
+        self._beat_at = 0.0
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until told to stop."""
+        self._send(self._survey())
+        while not self._stopping:
+            try:
+                self._turn()
+            except _Reassigned:
+                pass
+            except HeadraceError as error:
+                self._fail(error)
+
+    def _survey(self) -> msg.ReaderReady:
+        for attempt in range(CONNECT_ATTEMPTS):
+            try:
+                return survey(self._client)
+            except TransientError:
+                if attempt == CONNECT_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _turn(self) -> None:
+        """One turn: begin an assignment, or take what there is, or wait for something to come."""
+        self._hear(0.0)
+        if self._assigned is not None:
+            self._begin(self._assigned)
+        assignment, prefetcher = self._assignment, self._prefetcher
+        if assignment is None or prefetcher is None:
+            self._beat("waiting for an assignment")
+            self._hear(BEAT_S)
+            return
+        self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
+        reply = prefetcher.take()
+        if reply is not None:
+            self._take(assignment, reply)
+        if assignment.cut_now:
+            assignment.cut_now = False
+            self._report(assignment, assignment.segmenter.flush("memory"))
+        self._report(assignment, assignment.segmenter.expired(time.monotonic()))
+        if assignment.finishing and not assignment.segmenter.replaying:
+            self._finish(assignment)
+        elif reply is None:
+            deadline = assignment.segmenter.deadline()
+            most_s = BEAT_S if deadline is None else min(BEAT_S, deadline - time.monotonic())
+            wait([self._connection, prefetcher.fileno()], max(0.0, most_s))
+
+    def _hear(self, most_s: float) -> None:
+        """Take in what the supervisor says, waiting up to ``most_s`` for a first message."""
+        while self._connection.poll(most_s):
+            self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            most_s = 0.0
+
+    def _note(self, message: msg.ToChild) -> msg.Grant | None:
+        """Note what a message says; a grant is for the caller who waits for it."""
+        match message:
+            case msg.Assign():
+                self._assigned = message
+            case msg.Unassign():
+                self._drop()
+            case msg.Finish() if self._assignment is not None:
+                self._assignment.finishing = True
+            case msg.CutNow(generation) if self._assignment and generation == self._assignment.generation:
+                self._assignment.cut_now = True
+            case msg.SchemaGiven(database, collection, schema):
+                self._schemas[database, collection] = schema
+            case msg.Stop():
+                self._drop()
+                self._stopping = True
+            case msg.Grant():
+                return message
+        return None
+
+    # --- assignments -------------------------------------------------------------------------------------
+
+    def _begin(self, assign: msg.Assign) -> None:
+        self._drop()
+        config = self._settings.config
+        start = assign.start
+        try:
+            if start is None:
+                start = starting_position(self._client, assign.start_at)
+            until = server_time(self._client) if assign.until < 0 else assign.until
+        except HeadraceError as error:
+            send_failure(self._connection, error, assign.spec.stream, assign.generation)
+            return
+        self._assignment = Assignment(assign, start, until, self._limits)
+        self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
+        stream = ChangeStream(self._client, assign.spec, start, reply_size=self._settings.budget.reply)
+        self._prefetcher = Prefetcher(stream, config.retry)
+        collection = assign.spec.collections[0] if assign.spec.level == "collection" else ""
+        namespace = (assign.spec.database, collection)
+        self._decoder = Decoder(_Registry(self), SchemaOptions(), namespace)
+        self._send(msg.Started(assign.generation, None if assign.start else start))
+
+    def _drop(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+        self._assignment = self._assigned = self._prefetcher = self._decoder = None
+
+    def _fail(self, error: HeadraceError) -> None:
+        assignment = self._assignment
+        assert assignment is not None, error
+        send_failure(self._connection, error, assignment.spec.stream, assignment.generation)
+        self._drop()
+
+    def _finish(self, assignment: Assignment) -> None:
+        self._report(assignment, assignment.segmenter.flush("finish"))
+        self._send(msg.Finished(assignment.generation, assignment.scanned))
+        self._drop()
+
+    # --- replies -----------------------------------------------------------------------------------------
+
+    def _take(self, assignment: Assignment, reply: Reply) -> None:
+        """Take all events of a reply, then note how far the server has looked."""
+        self._progress += 1
+        segmenter = assignment.segmenter
+        row = 0
+        while row < len(reply):
+            stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
+            if stop == row and not segmenter.replaying:
+                assignment.finishing = True  # the next event lies behind ``until``
+                return
+            if stop > row:
+                self._take_rows(assignment, reply, row, stop)
+            self._report(assignment, segmenter.take(reply, row, stop, time.monotonic()))
+            if assignment.replay_only and not segmenter.replaying:
+                assignment.finishing = True
+                return
+            row = stop
+        if reply.position is not None:
+            assignment.scanned = reply.position
+            self._report(assignment, segmenter.scanned(reply.token))
+        self._note_silence(assignment, reply)
+
+    def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> None:
+        """Decode some rows and hand them over; before that, cut where a collection's schema has grown."""
+        assert self._decoder is not None
+        self._beat("decoding")
+        decoded = self._decoder.decode(reply.data, reply.offsets[row : stop + 1])
+        segmenter = assignment.segmenter
+        grown = [
+            batch
+            for batch in decoded.batches
+            if assignment.versions.get((batch.database, batch.collection), batch.schema_version)
+            != batch.schema_version
+        ]
+        if grown:
+            if segmenter.replaying:
+                cause = "a replayed event has a field that no version of the schema had"
+                raise TransientError("replay a segment", cause)  # it is known from now on: start over
+            self._report(assignment, segmenter.flush("schema"))
+        for batch in decoded.batches:
+            assignment.versions[batch.database, batch.collection] = batch.schema_version
+        raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
+        self._hand_over(assignment, decoded, stop - row, raw_bytes)
+
+    def _chunk_rows(self, reply: Reply, row: int) -> int:
+        """How many rows from here may be decoded together, so that they fit a part of the arena."""
+        budget = int(reply.offsets[row]) + self._arena.size // ARENA_SHARE
+        return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
+
+    def _hand_over(self, assignment: Assignment, decoded: Decoded, rows: int, raw_bytes: int) -> None:
+        plan = SlabPlan(self._contents(assignment, decoded))
+        if plan.size > self._arena.size:
+            cause = f"a batch of {rows} event(s) takes {plan.size} bytes, and there are {self._arena.size}"
+            raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
+        seq = assignment.segmenter.seq
+        self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
+        grant = self._await_grant()
+        plan.write(self._arena.slab(grant.offset, grant.size))
+        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes))
+
+    def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
+        contents = []
+        for batch in decoded.batches:
+            schema = self._schemas[batch.database, batch.collection]
+            rows = batch.batch.num_rows
+            contents.append((Content(batch.database, batch.collection, 0, 0, rows, schema), batch.batch))
+        if decoded.dead_letters:
+            letters = pa.record_batch([pa.array(decoded.dead_letters, pa.binary())], names=["event"])
+            spec = assignment.spec
+            collection = spec.collections[0] if spec.level == "collection" else ""
+            content = Content(spec.database, collection, 0, 0, letters.num_rows, dead_letters=True)
+            contents.append((content, letters))
+            fields = {"stream": spec.stream, "events": len(decoded.dead_letters)}
+            log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
+        return contents
+
+    def _await_grant(self) -> msg.Grant:
+        """Wait for the slab that was asked for.
+
+        Raises:
+            _Reassigned: the assignment is void, and so is the request.
+        """
+        while True:
+            self._beat("waiting for a slab")
+            if not self._connection.poll(BEAT_S):
+                continue
+            grant = self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            if grant is not None:
+                return grant
+            if self._assigned is not None or self._assignment is None:
+                raise _Reassigned
+
+    def _note_silence(self, assignment: Assignment, reply: Reply) -> None:
+        """When the server has nothing more for now: caught up perhaps, or idle."""
+        segmenter = assignment.segmenter
+        if segmenter.replaying:
+            return
+        time_ = assignment.scanned.time
+        if assignment.until and (time_ > assignment.until or (time_ == assignment.until and not len(reply))):
+            assignment.finishing = True
+        now = time.monotonic()
+        if not segmenter.is_open and now >= assignment.idle_at:
+            assignment.idle_at = now + IDLE_EVERY_S
+            self._send(msg.Idle(assignment.generation, assignment.scanned))
+
+    def _report(self, assignment: Assignment, end: SegmentEnd | None) -> None:
+        if end is not None:
+            assignment.versions.clear()
+            self._send(msg.SegmentCut(assignment.generation, end.intent, end.reason))
+
+    # --- messages ----------------------------------------------------------------------------------------
+
+    def ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
+        """The collection's schema with these fields, from the supervisor."""
+        self._schemas.pop((database, collection), None)
+        self._send(msg.SchemaWanted(database, collection, fields))
+        while (schema := self._schemas.get((database, collection))) is None or grow(schema, fields) is not schema:
+            self._beat("waiting for a schema")
+            if self._connection.poll(BEAT_S):
+                self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            if self._assigned is not None or self._assignment is None:
+                raise _Reassigned
+        return schema
+
+    def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
+        """The collection's schema, if it was asked for before."""
+        return self._schemas.get((database, collection))
+
+    def _beat(self, doing: str) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_S:
+            self._beat_at = now
+            attempts = self._prefetcher.attempts if self._prefetcher else 0
+            self._send(msg.Heartbeat(self._progress + attempts, doing, time.process_time()))
+
+    def _send(self, message: msg.FromReader) -> None:
+        self._connection.send_bytes(msg.encode(message))
+
+
+class _Registry:
+    """The decoder's view of the schemas: what is known here, and the supervisor for the rest."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def get(self, database: str, collection: str) -> CollectionSchema:
+        """The collection's schema as it stands."""
+        known = self._reader.known_schema(database, collection)
+        return known if known is not None else self._reader.ask_schema(database, collection, ())
+
+    def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
+        """The schema with these fields, now kept."""
+        return self._reader.ask_schema(database, collection, fields)

@@ -1,0 +1,227 @@
+"""Two-phase publish over fsspec: an object is uploaded first, and appears later, at once and whole.
+
+``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is no object before it is
+completed, and what is smaller than a part stays in memory; on a local disk the bytes lie under a hidden name.
+``Upload.publish`` makes the object appear, replacing an earlier one of the same key, and returns when the
+store has acknowledged it. The only room that imports s3fs, and the one that translates its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from engine.config.tree import SinkConfig
+from engine.errors import ConfigError, HeadraceError, TransientError
+
+PART_SIZE = 8 * 2**20
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+_PROBE = "_headrace_probe"
+_numbers = itertools.count()
+
+
+class Upload(Protocol):
+    """One object on its way. A file object for writing, as far as an encoder needs one."""
+
+    def write(self, data: bytes) -> int:
+        """Add bytes."""
+
+    def seal(self) -> None:
+        """Nothing more is written; everything but the publishing is done now."""
+
+    def publish(self) -> None:
+        """Make the object appear."""
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+
+
+class Sink:
+    """Where objects go: a URL, and the file system that it names.
+
+    Raises:
+        ConfigError: no such file system, or it cannot be set up.
+    """
+
+    def __init__(self, config: SinkConfig) -> None:
+        self._url = config.url.rstrip("/")
+        with translated(f"open the sink {self._url}"):
+            options = _s3_options(config) if self._url.startswith(("s3://", "s3a://")) else {}
+            self._fs, self._root = fsspec.core.url_to_fs(self._url, **options)
+
+    def check(self) -> None:
+        """Make sure that objects can be made here, without making one.
+
+        Raises:
+            ConfigError: no such bucket, or no right to it.
+            TransientError: nobody answers.
+        """
+        with translated(f"write to the sink {self._url}"):
+            if isinstance(self._fs, LocalFileSystem):
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+            elif hasattr(self._fs, "call_s3"):
+                bucket = self._root.partition("/")[0]
+                self._fs.call_s3("head_bucket", Bucket=bucket)
+        probe = self.open(_PROBE)
+        probe.write(b"x")
+        if isinstance(probe, StagedUpload):
+            probe.spill()  # to begin a multipart upload takes the right to write
+        probe.discard()
+
+    def open(self, key: str) -> Upload:
+        """Begin an object; ``key`` is relative to the sink's URL."""
+        path = f"{self._root}/{key}"
+        if isinstance(self._fs, LocalFileSystem):
+            return LocalUpload(Path(path))
+        return StagedUpload(self._fs, path)
+
+
+class StagedUpload:
+    """An object in a store whose fsspec files have ``autocommit=False``: s3fs and its like.
+
+    State: the bytes of a small object, or the open file of a large one.
+    """
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._fs = filesystem
+        self._path = path
+        self._small: io.BytesIO | None = io.BytesIO()
+        self._file: Any = None
+
+    def write(self, data: bytes) -> int:
+        """Add bytes; a part that is full is uploaded."""
+        if self._small is not None:
+            self._small.write(data)
+            if self._small.tell() > PART_SIZE:
+                self.spill()
+        else:
+            with translated(f"upload {self._path}"):
+                self._file.write(data)
+        return len(data)
+
+    def spill(self) -> None:
+        """Go from memory to a multipart upload."""
+        assert self._small is not None
+        data, self._small = self._small.getvalue(), None
+        with translated(f"upload {self._path}"):
+            self._file = self._fs.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
+            self._file.write(data)
+            self._file.flush()
+
+    def seal(self) -> None:
+        """Upload the last part, if there are parts."""
+        if self._file is not None:
+            with translated(f"upload {self._path}"):
+                self._file.close()
+
+    def publish(self) -> None:
+        """Complete the multipart upload, or put the small object in one request."""
+        with translated(f"publish {self._path}"):
+            if self._file is not None:
+                self._file.commit()
+            else:
+                assert self._small is not None
+                self._fs.pipe_file(self._path, self._small.getvalue())
+
+    def discard(self) -> None:
+        """Abort the multipart upload, if there is one."""
+        self._small = None
+        if self._file is not None:
+            with contextlib.suppress(HeadraceError), translated(f"abort {self._path}"):
+                self._file.discard()
+            self._file.closed = True  # else it would upload what is left in it when it is collected
+
+
+class LocalUpload:
+    """A file under a hidden name beside its own, until it is renamed.
+
+    fsspec's own two-phase file lies in the system's temporary directory, from where a rename need not be atomic.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._hidden = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
+        with translated(f"write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._hidden.open("wb")
+
+    def write(self, data: bytes) -> int:
+        """Add bytes."""
+        with translated(f"write {self._path}"):
+            return self._file.write(data)
+
+    def seal(self) -> None:
+        """Bring everything to the disk."""
+        with translated(f"write {self._path}"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def publish(self) -> None:
+        """Rename, and bring the rename to the disk; then clear what crashed processes left of this object."""
+        with translated(f"publish {self._path}"):
+            self._hidden.replace(self._path)
+            directory = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+            for stale in self._path.parent.glob(f".{self._path.name}.*.tmp"):
+                stale.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove the hidden file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+            self._hidden.unlink(missing_ok=True)
+
+
+def _s3_options(config: SinkConfig) -> dict[str, Any]:
+    s3 = config.s3
+    options: dict[str, Any] = {
+        "key": s3.access_key or None,
+        "secret": s3.secret_key or None,
+        "endpoint_url": s3.endpoint_url or None,
+        "client_kwargs": {"region_name": s3.region} if s3.region else {},
+        "config_kwargs": {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+        "fixed_upload_size": True,
+    }
+    return options
+
+
+@contextlib.contextmanager
+def translated(operation: str) -> Iterator[None]:
+    """Raise the file system's errors as ours."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise _translate(operation, error) from error
+
+
+def _translate(operation: str, error: Exception) -> HeadraceError:
+    cause = f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    if isinstance(error, ImportError | ValueError):
+        return ConfigError(operation, cause, "Check sink.url; a URL of another kind needs its fsspec package.")
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(operation, cause, "Create the bucket (or directory), or correct sink.url.")
+    if isinstance(error, PermissionError) or name in ("NoCredentialsError", "PartialCredentialsError"):
+        remedy = (
+            "Give credentials by the AWS chain or [sink.s3], with s3:PutObject, s3:AbortMultipartUpload "
+            "and s3:ListBucket."
+        )
+        return ConfigError(operation, cause, remedy)
+    return TransientError(operation, cause, "Is the store up, and sink.s3.endpoint_url right?")

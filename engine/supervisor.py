@@ -1,0 +1,317 @@
+"""The supervisor: the main process, around the coordinator.
+
+It waits on its children's pipes and sentinels and on one pipe for everything else (signals, answers of the
+state store), tells the coordinator what happened, and performs the actions that come back. It blocks on
+nothing: what a child has not yet taken from its pipe is bounded (``core.grants``), and the state store has a
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from types import FrameType
+
+import psutil
+
+from engine import __version__
+from engine.config import Config
+from engine.core import messages as msg
+from engine.core.actions import (
+    Acquire,
+    Action,
+    Child,
+    Exit,
+    GrowSchema,
+    Kill,
+    Log,
+    Release,
+    Renew,
+    Send,
+    Spawn,
+    Write,
+)
+from engine.core.budget import Budget
+from engine.core.coordinator import Coordinator, Settings, Stream
+from engine.core.position import split_time
+from engine.core.restarts import RetryPolicy
+from engine.errors import FatalError, HeadraceError
+from engine.process import ChildProcess, ChildSettings
+from engine.slab import Arena
+from engine.state import open_store
+from engine.state.owner import this_owner
+from engine.state.worker import Answer, StateWorker
+from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry
+
+TICK_S = 0.5
+MEASURE_EVERY_S = 2.0
+STOP_TIMEOUT_S = 5.0
+MESSAGES_AT_ONCE = 64
+
+log = logging.getLogger("headrace")
+
+
+class Supervisor:
+    """Runs one engine to its end.
+
+    Args:
+        specs: the streams.
+        until_caught_up: end when each stream has passed the cluster time of its start.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        budget: Budget,
+        specs: Sequence[msg.StreamSpec],
+        *,
+        until_caught_up: bool = False,
+    ) -> None:
+        self._config = config
+        self._budget = budget
+        retry = config.retry
+        settings = Settings(
+            writers=config.writers.processes,
+            arena_size=budget.arena,
+            lease_ttl_s=config.lease.ttl,
+            retry=RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay),
+            hang_timeout_s=config.supervision.hang_timeout,
+            drain_timeout_s=config.shutdown.timeout,
+            start_at=config.source.start,
+            on_history_lost=config.source.on_history_lost,
+            sink=sink_identity(config),
+            until_caught_up=until_caught_up,
+            memory_limit=budget.limit,
+        )
+        self._coordinator = Coordinator(settings, specs, random.Random())
+        self._child_settings = ChildSettings(config, budget, __version__)
+        self._arena = Arena.create(budget.arena)
+        self._children: dict[Child, ChildProcess] = {}
+        self._answers: deque[Answer] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._signals = 0
+        self._exit: Exit | None = None
+        self._telemetry = Telemetry()
+        self._started_at = time.time()
+        self._memory: dict[str, int] = {}
+        self._measured_at = 0.0
+        self._state: StateWorker | None = None
+
+    def run(self) -> int:
+        """Run until the work is done or cannot go on; the exit code.
+
+        Raises:
+            HeadraceError: why it ended, when that is an error.
+        """
+        if self._config.telemetry.listen:
+            address = self._telemetry.serve(self._config.telemetry.listen)
+            log.info("listening", extra={"fields": {"address": address}})
+        store = open_store(self._config.state)
+        self._state = StateWorker(
+            store, this_owner(), self._config.lease.ttl, self._config.retry, self._take_answer
+        )
+        previous = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._perform(self._coordinator.start(time.monotonic()))
+            while self._exit is None:
+                self._turn()
+        finally:
+            self._end_children()
+            self._state.close(STOP_TIMEOUT_S)
+            self._telemetry.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self._exit.error is not None:
+            raise EngineEnded(self._exit.code, self._exit.error)
+        return self._exit.code
+
+    # --- one turn ----------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        sentinels = {child.process.sentinel: name for name, child in self._children.items()}
+        connections = {child.connection: name for name, child in self._children.items()}
+        ready = wait([*connections, *sentinels, self._wake_read], TICK_S)
+        for each in ready:
+            if each in connections:
+                self._hear(connections[each])
+        for each in ready:
+            if each in sentinels and sentinels[each] in self._children:
+                self._bury(sentinels[each])
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        while self._answers:
+            self._perform(self._answers.popleft()(self._coordinator, time.monotonic()))
+        self._heed_signals()
+        self._measure()
+        self._perform(self._coordinator.tick(time.monotonic()))
+        self._telemetry.status = self._status()
+
+    def _hear(self, name: Child, most: int = MESSAGES_AT_ONCE) -> None:
+        """Take in what a child has said."""
+        child = self._children.get(name)
+        try:
+            while child is not None and most > 0 and child.connection.poll():
+                message = msg.decode_from_child(child.connection.recv_bytes())
+                self._perform(self._coordinator.from_child(name, message, time.monotonic()))
+                most -= 1
+        except (EOFError, ConnectionResetError):
+            pass  # its sentinel tells the rest
+
+    def _bury(self, name: Child) -> None:
+        """A child has ended: hear its last words, then tell the coordinator."""
+        self._hear(name, most=1 << 30)
+        code = self._children.pop(name).close()
+        self._perform(self._coordinator.child_exited(name, code, time.monotonic()))
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._signals += 1
+        self._wake()
+
+    def _heed_signals(self) -> None:
+        if self._signals == 1:
+            self._perform(self._coordinator.shut_down(time.monotonic()))
+        elif self._signals > 1 and self._exit is None:
+            cause = "a second signal came during the drain"
+            error = FatalError("drain", cause, "Nothing is lost: what was not committed is replayed next time.")
+            self._exit = Exit(1, error)
+
+    def _take_answer(self, answer: Answer) -> None:
+        """Called from the state thread."""
+        self._answers.append(answer)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it will be read anyway
+            os.write(self._wake_write, b"x")
+
+    # --- actions -----------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(child, message):
+                    if child in self._children:
+                        self._children[child].send(message)
+                case Spawn(child):
+                    self._children[child] = ChildProcess(
+                        child, self._child_settings, self._arena.fd, self._arena.size
+                    )
+                case Kill(child):
+                    self._children[child].kill()
+                case Acquire() | Renew() | Release() | Write() | GrowSchema():
+                    assert self._state is not None
+                    self._state.do(action)
+                case Log(level, event, fields):
+                    log.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": fields})
+                case Exit():
+                    self._exit = action
+
+    def _end_children(self) -> None:
+        """Children that were told to stop get some time for it; nobody outlives the supervisor."""
+        deadline = time.monotonic() + (STOP_TIMEOUT_S if self._exit and self._signals < 2 else 0.0)
+        while self._children and time.monotonic() < deadline:
+            wait([child.process.sentinel for child in self._children.values()], 0.1)
+            for name in [name for name, child in self._children.items() if not child.process.is_alive()]:
+                self._children.pop(name).close()
+        for child in self._children.values():
+            child.kill()
+            child.close()
+        self._children.clear()
+
+    # --- what is seen from outside -----------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._measured_at < MEASURE_EVERY_S:
+            return
+        self._measured_at = now
+        pids = {"supervisor": os.getpid()}
+        pids |= {str(name): child.process.pid or 0 for name, child in self._children.items()}
+        self._memory = {name: proportional_size(pid) for name, pid in pids.items()}
+        self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
+
+    def _status(self) -> Status:
+        c = self._coordinator
+        return Status(
+            version=__version__,
+            started_at=self._started_at,
+            at=time.time(),
+            draining=c.draining,
+            memory_bytes=sum(self._memory.values()),
+            memory_limit_bytes=self._budget.limit,
+            slab_bytes=c.grants.arena.used,
+            slab_limit_bytes=self._budget.arena,
+            streams=tuple(_stream_status(stream) for stream in c.streams.values()),
+            processes=tuple(self._process_status(child) for child in c.children),
+        )
+
+    def _process_status(self, child: Child) -> ProcessStatus:
+        life = self._coordinator.children[child]
+        process = self._children.get(child)
+        return ProcessStatus(
+            process=str(child),
+            pid=(process.process.pid or 0) if process else 0,
+            ready=life.ready,
+            doing=life.doing,
+            cpu_s=life.cpu_s + life.cpu_s_before,
+            memory_bytes=self._memory.get(str(child), 0),
+            restarts=life.deaths,
+        )
+
+
+class EngineEnded(Exception):
+    """The engine has ended with an error and an exit code."""
+
+    def __init__(self, code: int, error: HeadraceError) -> None:
+        super().__init__(str(error))
+        self.code = code
+        self.error = error
+
+
+def _stream_status(stream: Stream) -> StreamStatus:
+    at, counters = stream.ledger.committed, stream.counters
+    return StreamStatus(
+        stream=stream.name,
+        status=stream.status,
+        reading=stream.assigned,
+        committed_token=at.token if at else "",
+        committed_cluster_time=at.time if at else 0,
+        committed_seq=stream.ledger.committed_seq,
+        lag_s=round(max(0.0, time.time() - split_time(at.time)[0]), 1) if at and at.time else 0.0,
+        events_read=counters.events_read,
+        events_committed=counters.events_committed,
+        bytes_read=counters.bytes_read,
+        bytes_landed=counters.bytes_landed,
+        objects=counters.objects,
+        segments=counters.segments,
+        segments_in_flight=stream.ledger.in_flight,
+        dead_letters=counters.dead_letters,
+        restarts=counters.restarts,
+        held_by=stream.held_by,
+        error=str(stream.error) if stream.error else "",
+    )
+
+
+def sink_identity(config: Config) -> str:
+    """Where objects go and how their keys and contents are made: what a replay must find unchanged."""
+    sink = config.sink
+    return f"{sink.url.rstrip('/')} partition_by={sink.partition_by} prefix_shards={sink.prefix_shards}"
+
+
+def proportional_size(pid: int) -> int:
+    """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone."""
+    try:
+        info = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, "pss", info.rss))

@@ -1,0 +1,304 @@
+"""The writer process: slabs to objects.
+
+One loop: take a message, do what it says, beat. State: the segments that are being built or are sealed, each
+with its objects. Owner: the loop. A segment whose work fails is discarded and reported; the coordinator has
+it replayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.config.tree import Config
+from engine.core import messages as msg
+from engine.core.naming import object_key, partition_of_seconds
+from engine.core.position import split_time, token_time
+from engine.core.schema import CollectionSchema
+from engine.decode.schema import arrow_schema
+from engine.encode.deadletter import DeadLetterFile
+from engine.encode.parquet import SUFFIX, ParquetFile
+from engine.errors import HeadraceError
+from engine.failpoints import failpoint
+from engine.process import ChildSettings, send_failure
+from engine.sink import Sink, Upload
+from engine.slab import Arena, Content, read_slab
+
+BEAT_S = 1.0
+ROW_GROUP_BYTES = 64 * 2**20
+PUBLISH_THREADS = 8
+
+
+class ObjectBuild:
+    """One object being built: what was collected for the next row group, and the file behind it."""
+
+    def __init__(self, name: msg.ObjectName, upload: Upload, schema: CollectionSchema, config: Config) -> None:
+        self.name = name
+        self.upload = upload
+        self.schema = schema
+        self._config = config
+        self._file: ParquetFile | DeadLetterFile | None = None
+        self._pending: list[pa.RecordBatch] = []
+        self.pending_bytes = 0
+        self.rows = 0
+        self.size = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Collect rows."""
+        self._pending.append(batch)
+        self.pending_bytes += batch.nbytes
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Write what was collected as a row group."""
+        if not self._pending:
+            return
+        self._open().write(self._pending)
+        self._pending, self.pending_bytes = [], 0
+
+    def _open(self) -> ParquetFile | DeadLetterFile:
+        if self._file is None:
+            if self.name.dead_letter:
+                self._file = DeadLetterFile(self)
+            else:
+                self._file = ParquetFile(self, arrow_schema(self.schema), self._config.sink)
+        return self._file
+
+    def write(self, data: bytes) -> int:
+        """Called by the encoder: bytes for the upload."""
+        self.size += len(data)
+        return self.upload.write(data)
+
+    def seal(self, facts: dict[str, str]) -> None:
+        """Write everything, footer included, without making it visible."""
+        self.flush()
+        self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
+        self.upload.seal()
+
+
+class SegmentBuild:
+    """One segment being built: its objects by key."""
+
+    def __init__(self, stream: str, seq: int, sink: Sink, config: Config) -> None:
+        self._stream = stream
+        self._seq = seq
+        self._sink = sink
+        self._config = config
+        self.objects: dict[str, ObjectBuild] = {}
+
+    def add(self, content: Content, batch: pa.RecordBatch) -> None:
+        """Put the rows of one collection where their times say."""
+        if content.dead_letters:
+            name = self._name(content.database, content.collection, "none", dead_letter=True)
+            self._object(name, content.schema).add(batch)
+            return
+        for partition, part in _by_partition(batch, self._config.sink.partition_by):
+            name = self._name(content.database, content.collection, partition)
+            self._object(name, content.schema).add(part)
+
+    def _name(
+        self, database: str, collection: str, partition: str, *, dead_letter: bool = False
+    ) -> msg.ObjectName:
+        key = object_key(
+            self._stream,
+            self._seq,
+            database,
+            collection,
+            partition,
+            shards=self._config.sink.prefix_shards,
+            suffix=DeadLetterFile.suffix if dead_letter else SUFFIX,
+            dead_letter=dead_letter,
+        )
+        return msg.ObjectName(key, database, collection, dead_letter)
+
+    def _object(self, name: msg.ObjectName, schema: CollectionSchema) -> ObjectBuild:
+        build = self.objects.get(name.key)
+        if build is None:
+            build = ObjectBuild(name, self._sink.open(name.key), schema, self._config)
+            self.objects[name.key] = build
+        assert build.schema.version == schema.version or name.dead_letter, "the reader cuts where a schema grows"
+        return build
+
+    def pending(self) -> Iterator[ObjectBuild]:
+        """The objects that have collected rows."""
+        return (build for build in self.objects.values() if build.pending_bytes)
+
+    def seal(self, intent: msg.Intent, version: str) -> None:
+        """Finish all objects, and those that an earlier attempt may have made, with or without rows."""
+        for name in intent.objects:
+            if name.key not in self.objects:
+                self._object(name, CollectionSchema())
+        facts = {
+            "headrace.stream": self._stream,
+            "headrace.seq": str(self._seq),
+            "headrace.first_token": intent.first_token,
+            "headrace.last_token": intent.end.token,
+            "headrace.version": version,
+        }
+        for build in self.objects.values():
+            build.seal(facts)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        for build in self.objects.values():
+            build.upload.discard()
+
+
+class Writer:
+    """The loop of one writer process."""
+
+    def __init__(self, settings: ChildSettings, connection: Connection, arena: Arena) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._arena = arena
+        self._sink = Sink(settings.config.sink)
+        self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
+        self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
+        self._progress = 0
+        self._beat_at = 0.0
+
+    def run(self) -> None:
+        """Until told to stop."""
+        self._sink.check()
+        self._send(msg.WriterReady())
+        while True:
+            self._beat("waiting")
+            if not self._connection.poll(BEAT_S):
+                continue
+            message = msg.decode_to_child(self._connection.recv_bytes())
+            if isinstance(message, msg.Stop):
+                break
+            self._handle(message)
+            self._progress += 1
+        for segment in self._segments.values():
+            segment.discard()
+        self._pool.shutdown(wait=False)
+
+    def _handle(self, message: msg.ToChild) -> None:
+        match message:
+            case msg.Batch(stream, generation, seq):
+                self._guarded(message, stream, generation, seq)
+            case msg.Seal(stream, generation, intent):
+                self._guarded(message, stream, generation, intent.seq)
+            case msg.Publish(stream, generation, seq):
+                self._guarded(message, stream, generation, seq)
+            case msg.Abandon(stream, generation):
+                for key in [key for key in self._segments if key[0] == stream and key[1] < generation]:
+                    self._segments.pop(key).discard()
+            case msg.FlushBuffers():
+                self._flush_pending(0)
+            case _:
+                raise AssertionError(message)
+
+    def _guarded(
+        self, message: msg.Batch | msg.Seal | msg.Publish, stream: str, generation: int, seq: int
+    ) -> None:
+        """Work for one segment; its failure ends the segment, not the process."""
+        key = stream, generation, seq
+        try:
+            match message:
+                case msg.Batch():
+                    self._add(key, message)
+                case msg.Seal():
+                    self._seal(key, message.intent)
+                case msg.Publish():
+                    self._publish(key)
+        except HeadraceError as error:
+            if (segment := self._segments.pop(key, None)) is not None:
+                segment.discard()
+            send_failure(self._connection, error, stream, generation)
+
+    def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
+        contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
+        self._send(msg.SlabFreed(batch.offset))
+        segment = self._segments.get(key)
+        if segment is None:
+            segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
+            self._segments[key] = segment
+        for content, rows in contents:
+            segment.add(content, rows)
+        for build in list(segment.pending()):
+            if build.pending_bytes >= ROW_GROUP_BYTES:
+                build.flush()
+        self._flush_pending(self._settings.budget.writer_pending)
+
+    def _flush_pending(self, most_bytes: int) -> None:
+        """Write row groups early until at most so many bytes are collected in this process."""
+        pending = [build for segment in self._segments.values() for build in segment.pending()]
+        pending.sort(key=lambda build: build.pending_bytes)
+        total = sum(build.pending_bytes for build in pending)
+        while pending and total > most_bytes:
+            build = pending.pop()
+            total -= build.pending_bytes
+            build.flush()
+            self._progress += 1
+            self._beat("flushing")
+
+    def _seal(self, key: tuple[str, int, int], intent: msg.Intent) -> None:
+        failpoint("before_seal")
+        segment = self._segments.get(key)
+        if segment is None:
+            segment = self._segments[key] = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
+        segment.seal(intent, self._settings.version)
+        objects = tuple(sorted(build.name for build in segment.objects.values()))
+        letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
+        size = sum(build.size for build in segment.objects.values())
+        self._send(msg.Sealed(*key, objects, intent.rows, size, letters))
+        failpoint("after_seal")
+
+    def _publish(self, key: tuple[str, int, int]) -> None:
+        segment = self._segments[key]
+        uploads = [build.upload for build in segment.objects.values()]
+        failpoint("before_publish")
+        for done in [self._pool.submit(upload.publish) for upload in uploads]:
+            done.result()
+            self._progress += 1
+            self._beat("publishing")
+        failpoint("after_publish")
+        del self._segments[key]
+        failpoint("before_acknowledge")
+        self._send(msg.Published(*key))
+        failpoint("after_acknowledge")
+
+    def _beat(self, doing: str) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_S:
+            self._beat_at = now
+            self._send(msg.Heartbeat(self._progress, doing, time.process_time()))
+
+    def _send(self, message: msg.FromWriter) -> None:
+        self._connection.send_bytes(msg.encode(message))
+
+
+def _by_partition(batch: pa.RecordBatch, partition_by: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of each event-time partition, in order."""
+    if partition_by in ("collection", "none"):
+        yield partition_by, batch
+        return
+    unit_s = 3600 if partition_by == "hour" else 86400
+    buckets = _event_seconds(batch) // unit_s
+    values = np.unique(buckets)
+    for bucket in values.tolist():
+        partition = partition_of_seconds(bucket * unit_s, partition_by)  # type: ignore[arg-type]
+        yield partition, batch if len(values) == 1 else batch.filter(pa.array(buckets == bucket))
+
+
+def _event_seconds(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The cluster time of each row, in seconds since 1970; from the token where a pipeline took it away."""
+    names = batch.schema.names
+    times = batch.column("_cdc_cluster_time") if "_cdc_cluster_time" in names else None
+    if times is not None and not times.null_count:
+        return np.asarray(times.cast(pa.int64()).to_numpy()) // 1000
+    tokens = batch.column("_cdc_token").to_pylist()
+    given = times.cast(pa.int64()).to_pylist() if times is not None else [None] * len(tokens)
+    seconds = [
+        split_time(token_time(token or "") or 0)[0] if milliseconds is None else milliseconds // 1000
+        for token, milliseconds in zip(tokens, given, strict=True)
+    ]
+    return np.array(seconds, np.int64)
