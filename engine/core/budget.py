@@ -74,6 +74,7 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     Raises:
         ConfigError: it cannot hold what these processes need at least; the sum is in the message.
     """
+    limit = int(limit)
     least = Budget(limit, LEAST_ARENA, LEAST_REPLY, LEAST_PENDING, readers, writers)
     needed = sum(size for _, size in least.terms())
     if needed > limit:

@@ -289,7 +289,7 @@ class _Scan:
         part = Part(self._row_numbers(chosen), at, stop, payload)
         self.found.setdefault((kind, header.name), []).append(part)
         if chosen is None:
-            self.position, self.window = stop, view.windows[stop]
+            self.position, self.window = stop.copy(), view.windows[stop]  # the part keeps its own
             self._look()
         else:
             self.position[chosen] = stop
@@ -312,7 +312,6 @@ class _Scan:
         rows = self._row_numbers(local)
         assert rows is not None
         self.odd(rows)
-        self.position = self.position.copy()
         self.position[local] = self.last[local] = -1
         self.window[local] = np.zeros(len(local), self.window.dtype)
 

@@ -1,0 +1,36 @@
+"""Fixtures: the local servers, once per session, and what each test puts on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[LocalStack]:
+    """One replica set member, one S3 server, one Valkey."""
+    with LocalStack() as servers:
+        yield servers
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test uses: for databases, prefixes in the bucket, prefixes in the state store."""
+    return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+def mongo(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A client of the replica set."""
+    assert stack.mongo is not None
+    client: MongoClient[dict[str, Any]] = MongoClient(stack.mongo.uri)
+    yield client
+    client.close()

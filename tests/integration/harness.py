@@ -1,0 +1,279 @@
+"""An engine as a process, the lake as tokens per object, and a plain driver's change stream beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bson.timestamp import Timestamp
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+from engine.local.servers import free_ports
+
+
+@dataclass
+class EngineConfig:
+    """A configuration for one test, written to a file; small segments, short leases."""
+
+    stack: LocalStack
+    directory: Path
+    name: str
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.stack.mongo is not None
+        s3 = self.stack.s3
+        (self.port,) = free_ports(1)
+        defaults: dict[str, dict[str, Any]] = {
+            "source": {"uri": self.stack.mongo.uri, "database": self.name, "collections": ["orders"], "start": "earliest"},
+            "sink": {"url": f"s3://{self.stack.bucket}/{self.name}"},
+            "sink.s3": {
+                "endpoint_url": s3.endpoint_url,
+                "access_key": s3.access_key,
+                "secret_key": s3.secret_key,
+                "region": "us-east-1",
+            },
+            "batch": {"rows": 500, "interval": "500ms"},
+            "state": {"url": self.stack.valkey.url, "prefix": self.name},
+            "lease": {"ttl": "2s"},
+            "retry": {"initial_delay": "100ms", "max_delay": "1s"},
+            "telemetry": {"listen": f"127.0.0.1:{self.port}", "log_level": "debug"},
+        }
+        for section, values in self.sections.items():
+            defaults.setdefault(section, {}).update(values)
+        self.sections = defaults
+        self.path = self.directory / f"{self.name}.toml"
+        self.write()
+
+    def set(self, section: str, **values: Any) -> None:
+        """Change keys, and the file."""
+        self.sections.setdefault(section, {}).update(values)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file."""
+        lines = []
+        for section, values in self.sections.items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
+        self.path.write_text("\n".join(lines) + "\n")
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {toml_value(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(value)
+
+
+class Engine:
+    """One engine process and its children."""
+
+    def __init__(self, config: EngineConfig, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.log_path = config.path.with_suffix(".log")
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "engine", "--config", str(config.path), *arguments],
+                stdout=log,
+                stderr=log,
+                env=os.environ | dict(environment or {}),
+                process_group=0,
+            )
+
+    def status(self) -> dict[str, Any] | None:
+        """What /status says; None while nobody answers."""
+        try:
+            url = f"http://127.0.0.1:{self.config.port}/status"
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return json.load(answer)  # type: ignore[no-any-return]
+        except OSError:
+            return None
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60) -> dict[str, Any]:
+        """Wait until the status fulfils a condition."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = self.status()
+            if status and condition(status):
+                return status
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.log_tail()}"
+            time.sleep(0.05)
+        raise AssertionError(f"{what}: not within {timeout_s} s: {self.log_tail()}")
+
+    def wait_reading(self) -> dict[str, Any]:
+        """Wait until all streams are being read."""
+        return self.wait_for(
+            lambda status: bool(status["streams"]) and all(each["reading"] for each in status["streams"]), "reading"
+        )
+
+    def pids(self, role: str) -> list[int]:
+        """The pids of the ready children of a role."""
+        status = self.status() or {"processes": []}
+        return [each["pid"] for each in status["processes"] if each["process"].startswith(role) and each["ready"]]
+
+    def kill_tree(self) -> None:
+        """SIGKILL everything at once."""
+        kill_all([self.process.pid, *(child.pid for child in self._children())])
+        self.process.wait()
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill_supervisor(self) -> list[int]:
+        """SIGKILL the supervisor alone; the children that it leaves."""
+        children = [child.pid for child in self._children()]
+        kill_all([self.process.pid])
+        self.process.wait()
+        return children
+
+    def end(self, timeout_s: float = 60) -> int:
+        """Wait for the end; the exit code."""
+        return self.process.wait(timeout_s)
+
+    def terminate(self, timeout_s: float = 60) -> int:
+        """SIGTERM, and wait for the end; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.end(timeout_s)
+
+    def log(self) -> str:
+        """Everything that was logged."""
+        return self.log_path.read_text(errors="replace")
+
+    def log_tail(self, size: int = 4000) -> str:
+        """The end of the log."""
+        return self.log()[-size:]
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill_tree()
+
+
+def kill_all(pids: Sequence[int]) -> None:
+    """SIGKILL, whoever is still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def run_engine(config: EngineConfig, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run an engine to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *arguments, "--config", str(config.path)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def catch_up(config: EngineConfig) -> None:
+    """Run an engine until it has caught up."""
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+class Lake:
+    """The objects below a prefix, with the tokens in each; reads an object again only when it has changed."""
+
+    def __init__(self, stack: LocalStack, prefix: str) -> None:
+        self._fs = stack.s3.filesystem()
+        self._root = f"{stack.bucket}/{prefix}"
+        self._known: dict[str, tuple[str, list[str]]] = {}
+
+    def keys(self) -> list[str]:
+        """The keys of all objects below the prefix."""
+        return sorted(self._find())
+
+    def _find(self) -> dict[str, str]:
+        found: dict[str, Any] = self._fs.find(self._root, detail=True)
+        return {path.removeprefix(self._root + "/"): info["ETag"] for path, info in found.items()}
+
+    def tokens(self) -> dict[str, list[str]]:
+        """The tokens of each Parquet object."""
+        result = {}
+        for key, etag in self._find().items():
+            if not key.endswith(".parquet"):
+                continue
+            known = self._known.get(key)
+            if known is None or known[0] != etag:
+                known = etag, self.table(key, ["_cdc_token"]).column(0).to_pylist()
+                self._known[key] = known
+            result[key] = known[1]
+        return result
+
+    def table(self, key: str, columns: list[str] | None = None) -> pa.Table:
+        """One object."""
+        with self._fs.open(f"{self._root}/{key}", "rb") as file:
+            return pq.ParquetFile(file).read(columns=columns)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of all objects, in the order of their tokens."""
+        found = [row for key in self.keys() if key.endswith(".parquet") for row in self.table(key).to_pylist()]
+        return sorted(found, key=lambda row: row["_cdc_token"] or "")
+
+    def check_no_token_twice(self) -> set[str]:
+        """All tokens; complains when one is in two objects, or twice in one."""
+        seen: dict[str, str] = {}
+        for key, tokens in self.tokens().items():
+            for token in tokens:
+                assert token not in seen, f"{token} is in {seen[token]} and in {key}"
+                seen[token] = key
+        return set(seen)
+
+
+class PlainStream:
+    """An independent change stream of a database, read by the plain driver in a thread."""
+
+    def __init__(self, client: MongoClient[dict[str, Any]], database: str, start: Timestamp) -> None:
+        self.tokens: list[str] = []
+        self._stopped = threading.Event()
+        self._stream = client[database].watch(start_at_operation_time=start, max_await_time_ms=200)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            event = self._stream.try_next()
+            if event is not None:
+                self.tokens.append(event["_id"]["_data"])
+            elif self._stopped.is_set():
+                return
+
+    def stop(self) -> set[str]:
+        """All tokens, when nothing more comes."""
+        self._stopped.set()
+        self._thread.join()
+        self._stream.close()
+        assert len(set(self.tokens)) == len(self.tokens)
+        return set(self.tokens)
+
+
+def operation_time(client: MongoClient[dict[str, Any]]) -> Timestamp:
+    """The server's latest cluster time."""
+    stamp: Timestamp = client.admin.command("hello")["operationTime"]
+    return stamp

@@ -1,0 +1,105 @@
+"""Kill anything at any time: no token is ever in two objects, and at the end none is missing."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from engine.failpoints import POINTS, VARIABLE
+from engine.local import LocalStack
+from tests.integration import workload
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, kill_all, operation_time
+
+KILLS = 32
+COLLECTIONS = ["orders", "items"]
+
+
+@pytest.fixture
+def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    return EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
+
+
+@contextmanager
+def writing(stack: LocalStack, database: str, seed: int) -> Iterator[None]:
+    """The workload runs meanwhile."""
+    assert stack.mongo is not None
+    arguments = [sys.executable, workload.__file__, stack.mongo.uri, database, str(seed), *COLLECTIONS]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield
+    finally:
+        out, _ = process.communicate()
+        assert process.returncode == 0
+        assert int(out) > 100
+
+
+def test_killed_at_random(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
+) -> None:
+    rng = random.Random(1)
+    lake = Lake(stack, config.name)
+    plain = PlainStream(mongo, config.name, operation_time(mongo))
+    engine: Engine | None = None
+    kills: dict[str, int] = {}
+    orphans: list[int] = []
+    with writing(stack, config.name, seed=1):
+        while sum(kills.values()) < KILLS:
+            if engine is None:
+                engine = Engine(config)
+            time.sleep(rng.random() * 2.5)
+            victim = rng.choice(["tree", "supervisor", "reader", "writer"])
+            if victim == "tree":
+                engine.kill_tree()
+                engine = None
+            elif victim == "supervisor":
+                orphans += engine.kill_supervisor()
+                engine = None
+            elif pids := engine.pids(victim):
+                kill_all([rng.choice(pids)])
+            else:
+                continue
+            kills[victim] = kills.get(victim, 0) + 1
+            if rng.random() < 0.5:
+                lake.check_no_token_twice()
+        if engine is not None:
+            engine.kill_tree()
+    catch_up(config)
+    expected = plain.stop()
+    assert lake.check_no_token_twice() == expected
+    assert len(expected) > 1000
+    assert set(kills) == {"tree", "supervisor", "reader", "writer"}
+    kill_all(orphans)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_failpoint(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, point: str
+) -> None:
+    """The process that reaches the point dies there, each time a bit later; the next engine has no failpoint."""
+    lake = Lake(stack, config.name)
+    plain = PlainStream(mongo, config.name, operation_time(mongo))
+    dies_in_writer = point.split("_")[1] in ("seal", "publish", "acknowledge")
+    with writing(stack, config.name, seed=2):
+        for times in (1, 3):
+            with Engine(config, environment={VARIABLE: f"{point}:{times}"}) as engine:
+                if dies_in_writer:
+                    engine.wait_for(
+                        lambda status: sum(each["restarts"] for each in status["processes"]) > 0, "a writer dies"
+                    )
+                    time.sleep(0.5)
+                else:
+                    assert engine.end() == -9
+            lake.check_no_token_twice()
+    catch_up(config)
+    expected = plain.stop()
+    assert lake.check_no_token_twice() == expected
+    assert len(expected) > 100
