@@ -245,5 +245,5 @@ def _connect_sentinel(url: str, common: dict[str, Any]) -> redis.Redis:
         "socket_timeout": TIMEOUT_S,
     }
     sentinel = Sentinel(addresses, sentinel_kwargs=sentinel_options, **common)  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(service, single_connection_client=True)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(service)  # type: ignore[no-untyped-call]
     return client

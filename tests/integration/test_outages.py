@@ -1,0 +1,83 @@
+"""Each server goes away and comes back, while events keep coming: nothing is lost, and no hand is needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from engine.local import LocalStack, Process
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
+
+OUTAGE_S = 4.0
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[LocalStack]:
+    """Servers of our own, to be broken."""
+    with LocalStack() as stack:
+        yield stack
+
+
+@contextmanager
+def inserting(uri: str, database: str) -> Iterator[None]:
+    """Inserts go on meanwhile, as far as there is a server."""
+    stopped = threading.Event()
+
+    def run() -> None:
+        with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=500) as client:
+            while not stopped.is_set():
+                try:
+                    client[database].orders.insert_many([{"text": "x" * 100} for _ in range(20)])
+                except PyMongoError:
+                    pass
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+@pytest.mark.parametrize("server", ["mongo", "s3", "state"])
+def test_away_and_back(servers: LocalStack, tmp_path: Path, unique: str, server: str, how: str) -> None:
+    assert servers.mongo is not None
+    process: Process = {
+        "mongo": servers.mongo.members[0],
+        "s3": servers.s3.process,
+        "state": servers.valkey.process,
+    }[server]
+    config = EngineConfig(servers, tmp_path, unique, {"lease": {"ttl": "30s"}})
+    lake = Lake(servers, unique)
+    with MongoClient[dict[str, Any]](servers.mongo.uri) as client:
+        start = operation_time(client)
+        with Engine(config) as engine, inserting(servers.mongo.uri, unique):
+            engine.wait_for(lambda status: status["streams"][0]["events_committed"] > 100, "first events")
+            if how == "killed":
+                process.kill()
+                time.sleep(OUTAGE_S)
+                process.start()
+            else:
+                process.pause()
+                time.sleep(OUTAGE_S)
+                process.resume()
+            before = engine.wait_for(lambda status: bool(status["streams"]), "status")
+            committed = before["streams"][0]["events_committed"]
+            engine.wait_for(lambda status: status["streams"][0]["events_committed"] > committed + 200, "goes on")
+            lake.check_no_token_twice()
+            assert engine.terminate() == 0
+        catch_up(config)
+        plain = PlainStream(client, unique, start)
+        time.sleep(1)
+        assert lake.check_no_token_twice() == plain.stop()

@@ -1,0 +1,64 @@
+"""Two engines on one stream: one runs, the other waits; whoever is paused past its lease has lost it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
+from tests.integration.test_kill import COLLECTIONS, writing
+
+
+def second_engine_config(config: EngineConfig) -> EngineConfig:
+    """The same configuration for another process: only the port for HTTP differs."""
+    directory = config.directory / "second"
+    directory.mkdir(exist_ok=True)
+    other = EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
+    return other
+
+
+def test_paused_past_its_lease_and_taken_over(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str
+) -> None:
+    config = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
+    lake = Lake(stack, unique)
+    plain = PlainStream(mongo, unique, operation_time(mongo))
+    with Engine(config) as first, Engine(second_engine_config(config)) as second:
+        with writing(stack, unique, seed=3):
+            time.sleep(0)
+            first_reads = None
+            while first_reads is None:
+                for engine, other in ((first, second), (second, first)):
+                    status = engine.status()
+                    if status and status["streams"] and all(each["reading"] for each in status["streams"]):
+                        first_reads, waits = engine, other
+                        break
+                time.sleep(0.1)
+            time.sleep(2)
+            waiting = waits.status()
+            assert waiting is not None
+            assert not any(each["reading"] for each in waiting["streams"])
+            assert "another engine runs this stream; waiting for its lease" in waits.log()
+            # The whole engine, children included, stops in the middle of its work.
+            os.killpg(first_reads.process.pid, signal.SIGSTOP)
+            waits.wait_reading()
+            time.sleep(3)
+            os.killpg(first_reads.process.pid, signal.SIGCONT)
+            time.sleep(3)
+            lake.check_no_token_twice()
+            status = first_reads.status()
+            assert status is not None
+            assert not any(each["reading"] for each in status["streams"])
+            assert "lost the lease: another engine has taken this stream over" in first_reads.log()
+        assert waits.terminate() == 0
+        # The one that lost goes on where the other has stopped.
+        first_reads.wait_reading()
+        assert first_reads.terminate() == 0
+    catch_up(config)
+    assert lake.check_no_token_twice() == plain.stop()
