@@ -12,7 +12,8 @@ from pathlib import Path
 
 from engine import __version__
 from engine.config import Config, load
-from engine.errors import ConfigError, HeadraceError, Redactor
+from engine.core.messages import StreamSpec
+from engine.errors import ConfigError, HeadraceError, Redactor, TransientError
 
 _COMMANDS = ("run", "check", "state")
 _EPILOG = """\
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.act(config, options))
     except HeadraceError as error:
         print(f"headrace: {redact(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ConfigError | TransientError) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -82,15 +83,22 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: Config, options: argparse.Namespace) -> int:
     from engine.core.budget import divide
     from engine.core.plan import plan_streams
+    from engine.handover import hand_over
     from engine.logs import configure_logging
     from engine.supervisor import EngineEnded, Supervisor
 
     configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
-    budget = divide(config.memory.limit, len(specs), config.writers.processes)
-    supervisor = Supervisor(config, budget, specs, until_caught_up=options.until_caught_up)
+    divide(config.memory.limit, len(specs), config.writers.processes)
+
+    def run_to_end(former: Sequence[StreamSpec]) -> int:
+        supervisor = Supervisor(config, former, until_caught_up=True)
+        return supervisor.until if supervisor.run() == 0 and not supervisor.interrupted else 0
+
     try:
-        return supervisor.run()
+        if not hand_over(config, specs, run_to_end):
+            return 0
+        return Supervisor(config, specs, until_caught_up=options.until_caught_up).run()
     except EngineEnded as ended:
         print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
         return ended.code

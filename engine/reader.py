@@ -22,17 +22,17 @@ from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
 from engine.process import ChildSettings, send_failure
+from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.slab import Arena, Content, SlabPlan
 from engine.source.change_stream import ChangeStream
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply
-from engine.source.session import connect, server_time, starting_position, survey
+from engine.source.session import connect, starting_position, survey
 
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
 CHUNK_ROWS = 16_384
 ARENA_SHARE = 8
-CONNECT_ATTEMPTS = 3
 
 log = logging.getLogger("headrace")
 
@@ -44,12 +44,12 @@ class _Reassigned(Exception):
 class Assignment:
     """One stream being read, from one ``Assign`` to the next."""
 
-    def __init__(self, assign: msg.Assign, start: Position, until: int, limits: Limits) -> None:
+    def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
         self.spec = assign.spec
         self.generation = assign.generation
         self.replay_only = assign.replay_only
-        self.until = until
-        self.segmenter = Segmenter(limits, assign.next_seq, assign.replay, until, start)
+        self.until = assign.until
+        self.segmenter = Segmenter(limits, assign.next_seq, assign.replay, assign.until, start)
         self.scanned = start
         self.versions: dict[tuple[str, str], int] = {}
         self.finishing = False
@@ -80,7 +80,8 @@ class Reader:
 
     def run(self) -> None:
         """Until told to stop."""
-        self._send(self._survey())
+        retry = retrying(self._settings.config.retry, attempts=FIRST_ATTEMPTS, what="MongoDB")
+        self._send(retry(survey, self._client))
         while not self._stopping:
             try:
                 self._turn()
@@ -88,15 +89,6 @@ class Reader:
                 pass
             except HeadraceError as error:
                 self._fail(error)
-
-    def _survey(self) -> msg.ReaderReady:
-        for attempt in range(CONNECT_ATTEMPTS):
-            try:
-                return survey(self._client)
-            except TransientError:
-                if attempt == CONNECT_ATTEMPTS - 1:
-                    raise
-        raise AssertionError
 
     def _turn(self) -> None:
         """One turn: begin an assignment, or take what there is, or wait for something to come."""
@@ -158,11 +150,10 @@ class Reader:
         try:
             if start is None:
                 start = starting_position(self._client, assign.start_at)
-            until = server_time(self._client) if assign.until < 0 else assign.until
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
             return
-        self._assignment = Assignment(assign, start, until, self._limits)
+        self._assignment = Assignment(assign, start, self._limits)
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
         stream = ChangeStream(self._client, assign.spec, start, reply_size=self._settings.budget.reply)
         self._prefetcher = Prefetcher(stream, config.retry)

@@ -38,7 +38,7 @@ from engine.core.actions import (
     Spawn,
     Write,
 )
-from engine.core.budget import Budget
+from engine.core.budget import divide
 from engine.core.coordinator import Coordinator, Settings, Stream
 from engine.core.position import split_time
 from engine.core.restarts import RetryPolicy
@@ -69,13 +69,12 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        budget: Budget,
         specs: Sequence[msg.StreamSpec],
         *,
         until_caught_up: bool = False,
     ) -> None:
         self._config = config
-        self._budget = budget
+        self._budget = budget = divide(config.memory.limit, len(specs), config.writers.processes)
         retry = config.retry
         settings = Settings(
             writers=config.writers.processes,
@@ -105,6 +104,16 @@ class Supervisor:
         self._memory: dict[str, int] = {}
         self._measured_at = 0.0
         self._state: StateWorker | None = None
+
+    @property
+    def until(self) -> int:
+        """The cluster time that all streams have been read up to, if that was wanted."""
+        return self._coordinator.until
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before its work was done."""
+        return self._coordinator.draining
 
     def run(self) -> int:
         """Run until the work is done or cannot go on; the exit code.

@@ -81,7 +81,7 @@ class Settings(Struct, frozen=True):
 
     Attributes:
         sink: where objects go and how they are laid out; must not change under an outstanding intent.
-        until_caught_up: finish each stream once it has passed the cluster time seen at its start.
+        until_caught_up: finish each stream behind the cluster time that was the server's at the start.
     """
 
     writers: int
@@ -154,6 +154,8 @@ class Stream(Struct):
 class Coordinator:
     """Decides; see the module's docstring.
 
+    State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever).
+
     Args:
         specs: the streams, each with a reader of its own.
         rng: for the jitter of delays.
@@ -181,6 +183,7 @@ class Coordinator:
         self._ticked_at = 0.0
         self._squeezed_at = -SQUEEZE_EVERY_S
         self._deployment = ""
+        self.until = 0
         self.draining = False
         self._drain_until = 0.0
         self._exiting: Exit | None = None
@@ -250,7 +253,7 @@ class Coordinator:
         stream = self.streams[name]
         stream.lease, stream.held_by = "held", ""
         stream.record = record = records.read_record(fields)
-        stream.ledger = Ledger(record.position, record.seq, record.intents)
+        stream.ledger = Ledger(None if record.closed else record.position, record.seq, record.intents)
         if record.intents and record.sink != self.settings.sink:
             cause = (
                 f"{len(record.intents)} segment(s) may have been published to {record.sink}, "
@@ -329,6 +332,8 @@ class Coordinator:
             case ReaderReady():
                 self.children.became_ready(stream.reader, now)
                 self._deployment = message.deployment
+                if self.settings.until_caught_up and not self.until:
+                    self.until = message.server_time
                 return []
             case SchemaWanted():
                 return [GrowSchema(stream.reader, message.database, message.collection, message.fields)]
@@ -373,7 +378,7 @@ class Coordinator:
         dropped = tuple(map(records.intent_field, stream.dropped))
         stream.dropped = ()
         put = begin.put | {"seq": str(stream.ledger.committed_seq)}
-        return [self._write(stream, records.Change(put, dropped))]
+        return [self._write(stream, records.Change(put, (*begin.remove, *dropped)))]
 
     def _on_batch(self, stream: Stream, message: BatchReady) -> list[Action]:
         segment = stream.ledger.segments.get(message.seq)
@@ -503,7 +508,7 @@ class Coordinator:
             start_at=stream.start_at,
             next_seq=ledger.committed_seq + 1,
             replay=replay,
-            until=-1 if self.settings.until_caught_up else 0,
+            until=self.until,
             replay_only=former is not None,
         )
         stream.assigned, stream.reading_done, stream.ended_at = True, False, None

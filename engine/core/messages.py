@@ -77,7 +77,7 @@ class Assign(Struct, frozen=True, tag=True):
         start_at: ``now``, ``earliest``, or an RFC 3339 time.
         next_seq: the number of the first segment.
         replay: intents to cut at, in order, beginning with ``next_seq``.
-        until: stop after this cluster time; 0 for never, -1 for the server's present time.
+        until: stop after the last event of this cluster time; 0 for never.
         replay_only: stop after the last intent.
     """
 

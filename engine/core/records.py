@@ -10,6 +10,8 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 | ``position`` | the committed position, as JSON |
 | ``seq`` | the last committed segment |
 | ``rows`` | events committed so far |
+| ``closed`` | ``1`` when other streams have taken over what this one covered |
+| ``handover`` | the last handover that this record took part in |
 | ``updated`` | when the record was last written: seconds since 1970 |
 | ``intent:<seq>`` | one for each segment that may have been published and is not committed |
 """
@@ -37,6 +39,8 @@ class StreamRecord(Struct, frozen=True):
     position: Position | None = None
     seq: int = 0
     rows: int = 0
+    closed: bool = False
+    handover: str = ""
     updated: float = 0.0
     intents: tuple[Intent, ...] = ()
 
@@ -58,6 +62,8 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
         seq=int(fields.get("seq", "0")),
         rows=int(fields.get("rows", "0")),
+        closed=fields.get("closed") == "1",
+        handover=fields.get("handover", ""),
         updated=float(fields.get("updated", "0")),
         intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
     )
@@ -68,13 +74,12 @@ def begin(spec: StreamSpec, sink: str, deployment: str, position: Position | Non
     put = {"spec": _json(spec), "sink": sink, "deployment": deployment}
     if position is not None:
         put["position"] = _json(position)
-    return Change(put)
+    return Change(put, ("closed",))
 
 
-def moved(position: Position, dropped: tuple[int, ...] = (), seq: int = 0) -> Change:
-    """A stream starts anew elsewhere, because its history is lost; intents that cannot be replayed go."""
-    put = {"position": _json(position)} | ({"seq": str(seq)} if seq else {})
-    return Change(put, tuple(map(intent_field, dropped)))
+def close(handover: str) -> Change:
+    """Other streams go on with what this one covered; its numbers are kept, so that no key is used twice."""
+    return Change({"closed": "1", "handover": handover})
 
 
 def intended(intent: Intent) -> Change:

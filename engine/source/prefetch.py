@@ -12,10 +12,9 @@ import queue
 import threading
 from typing import Protocol
 
-import tenacity
-
 from engine.config.tree import RetryConfig
 from engine.errors import FatalError, HeadraceError, TransientError
+from engine.retries import retrying
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
@@ -45,18 +44,7 @@ class Prefetcher:
         self._wake_read, self._wake_write = os.pipe()
         self.attempts = 0
         self.last_error = ""
-        self._retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(retry.max_attempts), tenacity.stop_when_event_set(self._stopped)
-            ),
-            wait=tenacity.wait_exponential_jitter(
-                retry.initial_delay, retry.max_delay, jitter=retry.initial_delay
-            ),
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self._stopped),
-            before_sleep=self._note_error,
-            reraise=True,
-        )
+        self._retrying = retrying(retry, stopped=self._stopped, what="MongoDB")
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -105,12 +93,13 @@ class Prefetcher:
 
     def _attempt(self) -> Reply:
         self.attempts += 1
-        reply = self._stream.next()
+        try:
+            reply = self._stream.next()
+        except HeadraceError as error:
+            self.last_error = str(error)
+            raise
         self.last_error = ""
         return reply
-
-    def _note_error(self, state: tenacity.RetryCallState) -> None:
-        self.last_error = str(state.outcome.exception()) if state.outcome else ""
 
     def _hand_over(self, reply: Reply | HeadraceError) -> None:
         while not self._stopped.is_set():

@@ -14,18 +14,16 @@ import time
 from collections.abc import Callable
 
 import msgspec
-import tenacity
 
 from engine.config.tree import RetryConfig
 from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
 from engine.core.coordinator import Coordinator
 from engine.core.schema import CollectionSchema, grow
-from engine.errors import FatalError, HeadraceError, LeaseLostError, TransientError
+from engine.errors import FatalError, HeadraceError, LeaseLostError
 from engine.failpoints import failpoint
+from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import Acquired, HeldElsewhere, Lease, StateStore
 from engine.state.owner import is_certainly_dead
-
-FIRST_ATTEMPTS = 3
 
 log = logging.getLogger("headrace")
 Answer = Callable[[Coordinator, float], list[Action]]
@@ -88,19 +86,8 @@ class StateWorker:
 
     def _with_retries(self, operation: Operation) -> None:
         attempts = self._retry.max_attempts if self._answered_once else FIRST_ATTEMPTS
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(self._stopped)
-            ),
-            wait=tenacity.wait_exponential_jitter(
-                self._retry.initial_delay, self._retry.max_delay, jitter=self._retry.initial_delay
-            ),
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=tenacity.sleep_using_event(self._stopped),
-            before_sleep=_log_retry,
-            reraise=True,
-        )
-        retrying(self._perform, operation)
+        retry = retrying(self._retry, attempts=attempts, stopped=self._stopped, what="the state store")
+        retry(self._perform, operation)
         self._answered_once = True
 
     def _perform(self, operation: Operation) -> None:
@@ -169,10 +156,3 @@ class StateWorker:
             ):
                 break
         self._answer(lambda c, _: c.schema_stored(asked.reader, asked.database, asked.collection, grown))
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    wait_s = round(state.next_action.sleep, 2) if state.next_action else 0
-    fields = {"error": str(error), "attempt": state.attempt_number, "retry_in_s": wait_s}
-    log.warning("the state store is away", extra={"fields": fields})

@@ -1,0 +1,56 @@
+"""Streams that change shape under way: split, packed, watched by database, and back; also killed meanwhile."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+from tests.integration import workload
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
+
+COLLECTIONS = ["a", "b", "c", "d"]
+SHAPES: list[dict[str, Any]] = [
+    {"split": {"a": 2}, "max_readers": 8},
+    {"split": {"a": 3}, "max_readers": 8},
+    {"split": {}, "max_readers": 2},
+    {"split": {"b": 2}, "max_readers": 3},
+    {"watch": "database", "collections": [], "split": {}, "max_readers": 8},
+    {"watch": "collections", "collections": COLLECTIONS, "split": {}, "max_readers": 1},
+    {"max_readers": 8},
+]
+
+
+def test_every_shape_hands_over_to_the_next(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str
+) -> None:
+    assert stack.mongo is not None
+    rng = random.Random(4)
+    source = {"collections": COLLECTIONS, "max_readers": 8}
+    config = EngineConfig(stack, tmp_path, unique, {"source": source, "memory": {"limit": "2GiB"}})
+    lake = Lake(stack, unique)
+    plain = PlainStream(mongo, unique, operation_time(mongo))
+    arguments = [sys.executable, workload.__file__, stack.mongo.uri, unique, "4", *COLLECTIONS]
+    writes = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        catch_up(config)
+        for shape in SHAPES:
+            config.set("source", **shape)
+            for _ in range(2):
+                with Engine(config) as engine:
+                    time.sleep(0.5 + rng.random() * 2.5)
+                    engine.kill_tree()
+                lake.check_no_token_twice()
+            catch_up(config)
+    finally:
+        writes.communicate()
+    catch_up(config)
+    assert lake.check_no_token_twice() == plain.stop()
+    streams = {key.rpartition("/")[2].rpartition("-")[0] for key in lake.keys()}
+    assert {f"{unique}.a", f"{unique}.a~1of2", f"{unique}.a~2of3", f"{unique}~0of2", f"{unique}", f"{unique}~"} <= streams
