@@ -24,7 +24,7 @@ from engine.errors import FatalError, HeadraceError, TransientError
 from engine.process import ChildSettings, send_failure
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.slab import Arena, Content, SlabPlan
-from engine.source.change_stream import ChangeStream
+from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply
 from engine.source.session import connect, starting_position, survey
@@ -52,6 +52,8 @@ class Assignment:
         self.segmenter = Segmenter(limits, assign.next_seq, assign.replay, assign.until, start)
         self.scanned = start
         self.versions: dict[tuple[str, str], int] = {}
+        self.found_start = None if assign.start else start
+        self.started = False
         self.finishing = False
         self.cut_now = False
         self.idle_at = 0.0
@@ -155,12 +157,23 @@ class Reader:
             return
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
-        stream = ChangeStream(self._client, assign.spec, start, reply_size=self._settings.budget.reply)
+        stream = ChangeStream(
+            self._client,
+            assign.spec,
+            start,
+            reply_size=self._settings.budget.reply,
+            await_ms=AWAIT_END_MS if assign.until else AWAIT_MS,
+        )
         self._prefetcher = Prefetcher(stream, config.retry)
         collection = assign.spec.collections[0] if assign.spec.level == "collection" else ""
         namespace = (assign.spec.database, collection)
         self._decoder = Decoder(_Registry(self), SchemaOptions(), namespace)
-        self._send(msg.Started(assign.generation, None if assign.start else start))
+
+    def _note_started(self, assignment: Assignment) -> None:
+        """The stream is open: say so, once, with the place that was found for it."""
+        if not assignment.started:
+            assignment.started = True
+            self._send(msg.Started(assignment.generation, assignment.found_start))
 
     def _drop(self) -> None:
         if self._prefetcher is not None:
@@ -174,6 +187,7 @@ class Reader:
         self._drop()
 
     def _finish(self, assignment: Assignment) -> None:
+        self._note_started(assignment)
         self._report(assignment, assignment.segmenter.flush("finish"))
         self._send(msg.Finished(assignment.generation, assignment.scanned))
         self._drop()
@@ -183,6 +197,7 @@ class Reader:
     def _take(self, assignment: Assignment, reply: Reply) -> None:
         """Take all events of a reply, then note how far the server has looked."""
         self._progress += 1
+        self._note_started(assignment)
         segmenter = assignment.segmenter
         row = 0
         while row < len(reply):

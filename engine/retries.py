@@ -27,11 +27,14 @@ def retrying(
         what: who is away, for the log.
     """
     stopped = stopped or threading.Event()
+    # "Equal jitter": half of each delay is random.
+    half = tenacity.wait_exponential(config.initial_delay / 2, config.max_delay / 2)
+    jitter = tenacity.wait_random_exponential(config.initial_delay / 2, config.max_delay / 2)
     return tenacity.Retrying(
         stop=tenacity.stop_any(
             tenacity.stop_after_attempt(attempts or config.max_attempts), tenacity.stop_when_event_set(stopped)
         ),
-        wait=tenacity.wait_exponential_jitter(config.initial_delay, config.max_delay, jitter=config.initial_delay),
+        wait=half + jitter,
         retry=tenacity.retry_if_exception_type(TransientError),
         sleep=tenacity.sleep_using_event(stopped),
         before_sleep=lambda state: _log(what, state),

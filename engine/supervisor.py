@@ -292,7 +292,7 @@ def _stream_status(stream: Stream) -> StreamStatus:
     return StreamStatus(
         stream=stream.name,
         status=stream.status,
-        reading=stream.assigned,
+        reading=stream.reading,
         committed_token=at.token if at else "",
         committed_cluster_time=at.time if at else 0,
         committed_seq=stream.ledger.committed_seq,

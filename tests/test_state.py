@@ -66,7 +66,9 @@ def sentinel_before(valkey: Valkey, directory: Path) -> Iterator[int]:
     """A Sentinel that watches one server under the name ``main``; its port."""
     (port,) = free_ports(1)
     config = directory / "sentinel.conf"
-    config.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\nsentinel monitor main 127.0.0.1 {valkey.port} 1\n")
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\nsentinel monitor main 127.0.0.1 {valkey.port} 1\n"
+    )
     process = Process("sentinel", [valkey_path(), str(config), "--sentinel"], directory)
     process.start()
 
@@ -85,9 +87,7 @@ def sentinel_before(valkey: Valkey, directory: Path) -> Iterator[int]:
 
 
 @pytest.fixture(params=["sqlite", "redis", "redis-acl", "rediss", "sentinel"])
-def open_state(
-    request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str
-) -> Iterator[Open]:
+def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Open]:
     """Opens the same store as often as wanted."""
     opened: list[StateStore] = []
 

@@ -226,7 +226,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         secrets = [url_password(url) for url in urls] + [self.sink.s3.secret_key]
         for url in urls:
             options = parse_qsl(urlsplit(url).query)
-            secrets += [value for key, value in options if re.search("password|token|properties", key, re.I)]
+            secrets += [value for key, value in options if re.search("password|token", key, re.I)]
+            for key, value in options:
+                if key.lower() == "authmechanismproperties":
+                    secrets += [part.partition(":")[2] for part in value.split(",")]
         return Redactor(secrets)
 
 

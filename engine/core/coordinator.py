@@ -116,6 +116,7 @@ class Stream(Struct):
     Attributes:
         generation: counts the times that the stream was started over.
         assigned: its reader has been told to read it.
+        reading: its reader has opened it: whatever happens from now on is captured.
         reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
         dropped: intents that history lost has made unreplayable, to be removed with the next start.
         held_by: who holds the lease, when we do not.
@@ -133,6 +134,7 @@ class Stream(Struct):
     acquire_at: float = 0.0
     generation: int = 0
     assigned: bool = False
+    reading: bool = False
     reading_done: bool = False
     ended_at: Position | None = None
     dropped: tuple[int, ...] = ()
@@ -370,7 +372,7 @@ class Coordinator:
 
     def _on_started(self, stream: Stream, message: Started) -> list[Action]:
         """The stream is open; one that had no position has one now, and keeps it from here on."""
-        self._has_run = True
+        self._has_run = stream.reading = True
         if message.start is None:
             return []
         stream.ledger.committed = message.start
@@ -548,7 +550,7 @@ class Coordinator:
             actions.append(Send(stream.reader, Unassign()))
         if stream.assigned:
             stream.counters.restarts += 1
-        stream.assigned = stream.reading_done = False
+        stream.assigned = stream.reading = stream.reading_done = False
         if stream.lease == "none" and stream.status == "running":
             stream.status = "waiting"
         return actions
@@ -608,7 +610,7 @@ class Coordinator:
             return []
         if not stream.assigned or not stream.reading_done or stream.ledger.segments:
             return []
-        stream.assigned = False
+        stream.assigned = stream.reading = False
         if stream.selection_changed and not self.draining:
             stream.generation += 1
             return self._assign_ready(now)

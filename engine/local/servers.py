@@ -154,13 +154,14 @@ class Mongo:
         cache_gib: float = 1.0,
         password: str = "",
         standalone: bool = False,
+        options: Sequence[str] = (),
         detached: bool = False,
     ) -> None:
         self.ports = free_ports(members)
         self.password = password
         self._standalone = standalone
         arguments = ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", str(cache_gib)]
-        arguments += ["--setParameter", "enableTestCommands=1", "--nounixsocket"]
+        arguments += ["--setParameter", "enableTestCommands=1", "--nounixsocket", *options]
         arguments += ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"]
         if not standalone:
             arguments += ["--replSet", "rs0", "--oplogSize", str(oplog_mib)]

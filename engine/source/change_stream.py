@@ -24,7 +24,9 @@ from engine.core.position import Position, split_time
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import Client, translate
 
+# How long the server waits for events before it answers with none; shorter while the end is looked for.
 AWAIT_MS = 1000
+AWAIT_END_MS = 100
 SERVER_REPLY_SIZE = 16 * 2**20
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _UNRECOGNIZED_STAGE = 40324
@@ -39,12 +41,19 @@ class ChangeStream:
     """
 
     def __init__(
-        self, client: Client, spec: StreamSpec, position: Position, *, reply_size: int = SERVER_REPLY_SIZE
+        self,
+        client: Client,
+        spec: StreamSpec,
+        position: Position,
+        *,
+        reply_size: int = SERVER_REPLY_SIZE,
+        await_ms: int = AWAIT_MS,
     ) -> None:
         self._client = client
         self._spec = spec
         self._position = position
         self._reply_size = reply_size
+        self._await_ms = await_ms
         self._batch_size: int | None = None
         self._session: ClientSession | None = None
         self._cursor_id = 0
@@ -121,7 +130,7 @@ class ChangeStream:
         command: dict[str, Any] = {
             "getMore": self._cursor_id,
             "collection": self._cursor_collection,
-            "maxTimeMS": AWAIT_MS,
+            "maxTimeMS": self._await_ms,
         }
         if self._batch_size is not None:
             command["batchSize"] = self._batch_size

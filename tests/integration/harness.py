@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,7 +40,12 @@ class EngineConfig:
         s3 = self.stack.s3
         (self.port,) = free_ports(1)
         defaults: dict[str, dict[str, Any]] = {
-            "source": {"uri": self.stack.mongo.uri, "database": self.name, "collections": ["orders"], "start": "earliest"},
+            "source": {
+                "uri": self.stack.mongo.uri,
+                "database": self.name,
+                "collections": ["orders"],
+                "start": "earliest",
+            },
             "sink": {"url": f"s3://{self.stack.bucket}/{self.name}"},
             "sink.s3": {
                 "endpoint_url": s3.endpoint_url,
@@ -85,7 +91,9 @@ def toml_value(value: Any) -> str:
 class Engine:
     """One engine process and its children."""
 
-    def __init__(self, config: EngineConfig, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.config = config
         self.log_path = config.path.with_suffix(".log")
         with self.log_path.open("ab") as log:
@@ -106,7 +114,9 @@ class Engine:
         except OSError:
             return None
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60) -> dict[str, Any]:
+    def wait_for(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60
+    ) -> dict[str, Any]:
         """Wait until the status fulfils a condition."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -120,7 +130,8 @@ class Engine:
     def wait_reading(self) -> dict[str, Any]:
         """Wait until all streams are being read."""
         return self.wait_for(
-            lambda status: bool(status["streams"]) and all(each["reading"] for each in status["streams"]), "reading"
+            lambda status: bool(status["streams"]) and all(each["reading"] for each in status["streams"]),
+            "reading",
         )
 
     def pids(self, role: str) -> list[int]:
@@ -174,10 +185,8 @@ class Engine:
 def kill_all(pids: Sequence[int]) -> None:
     """SIGKILL, whoever is still there."""
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def run_engine(config: EngineConfig, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -205,7 +214,7 @@ class Lake:
         self._root = f"{stack.bucket}/{prefix}"
         self._known: dict[str, tuple[str, list[str]]] = {}
 
-    def keys(self) -> list[str]:
+    def object_keys(self) -> list[str]:
         """The keys of all objects below the prefix."""
         return sorted(self._find())
 
@@ -233,7 +242,9 @@ class Lake:
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of all objects, in the order of their tokens."""
-        found = [row for key in self.keys() if key.endswith(".parquet") for row in self.table(key).to_pylist()]
+        found = [
+            row for key in self.object_keys() if key.endswith(".parquet") for row in self.table(key).to_pylist()
+        ]
         return sorted(found, key=lambda row: row["_cdc_token"] or "")
 
     def check_no_token_twice(self) -> set[str]:

@@ -42,9 +42,7 @@ def writing(stack: LocalStack, database: str, seed: int) -> Iterator[None]:
         assert int(out) > 100
 
 
-def test_killed_at_random(
-    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
-) -> None:
+def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig) -> None:
     rng = random.Random(1)
     lake = Lake(stack, config.name)
     plain = PlainStream(mongo, config.name, operation_time(mongo))

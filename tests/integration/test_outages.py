@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,8 @@ def inserting(uri: str, database: str) -> Iterator[None]:
     def run() -> None:
         with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=500) as client:
             while not stopped.is_set():
-                try:
+                with suppress(PyMongoError):
                     client[database].orders.insert_many([{"text": "x" * 100} for _ in range(20)])
-                except PyMongoError:
-                    pass
                 time.sleep(0.02)
 
     thread = threading.Thread(target=run)

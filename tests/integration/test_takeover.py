@@ -19,8 +19,7 @@ def second_engine_config(config: EngineConfig) -> EngineConfig:
     """The same configuration for another process: only the port for HTTP differs."""
     directory = config.directory / "second"
     directory.mkdir(exist_ok=True)
-    other = EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
-    return other
+    return EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
 
 
 def test_paused_past_its_lease_and_taken_over(

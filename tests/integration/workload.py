@@ -29,7 +29,9 @@ def main(uri: str, database: str, seed: str, *collections: str) -> None:
             target.insert_one({"_id": writes, "text": "x" * rng.randrange(200), "number": rng.random()})
             keys.append(writes)
         elif roll < 0.75:
-            target.update_one({"_id": rng.choice(keys)}, {"$set": {"number": rng.random(), f"f{rng.randrange(8)}": writes}})
+            target.update_one(
+                {"_id": rng.choice(keys)}, {"$set": {"number": rng.random(), f"f{rng.randrange(8)}": writes}}
+            )
         elif roll < 0.85:
             target.replace_one({"_id": rng.choice(keys)}, {"text": "replaced", "list": [writes, 2]})
         else:

@@ -19,7 +19,6 @@ from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.coordinator import Coordinator, Settings
-from engine.core.ledger import Ledger
 from engine.core.messages import Intent, ObjectName, StreamSpec
 from engine.core.naming import object_key, partition_of
 from engine.core.position import Position, make_time
@@ -261,9 +260,7 @@ class PlayedWriter:
         self._sealed[message.stream, message.generation, message.intent.seq] = objects
         listed = tuple(sorted(names.values()))
         size = len(rows)
-        self.outbox.append(
-            msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size, size)
-        )
+        self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size, size))
 
     def can_step(self) -> bool:
         return bool(self.uploads)

@@ -1,0 +1,109 @@
+"""The reference, made from the structs: ``configs/reference.toml``, and the table in the README.
+
+``python -m engine.config.reference`` writes both; a test sees to it that this was done.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo
+
+from engine.config.load import expectation, unwrap
+from engine.config.quantities import Duration, Size, format_duration, format_size
+from engine.config.tree import Config
+
+BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
+_ROOT = Path(__file__).parents[2]
+
+
+def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
+    fields = msgspec.structs.fields(kind)
+    plain = [field for field in fields if not _is_section(field)]
+    if plain:
+        yield path, kind, plain
+    for field in fields:
+        if _is_section(field):
+            yield from _sections(field.type, f"{path}.{field.name}" if path else field.name)
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.type, type) and issubclass(field.type, Struct)
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.default is not NODEFAULT:
+        return field.default
+    return field.default_factory() if field.default_factory is not NODEFAULT else NODEFAULT
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Size):
+        return f'"{format_size(value)}"'
+    if isinstance(value, Duration):
+        return f'"{format_duration(value)}"'
+    return "{}" if value == {} else json.dumps(str(value) if isinstance(value, str) else value)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The key's description, and what it takes where that does not go without saying."""
+    base, facts = unwrap(field.type)
+    text = str(facts["description"])
+    if isinstance(base, type) and issubclass(base, str):
+        return text
+    return f"{text} Takes {expectation(field.type).removeprefix('expected ')}."
+
+
+def reference_toml() -> str:
+    """Every key with its default, its description, and what it takes."""
+    lines = [
+        "# Every key of Headrace, with its default. Made from the code: python -m engine.config.reference",
+        "#",
+        "# ${NAME} and ${NAME:-default} take from the environment, and any key can be set there as",
+        "# HEADRACE_SECTION__KEY.",
+    ]
+    for path, kind, fields in _sections(Config):
+        lines += ["", f"# {(kind.__doc__ or '').strip()}", f"[{path}]"]
+        for field in fields:
+            default = _default(field)
+            lines += textwrap.wrap(_meaning(field), 110, initial_indent="# ", subsequent_indent="# ")
+            lines.append(
+                f"# {field.name} =    (required)" if default is NODEFAULT else f"{field.name} = {_toml(default)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def reference_markdown() -> str:
+    """The same as a table."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for path, _, fields in _sections(Config):
+        for field in fields:
+            default = _default(field)
+            shown = "*required*" if default is NODEFAULT else f"`{_toml(default)}`"
+            text = _meaning(field).replace("|", "\\|")
+            lines.append(f"| `{path}.{field.name}` | {shown} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_with_reference(readme: str) -> str:
+    """The README with the table put between its two marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{reference_markdown()}{END}{after}"
+
+
+def main() -> None:
+    """Write both."""
+    (_ROOT / "configs" / "reference.toml").write_text(reference_toml())
+    readme = _ROOT / "README.md"
+    readme.write_text(readme_with_reference(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What goes wrong at the start says what, why and what to do, ends with code 2, and shows no password."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.local import LocalStack, Mongo
+from tests.integration.harness import EngineConfig, run_engine
+
+PASSWORD = "s3cret/p@ss"
+QUOTED = "s3cret%2Fp%40ss"
+
+
+@pytest.fixture
+def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    return EngineConfig(stack, tmp_path, unique)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A replica set that wants a login."""
+    mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A mongod that is no replica set."""
+    mongo = Mongo(tmp_path_factory.mktemp("standalone"), standalone=True)
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()
+
+
+def refused(config: EngineConfig, *words: str) -> str:
+    """Run it; it must end with code 2 and say these words."""
+    done = run_engine(config)
+    assert done.returncode == 2, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    for secret in (PASSWORD, QUOTED, config.stack.s3.secret_key):
+        assert secret not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_unknown_key_and_wrong_type_are_reported_together(config: EngineConfig) -> None:
+    config.set("source", databse="x")
+    config.set("batch", rows="many")
+    refused(
+        config,
+        "2 problem(s)",
+        "source.databse: unknown key; did you mean 'database'?",
+        "batch.rows: got 'many'; expected an integer of at least 1",
+    )
+
+
+def test_standalone_mongod(config: EngineConfig, standalone: Mongo) -> None:
+    config.set("source", uri=standalone.uri)
+    refused(config, "standalone mongod", "--replSet")
+
+
+def test_wrong_password(config: EngineConfig, guarded: Mongo) -> None:
+    config.set("source", uri=guarded.uri.replace("root:right", f"root:{QUOTED}"))
+    refused(config, "Authentication failed", "Check the user, the password and authSource")
+
+
+def test_no_right_to_read(config: EngineConfig, guarded: Mongo) -> None:
+    from pymongo import MongoClient
+
+    with MongoClient[dict[str, Any]](guarded.uri) as client:
+        client.admin.command("createUser", "poor", pwd=PASSWORD, roles=[{"role": "read", "db": "elsewhere"}])
+    uri = guarded.uri.replace("root:right", f"poor:{QUOTED}").replace("?", "?authSource=admin&")
+    config.set("source", uri=uri, start="now")
+    refused(config, "not authorized", "Grant the user find and changeStream")
+
+
+def test_unreachable_mongod(config: EngineConfig) -> None:
+    config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
+    refused(config, "connect to MongoDB", "Connection refused", "Is MongoDB up")
+
+
+def test_missing_bucket(config: EngineConfig) -> None:
+    config.set("sink", url="s3://no-such-bucket/x")
+    refused(config, "s3://no-such-bucket/x", "Create the bucket")
+
+
+def test_wrong_s3_key(config: EngineConfig) -> None:
+    config.set("sink.s3", access_key="nobody", secret_key=PASSWORD)
+    refused(config, "[sink.s3]", "credentials")
+
+
+def test_unreachable_s3(config: EngineConfig) -> None:
+    config.set("sink.s3", endpoint_url="http://127.0.0.1:1")
+    refused(config, "Is the store up, and sink.s3.endpoint_url right?")
+
+
+def test_unreachable_state_store(config: EngineConfig) -> None:
+    config.set("state", url=f"redis://u:{QUOTED}@127.0.0.1:1/0")
+    refused(config, "Is the state store up, and state.url right?")
+
+
+def test_wrong_state_password(config: EngineConfig) -> None:
+    config.set("state", url=f"redis://u:{QUOTED}@127.0.0.1:{config.stack.valkey.port}/0")
+    refused(config, "Check the user and the password in state.url")
+
+
+def test_memory_limit_too_small(config: EngineConfig) -> None:
+    config.set("memory", limit="256MiB")
+    refused(config, "256MiB cannot hold this configuration", "1 reader(s)", "in all", "Raise memory.limit")
+
+
+def test_more_parts_than_readers(config: EngineConfig) -> None:
+    config.set("source", split={"orders": 9})
+    refused(config, "source.split needs 9 readers", "Raise source.max_readers")
+
+
+def test_pipeline_with_a_stage_that_does_not_exist(config: EngineConfig) -> None:
+    config.set("source", pipeline=[{"$mtach": {"x": 1}}])
+    refused(config, "$mtach", "Check source.pipeline")
+
+
+def test_port_in_use(config: EngineConfig) -> None:
+    config.set("telemetry", listen=f"127.0.0.1:{config.stack.valkey.port}")
+    refused(config, "Address already in use", "telemetry.listen")
+
+
+def test_missing_file(config: EngineConfig) -> None:
+    config.path.unlink()
+    refused(config, "No such file", "--config")
+
+
+def test_check_reports_all_at_once(config: EngineConfig) -> None:
+    config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
+    config.set("sink", url="s3://no-such-bucket/x")
+    config.set("memory", limit="1MiB")
+    done = run_engine(config, "check")
+    assert done.returncode == 2
+    assert [line.split()[0] for line in done.stdout.splitlines() if line[:2] in ("ok", "fa")] == [
+        "failed",
+        "failed",
+        "ok",
+        "failed",
+    ]
+    assert QUOTED not in done.stdout

@@ -1,0 +1,36 @@
+"""The quickstart's demo, short; and the reference, which is made from the code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.config.reference import readme_with_reference, reference_toml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MONGODB_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.local.demo", "--seconds", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment | {"TMPDIR": str(tmp_path), "COLUMNS": "160"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "and each landed exactly once" in done.stdout
+    assert "what landed" in done.stdout
+    assert "s3://lake/demo/database=headrace_demo/collection=orders/" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reference_is_up_to_date() -> None:
+    """Else: scripts/check --fix."""
+    assert (ROOT / "configs" / "reference.toml").read_text() == reference_toml()
+    readme = (ROOT / "README.md").read_text()
+    assert readme_with_reference(readme) == readme

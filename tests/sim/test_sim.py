@@ -1,0 +1,133 @@
+"""Seeds crash, delay and reorder everything; and ledgers that are broken on purpose are found out.
+
+More seeds: ``python -m tests.sim.test_sim 100000``. A failure prints its seed, which plays it again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+from engine.core.actions import Acquire
+from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommit, WriteIntent
+from engine.core.messages import Intent
+from engine.core.segments import SegmentEnd, Segmenter
+from tests.sim import world
+from tests.sim.world import World
+
+SEEDS = 10_000
+SEEDS_FOR_BROKEN = 2_000
+
+
+def play(seeds: range) -> int:
+    """Play these seeds; the number of steps that they took."""
+    steps = 0
+    for seed in seeds:
+        played = World(seed)
+        try:
+            played.run()
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        steps += played.steps_taken
+    return steps
+
+
+def play_all(count: int) -> int:
+    """Play seeds 0 to ``count`` on all cores."""
+    cores = os.cpu_count() or 1
+    with ProcessPoolExecutor(cores) as pool:
+        return sum(pool.map(play, [range(first, count, cores) for first in range(cores)]))
+
+
+def test_no_seed_loses_or_doubles_an_event() -> None:
+    assert play_all(SEEDS) > 100 * SEEDS
+
+
+def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
+    segment = self._in_phase(seq, Phase.RECORDED)
+    segment.phase = Phase.PUBLISHING
+    assert segment.intent is not None
+    return [PublishSegment(segment), WriteCommit(seq, segment.intent.end)]
+
+
+def publishes_before_the_intent_is_durable(self: Ledger) -> list[Effect]:
+    effects = RECORD_PREFIX(self)
+    early = [PublishSegment(self.segments[each.intent.seq]) for each in effects if isinstance(each, WriteIntent)]
+    return [*early, *effects]
+
+
+def tolerates_early_publishing(self: Ledger, seq: int) -> list[Effect]:
+    if seq in self.segments and self.segments[seq].phase is Phase.RECORDED:
+        self.segments[seq].phase = Phase.PUBLISHING
+    return PUBLISHED(self, seq)
+
+
+def forgets_intents(self: Ledger) -> tuple[Intent, ...]:
+    self.segments.clear()
+    self.intents.clear()
+    return ()
+
+
+def records_out_of_order(self: Ledger) -> list[Effect]:
+    effects: list[Effect] = []
+    for seq, segment in self.segments.items():
+        if segment.phase is Phase.SEALED and segment.intent is not None:
+            segment.phase = Phase.RECORDED
+            self.intents[seq] = segment.intent
+            effects.append(WriteIntent(segment.intent))
+    return effects
+
+
+def waits_for_an_equal_token(self: Segmenter, events: Any, start: int, stop: int, now: float) -> SegmentEnd | None:
+    if stop > start:
+        self._add(events, start, stop, now)
+    if self._replay:
+        return self._cut("replay") if self.end.token == self._replay[0].end.token else None
+    full = self._rows >= self._limits.rows
+    return self._cut("full") if full else None
+
+
+RECORD_PREFIX = Ledger._record_prefix
+PUBLISHED = Ledger.published
+BROKEN: dict[str, list[tuple[type, str, Callable[..., Any]]]] = {
+    "commit before acknowledgement": [(Ledger, "intent_durable", commits_before_acknowledgement)],
+    "publish before the intent is durable": [
+        (Ledger, "_record_prefix", publishes_before_the_intent_is_durable),
+        (Ledger, "intent_durable", lambda self, seq: []),
+        (Ledger, "published", tolerates_early_publishing),
+    ],
+    "intents are forgotten": [(Ledger, "restart", forgets_intents)],
+    "intents out of order": [(Ledger, "_record_prefix", records_out_of_order)],
+    "a cut waits for an equal token": [(Segmenter, "take", waits_for_an_equal_token)],
+}
+
+
+@pytest.mark.parametrize("defect", BROKEN)
+def test_a_broken_protocol_is_found_out(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    for owner, name, replacement in BROKEN[defect]:
+        monkeypatch.setattr(owner, name, replacement)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN))
+
+
+def test_an_unfenced_store_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = world.Engine._store_step
+
+    def unfenced(self: world.Engine) -> None:
+        if not isinstance(self.store_queue[0], Acquire):
+            self.epoch = self.world.stored.epoch
+        step(self)
+
+    monkeypatch.setattr(world.Engine, "_store_step", unfenced)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN))
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
+    print(f"{number} seeds, {play_all(number)} steps: exact")
