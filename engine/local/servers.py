@@ -94,6 +94,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=self.log_path.parent,
                 process_group=0,  # an interrupt at the terminal is for the caller to handle
             )
 
@@ -239,7 +240,7 @@ class S3Server:
     def __init__(self, directory: Path, *, detached: bool = False) -> None:
         self.secret_key = secrets.token_hex(16)
         names = ("master", "volume", "filer", "s3")
-        ports = free_ports(2 * len(names))
+        self._ports = ports = free_ports(2 * len(names))
         self.port = ports[3]
         data = directory / "weed"
         data.mkdir()
@@ -247,9 +248,18 @@ class S3Server:
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
         identity = {"name": "headrace", "credentials": credentials, "actions": ["Admin"]}
         config.write_text(json.dumps({"identities": [identity]}))
-        arguments = [weed_path(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        arguments = [
+            weed_path(),
+            "-logtostderr=true",
+            "server",
+            f"-dir={data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ]
         arguments += ["-filer", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         arguments += ["-master.telemetry=false", "-master.volumeSizeLimitMB=512", "-volume.max=64"]
+        # Relative to the directory: a socket's path has little room.
+        arguments += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
         arguments += ["-volume.minFreeSpace=64MiB", "-volume.preStopSeconds=0"]
         for number, name in enumerate(names):
             arguments += [f"-{name}.port={ports[number]}", f"-{name}.port.grpc={ports[number + len(names)]}"]
@@ -294,6 +304,9 @@ class S3Server:
     def stop(self) -> None:
         """Stop the server at once: its graceful way waits 15 s for its own subscribers, and loses no less."""
         self.process.kill()
+        for port in self._ports:  # it makes sockets there whatever it is told
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 class Valkey:
