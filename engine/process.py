@@ -26,6 +26,14 @@ from engine.errors import HeadraceError
 from engine.logs import configure_logging
 
 _CONTEXT = multiprocessing.get_context("spawn")
+# How children allocate, read by their C library and by Arrow at their start: large blocks are mapped, and so
+# given back when they are freed. Without it they kept up to 100 MiB of freed memory, at the same speed.
+_MEMORY_ENVIRONMENT = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4194304",
+    "MALLOC_TRIM_THRESHOLD_": "16777216",
+}
 log = logging.getLogger("headrace")
 
 
@@ -41,6 +49,8 @@ class ChildProcess:
     """The supervisor's end of one child."""
 
     def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
+        for name, value in _MEMORY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         ours, theirs = _CONTEXT.Pipe()
         # DupFd works only while a process is being spawned, which start() does.
         self.process: BaseProcess = _CONTEXT.Process(
@@ -102,6 +112,7 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
             from engine.writer import Writer
 
             Writer(settings, connection, arena).run()
+        os._exit(0)  # everything is closed; taking the interpreter apart would only take time
     except HeadraceError as error:
         send_failure(connection, error)
         raise SystemExit(1) from None

@@ -96,7 +96,7 @@ class Telemetry:
         except (OSError, OverflowError) as error:
             remedy = 'Choose another telemetry.listen, or "" for none.'
             raise ConfigError(f"listen on {listen}", str(error), remedy) from error
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True).start()
         return f"{self._server.server_name}:{self._server.server_port}"
 
     def close(self) -> None:

@@ -22,9 +22,10 @@ HEALTHY_AFTER_S = 60.0
 
 
 class Life(Struct):
-    """What is known of one child."""
+    """What is known of one child; it is started once it is ``wanted``."""
 
     failures: Failures
+    wanted: bool = False
     alive: bool = False
     ready: bool = False
     started_at: float = 0.0
@@ -57,12 +58,20 @@ class Children:
         """The children of a role that have said that they are ready."""
         return [child for child, life in self._lives.items() if child.role == role and life.ready]
 
+    def want(self, child: Child) -> None:
+        """The child is needed from now on; ``start_due`` starts it."""
+        self._lives[child].wanted = True
+
+    def wanted(self, role: str) -> list[Child]:
+        """The children of a role that are needed."""
+        return [child for child, life in self._lives.items() if child.role == role and life.wanted]
+
     def start_due(self, now: float) -> list[Action]:
-        """Start every child that is not alive and whose time has come."""
+        """Start every child that is wanted, not alive, and whose time has come."""
         due = [
             child
             for child, life in self._lives.items()
-            if not life.alive and not life.ended and now >= life.failures.retry_at
+            if life.wanted and not life.alive and not life.ended and now >= life.failures.retry_at
         ]
         for child in due:
             life = self._lives[child]

@@ -190,12 +190,16 @@ class Coordinator:
         self._drain_until = 0.0
         self._exiting: Exit | None = None
         self._has_run = False
+        self._sink_seen = False  # a missing bucket must be noticed even when there is nothing to write
 
     # --- what happens ------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
-        """The engine starts."""
+        """The engine starts: all readers, and one writer; more writers when there is work for them."""
         self._ticked_at = now
+        for stream in self.streams.values():
+            self.children.want(stream.reader)
+        self.children.want(Child("writer", 0))
         return self.children.start_due(now) + self._ask_for_leases(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -227,6 +231,7 @@ class Coordinator:
                 return []
             case WriterReady():
                 self.children.became_ready(child, now)
+                self._sink_seen = True
                 actions: list[Action] = []
             case Failed():
                 actions = self._on_failed(message, now)
@@ -365,6 +370,7 @@ class Coordinator:
             case SegmentCut():
                 return self._on_cut(stream, message)
             case Idle():
+                self._has_run = True
                 return self._apply(stream, stream.ledger.idle(message.position), now)
             case Finished():
                 stream.reading_done, stream.ended_at = True, message.position
@@ -372,7 +378,7 @@ class Coordinator:
 
     def _on_started(self, stream: Stream, message: Started) -> list[Action]:
         """The stream is open; one that had no position has one now, and keeps it from here on."""
-        self._has_run = stream.reading = True
+        stream.reading = True
         if message.start is None:
             return []
         stream.ledger.committed = message.start
@@ -388,6 +394,7 @@ class Coordinator:
         if writer is None:
             self.grants.free(message.offset)
             return self._start_over(stream)
+        self._has_run = True
         stream.ledger.segment(message.seq, writer.index)
         self.grants.hand_over(message.offset, writer)
         stream.counters.events_read += message.rows
@@ -475,7 +482,7 @@ class Coordinator:
         return actions
 
     def _assign_ready(self, now: float) -> list[Action]:
-        """Assign every stream whose lease, reader and writers are there."""
+        """Assign every stream whose lease and reader are there; its slabs wait for a writer."""
         actions: list[Action] = []
         for stream in self.streams.values():
             if (
@@ -485,7 +492,6 @@ class Coordinator:
                 and not self.draining
                 and now >= stream.failures.retry_at
                 and self.children[stream.reader].ready
-                and self.children.ready("writer")
             ):
                 actions += self._assign(stream)
         return actions
@@ -597,12 +603,23 @@ class Coordinator:
         if self._exiting is None:
             actions = actions + self._assign_ready(now)
             actions += self._serve()
+            actions += self._enlist_writers(now)
             for stream in self.streams.values():
                 actions += self._finish_stream_if_done(stream, now)
-        if self._exiting is None and all(each.status in ("finished", "failed") for each in self.streams.values()):
+        ended = all(each.status in ("finished", "failed") for each in self.streams.values())
+        if ended and self._exiting is None and (self._sink_seen or self.draining):
             errors = [each.error for each in self.streams.values() if each.error]
             actions += self._exit(1 if errors else 0, errors[0] if errors else None)
         return actions
+
+    def _enlist_writers(self, now: float) -> list[Action]:
+        """Start another writer when there are more segments in flight than writers."""
+        in_flight = sum(stream.ledger.in_flight for stream in self.streams.values())
+        enlisted = len(self.children.wanted("writer"))
+        if in_flight <= enlisted or enlisted == self.settings.writers:
+            return []
+        self.children.want(Child("writer", enlisted))
+        return self.children.start_due(now)
 
     def _finish_stream_if_done(self, stream: Stream, now: float) -> list[Action]:
         if self.draining and not stream.assigned and stream.status in ("waiting", "running"):

@@ -147,7 +147,10 @@ class TestChildren:
 
     @pytest.fixture
     def children(self) -> Children:
-        return Children([self.CHILD], RetryPolicy(3, 1.0, 8.0), 60.0, random.Random(1))
+        children = Children([self.CHILD], RetryPolicy(3, 1.0, 8.0), 60.0, random.Random(1))
+        assert children.start_due(0.0) == []
+        children.want(self.CHILD)
+        return children
 
     def test_a_dead_child_is_started_again_after_a_delay(self, children: Children) -> None:
         assert children.start_due(0.0) == [Spawn(self.CHILD)]

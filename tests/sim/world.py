@@ -362,13 +362,13 @@ class Engine:
             dead = child in self.dead_children
             if not dead and self.inboxes[child]:
                 possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type: ignore[misc]
-            if not dead and process.can_step():
+            if not dead and process.can_step() and not self.world.lags(child.role):
                 possible.append(process.step)
-            if awake and process.outbox:
+            if awake and process.outbox and not self.world.lags("pipes"):
                 possible.append(lambda c=child, p=process: self._hear(c, p))  # type: ignore[misc]
             elif awake and dead:
                 possible.append(lambda c=child: self._bury(c))  # type: ignore[misc]
-        if self.store_queue:
+        if self.store_queue and not self.world.lags("store"):
             possible.append(self._store_step)
         if awake and self.store_results:
             possible.append(lambda: self.perform(self.store_results.popleft()()))
@@ -446,12 +446,18 @@ class World:
         self.segment_rows = rng.randrange(2, 12)
         self.upload_failures = rng.choice((0.0, 0.0, 0.1))
         self._writers = rng.randrange(1, 4)
+        # In each world something is slow, so that everything else runs far ahead of it.
+        self.slow = rng.choice(("", "store", "reader", "writer", "pipes"))
         self._faults_left = rng.randrange(faults + 1)
         self.pipeline = "[]"
         self.engines = [Engine(self, "engine-0", self._writers)]
         self.orphans: list[Orphan] = []
         self.orphan_stores: list[Engine] = []
         self.steps_taken = 0
+
+    def lags(self, what: str) -> bool:
+        """Whether this part is the slow one, and does not get its turn this time."""
+        return self.slow == what and self.rng.random() < 0.8
 
     def slab_key(self, reader: PlayedReader, offset: int) -> tuple[int, int]:
         """Slabs lie in the arena of the reader's engine."""

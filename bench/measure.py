@@ -1,0 +1,88 @@
+"""Time, CPU and memory of processes, from the operating system's own accounts."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import psutil
+from msgspec import Struct
+
+
+class Cost(Struct):
+    """What a process tree took.
+
+    Attributes:
+        seconds: from its start to its end.
+        cpu_s: user and system time, of all processes that were waited for.
+        pss_peak: largest sum of proportional set sizes seen, in bytes; sampled.
+    """
+
+    seconds: float
+    cpu_s: float
+    pss_peak: int = 0
+
+
+class PeakMemory:
+    """Samples the size of a process tree in a thread."""
+
+    def __init__(self, pid: int, every_s: float = 0.2) -> None:
+        self._root = psutil.Process(pid)
+        self._every_s = every_s
+        self._stopped = threading.Event()
+        self.peak = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            self.peak = max(self.peak, tree_size(self._root))
+
+
+def tree_size(root: psutil.Process) -> int:
+    """The proportional set size of a process and all below it, in bytes."""
+    total = 0
+    try:
+        for process in (root, *root.children(recursive=True)):
+            total += process.memory_full_info().pss
+    except psutil.Error:
+        pass  # one has just ended
+    return total
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None, log: str = os.devnull) -> Cost:
+    """Run a command to its end and say what it took.
+
+    Raises:
+        RuntimeError: it did not end with code 0; its output is in ``log``.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    with open(log, "ab") as output:  # noqa: PTH123 - os.devnull is no path to speak of
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | dict(environment or {}))
+        with PeakMemory(process.pid) as memory:
+            code = process.wait()
+    seconds = time.perf_counter() - started
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}; see {log}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(seconds, cpu_s, memory.peak)
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *arguments]
