@@ -223,6 +223,7 @@ def test_a_signal_drains(mongo: Client, config: EngineConfig, lake: Lake, number
 def test_a_second_signal_ends_at_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     with Engine(config) as engine:
         engine.wait_reading()
+        engine.wait_for(lambda status: bool(engine.pids("writer")), "a writer")
         config.stack.s3.process.pause()
         try:
             mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
