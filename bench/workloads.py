@@ -1,4 +1,14 @@
-"""Seeded documents to measure with."""
+"""Seeded documents to measure with: the same seed gives the same documents.
+
+| workload | a document |
+|---|---|
+| orders | 330 bytes, 11 fields: scalars, one nested document, one array of strings |
+| tiny | 50 bytes, 4 fields |
+| nested | 2 KB: a product with an array of variants, and an array and a document inside each |
+| wide | 200 optional fields of four types, each there half of the time |
+| mixed | 10 fields, of which four hold two to four different types |
+| fat | 100 KB: a long text, a vector of 1,536 doubles, some hundreds of sub-documents |
+"""
 
 from __future__ import annotations
 
@@ -38,7 +48,85 @@ def orders(rng: random.Random, number: int) -> Document:
     }
 
 
-WORKLOADS: dict[str, Callable[[random.Random, int], Document]] = {"orders": orders}
+def tiny(rng: random.Random, number: int) -> Document:
+    """50 bytes."""
+    return {"n": number, "v": rng.random(), "ok": rng.random() < 0.5}
+
+
+def nested(rng: random.Random, number: int) -> Document:
+    """2 KB: a product, its variants with their attributes and their stock by place."""
+    return {
+        "sku": f"P{number:08}",
+        "name": " ".join(rng.choices(_WORDS, k=5)),
+        "updated": _NEW_YEAR + timedelta(seconds=rng.randrange(10_000_000)),
+        "brand": {"name": rng.choice(_WORDS), "country": rng.choice(("DE", "FR", "IT"))},
+        "variants": [
+            {
+                "sku": f"P{number:08}-{n}",
+                "price": round(rng.random() * 100, 2),
+                "attributes": {"color": rng.choice(("red", "blue", "green")), "size": rng.choice("SML")},
+                "stock": [
+                    {"place": f"W{place}", "count": rng.randrange(100)} for place in range(rng.randrange(1, 5))
+                ],
+                "images": [f"https://cdn.example.com/{rng.randrange(2**32):08x}.jpg" for _ in range(2)],
+            }
+            for n in range(rng.randrange(4, 9))
+        ],
+    }
+
+
+def wide(rng: random.Random, number: int) -> Document:
+    """200 optional fields, each there half of the time."""
+    document: Document = {"n": number}
+    for field in range(200):
+        if rng.random() < 0.5:
+            kind = field % 4
+            document[f"field_{field:03}"] = (
+                rng.randrange(1_000_000)
+                if kind == 0
+                else rng.random()
+                if kind == 1
+                else rng.choice(_WORDS)
+                if kind == 2
+                else rng.random() < 0.5
+            )
+    return document
+
+
+def mixed(rng: random.Random, number: int) -> Document:
+    """A content management system that grew: one field, several types."""
+    value: Any = rng.choice((rng.randrange(1000), str(rng.randrange(1000)), rng.random(), None))
+    return {
+        "n": number,
+        "title": " ".join(rng.choices(_WORDS, k=4)),
+        "slug": f"page-{number}",
+        "value": value,
+        "price": rng.choice((rng.randrange(1000), round(rng.random() * 500, 2))),
+        "author": {"name": rng.choice(_WORDS), "id": number % 97} if rng.random() < 0.7 else rng.choice(_WORDS),
+        "published": _NEW_YEAR + timedelta(seconds=rng.randrange(10_000_000)),
+        "rank": number % 1000 if rng.random() < 0.9 else str(number % 1000),
+        "tags": [rng.choice(_WORDS) for _ in range(rng.randrange(4))],
+    }
+
+
+def fat(rng: random.Random, number: int) -> Document:
+    """100 KB: a text, an embedding, a history."""
+    return {
+        "n": number,
+        "text": " ".join(rng.choices(_WORDS, k=9000)),
+        "embedding": [rng.random() for _ in range(1536)],
+        "history": [{"at": _NEW_YEAR, "by": rng.choice(_WORDS), "count": n} for n in range(300)],
+    }
+
+
+WORKLOADS: dict[str, Callable[[random.Random, int], Document]] = {
+    "orders": orders,
+    "tiny": tiny,
+    "nested": nested,
+    "wide": wide,
+    "mixed": mixed,
+    "fat": fat,
+}
 
 
 def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.core import messages as msg
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, grow
+from engine.core.schema import CollectionSchema, Field
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
@@ -27,7 +27,7 @@ from engine.slab import Arena, Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply
-from engine.source.session import connect, starting_position, survey
+from engine.source.session import connect, sample, starting_position, survey
 
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
@@ -73,6 +73,7 @@ class Reader:
         self._assigned: msg.Assign | None = None
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
+        self._options = SchemaOptions.of(config.schema)
         self._schemas: dict[tuple[str, str], CollectionSchema] = {}
         self._stopping = False
         self._progress = 0
@@ -167,7 +168,7 @@ class Reader:
         self._prefetcher = Prefetcher(stream, config.retry)
         collection = assign.spec.collections[0] if assign.spec.level == "collection" else ""
         namespace = (assign.spec.database, collection)
-        self._decoder = Decoder(_Registry(self), SchemaOptions(), namespace)
+        self._decoder = Decoder(_Registry(self), self._options, namespace)
 
     def _note_started(self, assignment: Assignment) -> None:
         """The stream is open: say so, once, with the place that was found for it."""
@@ -311,13 +312,22 @@ class Reader:
         """The collection's schema with these fields, from the supervisor."""
         self._schemas.pop((database, collection), None)
         self._send(msg.SchemaWanted(database, collection, fields))
-        while (schema := self._schemas.get((database, collection))) is None or grow(schema, fields) is not schema:
+        while (schema := self._schemas.get((database, collection))) is None:
             self._beat("waiting for a schema")
             if self._connection.poll(BEAT_S):
                 self._note(msg.decode_to_child(self._connection.recv_bytes()))
             if self._assigned is not None or self._assignment is None:
                 raise _Reassigned
         return schema
+
+    def sampled_fields(self, database: str, collection: str) -> tuple[Field, ...]:
+        """The fields that a sample of the collection has; none where it may not tell."""
+        size = self._settings.config.schema.sample
+        reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
+        if not size or reshaped or not collection or self._decoder is None:
+            return ()
+        self._beat("sampling")
+        return self._decoder.propose(collection, sample(self._client, database, collection, size))
 
     def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
         """The collection's schema, if it was asked for before."""
@@ -343,7 +353,11 @@ class _Registry:
     def get(self, database: str, collection: str) -> CollectionSchema:
         """The collection's schema as it stands."""
         known = self._reader.known_schema(database, collection)
-        return known if known is not None else self._reader.ask_schema(database, collection, ())
+        if known is None:
+            known = self._reader.ask_schema(database, collection, ())
+            if not known.version and (fields := self._reader.sampled_fields(database, collection)):
+                known = self._reader.ask_schema(database, collection, fields)
+        return known
 
     def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
         """The schema with these fields, now kept."""

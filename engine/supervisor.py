@@ -126,7 +126,12 @@ class Supervisor:
             log.info("listening", extra={"fields": {"address": address}})
         store = open_store(self._config.state)
         self._state = StateWorker(
-            store, this_owner(), self._config.lease.ttl, self._config.retry, self._take_answer
+            store,
+            this_owner(),
+            self._config.lease.ttl,
+            self._config.retry,
+            self._config.schema.max_fields,
+            self._take_answer,
         )
         previous = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
         try:

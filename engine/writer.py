@@ -67,7 +67,8 @@ class ObjectBuild:
             if self.name.dead_letter:
                 self._file = DeadLetterFile(self)
             else:
-                self._file = ParquetFile(self, arrow_schema(self.schema), self._config.sink)
+                columns = arrow_schema(self.schema, raw=self._config.schema.raw)
+                self._file = ParquetFile(self, columns, self._config.sink)
         return self._file
 
     def write(self, data: bytes) -> int:

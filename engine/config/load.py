@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from engine.config.quantities import Duration, Secret, Size, decode_quantity, format_duration, format_size
 from engine.config.tree import Config, parse_start
+from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
 ENV_PREFIX = "HEADRACE_"
@@ -218,7 +219,7 @@ def expectation(annotation: Any) -> str:
     if origin is list:
         return "expected a list of texts" if get_args(base)[0] is str else "expected a list of tables"
     assert origin is dict, base
-    return "expected a table of integers" if get_args(base)[1] is int else "expected a table"
+    return f"expected a table of {'integers' if get_args(base)[1] is int else 'texts'}"
 
 
 def _shown(value: Any, annotation: Any = None) -> str:
@@ -258,6 +259,13 @@ def _contradictions(config: Config) -> _Problems:
             f'source.start: got {source.start!r}; expected "now", "earliest", or an RFC 3339 time '
             'such as "2026-05-01T00:00:00Z"'
         )
+    for key, text in config.schema.overrides.items():
+        try:
+            parse_type(text)
+        except ValueError as error:
+            found.append(f"schema.overrides.{key!r}: {error}")
+        if "." not in key.strip("."):
+            found.append(f"schema.overrides.{key!r}: expected <collection>.<field>")
     if "://" not in config.sink.url:
         found.append("sink.url: expected a URL such as s3://bucket/prefix or file:///data/lake")
     if config.sink.compression == "gzip" and config.sink.compression_level > 9:

@@ -64,6 +64,52 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 8
 
 
+class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How documents become columns. What a column has once been, it stays: files never change their types."""
+
+    overrides: Annotated[
+        dict[str, str],
+        Meta(
+            description="Types of fields, by `<collection>.<dotted path>`: an Arrow type (`decimal128(38, 2)`, "
+            "`double`, `list<string>`, ...), `json`, or `drop` for a field that must not land at all. They count "
+            "from a field's first file on."
+        ),
+    ] = field(default_factory=dict)
+    sample: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Documents of a new collection that are looked at to settle its types before its first "
+            "file; 0 for none. Not done when `source.pipeline` changes what documents look like.",
+        ),
+    ] = 1000
+    max_depth: Annotated[
+        int, Meta(ge=1, le=32, description="Levels of documents and arrays with columns; below, they are JSON.")
+    ] = 4
+    max_fields: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=20_000,
+            description="Columns that a collection may get. Past it a new sub-document is one JSON column, and a "
+            "field that would need a column of its own is in `_cdc_rescued`.",
+        ),
+    ] = 1000
+    integers: Annotated[
+        Literal["widen", "exact"],
+        Meta(description="`widen`: int32 becomes int64, so that a column does not drift; `exact` keeps int32."),
+    ] = "widen"
+    object_id: Annotated[
+        Literal["string", "binary"], Meta(description="ObjectIds as 24 hex digits, or as 12 bytes.")
+    ] = "string"
+    on_mismatch: Annotated[
+        Literal["rescue", "fail"],
+        Meta(description="A value that its column cannot hold exactly: to `_cdc_rescued`, or stop the engine."),
+    ] = "rescue"
+    raw: Annotated[bool, Meta(description="Also keep each whole event as BSON, in `_cdc_raw`.")] = False
+
+
 class BatchConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """When a segment is cut, and so becomes objects: at whichever comes first."""
 
@@ -210,6 +256,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     source: SourceConfig
     sink: SinkConfig
+    schema: SchemaConfig = field(default_factory=SchemaConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     writers: WritersConfig = field(default_factory=WritersConfig)

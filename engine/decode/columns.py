@@ -8,7 +8,12 @@ lies. Which values a column can hold:
 |---|---|
 | float64 | double; int32, and int64 where the double equals it |
 | int64, int32 | int32, int64, double: where the integer equals it (and the zero is not negative) |
-| bool, string, timestamp, ObjectId, Decimal128 | just that type |
+| bool | bool, of which the byte is 0 or 1 |
+| string | string that is UTF-8 |
+| timestamp | date |
+| ObjectId | ObjectId |
+| decimal (a string) | Decimal128, but for a NaN with a payload |
+| decimal128(P, S) | Decimal128, int32, int64, double: where the decimal equals it |
 | binary | binary of the column's subtype |
 | uuid | binary of subtype 4 with 16 bytes |
 
@@ -19,22 +24,27 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.core.schema import DataType
-from engine.decode import cursor
 from engine.decode.cursor import Bools, Ints, Part, View
+from engine.decode.json import decimal_text, utf8
+from engine.decode.schema import MILLISECONDS
+from engine.rawbson import elements as raw
 
-MILLISECONDS = pa.timestamp("ms", tz="UTC")
 Parts = dict[int, Part]
 # (type, the values that the column cannot hold)
 Refused = list[tuple[int, Part]]
 
-_UUID_SUBTYPE = 4
+_OLD_BINARY, _UUID_SUBTYPE = 2, 4
+# The exponent of a Decimal128 is stored with this added to it.
+_BIAS = 6176
 
 
 def build(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
@@ -100,38 +110,48 @@ def _fits_int32(values: npt.NDArray[Any]) -> Bools:
 
 
 def _booleans(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    part = parts.get(cursor.BOOL)
-    refused = _others(parts, cursor.BOOL)
+    part = parts.get(raw.BOOL)
+    refused = _others(parts, raw.BOOL)
     if part is None:
         return pa.nulls(count, pa.bool_()), refused
+    assert part.payload is not None
+    part = _without(part, part.payload > 1, raw.BOOL, refused, count)
     assert part.payload is not None
     values, present = _spread(part, part.payload != 0, count)
     return pa.Array.from_buffers(pa.bool_(), count, [_bitmap(present), _bitmap(values)]), refused
 
 
 def _strings(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    part = parts.get(cursor.STRING)
-    refused = _others(parts, cursor.STRING)
+    part = parts.get(raw.STRING)
+    refused = _others(parts, raw.STRING)
     if part is None:
         return pa.nulls(count, pa.string()), refused
-    return texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string()), refused
+    array = texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string())
+    if (wrong := not_utf8(array)) is not None:
+        part = _without(part, wrong if part.rows is None else wrong[part.rows], raw.STRING, refused, count)
+        array = texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string())
+    return array, refused
 
 
 def _binaries(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
     part, refused = _of_subtype(view, type_.subtype, parts, count)
     if part is None:
         return pa.nulls(count, pa.binary()), refused
-    return texts(view, part.at + 5, part.stop, part.rows, count, pa.binary()), refused
+    begin = part.at + 5
+    if type_.subtype == _OLD_BINARY:  # has its length twice
+        short = part.stop - part.at < 9
+        wrong = short | (view.int32[np.where(short, part.at, begin)] != part.stop - part.at - 9)
+        part = _without(part, wrong, raw.BINARY, refused, count)
+        begin = part.at + 9
+    return texts(view, begin, part.stop, part.rows, count, pa.binary()), refused
 
 
 def _uuids(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
     part, refused = _of_subtype(view, _UUID_SUBTYPE, parts, count)
-    if part is not None and (wrong := part.stop - part.at != 5 + 16).any():
-        refused.append((cursor.BINARY, part.select(wrong, count)))
-        part = part.select(~wrong, count)
     if part is None:
         return pa.nulls(count, pa.string()), refused
-    digits = hex_digits(view.of_type[cursor.DECIMAL128][part.at + 5], 16)
+    part = _without(part, part.stop - part.at != 5 + 16, raw.BINARY, refused, count)
+    digits = hex_digits(view.of_type[raw.DECIMAL128][part.at + 5], 16)
     dashed = np.full((len(part), 36), ord("-"), np.uint8)
     for begin, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)):
         shift = {0: 0, 8: 1, 12: 2, 16: 3, 20: 4}[begin]
@@ -140,8 +160,8 @@ def _uuids(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array
 
 
 def _object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    part = parts.get(cursor.OBJECT_ID)
-    refused = _others(parts, cursor.OBJECT_ID)
+    part = parts.get(raw.OBJECT_ID)
+    refused = _others(parts, raw.OBJECT_ID)
     if part is None:
         return pa.nulls(count, pa.string()), refused
     assert part.payload is not None
@@ -150,8 +170,8 @@ def _object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Arr
 
 def _binary_object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
     arrow = pa.binary(12)
-    part = parts.get(cursor.OBJECT_ID)
-    refused = _others(parts, cursor.OBJECT_ID)
+    part = parts.get(raw.OBJECT_ID)
+    refused = _others(parts, raw.OBJECT_ID)
     if part is None:
         return pa.nulls(count, arrow), refused
     assert part.payload is not None
@@ -160,28 +180,89 @@ def _binary_object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple
 
 
 def _decimals(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    from bson.decimal128 import Decimal128
-
-    part = parts.get(cursor.DECIMAL128)
-    refused = _others(parts, cursor.DECIMAL128)
+    part = parts.get(raw.DECIMAL128)
+    refused = _others(parts, raw.DECIMAL128)
     if part is None:
         return pa.nulls(count, pa.string()), refused
     assert part.payload is not None
-    raw = part.payload.tobytes()
-    texts_ = [str(Decimal128.from_bid(raw[at : at + 16])) for at in range(0, len(raw), 16)]
-    return scattered(pa.array(texts_, pa.string()), part.rows, count), refused
+    array = decimal_texts(part.payload)
+    if array.null_count:
+        wrong = np.asarray(array.is_null())
+        array = array.drop_null()
+        part = _without(part, wrong, raw.DECIMAL128, refused, count)
+    return scattered(array, part.rows, count), refused
+
+
+def _fixed_decimals(_: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
+    """Value by value: an override that one pays for."""
+    accepted = (raw.DECIMAL128, raw.INT32, raw.INT64, raw.DOUBLE)
+    refused = _others(parts, *accepted)
+    values: list[Decimal | None] = [None] * count
+    for kind in accepted:
+        if (part := parts.get(kind)) is None:
+            continue
+        assert part.payload is not None
+        given = [bytes(each) for each in part.payload] if kind == raw.DECIMAL128 else part.payload.tolist()
+        found = [
+            decimal_of(each if isinstance(each, bytes) else Decimal(each), type_.precision, type_.scale)
+            for each in given
+        ]
+        for row, value in zip(range(count) if part.rows is None else part.rows.tolist(), found, strict=True):
+            values[row] = value
+        _without(part, np.array([value is None for value in found], bool), kind, refused, count)
+    return pa.array(values, pa.decimal128(type_.precision, type_.scale)), refused
+
+
+def decimal_of(value: bytes | Decimal, precision: int, scale: int) -> Decimal | None:
+    """A number, or a Decimal128's 16 bytes, as a decimal of this precision and scale; None unless equal."""
+    if isinstance(value, bytes):
+        text = decimal_text(value)
+        value = Decimal("NaN" if text is None else text)
+    if not value.is_finite() or (value.is_zero() and value.is_signed()):
+        return None
+    fitted = value.quantize(Decimal(1).scaleb(-scale), context=Context(prec=7000, traps=[]))
+    return fitted if fitted == value and len(fitted.as_tuple().digits) <= precision else None
+
+
+def decimal_texts(payload: npt.NDArray[np.void]) -> pa.Array:
+    """Decimal128 values, 16 bytes each, as text; null where the text would not give the same bytes again.
+
+    By column for what prices look like, which is up to 18 digits with up to 6 of them behind the point.
+    """
+    low, high = np.ascontiguousarray(payload).view("<u8").reshape(-1, 2).T
+    places = _BIAS - ((high >> np.uint64(49)) & np.uint64(0x3FFF)).astype(np.int64)
+    plain = (high & np.uint64(0x0001_FFFF_FFFF_FFFF) == 0) & (high >> np.uint64(61) & np.uint64(3) != 3)
+    plain &= (low < np.uint64(10**18)) & (places >= 0) & (places <= 6)
+    order, found = [], []
+    for digits in np.unique(places[plain]).tolist():
+        chosen = np.flatnonzero(plain & (places == digits))
+        whole, rest = np.divmod(low[chosen].astype(np.int64), 10**digits)
+        sign = pa.array(["", "-"]).take(pa.array((high[chosen] >> np.uint64(63)).astype(np.int8)))
+        pieces = [sign, pa.array(whole).cast(pa.string())]
+        if digits:
+            pieces += [".", pc.utf8_lpad(pa.array(rest).cast(pa.string()), digits, "0")]
+        order.append(chosen)
+        found.append(pc.binary_join_element_wise(*pieces, ""))
+    others = np.flatnonzero(~plain)
+    order.append(others)
+    found.append(pa.array([decimal_text(bytes(value)) for value in payload[others]], pa.string()))
+    return pa.concat_arrays(found).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
 
 
 def _of_subtype(view: View, subtype: int, parts: Parts, count: int) -> tuple[Part | None, Refused]:
-    part = parts.get(cursor.BINARY)
-    refused = _others(parts, cursor.BINARY)
+    part = parts.get(raw.BINARY)
+    refused = _others(parts, raw.BINARY)
     if part is None:
         return None, refused
-    other = view.bytes[part.at + 4] != subtype
-    if other.any():
-        refused.append((cursor.BINARY, part.select(other, count)))
-        part = part.select(~other, count)
-    return part, refused
+    return _without(part, view.bytes[part.at + 4] != subtype, raw.BINARY, refused, count), refused
+
+
+def _without(part: Part, wrong: Bools, kind: int, refused: Refused, count: int) -> Part:
+    """The part without some values, which are refused."""
+    if not wrong.any():
+        return part
+    refused.append((kind, part.select(wrong, count)))
+    return part.select(~wrong, count)
 
 
 def _others(parts: Parts, *accepted: int) -> Refused:
@@ -216,6 +297,19 @@ def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, a
     gaps = pa.Array.from_buffers(of, 2 * size, [None, data, pa.py_buffer(view.data)])
     picked = gaps.take(_indices(np.arange(0, 2 * size, 2), rows, count))
     return picked if small else picked.cast(arrow)
+
+
+def not_utf8(array: pa.Array) -> Bools | None:
+    """Which strings of an array are no UTF-8; None when all are."""
+    data = array.buffers()[2]
+    if data is None or not len(data) or int(np.frombuffer(data, np.uint8).max()) < 0x80:
+        return None
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        values = array.cast(pa.binary()).to_pylist()
+        return np.array([value is not None and utf8(value) is None for value in values], bool)
+    return None
 
 
 def fixed_texts(characters: npt.NDArray[np.uint8], rows: Ints | None, count: int) -> pa.Array:
@@ -273,14 +367,12 @@ def _bitmap(bits: npt.NDArray[Any] | None) -> pa.Buffer | None:
 
 _ANY = lambda _: None  # noqa: E731
 _BUILDERS: dict[str, Any] = {
-    "float64": _numbers({cursor.DOUBLE: _ANY, cursor.INT32: _ANY, cursor.INT64: _exact_as_double}, pa.float64()),
-    "int64": _numbers(
-        {cursor.INT32: _ANY, cursor.INT64: _ANY, cursor.DOUBLE: _whole(-(2.0**63), 2.0**63)}, pa.int64()
-    ),
+    "float64": _numbers({raw.DOUBLE: _ANY, raw.INT32: _ANY, raw.INT64: _exact_as_double}, pa.float64()),
+    "int64": _numbers({raw.INT32: _ANY, raw.INT64: _ANY, raw.DOUBLE: _whole(-(2.0**63), 2.0**63)}, pa.int64()),
     "int32": _numbers(
-        {cursor.INT32: _ANY, cursor.INT64: _fits_int32, cursor.DOUBLE: _whole(-(2.0**31), 2.0**31)}, pa.int32()
+        {raw.INT32: _ANY, raw.INT64: _fits_int32, raw.DOUBLE: _whole(-(2.0**31), 2.0**31)}, pa.int32()
     ),
-    "timestamp": _numbers({cursor.DATE: _ANY}, MILLISECONDS),
+    "timestamp": _numbers({raw.DATE: _ANY}, MILLISECONDS),
     "bool": _booleans,
     "string": _strings,
     "binary": _binaries,
@@ -288,4 +380,5 @@ _BUILDERS: dict[str, Any] = {
     "object_id": _object_ids,
     "object_id_binary": _binary_object_ids,
     "decimal": _decimals,
+    "decimal128": _fixed_decimals,
 }

@@ -5,7 +5,9 @@ met before, in an order that the documents agree with; one pass goes through the
 rows whose cursor stands at just this header read their value and move on. Rows that lack the field wait, rows
 of another shape join where they match; whoever waits at the end of a pass is served by the next, and a header
 that no plan knows is learned from the first row that waits there. The cost is therefore fields x rows in
-numpy steps, however many shapes there are.
+numpy steps, however many shapes there are. Steps that would serve next to nobody are not made: the last few
+rows, and rows whose names hardly ever come again, are *walked*, element by element in plain Python; what was
+found there joins the rest.
 
 numpy facts this is built on, per row, on one core: a fancy-indexed gather costs about 5 ns however many bytes
 (up to 48) it takes from each place, an unaligned strided view of what was gathered 0.5 ns, a comparison
@@ -17,39 +19,37 @@ is used, and a row that breaks a rule is flagged ``odd`` and left to ``rowwise``
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.rawbson.elements import FIXED_SIZES, SIZED, MalformedBSON, value_size
+from engine.rawbson import elements as raw
+from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, LEAST_SIZES, SIZED, MalformedBSON, value_size
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 WINDOW = 32
 PADDING = 64
-MAX_HEADERS = 4096
-# Beyond so many elements, arrays are walked in step only while enough rows go on; then row by row.
-_LONG_ARRAY = 64
-_FEW_ROWS = 16
+MAX_HEADERS = 2048
+# So many rows are walked rather than served by another pass, and one more for so many headers of the plan.
+_WALKED_ROWS = 6
+_HEADERS_PER_ROW = 16
+# A name that came so often in walked rows gets its place in the plan.
+_OFTEN = 8
 
-DOUBLE, STRING, DOCUMENT, ARRAY, BINARY, UNDEFINED, OBJECT_ID, BOOL, DATE, NULL = range(1, 11)
-REGEX, INT32, TIMESTAMP, INT64, DECIMAL128 = 0x0B, 0x10, 0x11, 0x12, 0x13
-
-_PAYLOADS: dict[int, np.dtype[Any]] = {
-    DOUBLE: np.dtype("<f8"),
-    OBJECT_ID: np.dtype("V12"),
-    BOOL: np.dtype("u1"),
-    DATE: np.dtype("<i8"),
-    INT32: np.dtype("<i4"),
-    TIMESTAMP: np.dtype("<u8"),
-    INT64: np.dtype("<i8"),
-    DECIMAL128: np.dtype("V16"),
+PAYLOADS: dict[int, np.dtype[Any]] = {
+    raw.DOUBLE: np.dtype("<f8"),
+    raw.OBJECT_ID: np.dtype("V12"),
+    raw.BOOL: np.dtype("u1"),
+    raw.DATE: np.dtype("<i8"),
+    raw.INT32: np.dtype("<i4"),
+    raw.TIMESTAMP: np.dtype("<u8"),
+    raw.INT64: np.dtype("<i8"),
+    raw.DECIMAL128: np.dtype("V16"),
 }
-_ENDS_WITH_NUL = {STRING, DOCUMENT, ARRAY, 0x0D, 0x0E}
-_LEAST_SIZE = {STRING: 5, DOCUMENT: 5, ARRAY: 5, BINARY: 5, 0x0D: 5, 0x0E: 5, 0x0C: 17, 0x0F: 14}
 
 
 class View:
@@ -66,7 +66,7 @@ class View:
         self.windows = np.ndarray((size - WINDOW + 1,), f"V{WINDOW}", data, strides=(1,))
         self.of_type = {
             kind: np.ndarray((size - dtype.itemsize + 1,), dtype, data, strides=(1,))
-            for kind, dtype in _PAYLOADS.items()
+            for kind, dtype in PAYLOADS.items()
         }
 
 
@@ -102,36 +102,55 @@ class Part:
         return Part(rows[chosen], self.at[chosen], self.stop[chosen], payload)
 
 
+class Loose(NamedTuple):
+    """A value found by walking, whose name no step of the plan has."""
+
+    row: int
+    name: bytes
+    kind: int
+    at: int
+    stop: int
+
+
 class Level:
-    """All fields of one level of nesting: ``columns[name][type]``, over ``count`` rows."""
+    """All fields of one level of nesting: ``columns[name][type]``, over ``count`` rows.
+
+    Attributes:
+        loose: values of names that hardly any row has, which are not worth a part of their own.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.columns: dict[bytes, dict[int, Part]] = {}
+        self.loose: list[Loose] = []
 
-
-class ArrayLevel(Level):
-    """The elements of arrays, as one unnamed field over all of them.
-
-    Attributes:
-        owners: the row of the level above that each element belongs to, ascending.
-        lengths: elements of each array, in the order of the arrays that were scanned.
-    """
-
-    def __init__(self, owners: Ints, lengths: Ints) -> None:
-        super().__init__(len(owners))
-        self.owners = owners
-        self.lengths = lengths
+    def adopt(self, view: View, names: Container[bytes]) -> None:
+        """Turn the loose values of these names into parts."""
+        found: dict[tuple[bytes, int], list[tuple[int, int, int]]] = {}
+        left = []
+        for each in self.loose:
+            if each.name in names:
+                found.setdefault((each.name, each.kind), []).append((each.row, each.at, each.stop))
+            else:
+                left.append(each)
+        self.loose = left
+        for (name, kind), values in found.items():
+            rows, at, stop = np.array(values, np.int64).T
+            payload = view.of_type[kind][at] if kind in PAYLOADS else None
+            kinds = self.columns.setdefault(name, {})
+            parts = [kinds[kind]] if kind in kinds else []
+            kinds[kind] = concatenated([*parts, Part(rows, at, stop, payload)], self.count)
 
 
 class Header:
     """One element header, ready to be compared with windows."""
 
-    __slots__ = ("fixed", "kind", "length", "masks", "name", "tail", "words")
+    __slots__ = ("fixed", "hits", "kind", "length", "masks", "name", "tail", "words")
 
     def __init__(self, kind: int, name: bytes) -> None:
         self.kind = kind
         self.name = name
+        self.hits = 0
         header = bytes([kind]) + name + b"\0"
         self.length = len(header)
         self.fixed = FIXED_SIZES.get(kind)
@@ -147,6 +166,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.headers: list[Header] = []
+        self.names: set[bytes] = set()
         self._known: dict[tuple[int, bytes], Header] = {}
         self._children: dict[bytes, Plan] = {}
 
@@ -154,38 +174,79 @@ class Plan:
         """The plan of the documents in a field, or of the elements of its arrays."""
         return self._children.setdefault(name, Plan())
 
-    def learn(self, data: bytes, at: int, end: int) -> bool:
-        """Take up the headers of one document from the element at ``at`` on.
+    def learn(self, data: bytes, at: int, end: int) -> list[Header]:
+        """Take up the headers of one document, whose first element is at ``at``, in their order.
 
-        False when there is nothing new in it, or when it cannot be read.
+        Those that are known already change places among themselves where they stand in another order: documents
+        that lack many fields each tell a part of the order that all of them agree with.
+
+        Returns:
+            the headers that are new; none where the document cannot be read.
         """
-        learned, place = False, 0
+        sequence: list[tuple[int, bytes]] = []
         try:
             while at < end:
                 kind = data[at]
                 value = data.index(b"\0", at + 1) + 1
                 name = data[at + 1 : value - 1]
-                header = self._known.get((kind, name))
-                if header is None:
-                    if len(self.headers) >= MAX_HEADERS:
-                        return learned
-                    header = self._known[kind, name] = Header(kind, name)
-                    self.headers.insert(place, header)
-                    learned = True
-                    place += 1
-                else:
-                    place = max(place, self.headers.index(header) + 1)
                 at = value + value_size(data, kind, value)
+                name.decode()
+                sequence.append((kind, name))
         except (MalformedBSON, ValueError, IndexError):
-            pass
+            return []
+        if at != end or len(set(sequence)) < len(sequence):
+            return []
+        return self._order(sequence)
+
+    def _order(self, sequence: Sequence[tuple[int, bytes]]) -> list[Header]:
+        known = [self._known[each] for each in sequence if each in self._known]
+        places = {header: place for place, header in enumerate(self.headers)}
+        for place, header in zip(sorted(places[header] for header in known), known, strict=True):
+            self.headers[place] = header
+        places = {header: place for place, header in enumerate(self.headers)}
+        learned: list[Header] = []
+        place = 0
+        for kind, name in sequence:
+            if (header_ := self._known.get((kind, name))) is not None:
+                place = places[header_] + len(learned) + 1
+            elif len(self.headers) < MAX_HEADERS:
+                learned.append(self._insert(kind, name, place))
+                place += 1
         return learned
+
+    def learn_often(self, times: Mapping[tuple[int, bytes], int]) -> None:
+        """Take up the names that came often in rows that had to be walked."""
+        for (kind, name), count in times.items():
+            if count >= _OFTEN and (kind, name) not in self._known and len(self.headers) < MAX_HEADERS:
+                self._insert(kind, name, len(self.headers))
+
+    def forget(self, headers: Sequence[Header]) -> None:
+        """Headers that were learned, and then served next to nobody."""
+        for header in headers:
+            del self._known[header.kind, header.name]
+            self.headers.remove(header)
+        self.names = {header.name for header in self.headers}
+
+    def _insert(self, kind: int, name: bytes, place: int) -> Header:
+        header = self._known[kind, name] = Header(kind, name)
+        self.headers.insert(place, header)
+        self.names.add(name)
+        return header
 
 
 Flag = Callable[[Ints], None]
 
 
 def scan_documents(
-    view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, plan: Plan, odd: Flag
+    view: View,
+    starts: Ints,
+    ends: Ints,
+    rows: Ints | None,
+    count: int,
+    plan: Plan,
+    odd: Flag,
+    known: Set[bytes] = frozenset(),
+    most_names: int = MAX_HEADERS,
 ) -> Level:
     """Find every value of these documents.
 
@@ -193,11 +254,14 @@ def scan_documents(
         starts, ends: where each document begins, and the byte behind it, both within the buffer.
         rows: the row number of each document, ascending; None when they are all ``count`` rows.
         odd: is told the rows that cannot be scanned.
+        known, most_names: when walking finds more names than so many, all but the known ones stay loose.
     """
     level = Level(count)
     if len(starts):
-        scan = _Scan(view, starts, ends, rows, level, plan, odd)
-        scan.run()
+        _Scan(view, starts, ends, rows, level, plan, odd).run()
+        if level.loose:
+            names = {each.name for each in level.loose}
+            level.adopt(view, names if len(names) <= most_names else plan.names | (names & known))
         _flag_duplicates(level, odd)
     return level
 
@@ -213,7 +277,8 @@ class _Scan:
         self.plan = plan
         self.odd = odd
         self.rows = rows
-        self.position = starts + 4
+        self.begin = starts + 4
+        self.position = self.begin.copy()
         self.last = ends - 1  # the document's closing NUL
         self.found: dict[tuple[int, bytes], list[Part]] = {}
         wrong = (view.int32[starts] != ends - starts) | (self.last < self.position)
@@ -228,21 +293,30 @@ class _Scan:
 
     def run(self) -> None:
         """Passes over the plan until every cursor has come to its document's end."""
-        while True:
-            moved = self._pass()
-            waiting = np.flatnonzero(self.position < self.last)
-            if not len(waiting):
-                break
-            if not moved and not self._learn(waiting):
-                self._flag(waiting)
+        waiting = np.flatnonzero(self.position < self.last)
+        learned: list[Header] = []
+        strikes = 0
+        while len(waiting):
+            if strikes > 1 or len(waiting) <= _WALKED_ROWS + len(self.plan.headers) // _HEADERS_PER_ROW:
+                self._walk(waiting)
                 break
             if 2 * len(waiting) < len(self.position):
                 self._keep(waiting)
+                waiting = np.arange(len(waiting))
+            hits = self._pass()
+            if 4 * hits < len(waiting) and learned:
+                strikes += 1
+                self.plan.forget([header for header in learned if 64 * header.hits < len(waiting)])
+            waiting = np.flatnonzero(self.position < self.last)
+            if len(waiting) and not (learned := self._learn(waiting)) and not hits:
+                self._walk(waiting)
+                break
         for (kind, name), parts in self.found.items():
-            self.level.columns.setdefault(name, {})[kind] = _concatenated(parts)
+            self.level.columns.setdefault(name, {})[kind] = concatenated(parts, self.level.count)
 
-    def _pass(self) -> bool:
-        moved = False
+    def _pass(self) -> int:
+        """Offer each header of the plan to all rows; how many steps were made."""
+        total = 0
         for header in list(self.plan.headers):
             words, mask = self.words, header.masks
             match = (words[:, 0] & mask[0]) == header.words[0]
@@ -254,8 +328,9 @@ class _Scan:
                 hits = int(np.count_nonzero(match))
             if hits:
                 self._step(header, None if hits == len(match) else np.flatnonzero(match))
-                moved = True
-        return moved
+                header.hits += hits
+                total += hits
+        return total
 
     def _tail_matches(self, header: Header, match: Bools) -> Bools:
         """Names longer than a window: compare the rest byte for byte, for the rows that match so far."""
@@ -274,18 +349,18 @@ class _Scan:
         if header.fixed is not None:
             stop = at + header.fixed
         elif kind in SIZED:
-            stop = at + _taken(window, header.length, _SIZE, at, view.int32) + SIZED[kind]
+            stop = at + taken(window, header.length, SIZE, at, view.int32) + SIZED[kind]
         else:
-            stop = _measured(view.data, kind, at, last)
-        wrong = _wrong(view, kind, at, stop, last)
+            stop = measured(view.data, kind, at, last)
+        wrong = wrong_values(view, kind, at, stop, last)
         if wrong.any():
             everyone = np.arange(len(self.position)) if chosen is None else chosen
             self._flag(everyone[wrong])
             fine = ~wrong
             chosen, at, stop, window = everyone[fine], at[fine], stop[fine], window[fine]
         payload = None
-        if (dtype := _PAYLOADS.get(kind)) is not None:
-            payload = _taken(window, header.length, dtype, at, view.of_type[kind])
+        if (dtype := PAYLOADS.get(kind)) is not None:
+            payload = taken(window, header.length, dtype, at, view.of_type[kind])
         part = Part(self._row_numbers(chosen), at, stop, payload)
         self.found.setdefault((kind, header.name), []).append(part)
         if chosen is None:
@@ -300,12 +375,29 @@ class _Scan:
             return self.rows
         return chosen if self.rows is None else self.rows[chosen]
 
-    def _learn(self, waiting: Ints) -> bool:
-        """Learn from the first rows that wait; False when none of them has anything to teach."""
-        for row in waiting[:_FEW_ROWS]:
-            if self.plan.learn(self.view.data, int(self.position[row]), int(self.last[row])):
-                return True
-        return False
+    def _learn(self, waiting: Ints) -> list[Header]:
+        """Learn from a row that waits; nothing when it has nothing new to teach."""
+        row = waiting[0]
+        return self.plan.learn(self.view.data, int(self.begin[row]), int(self.last[row]))
+
+    def _walk(self, waiting: Ints) -> None:
+        """Take these rows to their ends one by one; their values are loose until a part adopts them."""
+        rows = self._row_numbers(waiting)
+        rows = waiting if rows is None else rows
+        bounds = zip(rows.tolist(), self.position[waiting].tolist(), self.last[waiting].tolist(), strict=True)
+        bad = []
+        times: dict[tuple[int, bytes], int] = {}
+        for row, begin, end in bounds:
+            values = walk(self.view.data, row, begin, end)
+            if values is None:
+                bad.append(row)
+                continue
+            self.level.loose += values
+            for each in values:
+                times[each.kind, each.name] = times.get((each.kind, each.name), 0) + 1
+        self.plan.learn_often(times)
+        if bad:
+            self.odd(np.array(bad, np.int64))
 
     def _flag(self, local: Ints) -> None:
         """Take rows out: they are odd, and must not match anything any more."""
@@ -318,14 +410,15 @@ class _Scan:
     def _keep(self, local: Ints) -> None:
         """Go on with these rows only; the others have come to their end."""
         self.rows = self._row_numbers(local)
-        self.position, self.last, self.window = self.position[local], self.last[local], self.window[local]
+        self.begin, self.position = self.begin[local], self.position[local]
+        self.last, self.window = self.last[local], self.window[local]
         self._look()
 
 
-_SIZE = np.dtype("<i4")
+SIZE = np.dtype("<i4")
 
 
-def _taken(
+def taken(
     window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """Values that lie ``offset`` bytes into each window, or at ``at`` where they lie behind it."""
@@ -334,17 +427,17 @@ def _taken(
     return np.ndarray((len(window),), dtype, window.data, offset, (WINDOW,)).copy()
 
 
-def _wrong(view: View, kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
+def wrong_values(view: View, kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
     """Which values do not lie within their documents, or do not end as their type must."""
-    wrong = stop > last
-    if (least := _LEAST_SIZE.get(kind)) is not None:
+    wrong: Bools = stop > last
+    if (least := LEAST_SIZES.get(kind)) is not None:
         wrong |= stop < at + least
-    if kind in _ENDS_WITH_NUL:
+    if kind in ENDS_WITH_NUL:
         wrong |= view.bytes[np.where(wrong, 0, stop - 1)] != 0
     return wrong
 
 
-def _measured(data: bytes, kind: int, at: Ints, last: Ints) -> Ints:
+def measured(data: bytes, kind: int, at: Ints, last: Ints) -> Ints:
     """The ends of values whose size no vector step can tell (regular expressions)."""
     stop = np.empty(len(at), np.int64)
     for row, (begin, limit) in enumerate(zip(at.tolist(), last.tolist(), strict=True)):
@@ -355,11 +448,33 @@ def _measured(data: bytes, kind: int, at: Ints, last: Ints) -> Ints:
     return stop
 
 
-def _concatenated(parts: list[Part]) -> Part:
-    """The parts that several passes found, as one with ascending rows."""
+def walk(data: bytes, row: int, at: int, end: int) -> list[Loose] | None:
+    """The elements from ``at`` to a document's ``end``; None where they break a rule, or a name comes twice."""
+    values = []
+    names = set()
+    try:
+        while at < end:
+            kind = data[at]
+            value = data.index(b"\0", at + 1) + 1
+            name = data[at + 1 : value - 1]
+            stop = value + value_size(data, kind, value)
+            if stop > end or (kind in ENDS_WITH_NUL and data[stop - 1]):
+                return None
+            if not name.isascii():
+                name.decode()
+            values.append(Loose(row, name, kind, value, stop))
+            names.add(name)
+            at = stop
+    except (MalformedBSON, ValueError):
+        return None
+    return values if len(names) == len(values) else None
+
+
+def concatenated(parts: list[Part], count: int) -> Part:
+    """The parts that several passes found in a level of ``count`` rows, as one with ascending rows."""
     if len(parts) == 1:
         return parts[0]
-    rows = np.concatenate([part.rows for part in parts if part.rows is not None])
+    rows = np.concatenate([np.arange(count) if part.rows is None else part.rows for part in parts])
     order = np.argsort(rows, kind="stable")
     at = np.concatenate([part.at for part in parts])[order]
     stop = np.concatenate([part.stop for part in parts])[order]
@@ -371,113 +486,15 @@ def _flag_duplicates(level: Level, odd: Flag) -> None:
     """A document with one name twice is for ``rowwise``: a column holds one value."""
     for kinds in level.columns.values():
         parts = list(kinds.values())
-        rows = [np.arange(level.count) if part.rows is None else part.rows for part in parts]
+        total = sum(len(part) for part in parts)
         if len(parts) == 1 and (parts[0].rows is None or not (np.diff(parts[0].rows) == 0).any()):
             continue
-        numbers, times = np.unique(np.concatenate(rows), return_counts=True)
-        if (times > 1).any():
-            odd(numbers[times > 1])
-
-
-def scan_arrays(view: View, part: Part, odd: Flag) -> ArrayLevel:
-    """Find every element of these arrays.
-
-    The elements of an array are one field of an ``ArrayLevel``; its rows are elements, in the order of the
-    arrays. Keys must be the numbers from 0 up, else the array's row is odd.
-    """
-    count = len(part)
-    owners_above = np.arange(count, dtype=np.int64) if part.rows is None else part.rows
-    position, last = part.at + 4, part.stop - 1
-    active = np.arange(count, dtype=np.int64)
-    lengths = np.zeros(count, np.int64)
-    found: dict[int, list[tuple[Ints, int, Part]]] = {}
-
-    def drop(wrong: Ints) -> None:
-        odd(owners_above[wrong])
-        lengths[wrong] = 0
-
-    index = 0
-    dropped: list[Ints] = []
-    while len(active):
-        window = view.windows[position]
-        words = np.ndarray((len(window), WINDOW // 8), "<u8", window.data)
-        kinds = (words[:, 0] & np.uint64(0xFF)).astype(np.uint8)
-        going = position < last
-        if not going.all():
-            active, position, last = active[going], position[going], last[going]
-            window, words, kinds = window[going], words[going], kinds[going]
-            if not len(active):
-                break
-        if index >= _LONG_ARRAY and len(active) < _FEW_ROWS:
-            dropped.append(active)
-            break
-        key = str(index).encode() + b"\0"
-        mask = np.uint64(int.from_bytes(b"\xff" * len(key), "little"))
-        wrong = ((words[:, 0] >> np.uint64(8)) & mask) != np.uint64(int.from_bytes(key, "little"))
-        offset = 1 + len(key)
-        stop = np.full(len(active), -1, np.int64)
-        for kind in np.unique(kinds).tolist():
-            chosen = np.flatnonzero((kinds == kind) & ~wrong)
-            if not len(chosen):
-                continue
-            at = position[chosen] + offset
-            ends = _element_ends(view, kind, window[chosen], offset, at, last[chosen])
-            if ends is None:
-                wrong[chosen] = True
-                continue
-            bad = _wrong(view, kind, at, ends, last[chosen])
-            if bad.any():
-                wrong[chosen[bad]] = True
-                chosen, at, ends = chosen[~bad], at[~bad], ends[~bad]
-            stop[chosen] = ends
-            payload = None
-            if (dtype := _PAYLOADS.get(kind)) is not None:
-                payload = _taken(window[chosen], offset, dtype, at, view.of_type[kind])
-            found.setdefault(kind, []).append((active[chosen], index, Part(None, at, ends, payload)))
-        if wrong.any():
-            dropped.append(active[wrong])
-        fine = ~wrong
-        active, last, position = active[fine], last[fine], stop[fine]
-        lengths[active] += 1
-        index += 1
-    for rows in dropped:
-        drop(rows)
-    return _array_level(owners_above, lengths, found, np.concatenate(dropped) if dropped else None)
-
-
-def _element_ends(
-    view: View, kind: int, window: npt.NDArray[Any], offset: int, at: Ints, last: Ints
-) -> Ints | None:
-    """Where the elements of one type end; None for a type that does not exist."""
-    if kind in FIXED_SIZES:
-        return at + FIXED_SIZES[kind]
-    if kind in SIZED:
-        return at + _taken(window, offset, _SIZE, at, view.int32) + SIZED[kind]  # type: ignore[no-any-return]
-    return _measured(view.data, kind, at, last) if kind == REGEX else None
-
-
-def _array_level(
-    owners_above: Ints,
-    lengths: Ints,
-    found: dict[int, list[tuple[Ints, int, Part]]],
-    dropped: Ints | None,
-) -> ArrayLevel:
-    """Put the elements that were found step by step into the order of the arrays."""
-    first = np.cumsum(lengths) - lengths
-    level = ArrayLevel(np.repeat(owners_above, lengths), lengths)
-    gone = np.zeros(len(lengths), bool)
-    if dropped is not None:
-        gone[dropped] = True
-    for kind, steps in found.items():
-        arrays = np.concatenate([arrays for arrays, _, _ in steps])
-        rows = np.concatenate([first[arrays] + index for arrays, index, _ in steps])
-        at = np.concatenate([part.at for _, _, part in steps])
-        stop = np.concatenate([part.stop for _, _, part in steps])
-        payloads = [part.payload for _, _, part in steps if part.payload is not None]
-        kept = ~gone[arrays]
-        order = np.argsort(rows[kept], kind="stable")
-        payload = np.concatenate(payloads)[kept][order] if payloads else None
-        part = Part(rows[kept][order], at[kept][order], stop[kept][order], payload)
-        if len(part):
-            level.columns.setdefault(b"", {})[kind] = part
-    return level
+        times = np.zeros(level.count, np.int8)
+        for part in parts:
+            if part.rows is None or not (np.diff(part.rows) == 0).any():
+                times[slice(None) if part.rows is None else part.rows] += 1
+            else:
+                times[part.rows] += 1  # counts once
+                times[part.rows[1:][np.diff(part.rows) == 0]] = 2
+        if total > np.count_nonzero(times):
+            odd(np.flatnonzero(times > 1))

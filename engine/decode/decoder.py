@@ -1,27 +1,31 @@
-"""Change events to record batches: one batch per collection, in stream order.
+"""Change events and documents to record batches: one batch per collection, in the order they came.
 
-The vector of cursors takes all rows; those that it flags go through the driver's decoder, alone, and come out
-in the same columns at the same places. Bytes that neither takes are dead letters.
+The vector of cursors takes all rows; those that it flags go the row-by-row way, alone, and come out in the
+same columns at the same places. Bytes that neither takes are dead letters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from engine.core.schema import CollectionSchema, Field
+from engine.core.schema import CollectionSchema, DataType, Field, grow
 from engine.decode import rowwise
-from engine.decode.cursor import Bools, Ints, Part, View, padded
-from engine.decode.document import Builder, DocumentScanner, Rescue, Tree, observe, values_json
-from engine.decode.event import Envelopes, EventScanner
-from engine.decode.schema import METADATA_COLUMNS, Observed, SchemaOptions, arrow_type, settle
+from engine.decode.columns import primitive, scattered, texts
+from engine.decode.cursor import Bools, Flag, Ints, Part, View, padded
+from engine.decode.document import Builder, DocumentScanner, Tree, observe, part_json
+from engine.decode.event import Envelopes, EventScanner, object_id_keys
+from engine.decode.schema import METADATA_COLUMNS, MILLISECONDS, RAW_COLUMN, Observed, SchemaOptions, Settler
+from engine.errors import FatalError
+from engine.rawbson import elements as raw
 from engine.rawbson.offsets import Offsets
 
 Namespace = tuple[str, str]
+Columns = dict[str, pa.Array]
 
 
 class Schemas(Protocol):
@@ -31,7 +35,7 @@ class Schemas(Protocol):
         """The collection's schema as it stands."""
 
     def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        """The schema with these fields, now kept."""
+        """The schema with these fields, as far as there is room for them, now kept."""
 
 
 class DecodedBatch(Struct):
@@ -50,12 +54,20 @@ class Decoded(Struct):
     dead_letters: list[bytes]
 
 
+class _SlowRow(NamedTuple):
+    """A row that went the row-by-row way: its number, its metadata columns, and its document."""
+
+    number: int
+    metadata: dict[str, Any]
+    document: rowwise.Value | None
+
+
 class _Group:
     """The rows of one namespace while they are decoded.
 
     Attributes:
-        rows: their numbers among the events; None for all.
-        slow: row number and event of each that the driver decoded.
+        rows: their numbers among all; None for all.
+        metadata: the metadata columns of all rows of the reply, this group's or not.
     """
 
     def __init__(self, namespace: Namespace, rows: Ints | None, count: int) -> None:
@@ -63,18 +75,41 @@ class _Group:
         self.rows = rows
         self.count = count if rows is None else len(rows)
         self.tree: Tree | None = None
-        self.slow: list[tuple[int, dict[str, Any]]] = []
+        self.slow: list[_SlowRow] = []
 
     def row_numbers(self) -> Ints:
         return np.arange(self.count, dtype=np.int64) if self.rows is None else self.rows
 
 
+class _Reply:
+    """The bytes that are decoded together, and which of their rows the cursors could not take."""
+
+    def __init__(self, data: bytes, offsets: Offsets) -> None:
+        self.data = data
+        self.offsets = offsets
+        self.count = len(offsets) - 1
+        self.view = View(padded(data, int(offsets[-1])))
+        self.starts = offsets[:-1]
+        self.ends = np.clip(self.starts + self.view.int32[self.starts], self.starts, offsets[1:])
+        self.odd: Bools = np.zeros(self.count, bool)
+        self.dead: list[bytes] = []
+
+    def flag(self, rows: Ints) -> None:
+        self.odd[rows] = True
+
+    def bytes_of(self, row: int) -> bytes:
+        """One row's document, or all bytes up to the next when its size says something else."""
+        slot = self.data[self.offsets[row] : self.offsets[row + 1]]
+        size = int.from_bytes(slot[:4], "little", signed=True)
+        return slot[:size] if 5 <= size <= len(slot) else slot
+
+
 class Decoder:
-    """Decodes the events of one stream; keeps the headers that it has met.
+    """Decodes the events of one stream, or the documents of one split; keeps the headers that it has met.
 
     Args:
         schemas: the collections' schemas.
-        default_namespace: for events that have none of their own.
+        default_namespace: for events that have none of their own, and for documents.
     """
 
     def __init__(self, schemas: Schemas, options: SchemaOptions, default_namespace: Namespace = ("", "")) -> None:
@@ -83,32 +118,69 @@ class Decoder:
         self._default = default_namespace
         self._events = EventScanner()
         self._scanners: dict[Namespace, DocumentScanner] = {}
+        self._settlers: dict[str, Settler] = {}
 
     def decode(self, data: bytes, offsets: Offsets) -> Decoded:
         """Decode the events that begin at ``offsets[:-1]``; the last offset is where the last one ends."""
-        count = len(offsets) - 1
-        view = View(padded(data, int(offsets[-1])))
-        starts = offsets[:-1]
-        ends = np.clip(starts + view.int32[starts], starts, offsets[1:])
-        odd = np.zeros(count, bool)
-
-        def flag(rows: Ints) -> None:
-            odd[rows] = True
-
-        envelopes = self._events.scan(view, starts, ends, flag)
+        reply = _Reply(data, offsets)
+        envelopes = self._events.scan(reply.view, reply.starts, reply.ends, reply.flag)
         metadata = envelopes.columns()
-        groups = {namespace: _Group(namespace, rows, count) for namespace, rows in envelopes.namespaces().items()}
+        spaces = envelopes.namespaces()
+        groups = {namespace: _Group(namespace, rows, reply.count) for namespace, rows in spaces.items()}
         for group in groups.values():
-            self._scan(view, envelopes, group, odd)
-        dead = self._decode_slowly(data, offsets, odd, groups)
-        batches = [
-            self._finish(view, metadata, group, odd)
-            for group in groups.values()
-            if group.slow or not odd[group.row_numbers()].all()
-        ]
-        return Decoded(batches, dead)
+            self._scan_events(reply, envelopes, group)
+        for row in np.flatnonzero(reply.odd).tolist():
+            event = rowwise.read_event(reply.bytes_of(row))
+            if event is None:
+                reply.dead.append(reply.bytes_of(row))
+                continue
+            namespace = rowwise.namespace_of(event)
+            group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
+            group.slow.append(_SlowRow(row, rowwise.envelope(event), rowwise.document_of(event)))
+        return self._decoded(reply, metadata, list(groups.values()))
 
-    def _scan(self, view: View, envelopes: Envelopes, group: _Group, odd: Bools) -> None:
+    def decode_documents(self, data: bytes, offsets: Offsets, read_at: int = 0) -> Decoded:
+        """Decode documents as they were found in the collection.
+
+        Args:
+            read_at: the cluster time at which they were read, in milliseconds since 1970.
+        """
+        reply = _Reply(data, offsets)
+        group = _Group(("", ""), None, reply.count)
+        tree = group.tree = self._scanned(group, reply.view, reply.starts, reply.ends, None, reply.flag)
+        metadata = {
+            "_cdc_op": pa.repeat("read", reply.count),
+            "_cdc_cluster_time": primitive(np.full(reply.count, read_at, np.int64), None, MILLISECONDS),
+            "_cdc_key": _document_keys(reply, tree),
+        }
+        for row in np.flatnonzero(reply.odd).tolist():
+            document = reply.bytes_of(row)
+            if not rowwise.is_document(document):
+                reply.dead.append(document)
+                continue
+            value = rowwise.whole(document)
+            found: dict[str, Any] = {"_cdc_op": "read", "_cdc_cluster_time": read_at}
+            if (key := value.unambiguous_fields()[0].get("_id")) is not None:
+                found["_cdc_key"] = rowwise.object_json({"_id": key.json()})
+            group.slow.append(_SlowRow(row, found, value))
+        return self._decoded(reply, metadata, [group])
+
+    def propose(self, collection: str, documents: Sequence[bytes]) -> tuple[Field, ...]:
+        """The fields that these documents of a collection have, with the types that they tell."""
+        if not documents:
+            return ()
+        offsets = np.zeros(len(documents) + 1, np.int64)
+        np.cumsum([len(document) for document in documents], out=offsets[1:])
+        reply = _Reply(b"".join(documents), offsets)
+        scanner = DocumentScanner(self._options)
+        tree = scanner.scan(reply.view, reply.starts, reply.ends, None, reply.count, (), reply.flag)
+        fine = ~reply.odd
+        seen = observe(reply.view, tree, None if fine.all() else fine)
+        return Settler(self._options, collection).settle(seen)
+
+    # --- scanning ----------------------------------------------------------------------------------------
+
+    def _scan_events(self, reply: _Reply, envelopes: Envelopes, group: _Group) -> None:
         at, stop, rows = envelopes.documents()
         if group.rows is not None:
             rows = np.arange(envelopes.count, dtype=np.int64) if rows is None else rows
@@ -119,40 +191,36 @@ class Decoder:
         numbers = group.row_numbers()
 
         def flag(local_rows: Ints) -> None:
-            odd[numbers[local_rows]] = True
+            reply.odd[numbers[local_rows]] = True
 
+        group.tree = self._scanned(group, reply.view, at, stop, rows, flag)
+
+    def _scanned(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
         schema = self._schemas.get(*self._named(group.namespace))
         scanner = self._scanners.setdefault(group.namespace, DocumentScanner(self._options))
-        group.tree = scanner.scan(view, at, stop, rows, group.count, schema.fields, flag)
+        return scanner.scan(view, at, stop, rows, group.count, schema.fields, odd)
 
     def _named(self, namespace: Namespace) -> Namespace:
         return namespace[0] or self._default[0], namespace[1] or self._default[1]
 
-    def _decode_slowly(
-        self, data: bytes, offsets: Offsets, odd: Bools, groups: dict[Namespace, _Group]
-    ) -> list[bytes]:
-        dead = []
-        for row in np.flatnonzero(odd).tolist():
-            raw = data[offsets[row] : offsets[row + 1]]
-            size = int.from_bytes(raw[:4], "little", signed=True)
-            event = rowwise.decode_event(raw[:size]) if 5 <= size <= len(raw) else None
-            if event is None:
-                dead.append(raw)
-                continue
-            namespace = rowwise.namespace_of(event)
-            group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
-            group.slow.append((row, event))
-        return dead
+    # --- columns -----------------------------------------------------------------------------------------
 
-    def _finish(self, view: View, metadata: dict[str, pa.Array], group: _Group, odd: Bools) -> DecodedBatch:
+    def _decoded(self, reply: _Reply, metadata: Columns, groups: Sequence[_Group]) -> Decoded:
+        if self._options.raw:
+            metadata[RAW_COLUMN] = texts(reply.view, reply.starts, reply.ends, None, reply.count, pa.binary())
+        batches = [self._finish(reply, metadata, group) for group in groups]
+        return Decoded([each for each in batches if each is not None], reply.dead)
+
+    def _finish(self, reply: _Reply, metadata: Columns, group: _Group) -> DecodedBatch | None:
         """Settle the types of new fields, build the columns, and put the two ways' rows together."""
         database, collection = self._named(group.namespace)
-        documents = [rowwise.document_of(event) for _, event in group.slow]
-        schema = self._grown(view, group, documents)
-        fast, fast_rows = self._fast_columns(view, metadata, group, schema, odd)
-        slow = _slow_columns(group, documents, schema)
+        schema = self._grown(reply, group)
+        fast, fast_rows = self._fast_columns(reply, metadata, group, schema)
+        slow = self._slow_columns(reply, group, schema)
         count = len(fast_rows) + len(group.slow)
-        arrays = _merged(fast, fast_rows, slow, np.array([row for row, _ in group.slow], np.int64))
+        if not count:
+            return None
+        arrays = _merged(fast, fast_rows, slow, np.array([row.number for row in group.slow], np.int64))
         arrays["_cdc_database"] = pa.repeat(pa.scalar(database), count)
         arrays["_cdc_collection"] = pa.repeat(pa.scalar(collection), count)
         names = [*METADATA_COLUMNS, *(field.name for field in schema.fields)]
@@ -160,85 +228,118 @@ class Decoder:
         batch = pa.RecordBatch.from_arrays([arrays[name] for name in present], names=present)
         return DecodedBatch(database, collection, schema.version, batch)
 
-    def _grown(self, view: View, group: _Group, documents: Sequence[dict[str, Any] | None]) -> CollectionSchema:
-        namespace = self._named(group.namespace)
-        schema = self._schemas.get(*namespace)
-        seen: dict[str, Observed] = observe(view, group.tree) if group.tree else {}
-        for document in documents:
-            rowwise.observe(document or {}, seen)
-        fields = settle(seen, self._options)
-        if _is_known(fields, schema.fields):
+    def _grown(self, reply: _Reply, group: _Group) -> CollectionSchema:
+        """The collection's schema, with the fields that these rows bring."""
+        database, collection = self._named(group.namespace)
+        schema = self._schemas.get(database, collection)
+        seen: dict[str, Observed] = {}
+        if group.tree is not None:
+            fine = ~reply.odd[group.row_numbers()]
+            seen = observe(reply.view, group.tree, None if fine.all() else fine)
+        for row in group.slow:
+            if row.document is not None:
+                rowwise.observe(row.document, seen)
+        settler = self._settlers.setdefault(collection, Settler(self._options, collection))
+        fields = settler.settle(seen)
+        if grow(schema, fields, self._options.max_fields) is schema:
             return schema
-        return self._schemas.grow(*namespace, fields)
+        return self._schemas.grow(database, collection, fields)
 
     def _fast_columns(
-        self, view: View, metadata: dict[str, pa.Array], group: _Group, schema: CollectionSchema, odd: Bools
-    ) -> tuple[dict[str, pa.Array], Ints]:
-        """The columns of the rows that are not odd, and their numbers."""
+        self, reply: _Reply, metadata: Columns, group: _Group, schema: CollectionSchema
+    ) -> tuple[Columns, Ints]:
+        """The columns of the rows that the cursors took, and their numbers."""
         if group.tree is None:
             return {}, np.zeros(0, np.int64)
-        builder = Builder(view)
+        builder = Builder(reply.view)
         arrays = builder.columns(group.tree, schema.fields)
+        if builder.rescued:
+            arrays["_cdc_rescued"] = builder.rescued_column(group.count)
+        rows = group.row_numbers()
+        fine = ~reply.odd[rows]
+        bad = sorted({row for row in builder.malformed if fine[row]})
+        reply.dead += [reply.bytes_of(int(rows[row])) for row in bad]
+        fine[bad] = False
+        for rescue in builder.rescued:
+            if rescue.column is not None:
+                self._note_mismatch(group, rescue.path, rescue.kind, rescue.column)
         own = metadata
         if group.rows is not None:
             numbers = pa.array(group.rows)
             own = {name: array.take(numbers) for name, array in metadata.items()}
         arrays |= {name: array for name, array in own.items() if array.null_count < len(array)}
-        if builder.rescued:
-            arrays["_cdc_rescued"] = _rescued_column(view, builder.rescued, group.count)
-        rows = group.row_numbers()
-        fine = ~odd[rows]
         if not fine.all():
             keep = pa.array(fine)
             arrays = {name: array.filter(keep) for name, array in arrays.items()}
             rows = rows[fine]
         return arrays, rows
 
+    def _slow_columns(self, reply: _Reply, group: _Group, schema: CollectionSchema) -> Columns:
+        """The columns of the rows that went the row-by-row way."""
+        if not group.slow:
+            return {}
+        arrays, lost = rowwise.columns([row.document for row in group.slow], schema.fields)
+        found = [row.metadata for row in group.slow]
+        for row, metadata, rescued in zip(group.slow, found, lost, strict=True):
+            if rescued.values:
+                metadata["_cdc_rescued"] = rowwise.object_json(rescued.values)
+            for path, kind, column in rescued.mismatched:
+                self._note_mismatch(group, path, kind, column)
+            if self._options.raw:
+                metadata[RAW_COLUMN] = reply.bytes_of(row.number)
+        for name, type_ in METADATA_COLUMNS.items():
+            if any(name in metadata for metadata in found):
+                arrays[name] = pa.array([metadata.get(name) for metadata in found], type_)
+        return arrays
 
-def _is_known(proposed: Sequence[Field], known: Sequence[Field]) -> bool:
-    """Whether a schema with ``known`` fields would not grow by the proposed ones."""
-    from engine.core.schema import grow
+    def _note_mismatch(self, group: _Group, path: str, kind: int, column: DataType) -> None:
+        """A value that its column cannot hold: an error when the configuration wants it to be one.
 
-    schema = CollectionSchema(1, tuple(known))
-    return grow(schema, tuple(proposed)) is schema
-
-
-def _rescued_column(view: View, rescued: Sequence[Rescue], count: int) -> pa.Array:
-    members: dict[int, dict[str, str]] = {}
-    for path, kind, part in rescued:
-        for row, text in zip(_rows(part, count), values_json(view.data, kind, part), strict=True):
-            members.setdefault(row, {})[path] = text
-    texts: list[str | None] = [None] * count
-    for row, paths in members.items():
-        texts[row] = rowwise.object_json(paths)
-    return pa.array(texts, pa.string())
-
-
-def _rows(part: Part, count: int) -> Sequence[int]:
-    return range(count) if part.rows is None else part.rows.tolist()
-
-
-def _slow_columns(
-    group: _Group, documents: Sequence[dict[str, Any] | None], schema: CollectionSchema
-) -> dict[str, pa.Array]:
-    """The columns of the rows that the driver decoded."""
-    if not group.slow:
-        return {}
-    arrays, rescued = rowwise.columns(documents, schema.fields)
-    envelopes = [rowwise.envelope(event) for _, event in group.slow]
-    for envelope, lost in zip(envelopes, rescued, strict=True):
-        if lost:
-            envelope["_cdc_rescued"] = rowwise.object_json(lost)
-    for name, type_ in METADATA_COLUMNS.items():
-        if any(name in envelope for envelope in envelopes):
-            arrays[name] = pa.array([envelope.get(name) for envelope in envelopes], type_)
-    return arrays
+        Raises:
+            FatalError: ``schema.on_mismatch`` is ``fail``.
+        """
+        if self._options.on_mismatch == "fail":
+            database, collection = self._named(group.namespace)
+            cause = f"field {path!r} has a {raw.NAMES[kind]} that its column ({column.kind}) cannot hold exactly"
+            remedy = (
+                'Set schema.on_mismatch = "rescue", which keeps such values in _cdc_rescued, or give the field a '
+                f'type that holds them all, by "{collection}.{path}" in schema.overrides, and a new sink.url.'
+            )
+            raise FatalError(f"decode {database}.{collection}", cause, remedy)
 
 
-def _merged(
-    fast: dict[str, pa.Array], fast_rows: Ints, slow: dict[str, pa.Array], slow_rows: Ints
-) -> dict[str, pa.Array]:
-    """Both ways' columns as one, in the order of the events."""
+def _document_keys(reply: _Reply, tree: Tree) -> pa.Array:
+    """``{"_id": ...}`` of each document; null for one without."""
+    count = reply.count
+    kinds = tree.level.columns.get(b"_id", {})
+    found = []
+    for kind, part in kinds.items():
+        if kind == raw.OBJECT_ID:
+            keys = object_id_keys(part)
+        else:
+            values = part_json(reply.view, kind, part)
+            _flag_malformed(reply, part, values)
+            keys = pa.array([None if text is None else f'{{"_id":{text}}}' for text in values], pa.string())
+        if len(kinds) == 1:
+            return scattered(keys, part.rows, count)
+        found.append((np.arange(count) if part.rows is None else part.rows, keys))
+    if not found:
+        return pa.nulls(count, pa.string())
+    rows = np.concatenate([rows for rows, _ in found])
+    order = np.argsort(rows, kind="stable")
+    keys = pa.concat_arrays([keys for _, keys in found]).take(pa.array(order))
+    ascending, first = np.unique(rows[order], return_index=True)  # a row that has two is odd
+    return scattered(keys.take(pa.array(first)), ascending, count)
+
+
+def _flag_malformed(reply: _Reply, part: Part, values: Sequence[str | None]) -> None:
+    if None in values:
+        bad = np.array([index for index, text in enumerate(values) if text is None], np.int64)
+        reply.flag(bad if part.rows is None else part.rows[bad])
+
+
+def _merged(fast: Columns, fast_rows: Ints, slow: Columns, slow_rows: Ints) -> Columns:
+    """Both ways' columns as one, in the order of the rows."""
     if not len(slow_rows):
         return fast
     order = pa.array(np.argsort(np.concatenate([fast_rows, slow_rows]), kind="stable"))
@@ -253,4 +354,4 @@ def _merged(
     return merged
 
 
-__all__ = ["Decoded", "DecodedBatch", "Decoder", "Schemas", "arrow_type"]
+__all__ = ["Decoded", "DecodedBatch", "Decoder", "Schemas"]

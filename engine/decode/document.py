@@ -12,33 +12,28 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from engine.core.schema import DataType, Field
-from engine.decode import cursor
+from engine.core.schema import DataType, Field, path_of
+from engine.decode.arrays import ArrayLevel, scan_arrays
 from engine.decode.columns import Parts, build, scattered
-from engine.decode.cursor import (
-    ArrayLevel,
-    Bools,
-    Flag,
-    Ints,
-    Level,
-    Part,
-    Plan,
-    View,
-    scan_arrays,
-    scan_documents,
-)
-from engine.decode.json import documents_json
+from engine.decode.cursor import Bools, Flag, Ints, Level, Part, Plan, View, scan_documents
+from engine.decode.json import text_json, values_json
 from engine.decode.schema import Observed, SchemaOptions, arrow_type
+from engine.rawbson import elements as raw
 
-_NOTHING = {cursor.NULL, cursor.UNDEFINED}
+_NOTHING = (raw.NULL, raw.UNDEFINED)
 
 
 class Rescue(NamedTuple):
-    """Values that no column holds: all of one path and one BSON type."""
+    """Values that no column holds: all of one path and one BSON type.
+
+    Attributes:
+        column: the type of the column that refused them; None where there is no column.
+    """
 
     path: str
     kind: int
     part: Part
+    column: DataType | None
 
 
 class Tree:
@@ -51,11 +46,7 @@ class Tree:
 
 
 class DocumentScanner:
-    """Scans documents of one collection and remembers their headers.
-
-    Args:
-        view: is given to each call, because it belongs to one reply.
-    """
+    """Scans documents of one collection and remembers their headers."""
 
     def __init__(self, options: SchemaOptions) -> None:
         self._options = options
@@ -68,24 +59,30 @@ class DocumentScanner:
         ends: Ints,
         rows: Ints | None,
         count: int,
-        known: Sequence[Field],
+        fields: Sequence[Field],
         odd: Flag,
     ) -> Tree:
         """All values of these documents, and what is inside them as far as columns go.
 
         Args:
-            known: the schema's fields; a JSON column is not looked into.
+            fields: the schema's; a JSON column is not looked into.
         """
-        tree = Tree(scan_documents(view, starts, ends, rows, count, self._plan, odd))
-        self._descend(view, tree, self._plan, known, 1, odd)
+        return self._documents(view, Part(rows, starts, ends, None), count, self._plan, fields, 1, odd)
+
+    def _documents(
+        self, view: View, part: Part, count: int, plan: Plan, fields: Sequence[Field], depth: int, odd: Flag
+    ) -> Tree:
+        types = {field.name.encode(): field.type for field in fields}
+        most = self._options.max_fields
+        level = scan_documents(
+            view, part.at, part.stop, part.rows, count, plan, odd, known=types.keys(), most_names=most
+        )
+        tree = Tree(level)
+        for name, parts in level.columns.items():
+            self._inside(view, tree, name, parts, plan.child(name), types.get(name), depth, odd)
         return tree
 
-    def _descend(self, view: View, tree: Tree, plan: Plan, known: Sequence[Field], depth: int, odd: Flag) -> None:
-        types = {field.name.encode(): field.type for field in known}
-        for name, parts in tree.level.columns.items():
-            self._descend_field(view, tree, name, parts, plan.child(name), types.get(name), depth, odd)
-
-    def _descend_field(
+    def _inside(
         self,
         view: View,
         tree: Tree,
@@ -96,13 +93,13 @@ class DocumentScanner:
         depth: int,
         odd: Flag,
     ) -> None:
-        if depth >= self._options.max_depth:
+        """Scan the documents and arrays of one field, if they have or may get columns."""
+        if depth >= self._options.max_depth and type_ is None:
             return
-        documents, arrays = parts.get(cursor.DOCUMENT), parts.get(cursor.ARRAY)
+        documents, arrays = parts.get(raw.DOCUMENT), parts.get(raw.ARRAY)
         if documents is not None and (type_ is None or type_.kind == "struct"):
-            level = scan_documents(view, documents.at, documents.stop, documents.rows, tree.level.count, plan, odd)
-            below = tree.documents[name] = Tree(level)
-            self._descend(view, below, plan, type_.fields if type_ else (), depth + 1, odd)
+            fields = type_.fields if type_ else ()
+            tree.documents[name] = self._documents(view, documents, tree.level.count, plan, fields, depth + 1, odd)
         if arrays is not None and (type_ is None or type_.kind == "list"):
             elements = scan_arrays(view, arrays, odd)
             below = tree.arrays[name] = Tree(elements)
@@ -112,40 +109,52 @@ class DocumentScanner:
 
             item = type_.item if type_ else None
             for parts_ in elements.columns.values():
-                self._descend_field(view, below, b"", parts_, plan.child(b""), item, depth + 1, odd_owner)
+                self._inside(view, below, b"", parts_, plan.child(b""), item, depth + 1, odd_owner)
 
 
-def observe(view: View, tree: Tree) -> dict[str, Observed]:
-    """Counts of the values of each field."""
-    return {name.decode(): _observe_field(view, tree, name, parts) for name, parts in tree.level.columns.items()}
+def observe(view: View, tree: Tree, fine: Bools | None) -> dict[str, Observed]:
+    """Counts of the values of each field.
+
+    Args:
+        fine: the rows to count; None for all.
+    """
+    return {
+        name.decode(): _observe_field(view, tree, name, parts, fine) for name, parts in tree.level.columns.items()
+    }
 
 
-def _observe_field(view: View, tree: Tree, name: bytes, parts: Parts) -> Observed:
+def _observe_field(view: View, tree: Tree, name: bytes, parts: Parts, fine: Bools | None) -> Observed:
     seen = Observed()
-    for kind, part in parts.items():
-        if kind == cursor.BINARY:
+    for kind, whole in parts.items():
+        part = whole if fine is None else whole.select(fine if whole.rows is None else fine[whole.rows], len(fine))
+        if kind == raw.BINARY:
             subtypes, times = np.unique(view.bytes[part.at + 4], return_counts=True)
             seen.add_binaries(dict(zip(subtypes.tolist(), times.tolist(), strict=True)))
-        else:
+        elif len(part):
             seen.add(kind, len(part))
-    if name in tree.documents:
-        seen.fields = observe(view, tree.documents[name])
-    if name in tree.arrays:
-        below = tree.arrays[name]
+    if (documents := tree.documents.get(name)) is not None:
+        seen.fields = observe(view, documents, fine)
+        seen.crowded = bool(documents.level.loose)
+    if (below := tree.arrays.get(name)) is not None:
+        assert isinstance(below.level, ArrayLevel)
+        fine_items = None if fine is None else fine[below.level.owners]
         for parts_ in below.level.columns.values():
-            seen.item = _observe_field(view, below, b"", parts_)
+            seen.item = _observe_field(view, below, b"", parts_, fine_items)
     return seen
 
 
 class Builder:
     """Builds the columns of scanned documents.
 
-    State: ``rescued``, what no column could hold so far.
+    State:
+        rescued: what no column could hold so far.
+        malformed: the rows of which a value that goes into JSON is no BSON.
     """
 
     def __init__(self, view: View) -> None:
         self._view = view
         self.rescued: list[Rescue] = []
+        self.malformed: list[int] = []
 
     def columns(self, tree: Tree, fields: Sequence[Field], path: str = "") -> dict[str, pa.Array]:
         """The columns of the fields that occur; those that do not are left out."""
@@ -153,11 +162,15 @@ class Builder:
         types = {field.name.encode(): field for field in fields}
         for name, parts in tree.level.columns.items():
             field = types.get(name)
-            at = path + name.decode()
+            at = path_of(path, name.decode())
             if field is None:
-                self._rescue(at, [(kind, part) for kind, part in parts.items() if kind not in _NOTHING])
-            else:
+                self._rescue(at, [(kind, part) for kind, part in parts.items() if kind not in _NOTHING], None)
+            elif field.type.kind != "drop":
                 arrays[field.name] = self._field(tree, name, parts, field.type, at)
+        for loose in tree.level.loose:
+            if loose.kind not in _NOTHING:
+                part = Part(np.array([loose.row]), np.array([loose.at]), np.array([loose.stop]), None)
+                self._rescue(path_of(path, loose.name.decode()), [(loose.kind, part)], None)
         return arrays
 
     def _field(self, tree: Tree, name: bytes, parts: Parts, type_: DataType, path: str) -> pa.Array:
@@ -167,27 +180,24 @@ class Builder:
             case "json":
                 return self._json(values, count)
             case "struct":
-                self._rescue(path, [(kind, part) for kind, part in values.items() if kind != cursor.DOCUMENT])
-                documents = values.get(cursor.DOCUMENT)
+                self._rescue(path, [(kind, part) for kind, part in values.items() if kind != raw.DOCUMENT], type_)
+                documents = values.get(raw.DOCUMENT)
                 return self._struct(tree.documents.get(name), documents, type_, path, count)
             case "list":
-                self._rescue(path, [(kind, part) for kind, part in values.items() if kind != cursor.ARRAY])
+                self._rescue(path, [(kind, part) for kind, part in values.items() if kind != raw.ARRAY], type_)
                 below = tree.arrays.get(name)
-                return self._list(below, values.get(cursor.ARRAY), type_, path, count)
+                return self._list(below, values.get(raw.ARRAY), type_, path, count)
             case _:
                 array, refused = build(self._view, type_, values, count)
-                self._rescue(path, refused)
+                self._rescue(path, refused, type_)
                 return array
 
     def _struct(self, below: Tree | None, part: Part | None, type_: DataType, path: str, count: int) -> pa.Array:
-        if below is None or part is None:
-            return pa.nulls(count, arrow_type(type_))
-        found = self.columns(below, type_.fields, path + ".")
         arrow = arrow_type(type_)
-        children = [
-            found[field.name] if field.name in found else pa.nulls(count, arrow.field(n).type)
-            for n, field in enumerate(type_.fields)
-        ]
+        if below is None or part is None:
+            return pa.nulls(count, arrow)
+        found = self.columns(below, type_.fields, path)
+        children = [found[each.name] if each.name in found else pa.nulls(count, each.type) for each in arrow]
         return pa.StructArray.from_arrays(children, fields=list(arrow), mask=_absent(part, count))
 
     def _list(self, below: Tree | None, part: Part | None, type_: DataType, path: str, count: int) -> pa.Array:
@@ -196,52 +206,59 @@ class Builder:
             return pa.nulls(count, arrow)
         assert isinstance(below.level, ArrayLevel)
         assert type_.item is not None
+        owners = below.level.owners
         inner = Builder(self._view)
-        parts = below.level.columns.get(b"", {})
-        elements = inner._field(below, b"", parts, type_.item, path)
+        elements = inner._field(below, b"", below.level.columns.get(b"", {}), type_.item, "")
+        self.malformed += owners[np.array(inner.malformed, np.int64)].tolist()
         offsets = np.zeros(len(part) + 1, np.int32)
         np.cumsum(below.level.lengths, out=offsets[1:])
         lists = pa.ListArray.from_arrays(pa.array(offsets), elements, type=arrow)
+        if not inner.rescued:
+            return scattered(lists, part.rows, count)
         rows = np.arange(count, dtype=np.int64) if part.rows is None else part.rows
-        if inner.rescued:
-            bad = np.isin(
-                rows, np.concatenate([below.level.owners[self._rows(each, below)] for each in inner.rescued])
-            )
-            self._rescue(path, [(cursor.ARRAY, part.select(bad, count))])
-            lists = lists.filter(pa.array(~bad))
-            rows = rows[~bad]
-            return scattered(lists, rows, count)
-        return scattered(lists, part.rows, count)
-
-    def _rows(self, rescue: Rescue, below: Tree) -> Ints:
-        if rescue.part.rows is None:
-            return np.arange(below.level.count, dtype=np.int64)
-        return rescue.part.rows
+        refused = [owners if each.part.rows is None else owners[each.part.rows] for each in inner.rescued]
+        bad = np.isin(rows, np.concatenate(refused))
+        self._rescue(path, [(raw.ARRAY, part.select(bad, count))], type_)
+        return scattered(lists.filter(pa.array(~bad)), rows[~bad], count)
 
     def _json(self, parts: Parts, count: int) -> pa.Array:
         texts: list[str | None] = [None] * count
         for kind, part in parts.items():
             rows = range(count) if part.rows is None else part.rows.tolist()
-            for row, text in zip(rows, values_json(self._view.data, kind, part), strict=True):
+            for row, text in zip(rows, part_json(self._view, kind, part), strict=True):
                 texts[row] = text
+                if text is None:
+                    self.malformed.append(row)
         return pa.array(texts, pa.string())
 
-    def _rescue(self, path: str, refused: Sequence[tuple[int, Part]]) -> None:
-        self.rescued += [Rescue(path, kind, part) for kind, part in refused if len(part)]
+    def _rescue(self, path: str, refused: Sequence[tuple[int, Part]], column: DataType | None) -> None:
+        self.rescued += [Rescue(path, kind, part, column) for kind, part in refused if len(part)]
+
+    def rescued_column(self, count: int) -> pa.Array:
+        """What was rescued as ``{path: value}``, for each of ``count`` rows; the names in order."""
+        members: dict[int, list[tuple[str, str]]] = {}
+        for path, kind, part, _ in self.rescued:
+            rows = range(count) if part.rows is None else part.rows.tolist()
+            for row, text in zip(rows, part_json(self._view, kind, part), strict=True):
+                if text is None:
+                    self.malformed.append(row)
+                elif row in members:
+                    members[row].append((path, text))
+                else:
+                    members[row] = [(path, text)]
+        labels = {rescue.path: text_json(rescue.path) for rescue in self.rescued}
+        texts: list[str | None] = [None] * count
+        for row, values in members.items():
+            values.sort()
+            texts[row] = "{" + ",".join([f"{labels[path]}:{text}" for path, text in values]) + "}"
+        return pa.array(texts, pa.string())
 
 
-def values_json(data: bytes, kind: int, part: Part) -> list[str]:
-    """Each value of a part as relaxed Extended JSON."""
-    bounds = zip(part.at.tolist(), part.stop.tolist(), strict=True)
-    if kind == cursor.DOCUMENT:
-        return documents_json(data[at:stop] for at, stop in bounds)
-    head = bytes([kind]) + b"v\0"
-    documents = (_document(head + data[at:stop]) for at, stop in bounds)
-    return [text[len('{"v":') : -1] for text in documents_json(documents)]
-
-
-def _document(element: bytes) -> bytes:
-    return (len(element) + 5).to_bytes(4, "little") + element + b"\0"
+def part_json(view: View, kind: int, part: Part) -> Sequence[str | None]:
+    """Each value of a part as relaxed Extended JSON; None where it is malformed."""
+    if kind in (raw.INT32, raw.INT64) and part.payload is not None:
+        return [str(value) for value in part.payload.tolist()]
+    return values_json(view.data, kind, list(zip(part.at.tolist(), part.stop.tolist(), strict=True)))
 
 
 def _absent(part: Part, count: int) -> pa.Array | None:

@@ -6,29 +6,32 @@ where the document inside each event lies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
-from engine.decode import cursor
-from engine.decode.columns import MILLISECONDS, fixed_texts, hex_digits, primitive, scattered, texts
+from engine.decode.columns import fixed_texts, hex_digits, not_utf8, primitive, scattered, texts
 from engine.decode.cursor import Flag, Ints, Level, Part, Plan, View, scan_documents
-from engine.decode.document import values_json
-from engine.decode.json import member_name
+from engine.decode.document import part_json
+from engine.decode.json import text_json, utf8
+from engine.decode.schema import MILLISECONDS
+from engine.rawbson import elements as raw
 
 _TIMESTAMP_PARTS = np.dtype([("increment", "<u4"), ("seconds", "<u4")])
 # The fields that have a column (or two) of their own, with the type that makes them so.
 _OWN_COLUMN = {
-    (b"_id", cursor.DOCUMENT),
-    (b"operationType", cursor.STRING),
-    (b"clusterTime", cursor.TIMESTAMP),
-    (b"wallTime", cursor.DATE),
-    (b"ns", cursor.DOCUMENT),
-    (b"fullDocument", cursor.DOCUMENT),
-    (b"documentKey", cursor.DOCUMENT),
-    (b"updateDescription", cursor.DOCUMENT),
-    (b"fullDocumentBeforeChange", cursor.DOCUMENT),
-    (b"lsid", cursor.DOCUMENT),
-    (b"txnNumber", cursor.INT64),
+    (b"_id", raw.DOCUMENT),
+    (b"operationType", raw.STRING),
+    (b"clusterTime", raw.TIMESTAMP),
+    (b"wallTime", raw.DATE),
+    (b"ns", raw.DOCUMENT),
+    (b"fullDocument", raw.DOCUMENT),
+    (b"documentKey", raw.DOCUMENT),
+    (b"updateDescription", raw.DOCUMENT),
+    (b"fullDocumentBeforeChange", raw.DOCUMENT),
+    (b"lsid", raw.DOCUMENT),
+    (b"txnNumber", raw.INT64),
 }
 
 
@@ -62,8 +65,8 @@ class Envelopes:
 
         That is ``fullDocument``, or the key where there is none, so that the key's fields fill their columns.
         """
-        full = self._part(b"fullDocument", cursor.DOCUMENT)
-        key = self._part(b"documentKey", cursor.DOCUMENT)
+        full = self._part(b"fullDocument", raw.DOCUMENT)
+        key = self._part(b"documentKey", raw.DOCUMENT)
         if full is not None and full.rows is None:
             return full.at, full.stop, None
         at, stop = np.full(self.count, -1, np.int64), np.zeros(self.count, np.int64)
@@ -76,19 +79,19 @@ class Envelopes:
 
     def namespaces(self) -> dict[tuple[str, str], Ints | None]:
         """The rows of each (database, collection), None for all rows; empty names where an event has none."""
-        part = self._part(b"ns", cursor.DOCUMENT)
+        part = self._part(b"ns", raw.DOCUMENT)
         if part is None:
             return {("", ""): None}
-        names = scan_documents(
-            self._view, part.at, part.stop, None, len(part), self._plan.child(b"ns"), lambda rows: None
-        )
-        groups = _equal_groups(self._view, part)
         rows_of = np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
+        plan = self._plan.child(b"ns")
+        names = scan_documents(self._view, part.at, part.stop, part.rows, self.count, plan, self._odd)
         found: dict[tuple[str, str], Ints | None] = {}
-        for members in groups:
-            first = int(members[0])
-            namespace = _text(self._view, names, b"db", first), _text(self._view, names, b"coll", first)
-            found[namespace] = rows_of[members]
+        for members in _equal_groups(self._view, part):
+            row = int(rows_of[members[0]])
+            namespace = _text(self._view, names, b"db", row), _text(self._view, names, b"coll", row)
+            known = found.get(namespace)
+            rows = rows_of[members]
+            found[namespace] = rows if known is None else np.union1d(known, rows)
         if len(part) < self.count:
             bare = np.ones(self.count, bool)
             bare[rows_of] = False
@@ -101,28 +104,28 @@ class Envelopes:
 
     def columns(self) -> dict[str, pa.Array]:
         """The metadata columns that have values, but for the namespace's and ``_cdc_rescued``."""
-        view, count = self._view, self.count
+        count = self.count
         arrays: dict[str, pa.Array] = {}
-        if (part := self._part(b"operationType", cursor.STRING)) is not None:
-            arrays["_cdc_op"] = texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string())
-        if (part := self._part(b"_id", cursor.DOCUMENT)) is not None:
+        if (part := self._part(b"operationType", raw.STRING)) is not None:
+            arrays["_cdc_op"] = self._strings(part)
+        if (part := self._part(b"_id", raw.DOCUMENT)) is not None:
             arrays["_cdc_token"] = self._tokens(part)
-        if (part := self._part(b"clusterTime", cursor.TIMESTAMP)) is not None:
+        if (part := self._part(b"clusterTime", raw.TIMESTAMP)) is not None:
             arrays["_cdc_cluster_time"] = self._cluster_times(part)
-        if (part := self._part(b"wallTime", cursor.DATE)) is not None:
+        if (part := self._part(b"wallTime", raw.DATE)) is not None:
             assert part.payload is not None
             arrays["_cdc_wall_time"] = scattered(primitive(part.payload, None, MILLISECONDS), part.rows, count)
-        if (part := self._part(b"documentKey", cursor.DOCUMENT)) is not None:
+        if (part := self._part(b"documentKey", raw.DOCUMENT)) is not None:
             arrays["_cdc_key"] = self._keys(part)
         for column, name in (("_cdc_update", b"updateDescription"), ("_cdc_before", b"fullDocumentBeforeChange")):
-            if (part := self._part(name, cursor.DOCUMENT)) is not None:
+            if (part := self._part(name, raw.DOCUMENT)) is not None:
                 arrays[column] = self._json(part)
         arrays |= self._objects("_cdc_txn", [(n, k) for n, k in _OWN_COLUMN if n in (b"lsid", b"txnNumber")])
         extra = [
             (name, kind)
             for name, kinds in self._level.columns.items()
             for kind in kinds
-            if (name, kind) not in _OWN_COLUMN and kind not in (cursor.NULL, cursor.UNDEFINED)
+            if (name, kind) not in _OWN_COLUMN and kind not in (raw.NULL, raw.UNDEFINED)
         ]
         return arrays | self._objects("_cdc_extra", extra)
 
@@ -130,12 +133,25 @@ class Envelopes:
         level = scan_documents(
             self._view, part.at, part.stop, part.rows, self.count, self._plan.child(b"_id"), self._odd
         )
-        data = level.columns.get(b"_data", {}).get(cursor.STRING)
-        if data is None or len(data) < len(part) or len(level.columns) > 1:
-            self._odd(np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows)
-        if data is None:
-            return pa.nulls(self.count, pa.string())
-        return texts(self._view, data.at + 4, data.stop - 1, data.rows, self.count, pa.string())
+        data = level.columns.get(b"_data", {}).get(raw.STRING)
+        token_shaped = np.zeros(self.count, bool)
+        if data is not None:
+            token_shaped[slice(None) if data.rows is None else data.rows] = True
+        for name, kinds in level.columns.items():
+            for kind, other in kinds.items():
+                if (name, kind) != (b"_data", raw.STRING):
+                    token_shaped[slice(None) if other.rows is None else other.rows] = False
+        rows = np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
+        self._odd(rows[~token_shaped[rows]])
+        return pa.nulls(self.count, pa.string()) if data is None else self._strings(data)
+
+    def _strings(self, part: Part) -> pa.Array:
+        array = texts(self._view, part.at + 4, part.stop - 1, part.rows, self.count, pa.string())
+        if (wrong := not_utf8(array)) is not None:
+            self._odd(np.flatnonzero(wrong))
+            part = part.select(~(wrong if part.rows is None else wrong[part.rows]), self.count)
+            array = texts(self._view, part.at + 4, part.stop - 1, part.rows, self.count, pa.string())
+        return array
 
     def _cluster_times(self, part: Part) -> pa.Array:
         assert part.payload is not None
@@ -143,23 +159,26 @@ class Envelopes:
         return scattered(primitive(seconds * 1000, None, MILLISECONDS), part.rows, self.count)
 
     def _keys(self, part: Part) -> pa.Array:
-        """``documentKey`` as JSON: by a template where all are a lone ObjectId, else one by one."""
-        level = scan_documents(
-            self._view, part.at, part.stop, None, len(part), self._plan.child(b"documentKey"), self._odd
-        )
-        ids = level.columns.get(b"_id", {}).get(cursor.OBJECT_ID)
-        if len(level.columns) != 1 or ids is None or ids.payload is None or ids.rows is not None:
+        """By a template where each key is a lone ObjectId, else as any JSON, which tells what is wrong."""
+        odd: list[Ints] = []
+        plan = self._plan.child(b"documentKey")
+        level = scan_documents(self._view, part.at, part.stop, None, len(part), plan, odd.append)
+        ids = level.columns.get(b"_id", {}).get(raw.OBJECT_ID)
+        if odd or len(level.columns) != 1 or ids is None or ids.rows is not None:
             return self._json(part)
-        head, tail = b'{"_id":{"$oid":"', b'"}}'
-        characters = np.empty((len(ids), len(head) + 24 + len(tail)), np.uint8)
-        characters[:, : len(head)] = np.frombuffer(head, np.uint8)
-        characters[:, len(head) : len(head) + 24] = hex_digits(ids.payload, 12)
-        characters[:, len(head) + 24 :] = np.frombuffer(tail, np.uint8)
-        return fixed_texts(characters, part.rows, self.count)
+        return scattered(object_id_keys(ids), part.rows, self.count)
 
     def _json(self, part: Part) -> pa.Array:
-        values = pa.array(values_json(self._view.data, cursor.DOCUMENT, part), pa.string())
-        return scattered(values, part.rows, self.count)
+        values = self._texts(raw.DOCUMENT, part)
+        return scattered(pa.array(values, pa.string()), part.rows, self.count)
+
+    def _texts(self, kind: int, part: Part) -> Sequence[str | None]:
+        """The values as JSON; the rows where they are malformed are odd."""
+        values = part_json(self._view, kind, part)
+        if None in values:
+            bad = np.array([index for index, text in enumerate(values) if text is None], np.int64)
+            self._odd(bad if part.rows is None else part.rows[bad])
+        return values
 
     def _objects(self, column: str, fields: list[tuple[bytes, int]]) -> dict[str, pa.Array]:
         """A column of JSON objects that hold several fields of the envelope; empty when no row has any."""
@@ -168,8 +187,8 @@ class Envelopes:
             if (part := self._part(name, kind)) is None:
                 continue
             rows = range(self.count) if part.rows is None else part.rows.tolist()
-            label = member_name(name.decode())
-            for row, text in zip(rows, values_json(self._view.data, kind, part), strict=True):
+            label = text_json(name.decode())
+            for row, text in zip(rows, self._texts(kind, part), strict=True):
                 members.setdefault(row, []).append(f"{label}:{text}")
         if not members:
             return {}
@@ -179,29 +198,33 @@ class Envelopes:
         return {column: pa.array(objects, pa.string())}
 
 
+def object_id_keys(ids: Part) -> pa.Array:
+    """``{"_id":{"$oid":"..."}}`` for each of these ObjectIds."""
+    assert ids.payload is not None
+    head, tail = b'{"_id":{"$oid":"', b'"}}'
+    characters = np.empty((len(ids), len(head) + 24 + len(tail)), np.uint8)
+    characters[:, : len(head)] = np.frombuffer(head, np.uint8)
+    characters[:, len(head) : len(head) + 24] = hex_digits(ids.payload, 12)
+    characters[:, len(head) + 24 :] = np.frombuffer(tail, np.uint8)
+    return fixed_texts(characters, None, len(ids))
+
+
 def _equal_groups(view: View, part: Part) -> list[Ints]:
     """The values of a part, grouped by their bytes; each group ascending."""
-    groups: list[Ints] = []
-    left = np.arange(len(part), dtype=np.int64)
-    while len(left):
-        at, size = int(part.at[left[0]]), int(part.stop[left[0]] - part.at[left[0]])
-        same = part.stop[left] - part.at[left] == size
-        first = view.data[at : at + size]
-        windows = np.ndarray((len(view.data) - size + 1,), f"V{size}", view.data, strides=(1,))
-        places = part.at[left[same]]
-        equal = windows[places].view(np.uint8).reshape(len(places), size) == np.frombuffer(first, np.uint8)
-        same[same] = equal.all(axis=1)
-        groups.append(left[same])
-        left = left[~same]
-    return groups
+    values = texts(view, part.at, part.stop, None, len(part), pa.binary()).dictionary_encode()
+    if len(values.dictionary) == 1:
+        return [np.arange(len(part), dtype=np.int64)]
+    codes = values.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
 
 
 def _text(view: View, level: Level, name: bytes, row: int) -> str:
     """The string that a row has in a field; empty when it has none."""
-    part = level.columns.get(name, {}).get(cursor.STRING)
+    part = level.columns.get(name, {}).get(raw.STRING)
     if part is None:
         return ""
     at = row if part.rows is None else int(np.searchsorted(part.rows, row))
     if at >= len(part) or (part.rows is not None and part.rows[at] != row):
         return ""
-    return view.data[int(part.at[at]) + 4 : int(part.stop[at]) - 1].decode()
+    return utf8(view.data[int(part.at[at]) + 4 : int(part.stop[at]) - 1]) or ""

@@ -1,251 +1,327 @@
-"""The row-by-row way: the driver's own decoder, and the same columns.
+"""The row-by-row way: one document at a time, from its bytes, to the same columns.
 
-It takes what no vector step can: documents with a name twice, arrays of thousands of elements in a few rows,
-and bytes that are no BSON, for which the driver's error is the verdict. It is also the reference: on every
-document it must agree with the vector of cursors.
+It takes what no vector step can: documents with a name twice, names that are no UTF-8, arrays whose keys are
+not 0, 1, 2, ..., and it is the judge of bytes that may be no BSON at all. It is also the reference: on every
+document it must agree with the vector of cursors, and tests hold it to the driver's own decoder.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from decimal import Decimal
+from struct import Struct as Layout
+from typing import Any, NamedTuple
 from uuid import UUID
 
-import bson
 import pyarrow as pa
-from bson.binary import Binary
-from bson.code import Code
-from bson.datetime_ms import DatetimeMS
-from bson.dbref import DBRef
-from bson.decimal128 import Decimal128
-from bson.errors import BSONError
-from bson.int64 import Int64
-from bson.max_key import MaxKey
-from bson.min_key import MinKey
-from bson.objectid import ObjectId
-from bson.regex import Regex
-from bson.timestamp import Timestamp
 
-from engine.core.schema import DataType, Field
-from engine.decode import cursor
-from engine.decode.json import LOSSLESS, member_name, value_json
-from engine.decode.schema import Observed, SchemaOptions, arrow_type
+from engine.core.schema import DataType, Field, path_of
+from engine.decode.columns import decimal_of
+from engine.decode.json import binary_value, decimal_text, text_json, utf8, value_json
+from engine.decode.schema import Observed, arrow_type
+from engine.rawbson import elements as raw
+from engine.rawbson.elements import MalformedBSON, elements
 
 REFUSED = object()
-_KINDS: tuple[tuple[type | tuple[type, ...], int], ...] = (
-    (bool, cursor.BOOL),
-    (Int64, cursor.INT64),
-    (int, cursor.INT32),
-    (float, cursor.DOUBLE),
-    (Code, 0x0D),
-    (str, cursor.STRING),
-    (DatetimeMS, cursor.DATE),
-    (ObjectId, cursor.OBJECT_ID),
-    ((bytes, Binary), cursor.BINARY),
-    (dict, cursor.DOCUMENT),
-    (list, cursor.ARRAY),
-    (Decimal128, cursor.DECIMAL128),
-    (Timestamp, cursor.TIMESTAMP),
-    (Regex, cursor.REGEX),
-    (MinKey, 0xFF),
-    (MaxKey, 0x7F),
-)
+NOTHING = (raw.NULL, raw.UNDEFINED)
+_INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
+_UUID_SUBTYPE = 4
 
 
-def decode_event(data: bytes) -> dict[str, Any] | None:
-    """One event by the driver; None when it cannot be decoded."""
+class Value(NamedTuple):
+    """One BSON value where it lies: its type, and its bytes from ``at`` to ``stop``."""
+
+    data: bytes
+    kind: int
+    at: int
+    stop: int
+
+    def json(self) -> str:
+        """The value as relaxed Extended JSON."""
+        return value_json(self.data, self.kind, self.at, self.stop)
+
+    def fields(self) -> dict[str, Value] | None:
+        """The fields of a document; None where a name comes twice or is no UTF-8."""
+        found, unambiguous = self.unambiguous_fields()
+        return found if unambiguous else None
+
+    def unambiguous_fields(self) -> tuple[dict[str, Value], bool]:
+        """The fields of a document whose name comes once and is UTF-8, and whether those are all."""
+        found: dict[str, Value] = {}
+        twice: set[str] = set()
+        all_named = True
+        for kind, name, at, stop in elements(self.data, self.at):
+            if (label := utf8(name)) is None:
+                all_named = False
+            elif label in found:
+                twice.add(label)
+            else:
+                found[label] = Value(self.data, kind, at, stop)
+        return {name: value for name, value in found.items() if name not in twice}, all_named and not twice
+
+    def items(self) -> list[Value] | None:
+        """The elements of an array; None where their keys are not 0, 1, 2, ..."""
+        found, counted = [], True
+        for number, (kind, name, at, stop) in enumerate(elements(self.data, self.at)):
+            counted = counted and name == b"%d" % number
+            found.append(Value(self.data, kind, at, stop))
+        return found if counted else None
+
+    def text(self) -> str | None:
+        """A string; None for other types and for what is no UTF-8."""
+        return utf8(self.data[self.at + 4 : self.stop - 1]) if self.kind == raw.STRING else None
+
+
+def whole(data: bytes) -> Value:
+    """A document that is all of ``data``."""
+    return Value(data, raw.DOCUMENT, 0, len(data))
+
+
+class Event(NamedTuple):
+    """One change event: the fields of its envelope."""
+
+    fields: dict[str, Value]
+
+    def get(self, name: str, kind: int) -> Value | None:
+        """A field, if it has the type that makes it what it is."""
+        value = self.fields.get(name)
+        return value if value is not None and value.kind == kind else None
+
+
+def read_event(data: bytes) -> Event | None:
+    """One event; None when its bytes are no BSON, or no envelope of an event."""
     try:
-        return _plain(bson.decode(data, LOSSLESS))  # type: ignore[no-any-return]
-    except (BSONError, ValueError, OverflowError, RecursionError):
+        event = whole(data)
+        event.json()  # looks at every byte
+        fields = event.fields()
+    except (MalformedBSON, RecursionError):
         return None
+    if fields is None or any(
+        (value := fields.get(name)) is not None and value.kind == raw.STRING and value.text() is None
+        for name in ("operationType",)
+    ):
+        return None
+    return Event(fields)
 
 
-def _plain(value: Any) -> Any:
-    """``value`` with DBRefs as the documents that they are on the wire."""
-    if isinstance(value, DBRef):
-        value = dict(value.as_doc())
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value
+def is_document(data: bytes) -> bool:
+    """Whether the bytes are one BSON document."""
+    try:
+        whole(data).json()
+    except (MalformedBSON, RecursionError):
+        return False
+    return True
 
 
-def kind_of(value: Any) -> int:
-    """The BSON type that a decoded value had."""
-    if value is None:
-        return cursor.NULL
-    for types, kind in _KINDS:
-        if isinstance(value, types):
-            return kind
-    raise AssertionError(f"the driver gave a {type(value).__name__}")
+# --- what types are seen ---------------------------------------------------------------------------------
 
 
-def observe(document: Mapping[str, Any], into: dict[str, Observed]) -> None:
+def observe(document: Value, into: dict[str, Observed]) -> None:
     """Count the values of one document."""
-    for name, value in document.items():
+    for name, value in document.unambiguous_fields()[0].items():
         _observe_value(value, into.setdefault(name, Observed()))
 
 
-def _observe_value(value: Any, seen: Observed) -> None:
-    kind = kind_of(value)
-    if kind == cursor.BINARY:
-        seen.add_binaries({_subtype(value): 1})
+def _observe_value(value: Value, seen: Observed) -> None:
+    if value.kind == raw.BINARY:
+        seen.add_binaries({value.data[value.at + 4]: 1})
         return
-    seen.add(kind)
-    if kind == cursor.DOCUMENT:
-        observe(value, seen.fields)
-    elif kind == cursor.ARRAY:
-        for element in value:
-            _observe_value(element, seen.elements())
+    seen.add(value.kind)
+    if value.kind == raw.DOCUMENT and (fields := value.fields()) is not None:
+        for name, inner in fields.items():
+            _observe_value(inner, seen.field(name))
+    elif value.kind == raw.ARRAY and (items := value.items()) is not None:
+        for item in items:
+            _observe_value(item, seen.elements())
 
 
-def columns(
-    documents: Sequence[Mapping[str, Any] | None], fields: Sequence[Field]
-) -> tuple[dict[str, pa.Array], list[dict[str, str]]]:
-    """The columns of these documents, and for each the JSON of what was rescued, by path."""
-    rescued: list[dict[str, str]] = [{} for _ in documents]
+# --- columns ---------------------------------------------------------------------------------------------
+
+
+class Lost(NamedTuple):
+    """What of a document its columns could not hold.
+
+    Attributes:
+        values: relaxed Extended JSON by path.
+        mismatched: path, BSON type and column of those that do have a column, of another type.
+    """
+
+    values: dict[str, str]
+    mismatched: list[tuple[str, int, DataType]]
+
+
+def columns(documents: Sequence[Value | None], fields: Sequence[Field]) -> tuple[dict[str, pa.Array], list[Lost]]:
+    """The columns of these documents, and for each what was rescued."""
+    lost = [Lost({}, []) for _ in documents]
     types = {field.name: field.type for field in fields}
     rows: list[dict[str, Any]] = []
-    for document, lost in zip(documents, rescued, strict=True):
-        rows.append(_fit_fields(document or {}, types, "", lost))
+    for document, rescued in zip(documents, lost, strict=True):
+        if document is None:
+            rows.append({})
+            continue
+        found, unambiguous = document.unambiguous_fields()
+        rows.append(_fit_fields(found, types, "", rescued))
+        if not unambiguous:
+            rescued.values.clear()
+            rescued.values[""] = document.json()
     arrays = {}
     for field in fields:
-        if any(field.name in row for row in rows):
+        if field.type.kind != "drop" and any(field.name in row for row in rows):
             arrays[field.name] = pa.array([row.get(field.name) for row in rows], arrow_type(field.type))
-    return arrays, rescued
+    return arrays, lost
 
 
 def _fit_fields(
-    document: Mapping[str, Any], types: Mapping[str, DataType], path: str, lost: dict[str, str]
+    found: Mapping[str, Value], types: Mapping[str, DataType], path: str, lost: Lost
 ) -> dict[str, Any]:
     fitted: dict[str, Any] = {}
-    for name, value in document.items():
-        if value is None:
+    for name, value in found.items():
+        if value.kind in NOTHING:
             continue
-        type_ = types.get(name)
-        result = REFUSED if type_ is None else fit(value, type_, path + name + ".", lost)
-        if result is REFUSED:
-            lost[path + name] = value_json(value)
-        else:
-            fitted[name] = result
+        type_, at = types.get(name), path_of(path, name)
+        if type_ is None:
+            lost.values[at] = value.json()
+        elif type_.kind != "drop":
+            result = fit(value, type_, at, lost)
+            if result is REFUSED:
+                lost.values[at] = value.json()
+                lost.mismatched.append((at, value.kind, type_))
+            else:
+                fitted[name] = result
     return fitted
 
 
-def fit(value: Any, type_: DataType, path: str, lost: dict[str, str]) -> Any:
+def fit(value: Value, type_: DataType, path: str, lost: Lost) -> Any:
     """What a column of this type holds for a value; ``REFUSED`` when it cannot hold it exactly.
 
     The table stands in ``engine.decode.columns``.
     """
     match type_.kind:
         case "json":
-            return value_json(value)
-        case "struct" if isinstance(value, dict):
-            return _fit_fields(value, {field.name: field.type for field in type_.fields}, path, lost)
-        case "list" if isinstance(value, list):
-            assert type_.item is not None
-            inner: dict[str, str] = {}
-            fitted = [None if each is None else fit(each, type_.item, path, inner) for each in value]
-            return REFUSED if inner or any(each is REFUSED for each in fitted) else fitted
+            return value.json()
+        case "struct" if value.kind == raw.DOCUMENT:
+            fields = value.fields()
+            types = {field.name: field.type for field in type_.fields}
+            return REFUSED if fields is None else _fit_fields(fields, types, path, lost)
+        case "list" if value.kind == raw.ARRAY:
+            return _fit_items(value.items(), type_)
         case "struct" | "list":
             return REFUSED
         case _:
-            return _fit_scalar(value, kind_of(value), type_)
+            return _fit_scalar(value, type_)
 
 
-def _fit_scalar(value: Any, kind: int, type_: DataType) -> Any:
+def _fit_items(items: Sequence[Value] | None, type_: DataType) -> Any:
+    """The elements of an array; all are refused when one does not fit, because a list has no place for paths."""
+    assert type_.item is not None
+    inner = Lost({}, [])
+    fitted = [None if item.kind in NOTHING else fit(item, type_.item, "", inner) for item in items or ()]
+    if items is None or inner.values or any(each is REFUSED for each in fitted):
+        return REFUSED
+    return fitted
+
+
+def _fit_scalar(value: Value, type_: DataType) -> Any:
+    data, kind, at, stop = value
+    number: float | None = None
+    if kind == raw.DOUBLE:
+        number = _DOUBLE(data, at)[0]
+    elif kind in (raw.INT32, raw.INT64):
+        number = (_INT32 if kind == raw.INT32 else _INT64)(data, at)[0]
+    fitted: Any = None
     match type_.kind, kind:
-        case "float64", cursor.DOUBLE:
-            return value
-        case "float64", cursor.INT32 | cursor.INT64 if float(value) < 2.0**63 and int(float(value)) == value:
-            return float(value)
-        case "int64" | "int32", cursor.INT32 | cursor.INT64 | cursor.DOUBLE:
-            return _fit_integer(value, 63 if type_.kind == "int64" else 31)
-        case ("bool", cursor.BOOL) | ("string", cursor.STRING):
-            return value
-        case "timestamp", cursor.DATE:
-            return int(value)
-        case "object_id", cursor.OBJECT_ID:
-            return str(value)
-        case "object_id_binary", cursor.OBJECT_ID:
-            return value.binary
-        case "decimal", cursor.DECIMAL128:
-            return str(value)
-        case "binary", cursor.BINARY if _subtype(value) == type_.subtype:
-            return bytes(value)
-        case "uuid", cursor.BINARY if _subtype(value) == 4 and len(value) == 16:
-            return str(UUID(bytes=bytes(value)))
-    return REFUSED
+        case "float64", raw.DOUBLE:
+            fitted = number
+        case "float64", raw.INT32 | raw.INT64 if number is not None:
+            fitted = float(number) if float(number) < 2.0**63 and int(float(number)) == number else None
+        case "int64" | "int32", raw.INT32 | raw.INT64 | raw.DOUBLE if number is not None:
+            fitted = _fit_integer(number, 63 if type_.kind == "int64" else 31)
+        case "bool", raw.BOOL:
+            fitted = bool(data[at]) if data[at] < 2 else None
+        case "string", raw.STRING:
+            fitted = value.text()
+        case "timestamp", raw.DATE:
+            fitted = _INT64(data, at)[0]
+        case "object_id", raw.OBJECT_ID:
+            fitted = data[at:stop].hex()
+        case "object_id_binary", raw.OBJECT_ID:
+            fitted = data[at:stop]
+        case "decimal", raw.DECIMAL128:
+            fitted = decimal_text(data[at:stop])
+        case "decimal128", raw.DECIMAL128 | raw.INT32 | raw.INT64 | raw.DOUBLE:
+            exact = data[at:stop] if number is None else Decimal(number)
+            fitted = decimal_of(exact, type_.precision, type_.scale)
+        case "binary", raw.BINARY if data[at + 4] == type_.subtype:
+            fitted = binary_value(data, at, stop)
+        case "uuid", raw.BINARY if data[at + 4] == _UUID_SUBTYPE and stop - at == 5 + 16:
+            fitted = str(UUID(bytes=data[at + 5 : stop]))
+    return REFUSED if fitted is None else fitted
 
 
-def _fit_integer(value: float, bits: int) -> Any:
+def _fit_integer(value: float, bits: int) -> int | None:
     if isinstance(value, float):
-        whole = math.isfinite(value) and value == math.floor(value)
-        if not whole or (value == 0 and math.copysign(1, value) < 0):
-            return REFUSED
-    return int(value) if -(2**bits) <= value < 2**bits else REFUSED
+        whole_number = math.isfinite(value) and value == math.floor(value)
+        if not whole_number or (value == 0 and math.copysign(1, value) < 0):
+            return None
+    return int(value) if -(2**bits) <= value < 2**bits else None
 
 
-def _subtype(value: bytes) -> int:
-    return value.subtype if isinstance(value, Binary) else 0
+# --- events ----------------------------------------------------------------------------------------------
 
 
-def envelope(event: Mapping[str, Any]) -> dict[str, Any]:
+def envelope(event: Event) -> dict[str, Any]:
     """The metadata columns of one event, by name, but for the namespace's and ``_cdc_rescued``."""
     found: dict[str, Any] = {}
     extra: dict[str, str] = {}
-    for name, value in event.items():
-        match name, value:
-            case "operationType", str():
-                found["_cdc_op"] = value
-            case "_id", {"_data": str() as token, **rest} if not rest:
+    transaction: dict[str, str] = {}
+    for name, value in event.fields.items():
+        match name, value.kind:
+            case "operationType", raw.STRING:
+                found["_cdc_op"] = value.text()
+            case "_id", raw.DOCUMENT if (token := _token(value)) is not None:
                 found["_cdc_token"] = token
-            case "clusterTime", Timestamp():
-                found["_cdc_cluster_time"] = value.time * 1000
-            case "wallTime", DatetimeMS():
-                found["_cdc_wall_time"] = int(value)
-            case "documentKey", dict():
-                found["_cdc_key"] = value_json(value)
-            case "updateDescription", dict():
-                found["_cdc_update"] = value_json(value)
-            case "fullDocumentBeforeChange", dict():
-                found["_cdc_before"] = value_json(value)
-            case ("ns" | "fullDocument", dict()) | ("lsid", dict()) | ("txnNumber", Int64()) | (_, None):
+            case "clusterTime", raw.TIMESTAMP:
+                found["_cdc_cluster_time"] = int.from_bytes(value.data[value.at + 4 : value.stop], "little") * 1000
+            case "wallTime", raw.DATE:
+                found["_cdc_wall_time"] = _INT64(value.data, value.at)[0]
+            case "documentKey", raw.DOCUMENT:
+                found["_cdc_key"] = value.json()
+            case "updateDescription", raw.DOCUMENT:
+                found["_cdc_update"] = value.json()
+            case "fullDocumentBeforeChange", raw.DOCUMENT:
+                found["_cdc_before"] = value.json()
+            case ("lsid", raw.DOCUMENT) | ("txnNumber", raw.INT64):
+                transaction[name] = value.json()
+            case (("ns" | "fullDocument"), raw.DOCUMENT) | (_, raw.NULL | raw.UNDEFINED):
                 pass
             case _:
-                extra[name] = value_json(value)
-    transaction = {
-        name: value_json(event[name])
-        for name, type_ in (("lsid", dict), ("txnNumber", Int64))
-        if isinstance(event.get(name), type_)
-    }
+                extra[name] = value.json()
     for column, members in (("_cdc_txn", transaction), ("_cdc_extra", extra)):
         if members:
             found[column] = object_json(members)
     return found
 
 
+def _token(value: Value) -> str | None:
+    """The resume token in ``_id``, which is a document that has nothing but a string in ``_data``."""
+    fields = value.fields()
+    return fields["_data"].text() if fields is not None and fields.keys() == {"_data"} else None
+
+
 def object_json(members: Mapping[str, str]) -> str:
     """A JSON object of members whose values are JSON already, in the order of their names."""
-    return "{" + ",".join(f"{member_name(name)}:{text}" for name, text in sorted(members.items())) + "}"
+    return "{" + ",".join([f"{text_json(name)}:{text}" for name, text in sorted(members.items())]) + "}"
 
 
-def document_of(event: Mapping[str, Any]) -> dict[str, Any] | None:
+def document_of(event: Event) -> Value | None:
     """The document that an event's columns are filled from: its own, else its key."""
-    for name in ("fullDocument", "documentKey"):
-        if isinstance(found := event.get(name), dict):
-            return found
-    return None
+    return event.get("fullDocument", raw.DOCUMENT) or event.get("documentKey", raw.DOCUMENT)
 
 
-def namespace_of(event: Mapping[str, Any]) -> tuple[str, str]:
+def namespace_of(event: Event) -> tuple[str, str]:
     """Database and collection; empty where the event has none."""
-    ns = event.get("ns")
-    if not isinstance(ns, dict):
-        return "", ""
-    database, collection = ns.get("db"), ns.get("coll")
-    return database if isinstance(database, str) else "", collection if isinstance(collection, str) else ""
-
-
-__all__ = ["SchemaOptions", "columns", "decode_event", "document_of", "envelope", "fit", "namespace_of", "observe"]
+    namespace = event.get("ns", raw.DOCUMENT)
+    fields = namespace.fields() if namespace is not None else None
+    database, collection = ((fields or {}).get(name) for name in ("db", "coll"))
+    return (database.text() or "" if database else "", collection.text() or "" if collection else "")

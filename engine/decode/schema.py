@@ -1,6 +1,6 @@
 """From the values that were seen to the types of fields, and from those to Arrow.
 
-What was seen is counted (``Observed``), by the vector of cursors and by the row-by-row way alike; ``settle``
+What was seen is counted (``Observed``), by the vector of cursors and by the row-by-row way alike; ``Settler``
 turns the counts into field types by one rule. The result is a proposal: the state store keeps what came first.
 """
 
@@ -12,11 +12,12 @@ from typing import Literal
 import pyarrow as pa
 from msgspec import Struct
 
-from engine.core.schema import CollectionSchema, DataType, Field, Kind
-from engine.decode import cursor
-from engine.decode.columns import MILLISECONDS
+from engine.config.tree import SchemaConfig
+from engine.core.schema import CollectionSchema, DataType, Field, Kind, parse_type, path_of
+from engine.rawbson import elements as raw
 
 RESERVED_PREFIX = "_cdc_"
+MILLISECONDS = pa.timestamp("ms", tz="UTC")
 
 METADATA_COLUMNS: dict[str, pa.DataType] = {
     "_cdc_op": pa.string(),
@@ -31,23 +32,25 @@ METADATA_COLUMNS: dict[str, pa.DataType] = {
     "_cdc_txn": pa.string(),
     "_cdc_extra": pa.string(),
     "_cdc_rescued": pa.string(),
+    "_cdc_raw": pa.binary(),
 }
+RAW_COLUMN = "_cdc_raw"
 
 Family = Literal[
     "number", "string", "bool", "date", "object_id", "decimal", "binary", "document", "array", "other"
 ]
 _FAMILIES: dict[int, Family] = {
-    cursor.DOUBLE: "number",
-    cursor.INT32: "number",
-    cursor.INT64: "number",
-    cursor.STRING: "string",
-    cursor.BOOL: "bool",
-    cursor.DATE: "date",
-    cursor.OBJECT_ID: "object_id",
-    cursor.DECIMAL128: "decimal",
-    cursor.BINARY: "binary",
-    cursor.DOCUMENT: "document",
-    cursor.ARRAY: "array",
+    raw.DOUBLE: "number",
+    raw.INT32: "number",
+    raw.INT64: "number",
+    raw.STRING: "string",
+    raw.BOOL: "bool",
+    raw.DATE: "date",
+    raw.OBJECT_ID: "object_id",
+    raw.DECIMAL128: "decimal",
+    raw.BINARY: "binary",
+    raw.DOCUMENT: "document",
+    raw.ARRAY: "array",
 }
 _SCALARS: dict[Family, Kind] = {
     "string": "string",
@@ -57,26 +60,59 @@ _SCALARS: dict[Family, Kind] = {
     "decimal": "decimal",
     "other": "json",
 }
-_NOTHING = {cursor.NULL, cursor.UNDEFINED}
+_NOTHING = {raw.NULL, raw.UNDEFINED}
 _UUID_SUBTYPE = 4
 
 
 class SchemaOptions(Struct, frozen=True):
-    """How types are settled; see ``[schema]`` in the configuration."""
+    """How types are settled; see ``[schema]`` in the configuration.
+
+    Attributes:
+        overrides: types by ``<collection>.<dotted path>``.
+    """
 
     max_depth: int = 4
+    max_fields: int = 1000
+    integers: Literal["widen", "exact"] = "widen"
+    object_id: Literal["string", "binary"] = "string"
+    on_mismatch: Literal["rescue", "fail"] = "rescue"
+    raw: bool = False
+    overrides: dict[str, DataType] = {}
+
+    @classmethod
+    def of(cls, config: SchemaConfig) -> SchemaOptions:
+        """What the configuration says."""
+        return cls(
+            config.max_depth,
+            config.max_fields,
+            config.integers,
+            config.object_id,
+            config.on_mismatch,
+            config.raw,
+            {key: parse_type(text) for key, text in config.overrides.items()},
+        )
+
+    def overridden(self, collection: str) -> dict[str, DataType]:
+        """The overrides of one collection, by path."""
+        prefix = f"{collection}."
+        return {key[len(prefix) :]: type_ for key, type_ in self.overrides.items() if key.startswith(prefix)}
 
 
 class Observed:
-    """Counts of the values of one field: by BSON type, and what lay inside documents and arrays."""
+    """Counts of the values of one field: by BSON type, and what lay inside documents and arrays.
 
-    __slots__ = ("counts", "fields", "item", "subtypes")
+    Attributes:
+        crowded: the documents have more names than a schema may have columns.
+    """
+
+    __slots__ = ("counts", "crowded", "fields", "item", "subtypes")
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
         self.subtypes: dict[int, int] = {}
         self.fields: dict[str, Observed] = {}
         self.item: Observed | None = None
+        self.crowded = False
 
     def add(self, kind: int, times: int = 1) -> None:
         """``times`` values of a type."""
@@ -86,7 +122,7 @@ class Observed:
         """Binaries by subtype."""
         for subtype, times in subtypes.items():
             self.subtypes[subtype] = self.subtypes.get(subtype, 0) + times
-            self.add(cursor.BINARY, times)
+            self.add(raw.BINARY, times)
 
     def field(self, name: str) -> Observed:
         """What was seen of a field of the documents in this one."""
@@ -99,66 +135,82 @@ class Observed:
         return self.item
 
 
-def settle(observed: Mapping[str, Observed], options: SchemaOptions, depth: int = 1) -> tuple[Field, ...]:
-    """The fields whose type these counts tell.
+class Settler:
+    """Proposes types for what was seen in one collection."""
 
-    The type that most values have wins. A field with nothing but nulls, empty documents or empty arrays has
-    no type yet and is left out.
-    """
-    fields = []
-    for name, seen in observed.items():
-        if depth == 1 and name.startswith(RESERVED_PREFIX):
-            continue
-        if (type_ := _settle_type(seen, options, depth)) is not None:
-            fields.append(Field(name, type_))
-    return tuple(fields)
+    def __init__(self, options: SchemaOptions, collection: str) -> None:
+        self._options = options
+        self._overrides = options.overridden(collection)
 
+    def settle(self, observed: Mapping[str, Observed]) -> tuple[Field, ...]:
+        """The fields whose type is overridden, or told by these counts.
 
-def _settle_type(seen: Observed, options: SchemaOptions, depth: int) -> DataType | None:
-    families: dict[Family, int] = {}
-    for kind, times in seen.counts.items():
-        if kind not in _NOTHING:
-            family = _FAMILIES.get(kind, "other")
-            families[family] = families.get(family, 0) + times
-    if not families:
-        return None
-    family = max(families, key=lambda each: families[each])
-    match family:
-        case "number":
-            return DataType("float64" if cursor.DOUBLE in seen.counts else "int64")
-        case "binary":
-            subtype = max(seen.subtypes, key=lambda each: seen.subtypes[each])
-            return DataType("uuid") if subtype == _UUID_SUBTYPE else DataType("binary", subtype=subtype)
-        case "document":
-            if depth >= options.max_depth:
-                return DataType("json")
-            fields = settle(seen.fields, options, depth + 1)
-            return DataType("struct", fields) if fields else None
-        case "array":
-            return _settle_array(seen.elements(), options, depth)
-        case _:
-            return DataType(_SCALARS[family])
+        The type that most values have wins. A field with nothing but nulls, empty documents or empty arrays has
+        no type yet and is left out, as is one without a name or with a name that is reserved.
+        """
+        return self._fields({k: v for k, v in observed.items() if not k.startswith(RESERVED_PREFIX)}, "", 1)
 
+    def _fields(self, observed: Mapping[str, Observed], path: str, depth: int) -> tuple[Field, ...]:
+        fields = []
+        for name, seen in observed.items():
+            at = path_of(path, name)
+            if name and (type_ := self._overrides.get(at) or self._type(seen, at, depth)) is not None:
+                fields.append(Field(name, type_))
+        return tuple(fields)
 
-def _settle_array(elements: Observed, options: SchemaOptions, depth: int) -> DataType | None:
-    """A list when the elements share a type, else JSON; None while there are no elements."""
-    families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in _NOTHING}
-    if not families:
-        return None
-    if len(families) > 1 or len(elements.subtypes) > 1 or depth >= options.max_depth:
-        return DataType("json")
-    item = _settle_type(elements, options, depth + 1)
-    return DataType("list", item=item) if item else None
+    def _type(self, seen: Observed, path: str, depth: int) -> DataType | None:
+        families: dict[Family, int] = {}
+        for kind, times in seen.counts.items():
+            if kind not in _NOTHING:
+                family = _FAMILIES.get(kind, "other")
+                families[family] = families.get(family, 0) + times
+        if not families:
+            return None
+        family = max(families, key=lambda each: families[each])
+        match family:
+            case "number":
+                return self._number(seen)
+            case "binary":
+                subtype = max(seen.subtypes, key=lambda each: seen.subtypes[each])
+                return DataType("uuid") if subtype == _UUID_SUBTYPE else DataType("binary", subtype=subtype)
+            case "object_id" if self._options.object_id == "binary":
+                return DataType("object_id_binary")
+            case "document":
+                if depth >= self._options.max_depth or seen.crowded:
+                    return DataType("json")
+                fields = self._fields(seen.fields, path, depth + 1)
+                return DataType("struct", fields) if any(each.type.kind != "drop" for each in fields) else None
+            case "array":
+                return self._array(seen.elements(), path, depth)
+            case _:
+                return DataType(_SCALARS[family])
+
+    def _number(self, seen: Observed) -> DataType:
+        if raw.DOUBLE in seen.counts:
+            return DataType("float64")
+        return DataType("int32" if self._options.integers == "exact" and raw.INT64 not in seen.counts else "int64")
+
+    def _array(self, elements: Observed, path: str, depth: int) -> DataType | None:
+        """A list when the elements share a type, else JSON; None while there are no elements."""
+        families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in _NOTHING}
+        if not families:
+            return None
+        if len(families) > 1 or len(elements.subtypes) > 1 or depth >= self._options.max_depth:
+            return DataType("json")
+        item = self._type(elements, path, depth + 1)
+        return DataType("list", item=item) if item else None
 
 
 def arrow_type(type_: DataType) -> pa.DataType:
     """The Arrow type of a field."""
     match type_.kind:
         case "struct":
-            return pa.struct([arrow_field(field) for field in type_.fields])
+            return pa.struct([arrow_field(field) for field in type_.fields if field.type.kind != "drop"])
         case "list":
             assert type_.item is not None
             return pa.list_(pa.field("element", arrow_type(type_.item)))
+        case "decimal128":
+            return pa.decimal128(type_.precision, type_.scale)
         case _:
             return _ARROW[type_.kind]
 
@@ -187,7 +239,11 @@ def arrow_field(field: Field) -> pa.Field:
     return pa.field(field.name, arrow_type(field.type), metadata=metadata)
 
 
-def arrow_schema(schema: CollectionSchema) -> pa.Schema:
-    """All columns of a collection's objects: the metadata columns, then the document's fields."""
-    metadata = [pa.field(name, type_) for name, type_ in METADATA_COLUMNS.items()]
-    return pa.schema(metadata + [arrow_field(field) for field in schema.fields])
+def arrow_schema(schema: CollectionSchema, *, raw: bool = False) -> pa.Schema:
+    """All columns of a collection's objects: the metadata columns, then the document's fields.
+
+    Args:
+        raw: whether ``_cdc_raw`` is among them.
+    """
+    metadata = [pa.field(name, type_) for name, type_ in METADATA_COLUMNS.items() if raw or name != RAW_COLUMN]
+    return pa.schema(metadata + [arrow_field(field) for field in schema.fields if field.type.kind != "drop"])

@@ -1,7 +1,7 @@
 """Walking over one BSON document's elements without decoding them (https://bsonspec.org/spec.html).
 
-For the few documents that are looked at one by one: a reply's envelope, the first row of a shape. Rows in
-bulk are ``engine.decode``'s.
+For documents that are looked at one by one: a reply's envelope, the first row of a shape, a row that no vector
+step can take. Rows in bulk are ``engine.decode``'s.
 """
 
 from __future__ import annotations
@@ -11,32 +11,63 @@ from struct import Struct as Layout
 
 _INT32 = Layout("<i").unpack_from
 
+DOUBLE, STRING, DOCUMENT, ARRAY, BINARY, UNDEFINED, OBJECT_ID, BOOL, DATE, NULL = range(1, 11)
+REGEX, DB_POINTER, CODE, SYMBOL, CODE_WITH_SCOPE, INT32, TIMESTAMP, INT64, DECIMAL128 = range(0x0B, 0x14)
+MAX_KEY, MIN_KEY = 0x7F, 0xFF
+
+NAMES = {
+    DOUBLE: "double",
+    STRING: "string",
+    DOCUMENT: "document",
+    ARRAY: "array",
+    BINARY: "binary",
+    UNDEFINED: "undefined",
+    OBJECT_ID: "ObjectId",
+    BOOL: "bool",
+    DATE: "date",
+    NULL: "null",
+    REGEX: "regular expression",
+    DB_POINTER: "DBPointer",
+    CODE: "JavaScript code",
+    SYMBOL: "symbol",
+    CODE_WITH_SCOPE: "JavaScript code with scope",
+    INT32: "int32",
+    TIMESTAMP: "timestamp",
+    INT64: "int64",
+    DECIMAL128: "Decimal128",
+    MAX_KEY: "max key",
+    MIN_KEY: "min key",
+}
+
 # Bytes of a value whose size is fixed by its type.
 FIXED_SIZES = {
-    0x01: 8,  # double
-    0x06: 0,  # undefined
-    0x07: 12,  # ObjectId
-    0x08: 1,  # boolean
-    0x09: 8,  # date
-    0x0A: 0,  # null
-    0x10: 4,  # int32
-    0x11: 8,  # timestamp
-    0x12: 8,  # int64
-    0x13: 16,  # Decimal128
-    0x7F: 0,  # max key
-    0xFF: 0,  # min key
+    DOUBLE: 8,
+    UNDEFINED: 0,
+    OBJECT_ID: 12,
+    BOOL: 1,
+    DATE: 8,
+    NULL: 0,
+    INT32: 4,
+    TIMESTAMP: 8,
+    INT64: 8,
+    DECIMAL128: 16,
+    MAX_KEY: 0,
+    MIN_KEY: 0,
 }
 # Bytes to add to the int32 at the value's start, to get the value's size.
-SIZED = {
-    0x02: 4,  # string
-    0x03: 0,  # document
-    0x04: 0,  # array
-    0x05: 5,  # binary
-    0x0C: 16,  # DBPointer
-    0x0D: 4,  # code
-    0x0E: 4,  # symbol
-    0x0F: 0,  # code with scope
+SIZED = {STRING: 4, DOCUMENT: 0, ARRAY: 0, BINARY: 5, DB_POINTER: 16, CODE: 4, SYMBOL: 4, CODE_WITH_SCOPE: 0}
+# The least size that such a value can have.
+LEAST_SIZES = {
+    STRING: 5,
+    DOCUMENT: 5,
+    ARRAY: 5,
+    BINARY: 5,
+    DB_POINTER: 17,
+    CODE: 5,
+    SYMBOL: 5,
+    CODE_WITH_SCOPE: 14,
 }
+ENDS_WITH_NUL = {STRING, DOCUMENT, ARRAY, CODE, SYMBOL, CODE_WITH_SCOPE}
 
 
 class MalformedBSON(ValueError):
@@ -47,17 +78,17 @@ def value_size(data: bytes, kind: int, at: int) -> int:
     """The bytes of the value of type ``kind`` that begins at ``at``.
 
     Raises:
-        MalformedBSON: an unknown type, or a negative size.
+        MalformedBSON: an unknown type, or a size that is too small for it.
     """
     if (fixed := FIXED_SIZES.get(kind)) is not None:
         return fixed
-    if kind == 0x0B:  # regex: two C strings
+    if kind == REGEX:  # two C strings
         first = _c_string_end(data, at)
         return _c_string_end(data, first) - at
-    if kind not in SIZED:
+    if kind not in SIZED or at + 4 > len(data):
         raise MalformedBSON(f"type {kind:#04x} at byte {at}")
     size: int = _INT32(data, at)[0] + SIZED[kind]
-    if size <= 0:
+    if size < LEAST_SIZES[kind]:
         raise MalformedBSON(f"size {size} at byte {at}")
     return size
 
@@ -65,20 +96,22 @@ def value_size(data: bytes, kind: int, at: int) -> int:
 def elements(data: bytes, start: int) -> Iterator[tuple[int, bytes, int, int]]:
     """The elements of the document that begins at ``start``: type, name, and where the value begins and ends.
 
+    What lies inside a value is not looked at, but for the NUL that must end some types.
+
     Raises:
-        MalformedBSON: an element does not lie within the document.
+        MalformedBSON: an element does not lie within the document, or the document not within ``data``.
     """
     if start < 0 or start + 5 > len(data):
         raise MalformedBSON(f"no document at byte {start}")
     end = start + _INT32(data, start)[0] - 1
-    if not start + 4 <= end < len(data):
-        raise MalformedBSON(f"the document at byte {start} ends at byte {end}")
+    if not start + 4 <= end < len(data) or data[end]:
+        raise MalformedBSON(f"the document at byte {start} does not end at byte {end}")
     at = start + 4
     while at < end:
         kind = data[at]
         value = _c_string_end(data, at + 1)
         stop = value + value_size(data, kind, value)
-        if stop > end:
+        if stop > end or (kind in ENDS_WITH_NUL and data[stop - 1]):
             raise MalformedBSON(f"the element at byte {at} ends at byte {stop}, its document at {end}")
         yield kind, bytes(data[at + 1 : value - 1]), value, stop
         at = stop

@@ -40,3 +40,19 @@ def document_offsets(data: bytes, array_start: int) -> Offsets:
         raise MalformedBSON(f"the documents of the array at byte {array_start} end at byte {at}, not {end}")
     append(at)
     return np.array(found, dtype=np.int64)
+
+
+def split_documents(data: bytes) -> list[bytes]:
+    """The documents that lie one behind the other in ``data``.
+
+    Raises:
+        MalformedBSON: the last one does not end where ``data`` ends.
+    """
+    documents, at = [], 0
+    while at < len(data):
+        size = _INT32(data, at)[0] if at + 5 <= len(data) else 0
+        if size < 5 or at + size > len(data):
+            raise MalformedBSON(f"no document of {size} bytes at byte {at}")
+        documents.append(data[at : at + size])
+        at += size
+    return documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,11 +22,15 @@ from pymongo.errors import (
 from engine.core.messages import ReaderReady
 from engine.core.position import Position, make_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
+from engine.rawbson.offsets import split_documents
 
 Client = MongoClient[dict[str, Any]]
+log = logging.getLogger("headrace")
 
 SERVER_SELECTION_TIMEOUT_MS = 10_000
 SOCKET_TIMEOUT_MS = 60_000
+SAMPLE_MS = 10_000
+SAMPLE_BYTES = 8 * 2**20
 
 _UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
 _UNAUTHORIZED = 13
@@ -112,6 +117,28 @@ def _oldest_time(client: Client) -> int:
         remedy = "Grant read on the database local, or clusterMonitor; or give a time instead."
         raise ConfigError(operation, "the oplog cannot be read with these rights", remedy)
     return make_time(oldest.time, oldest.inc)
+
+
+def sample(client: Client, database: str, collection: str, size: int) -> list[bytes]:
+    """So many documents at random, or as many as there are; fewer when they are large, none when that fails.
+
+    A sample only helps to settle types well, so nothing is worth stopping for.
+    """
+    found: list[bytes] = []
+    total = 0
+    try:
+        stages = [{"$sample": {"size": size}}]
+        with client[database][collection].aggregate_raw_batches(stages, maxTimeMS=SAMPLE_MS) as batches:
+            for batch in batches:
+                documents = split_documents(bytes(batch))  # type: ignore[arg-type]
+                found += documents
+                total += len(batch)
+                if total > SAMPLE_BYTES:
+                    break
+    except PyMongoError as error:
+        fields = {"collection": f"{database}.{collection}", "cause": _first_line(error)}
+        log.warning("no sample; types are settled by the first events", extra={"fields": fields})
+    return found
 
 
 @contextmanager

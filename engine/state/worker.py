@@ -35,6 +35,7 @@ class StateWorker:
 
     Args:
         owner: who we are to other engines.
+        max_fields: columns that a collection's schema may grow to.
         answer: is called from the thread with what to tell the coordinator.
     """
 
@@ -44,12 +45,14 @@ class StateWorker:
         owner: str,
         lease_ttl_s: float,
         retry: RetryConfig,
+        max_fields: int,
         answer: Callable[[Answer], None],
     ) -> None:
         self._store = store
         self._owner = owner
         self._lease_ttl_s = lease_ttl_s
         self._retry = retry
+        self._max_fields = max_fields
         self._answer = answer
         self._leases: dict[str, Lease] = {}
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
@@ -150,7 +153,7 @@ class StateWorker:
         while True:
             version, text = self._store.read_shared(name)
             known = msgspec.json.decode(text, type=CollectionSchema) if version else CollectionSchema()
-            grown = grow(known, asked.fields)
+            grown = grow(known, asked.fields, self._max_fields)
             if grown is known or self._store.write_shared(
                 name, grown.version, msgspec.json.encode(grown).decode()
             ):

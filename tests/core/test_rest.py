@@ -87,17 +87,17 @@ class TestRecords:
 
 class TestSchema:
     def test_new_fields_join_and_known_ones_stay(self) -> None:
-        first = grow(CollectionSchema(), (Field("a", DataType("int64")),))
-        second = grow(first, (Field("a", DataType("string")), Field("b", DataType("bool"))))
+        first = grow(CollectionSchema(), (Field("a", DataType("int64")),), 10)
+        second = grow(first, (Field("a", DataType("string")), Field("b", DataType("bool"))), 10)
         assert second == CollectionSchema(2, (Field("a", DataType("int64"), 1), Field("b", DataType("bool"), 2)))
-        assert grow(second, (Field("b", DataType("json")),)) is second
+        assert grow(second, (Field("b", DataType("json")),), 10) is second
 
     def test_structs_and_lists_grow_inside(self) -> None:
         def nested(*names: str) -> tuple[Field, ...]:
             struct = DataType("struct", tuple(Field(name, DataType("string")) for name in names))
             return (Field("s", struct), Field("l", DataType("list", item=struct)))
 
-        grown = grow(grow(CollectionSchema(), nested("x")), nested("y"))
+        grown = grow(grow(CollectionSchema(), nested("x"), 10), nested("y"), 10)
         for field in grown.fields:
             struct = field.type if field.name == "s" else field.type.item
             assert struct is not None

@@ -1,0 +1,125 @@
+"""Every type and every shape: the fast way is the row way, and what lands is what was there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+
+from engine.decode import rowwise
+from engine.decode.decoder import Decoder
+from engine.decode.schema import METADATA_COLUMNS, SchemaOptions, arrow_type
+from tests.decode import lake, values
+
+NAMESPACE = ("db", "c")
+OPTIONS = [
+    SchemaOptions(raw=True),
+    SchemaOptions(max_depth=2, integers="exact", object_id="binary"),
+    SchemaOptions(max_fields=4),
+]
+
+
+def decoded(found: list[bytes], options: SchemaOptions, schemas: lake.Schemas | None = None) -> tuple[Any, Any]:
+    """The record batch of some documents, and its schema."""
+    schemas = schemas or lake.Schemas(options.max_fields)
+    data, offsets = values.as_array(found)
+    result = Decoder(schemas, options, NAMESPACE).decode_documents(data, offsets)
+    assert not result.dead_letters
+    (batch,) = result.batches
+    assert batch.batch.num_rows == len(found)
+    batch.batch.validate(full=True)
+    return batch.batch, schemas.get(*NAMESPACE)
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows, with timestamps as their milliseconds."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        columns[name] = milliseconds(column).to_pylist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def milliseconds(array: pa.Array) -> pa.Array:
+    """The array with every timestamp in it as an integer, which Python can hold in every case."""
+
+    def without(type_: pa.DataType) -> pa.DataType:
+        if pa.types.is_timestamp(type_):
+            return pa.int64()
+        if pa.types.is_struct(type_):
+            return pa.struct([pa.field(each.name, without(each.type)) for each in type_])
+        if pa.types.is_list(type_):
+            return pa.list_(without(type_.value_type))
+        return type_
+
+    return array.cast(without(array.type))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
+@given(found=values.batches())
+@settings(max_examples=250, deadline=None)
+def test_what_lands_is_what_was_there(options: SchemaOptions, found: list[bytes]) -> None:
+    batch, schema = decoded(found, options)
+    for data, row in zip(found, rows_of(batch), strict=True):
+        assert lake.document_of(row, schema.fields) == lake.document_tree(data)
+        assert not options.raw or row["_cdc_raw"] == data
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
+@given(found=values.batches())
+@settings(max_examples=250, deadline=None)
+def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes]) -> None:
+    batch, schema = decoded(found, options)
+    arrays, lost = rowwise.columns([rowwise.whole(each) for each in found], schema.fields)
+    for field in schema.fields:
+        if field.type.kind == "drop":
+            continue
+        by_row = arrays.get(field.name, pa.nulls(len(found), arrow_type(field.type)))
+        fast = batch.column(field.name) if field.name in batch.schema.names else pa.nulls(len(found), by_row.type)
+        assert repr(milliseconds(fast).to_pylist()) == repr(milliseconds(by_row).to_pylist()), field.name
+    rescued = [rowwise.object_json(each.values) if each.values else None for each in lost]
+    names = batch.schema.names
+    assert (batch.column("_cdc_rescued").to_pylist() if "_cdc_rescued" in names else [None] * len(found)) == rescued
+
+
+@given(first=values.batches(), second=values.batches())
+@settings(max_examples=100, deadline=None)
+def test_a_schema_holds_for_later_batches(first: list[bytes], second: list[bytes]) -> None:
+    schemas, options = lake.Schemas(), SchemaOptions()
+    before, _ = decoded(first, options, schemas)
+    after, schema = decoded(second, options, schemas)
+    for data, row in zip(second, rows_of(after), strict=True):
+        assert lake.document_of(row, schema.fields) == lake.document_tree(data)
+    for name in before.schema.names:
+        if name in after.schema.names:
+            assert kinds_of(before.schema.field(name).type) <= kinds_of(after.schema.field(name).type)
+
+
+def kinds_of(type_: pa.DataType, path: str = "") -> set[str]:
+    """The types of all leaves, by path."""
+    if pa.types.is_struct(type_):
+        return set().union(*(kinds_of(each.type, f"{path}.{each.name}") for each in type_))
+    if pa.types.is_list(type_):
+        return kinds_of(type_.value_type, f"{path}[]")
+    return {f"{path}: {type_}"}
+
+
+def test_batches_of_any_size_are_alike() -> None:
+    """Rows are walked in small batches and moved in step in large ones."""
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(600):
+        pairs = [(b"f%d" % field, 0x10, int(number).to_bytes(4, "little")) for field in rng.permutation(12)[:7]]
+        found.append(values.document([values.element(kind, name, value) for name, kind, value in pairs]))
+    schemas = lake.Schemas()
+    whole, schema = decoded(found, SchemaOptions(), schemas)
+    parts = [
+        row for at in range(0, 600, 5) for row in rows_of(decoded(found[at : at + 5], SchemaOptions(), schemas)[0])
+    ]
+    assert schemas.get(*NAMESPACE) == schema
+    for row, part, data in zip(rows_of(whole), parts, found, strict=True):
+        assert {k: v for k, v in row.items() if v is not None} == {k: v for k, v in part.items() if v is not None}
+        assert lake.document_of(row, schema.fields) == lake.document_tree(data)
+    assert not METADATA_COLUMNS.keys() & {field.name for field in schema.fields}
