@@ -35,7 +35,9 @@ def check(config: Config) -> int:
     ]
     for name, step in steps:
         try:
-            console.print(f"[green]ok[/]      {name:12} {step(config)}")
+            found = redact(step(config))
+            console.print(f"[green]ok[/]      {name:12} ", end="")
+            console.print(found, markup=False)
         except HeadraceError as error:
             failed += 1
             console.print(f"[red]failed[/]  {name:12} ", end="")

@@ -92,7 +92,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     divide(config.memory.limit, len(specs), config.writers.processes)
 
     def run_to_end(former: Sequence[StreamSpec]) -> int:
-        supervisor = Supervisor(config, former, until_caught_up=True)
+        supervisor = Supervisor(config, former, common_end=True)
         return supervisor.until if supervisor.run() == 0 and not supervisor.interrupted else 0
 
     try:

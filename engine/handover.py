@@ -15,15 +15,17 @@ import msgspec
 from engine.config import Config
 from engine.core import records
 from engine.core.handover import Handover, plan_handover
+from engine.core.ledger import first_segment
 from engine.core.messages import StreamSpec
 from engine.core.position import Position
-from engine.core.records import Change, read_record
+from engine.core.records import Change, StreamRecord, read_record
 from engine.errors import ConfigError
 from engine.retries import FIRST_ATTEMPTS, retrying
-from engine.state import Acquired, StateStore, open_store
+from engine.state import Acquired, Lease, StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
 _DOCUMENT = "handover"
+_OTHER_FIRST = "Stop the other engine first."
 # Runs these streams until they have caught up: the one cluster time that all have come to; 0 when interrupted.
 RunToEnd = Callable[[Sequence[StreamSpec]], int]
 
@@ -53,9 +55,11 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
         time = run_to_end(plan.close)
         if not time:
             return False
-        closed = tuple(spec.stream for spec in plan.close)
-        _save(store, Handover(uuid.uuid4().hex, time, closed, plan.open))
-        _carry_out_pending(store, config)
+        stands = store.read_all()
+        ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
+        _save(store, Handover(uuid.uuid4().hex, time, ends, plan.open))
+        if not _carry_out_pending(store, config):
+            raise ConfigError("hand streams over", "another engine went on with them", _OTHER_FIRST)
         return True
     finally:
         store.close()
@@ -67,44 +71,73 @@ def _running(store: StateStore) -> dict[str, StreamSpec]:
     return {name: record.spec for name, record in known.items() if record.spec and not record.closed}
 
 
-def _carry_out_pending(store: StateStore, config: Config) -> None:
-    """Close and open what the written handover says, as far as that is not done yet; then forget it."""
+def _carry_out_pending(store: StateStore, config: Config) -> bool:
+    """Close and open what the written handover says, as far as that is not done yet; then forget it.
+
+    All leases are taken before anything is written, so that nobody can move a stream in between. False when a
+    stream has moved since the handover was written: it is void.
+
+    Raises:
+        ConfigError: another engine holds one of the streams.
+    """
     version, text = store.read_shared(_DOCUMENT)
     if not text:
-        return
+        return True
     handover = msgspec.json.decode(text, type=Handover)
     opening = {spec.stream: spec for spec in handover.open}
-    for name in sorted({*handover.close, *opening}):
-        _update(store, config, name, handover, opening.get(name))
-    fields = {"closed": list(handover.close), "opened": list(opening)}
-    log.info("handed over", extra={"fields": fields})
-    store.write_shared(_DOCUMENT, version + 1, "")
+    held: dict[str, tuple[Lease, StreamRecord]] = {}
+    try:
+        for name in sorted({*handover.close, *opening}):
+            held[name] = _take(store, config, name)
+        done = {name for name, (_, record) in held.items() if record.handover == handover.id}
+        moved = [
+            name
+            for name, seq in handover.close.items()
+            if name not in done and (held[name][1].seq != seq or held[name][1].intents)
+        ]
+        if moved and done:
+            cause = f"{', '.join(moved)} went on while {', '.join(sorted(done))} had been handed over already"
+            raise ConfigError("hand streams over", cause, "Use another state.prefix, and begin anew.")
+        if moved:
+            log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
+        else:
+            for name in held.keys() - done:
+                change = _change(config, handover, *held[name], opening.get(name))
+                store.write(held[name][0], change.put, change.remove)
+            log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
+        store.write_shared(_DOCUMENT, version + 1, "")
+        return not moved
+    finally:
+        for lease, _ in held.values():
+            store.release(lease)
 
 
-def _update(store: StateStore, config: Config, name: str, handover: Handover, opened: StreamSpec | None) -> None:
-    from engine.supervisor import sink_identity
-
+def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
+    """A stream's lease, and its record as it stands from then on."""
     owner = this_owner()
     found = store.acquire(name, owner, config.lease.ttl)
     if not isinstance(found, Acquired) and is_certainly_dead(found.holder):
         found = store.acquire(name, owner, config.lease.ttl, replacing=found.holder)
     if not isinstance(found, Acquired):
-        cause = f"{found.holder} runs the stream {name}"
-        raise ConfigError("hand streams over", cause, "Stop the other engine first.")
-    record = read_record(found.fields)
-    if record.handover != handover.id:
-        change = records.close(handover.id)
-        if opened is not None:
-            begun = records.begin(
-                opened, sink_identity(config), record.deployment, Position(time=handover.time + 1)
-            )
-            change = Change({**begun.put, "handover": handover.id, "seq": str(record.seq)}, begun.remove)
-        store.write(found.lease, change.put, change.remove)
-    store.release(found.lease)
+        raise ConfigError("hand streams over", f"{found.holder} runs the stream {name}", _OTHER_FIRST)
+    return found.lease, read_record(found.fields)
+
+
+def _change(
+    config: Config, handover: Handover, _: Lease, record: StreamRecord, opened: StreamSpec | None
+) -> Change:
+    from engine.supervisor import sink_identity
+
+    if opened is None:
+        return records.close(handover.id)
+    position = Position(time=handover.time + 1)
+    begun = records.begin(opened, sink_identity(config), record.deployment, position)
+    seq = max(record.seq, first_segment(position) - 1)
+    return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
 
 
 def _save(store: StateStore, handover: Handover) -> None:
     version, text = store.read_shared(_DOCUMENT)
-    assert not text, "a handover is carried out before the next is planned"
-    if not store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode()):
-        raise ConfigError("hand streams over", "another engine does so too", "Stop the other engine first.")
+    written = not text and store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode())
+    if not written:
+        raise ConfigError("hand streams over", "another engine does so too", _OTHER_FIRST)

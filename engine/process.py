@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from multiprocessing.connection import Connection, wait
@@ -46,7 +47,12 @@ class ChildSettings(Struct, frozen=True):
 
 
 class ChildProcess:
-    """The supervisor's end of one child."""
+    """The supervisor's end of one child.
+
+    State: what the child has still to be told. A pipe holds some hundred messages; a child that has stopped
+    listening must not stop the supervisor, so a thread does the waiting. How much can wait is bounded by the
+    protocol: a few messages for each segment in flight.
+    """
 
     def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
         for name, value in _MEMORY_ENVIRONMENT.items():
@@ -59,13 +65,20 @@ class ChildProcess:
         self.process.start()
         theirs.close()
         self.connection: Connection = ours
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._postman = threading.Thread(target=self._deliver, name=f"to {child}", daemon=True)
+        self._postman.start()
 
     def send(self, message: msg.ToChild) -> None:
         """Send a message; a child that is gone hears nothing, and its exit is noticed elsewhere."""
+        self._outbox.put(msg.encode(message))
+
+    def _deliver(self) -> None:
         try:
-            self.connection.send_bytes(msg.encode(message))
-        except (BrokenPipeError, ConnectionResetError):
-            log.debug("message to a child that is gone", extra={"fields": {"child": self.process.name}})
+            while (message := self._outbox.get()) is not None:
+                self.connection.send_bytes(message)
+        except OSError:
+            pass  # the child is gone
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -75,6 +88,8 @@ class ChildProcess:
         """After its end: take its exit code and drop the pipe."""
         self.process.join()
         code = self.process.exitcode
+        self._outbox.put(None)
+        self._postman.join()
         self.connection.close()
         self.process.close()
         return code

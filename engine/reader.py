@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core import messages as msg
+from engine.core.ledger import first_segment
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field
 from engine.core.segments import Limits, SegmentEnd, Segmenter
@@ -49,7 +50,8 @@ class Assignment:
         self.generation = assign.generation
         self.replay_only = assign.replay_only
         self.until = assign.until
-        self.segmenter = Segmenter(limits, assign.next_seq, assign.replay, assign.until, start)
+        next_seq = assign.next_seq or first_segment(start)
+        self.segmenter = Segmenter(limits, next_seq, assign.replay, assign.until, start)
         self.scanned = start
         self.versions: dict[tuple[str, str], int] = {}
         self.found_start = None if assign.start else start
@@ -71,11 +73,13 @@ class Reader:
         self._limits = Limits(config.batch.rows, config.batch.bytes, config.batch.interval)
         self._assignment: Assignment | None = None
         self._assigned: msg.Assign | None = None
+        self._finish_assigned = False
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
         self._options = SchemaOptions.of(config.schema)
         self._schemas: dict[tuple[str, str], CollectionSchema] = {}
         self._stopping = False
+        self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
         self._progress = 0
         self._beat_at = 0.0
 
@@ -128,9 +132,11 @@ class Reader:
         """Note what a message says; a grant is for the caller who waits for it."""
         match message:
             case msg.Assign():
-                self._assigned = message
+                self._assigned, self._finish_assigned = message, False
             case msg.Unassign():
                 self._drop()
+            case msg.Finish() if self._assigned is not None:
+                self._finish_assigned = True
             case msg.Finish() if self._assignment is not None:
                 self._assignment.finishing = True
             case msg.CutNow(generation) if self._assignment and generation == self._assignment.generation:
@@ -157,6 +163,7 @@ class Reader:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
             return
         self._assignment = Assignment(assign, start, self._limits)
+        self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
         stream = ChangeStream(
             self._client,
@@ -207,7 +214,7 @@ class Reader:
                 assignment.finishing = True  # the next event lies behind ``until``
                 return
             if stop > row:
-                self._take_rows(assignment, reply, row, stop)
+                stop = self._take_rows(assignment, reply, row, stop)
             self._report(assignment, segmenter.take(reply, row, stop, time.monotonic()))
             if assignment.replay_only and not segmenter.replaying:
                 assignment.finishing = True
@@ -216,13 +223,17 @@ class Reader:
         if reply.position is not None:
             assignment.scanned = reply.position
             self._report(assignment, segmenter.scanned(reply.token))
+            if assignment.replay_only and not segmenter.replaying:
+                assignment.finishing = True
+                return
         self._note_silence(assignment, reply)
 
-    def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> None:
-        """Decode some rows and hand them over; before that, cut where a collection's schema has grown."""
-        assert self._decoder is not None
-        self._beat("decoding")
-        decoded = self._decoder.decode(reply.data, reply.offsets[row : stop + 1])
+    def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> int:
+        """Decode some rows and hand them over; before that, cut where a collection's schema has grown.
+
+        Returns where it stopped: earlier than ``stop``, where the rows take too much memory as columns.
+        """
+        plan, decoded, stop = self._decoded(assignment, reply, row, stop)
         segmenter = assignment.segmenter
         grown = [
             batch
@@ -238,18 +249,39 @@ class Reader:
         for batch in decoded.batches:
             assignment.versions[batch.database, batch.collection] = batch.schema_version
         raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
-        self._hand_over(assignment, decoded, stop - row, raw_bytes)
+        if decoded.dead_letters:
+            fields = {"stream": assignment.spec.stream, "events": len(decoded.dead_letters)}
+            log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
+        self._hand_over(assignment, plan, stop - row, raw_bytes)
+        return stop
+
+    def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
+        """The rows as columns, as many of them as fit their share of the arena, and where they end.
+
+        Documents that each have few of a collection's many fields are much larger as columns than as BSON.
+        """
+        assert self._decoder is not None
+        share = self._arena.size // ARENA_SHARE
+        while True:
+            self._beat("decoding")
+            decoded = self._decoder.decode(reply.data, reply.offsets[row : stop + 1])
+            plan = SlabPlan(self._contents(assignment, decoded))
+            raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
+            self._growth = max(1.0, plan.size / raw_bytes)
+            if plan.size <= 2 * share or stop == row + 1:
+                break
+            stop = row + max(1, int((stop - row) * share / plan.size))
+        if plan.size > self._arena.size:
+            cause = f"an event takes {plan.size} bytes, and there are {self._arena.size} for all slabs together"
+            raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
+        return plan, decoded, stop
 
     def _chunk_rows(self, reply: Reply, row: int) -> int:
         """How many rows from here may be decoded together, so that they fit a part of the arena."""
-        budget = int(reply.offsets[row]) + self._arena.size // ARENA_SHARE
+        budget = int(reply.offsets[row]) + int(self._arena.size / ARENA_SHARE / self._growth)
         return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
 
-    def _hand_over(self, assignment: Assignment, decoded: Decoded, rows: int, raw_bytes: int) -> None:
-        plan = SlabPlan(self._contents(assignment, decoded))
-        if plan.size > self._arena.size:
-            cause = f"a batch of {rows} event(s) takes {plan.size} bytes, and there are {self._arena.size}"
-            raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
+    def _hand_over(self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int) -> None:
         seq = assignment.segmenter.seq
         self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
         grant = self._await_grant()
@@ -268,8 +300,6 @@ class Reader:
             collection = spec.collections[0] if spec.level == "collection" else ""
             content = Content(spec.database, collection, 0, 0, letters.num_rows, dead_letters=True)
             contents.append((content, letters))
-            fields = {"stream": spec.stream, "events": len(decoded.dead_letters)}
-            log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
         return contents
 
     def _await_grant(self) -> msg.Grant:
@@ -294,7 +324,8 @@ class Reader:
         if segmenter.replaying:
             return
         time_ = assignment.scanned.time
-        if assignment.until and (time_ > assignment.until or (time_ == assignment.until and not len(reply))):
+        silent = not len(reply) and not reply.is_partial
+        if assignment.until and (time_ > assignment.until or (time_ == assignment.until and silent)):
             assignment.finishing = True
         now = time.monotonic()
         if not segmenter.is_open and now >= assignment.idle_at:

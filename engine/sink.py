@@ -9,14 +9,17 @@ store has acknowledged it. The only room that imports s3fs, and the one that tra
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
@@ -26,6 +29,7 @@ PART_SIZE = 8 * 2**20
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 _PROBE = "_headrace_probe"
+_STALE_AFTER_S = 3600
 _numbers = itertools.count()
 
 
@@ -44,6 +48,13 @@ class Upload(Protocol):
     def discard(self) -> None:
         """Leave nothing behind."""
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait in memory for the object to be published."""
+
+    def spill(self) -> None:
+        """Bring what is held to the store, where it is still invisible."""
+
 
 class Sink:
     """Where objects go: a URL, and the file system that it names.
@@ -54,6 +65,7 @@ class Sink:
 
     def __init__(self, config: SinkConfig) -> None:
         self._url = config.url.rstrip("/")
+        self._proved = False
         with translated(f"open the sink {self._url}"):
             options = _s3_options(config) if self._url.startswith(("s3://", "s3a://")) else {}
             self._fs, self._root = fsspec.core.url_to_fs(self._url, **options)
@@ -73,27 +85,32 @@ class Sink:
                 self._fs.call_s3("head_bucket", Bucket=bucket)
         probe = self.open(_PROBE)
         probe.write(b"x")
-        if isinstance(probe, StagedUpload):
-            probe.spill()  # to begin a multipart upload takes the right to write
+        probe.spill()  # to begin a multipart upload takes the right to write
         probe.discard()
+        self._proved = True
 
     def open(self, key: str) -> Upload:
         """Begin an object; ``key`` is relative to the sink's URL."""
         path = f"{self._root}/{key}"
         if isinstance(self._fs, LocalFileSystem):
-            return LocalUpload(Path(path))
-        return StagedUpload(self._fs, path)
+            return LocalUpload(Path(path), proved=self._proved)
+        return StagedUpload(self._fs, path, proved=self._proved)
 
 
 class StagedUpload:
     """An object in a store whose fsspec files have ``autocommit=False``: s3fs and its like.
 
     State: the bytes of a small object, or the open file of a large one.
+
+    Args:
+        proved: the store has let us write before; see ``translated``.
     """
 
-    def __init__(self, filesystem: Any, path: str) -> None:
+    def __init__(self, filesystem: Any, path: str, *, proved: bool) -> None:
         self._fs = filesystem
         self._path = path
+        self._proved = proved
+        self._sealed = False
         self._small: io.BytesIO | None = io.BytesIO()
         self._file: Any = None
 
@@ -104,28 +121,36 @@ class StagedUpload:
             if self._small.tell() > PART_SIZE:
                 self.spill()
         else:
-            with translated(f"upload {self._path}"):
+            with translated(f"upload {self._path}", proved=self._proved):
                 self._file.write(data)
         return len(data)
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait in memory for the object to be published."""
+        return 0 if self._small is None else self._small.tell()
 
     def spill(self) -> None:
         """Go from memory to a multipart upload."""
         assert self._small is not None
         data, self._small = self._small.getvalue(), None
-        with translated(f"upload {self._path}"):
+        with translated(f"upload {self._path}", proved=self._proved):
             self._file = self._fs.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
             self._file.write(data)
             self._file.flush()
+            if self._sealed:
+                self._file.close()
 
     def seal(self) -> None:
         """Upload the last part, if there are parts."""
+        self._sealed = True
         if self._file is not None:
-            with translated(f"upload {self._path}"):
+            with translated(f"upload {self._path}", proved=self._proved):
                 self._file.close()
 
     def publish(self) -> None:
         """Complete the multipart upload, or put the small object in one request."""
-        with translated(f"publish {self._path}"):
+        with translated(f"publish {self._path}", proved=self._proved):
             if self._file is not None:
                 self._file.commit()
             else:
@@ -147,42 +172,58 @@ class LocalUpload:
     fsspec's own two-phase file lies in the system's temporary directory, from where a rename need not be atomic.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, proved: bool) -> None:
         self._path = path
+        self._proved = proved
         self._hidden = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
-        with translated(f"write {path}"):
+        with translated(f"write {path}", proved=proved):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._hidden.open("wb")
 
     def write(self, data: bytes) -> int:
         """Add bytes."""
-        with translated(f"write {self._path}"):
+        with translated(f"write {self._path}", proved=self._proved):
             return self._file.write(data)
+
+    @property
+    def held(self) -> int:
+        """Nothing waits in memory."""
+        return 0
+
+    def spill(self) -> None:
+        """Nothing to do."""
 
     def seal(self) -> None:
         """Bring everything to the disk."""
-        with translated(f"write {self._path}"):
+        with translated(f"write {self._path}", proved=self._proved):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
     def publish(self) -> None:
         """Rename, and bring the rename to the disk; then clear what crashed processes left of this object."""
-        with translated(f"publish {self._path}"):
+        with translated(f"publish {self._path}", proved=self._proved):
             self._hidden.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-            for stale in self._path.parent.glob(f".{self._path.name}.*.tmp"):
-                stale.unlink(missing_ok=True)
+            for hidden in self._path.parent.glob(f".{glob.escape(self._path.name)}.*.tmp"):
+                if _is_stale(hidden):
+                    hidden.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the hidden file."""
         with contextlib.suppress(OSError):
             self._file.close()
             self._hidden.unlink(missing_ok=True)
+
+
+def _is_stale(hidden: Path) -> bool:
+    """Whether a hidden file is a crashed process's; an engine on another machine may be writing it just now."""
+    pid = int(hidden.name.split(".")[-3])
+    return not psutil.pid_exists(pid) and time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
 
 
 def _s3_options(config: SinkConfig) -> dict[str, Any]:
@@ -201,14 +242,23 @@ def _s3_options(config: SinkConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def translated(operation: str) -> Iterator[None]:
-    """Raise the file system's errors as ours."""
+def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
+    """Raise the file system's errors as ours.
+
+    Args:
+        proved: the configuration has worked before. Whatever goes wrong then is worth another attempt: stores
+            answer "not found" for an upload that was completed by a request whose answer was lost, and
+            "forbidden" for a token that has just run out.
+    """
     try:
         yield
     except HeadraceError:
         raise
     except Exception as error:
-        raise _translate(operation, error) from error
+        found = _translate(operation, error)
+        if proved and isinstance(found, ConfigError):
+            found = TransientError(found.operation, found.cause, found.remedy)
+        raise found from error
 
 
 def _translate(operation: str, error: Exception) -> HeadraceError:

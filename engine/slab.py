@@ -60,6 +60,11 @@ class Arena:
         os.ftruncate(fd, size)
         return cls(fd, size)
 
+    def close(self) -> None:
+        """Give the memory back, once nobody looks at a slab any more."""
+        self._map.close()
+        os.close(self.fd)
+
     def slab(self, offset: int, size: int) -> memoryview:
         """The bytes of one slab."""
         return memoryview(self._map)[offset : offset + size]

@@ -42,7 +42,7 @@ from engine.core.budget import divide
 from engine.core.coordinator import Coordinator, Settings, Stream
 from engine.core.position import split_time
 from engine.core.restarts import RetryPolicy
-from engine.errors import FatalError, HeadraceError
+from engine.errors import FatalError, HeadraceError, url_without_password
 from engine.process import ChildProcess, ChildSettings
 from engine.slab import Arena
 from engine.state import open_store
@@ -64,6 +64,7 @@ class Supervisor:
     Args:
         specs: the streams.
         until_caught_up: end when each stream has passed the cluster time of its start.
+        common_end: end with all streams at one cluster time, and keep their leases.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Supervisor:
         specs: Sequence[msg.StreamSpec],
         *,
         until_caught_up: bool = False,
+        common_end: bool = False,
     ) -> None:
         self._config = config
         self._budget = budget = divide(config.memory.limit, len(specs), config.writers.processes)
@@ -87,6 +89,7 @@ class Supervisor:
             on_history_lost=config.source.on_history_lost,
             sink=sink_identity(config),
             until_caught_up=until_caught_up,
+            common_end=common_end,
             memory_limit=budget.limit,
         )
         self._coordinator = Coordinator(settings, specs, random.Random())
@@ -140,12 +143,18 @@ class Supervisor:
                 self._turn()
         finally:
             self._end_children()
-            self._state.close(STOP_TIMEOUT_S)
+            stored = self._state.close(STOP_TIMEOUT_S)
+            self._arena.close()
             self._telemetry.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._exit.error is not None:
             raise EngineEnded(self._exit.code, self._exit.error)
+        if not stored:
+            cause = f"the state store did not take the last writes within {STOP_TIMEOUT_S:.0f} s"
+            raise EngineEnded(
+                1, FatalError("end", cause, "Nothing is lost: what was not committed is replayed next time.")
+            )
         return self._exit.code
 
     # --- one turn ----------------------------------------------------------------------------------------
@@ -178,8 +187,8 @@ class Supervisor:
                 message = msg.decode_from_child(child.connection.recv_bytes())
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
                 most -= 1
-        except (EOFError, ConnectionResetError):
-            pass  # its sentinel tells the rest
+        except (EOFError, OSError):
+            pass  # it died, perhaps in the middle of a word; its sentinel tells the rest
 
     def _bury(self, name: Child) -> None:
         """A child has ended: hear its last words, then tell the coordinator."""
@@ -319,7 +328,8 @@ def _stream_status(stream: Stream) -> StreamStatus:
 def sink_identity(config: Config) -> str:
     """Where objects go and how their keys and contents are made: what a replay must find unchanged."""
     sink = config.sink
-    return f"{sink.url.rstrip('/')} partition_by={sink.partition_by} prefix_shards={sink.prefix_shards}"
+    url = url_without_password(sink.url).rstrip("/")
+    return f"{url} partition_by={sink.partition_by} prefix_shards={sink.prefix_shards}"
 
 
 def proportional_size(pid: int) -> int:

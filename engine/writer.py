@@ -62,6 +62,18 @@ class ObjectBuild:
         self._open().write(self._pending)
         self._pending, self.pending_bytes = [], 0
 
+    def spill(self) -> None:
+        """Upload what waits in memory, without making it visible."""
+        self.upload.spill()
+
+    def pending_size(self) -> int:
+        """Bytes that a ``flush`` takes."""
+        return self.pending_bytes
+
+    def held_size(self) -> int:
+        """Bytes that a ``spill`` takes."""
+        return self.upload.held
+
     def _open(self) -> ParquetFile | DeadLetterFile:
         if self._file is None:
             if self.name.dead_letter:
@@ -211,9 +223,12 @@ class Writer:
                 case msg.Publish():
                     self._publish(key)
         except HeadraceError as error:
-            if (segment := self._segments.pop(key, None)) is not None:
-                segment.discard()
-            send_failure(self._connection, error, stream, generation)
+            self._failed(key, error)
+
+    def _failed(self, key: tuple[str, int, int], error: HeadraceError) -> None:
+        if (segment := self._segments.pop(key, None)) is not None:
+            segment.discard()
+        send_failure(self._connection, error, key[0], key[1])
 
     def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
         contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
@@ -230,16 +245,25 @@ class Writer:
         self._flush_pending(self._settings.budget.writer_pending)
 
     def _flush_pending(self, most_bytes: int) -> None:
-        """Write row groups early until at most so many bytes are collected in this process."""
-        pending = [build for segment in self._segments.values() for build in segment.pending()]
-        pending.sort(key=lambda build: build.pending_bytes)
-        total = sum(build.pending_bytes for build in pending)
-        while pending and total > most_bytes:
-            build = pending.pop()
-            total -= build.pending_bytes
-            build.flush()
-            self._progress += 1
-            self._beat("flushing")
+        """Write row groups early, then upload small objects early, until at most so many bytes are held here."""
+        builds = [(key, build) for key, segment in self._segments.items() for build in segment.objects.values()]
+        total = sum(build.pending_bytes + build.upload.held for _, build in builds)
+        for release in (ObjectBuild.flush, ObjectBuild.spill):
+            size = ObjectBuild.pending_size if release is ObjectBuild.flush else ObjectBuild.held_size
+            for key, build in sorted(builds, key=lambda each: size(each[1]), reverse=True):
+                if total <= most_bytes or not size(build):
+                    break
+                if key not in self._segments:
+                    continue
+                total -= build.pending_bytes + build.upload.held
+                try:
+                    release(build)
+                except HeadraceError as error:
+                    self._failed(key, error)
+                    continue
+                total += build.pending_bytes + build.upload.held
+                self._progress += 1
+                self._beat("flushing")
 
     def _seal(self, key: tuple[str, int, int], intent: msg.Intent) -> None:
         failpoint("before_seal")
@@ -247,6 +271,7 @@ class Writer:
         if segment is None:
             segment = self._segments[key] = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
         segment.seal(intent, self._settings.version)
+        self._flush_pending(self._settings.budget.writer_pending)
         objects = tuple(sorted(build.name for build in segment.objects.values()))
         letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
         size = sum(build.size for build in segment.objects.values())

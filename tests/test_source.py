@@ -16,7 +16,7 @@ from pymongo import MongoClient
 
 from engine.config import RetryConfig
 from engine.core.messages import StreamSpec
-from engine.core.position import Position, split_time
+from engine.core.position import Position, split_time, token_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
 from engine.local import LocalStack
 from engine.rawbson.elements import MalformedBSON, elements, find, value_size
@@ -166,6 +166,48 @@ def test_a_token_that_the_selection_leaves_out_is_found_by_its_time(
         ChangeStream(client, other, at).next()
     found = drain(ChangeStream(client, other, Position(at.token, at.time, exact=False)), 3)
     assert [event["documentKey"]["_id"] for event in found] == [7, 8, 9]
+
+
+def test_what_was_taken_at_one_time_is_not_taken_again(client: Client, spec: StreamSpec, start: Position) -> None:
+    """A transaction's events all have one time, and come in more replies than one."""
+    collection = client[spec.database][spec.collections[0]]
+    collection.insert_one({"n": -1})
+    with client.start_session() as session, session.start_transaction():
+        collection.insert_many([{"n": n} for n in range(300)], session=session)
+    stream = ChangeStream(client, spec, start)
+    drain(stream, 301)
+    last = stream.next().position
+    while last is None:
+        last = stream.next().position
+    stream.close()
+    for committed in (201, 300):
+        stream = ChangeStream(client, spec, start)
+        token = drain(stream, 301)[committed]["_id"]["_data"]
+        stream.close()
+        again = ChangeStream(client, spec, Position(token, token_time(token) or 0, exact=False))
+        collection.insert_one({"n": 1000 + committed})
+        expected = [*range(committed, 300), *(1000 + each for each in (201, 300) if each <= committed)]
+        found = [event["fullDocument"]["n"] for event in drain(again, len(expected))]
+        assert found == expected
+        again.close()
+
+
+def test_an_invalidate_is_passed_under_another_selection(
+    client: Client, spec: StreamSpec, start: Position
+) -> None:
+    collection = client[spec.database][spec.collections[0]]
+    collection.insert_one({"n": 1})
+    collection.drop()
+    stream = ChangeStream(client, spec, start)
+    token = drain(stream, 3)[-1]["_id"]["_data"]
+    stream.close()
+    again = ChangeStream(client, spec, Position(token, token_time(token) or 0, after_invalidate=True, exact=False))
+    collection.insert_one({"n": 2})
+    for _ in range(20):
+        if len(reply := again.next()):
+            break
+    assert [bson.decode(reply.document(row))["fullDocument"]["n"] for row in range(len(reply))] == [2]
+    again.close()
 
 
 def test_every_document_is_in_one_part(client: Client, spec: StreamSpec, start: Position) -> None:

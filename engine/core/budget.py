@@ -11,6 +11,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from engine.config.quantities import format_size
+from engine.core.arena import GRAIN
 from engine.errors import ConfigError
 
 MIB = 2**20
@@ -85,6 +86,6 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
         raise ConfigError("divide memory.limit", cause, remedy)
     spare = limit - needed
     reply = min(MOST_REPLY, LEAST_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
-    arena = min(MOST_ARENA, LEAST_ARENA + spare * 2 // 10)
+    arena = min(MOST_ARENA, LEAST_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MOST_PENDING, LEAST_PENDING + spare * 4 // 10 // writers)
     return Budget(limit, arena, reply, pending, readers, writers)

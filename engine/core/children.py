@@ -18,8 +18,6 @@ from engine.core.messages import Heartbeat
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError
 
-HEALTHY_AFTER_S = 60.0
-
 
 class Life(Struct):
     """What is known of one child; it is started once it is ``wanted``."""
@@ -92,11 +90,14 @@ class Children:
             life.progress, life.progress_at = beat.progress, now
         life.doing, life.cpu_s = beat.doing, beat.cpu_s
 
+    def got_somewhere(self, child: Child) -> None:
+        """Something was committed while the child lived: its earlier deaths count no more."""
+        if self._lives[child].ready:
+            self._lives[child].failures.succeeded()
+
     def exited(self, child: Child, code: int | None, now: float) -> list[Action]:
         """The process is gone, and will be started again after a delay, unless that has been tried too often."""
         life = self._lives[child]
-        if now - life.started_at > HEALTHY_AFTER_S:
-            life.failures.succeeded()
         life.alive = life.ready = False
         life.deaths += 1
         life.cpu_s_before += life.cpu_s

@@ -82,6 +82,8 @@ class Settings(Struct, frozen=True):
     Attributes:
         sink: where objects go and how they are laid out; must not change under an outstanding intent.
         until_caught_up: finish each stream behind the cluster time that was the server's at the start.
+        common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
+            leases are kept at the end, so that nobody moves a stream before it is handed over.
     """
 
     writers: int
@@ -94,6 +96,7 @@ class Settings(Struct, frozen=True):
     on_history_lost: Literal["fail", "now"]
     sink: str
     until_caught_up: bool = False
+    common_end: bool = False
     memory_limit: int = 0
 
 
@@ -119,6 +122,8 @@ class Stream(Struct):
         reading: its reader has opened it: whatever happens from now on is captured.
         reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
         dropped: intents that history lost has made unreplayable, to be removed with the next start.
+        floors, durable_seq: the last commit that left before each intent; and the last one that is known to be
+            durable, because an intent that left later is. None before anything is.
         held_by: who holds the lease, when we do not.
     """
 
@@ -140,6 +145,8 @@ class Stream(Struct):
     dropped: tuple[int, ...] = ()
     error: HeadraceError | None = None
     committed_at: float = 0.0
+    floors: dict[int, int] = {}
+    durable_seq: int | None = None
     held_by: str = ""
 
     @property
@@ -181,11 +188,13 @@ class Coordinator:
         writers = [Child("writer", number) for number in range(settings.writers)]
         self.children = Children([*self._by_reader, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
+        self._waiting_for_schema: set[Child] = set()
         self._renew_at = 0.0
         self._ticked_at = 0.0
         self._squeezed_at = -SQUEEZE_EVERY_S
         self._deployment = ""
         self.until = 0
+        self._end_chosen = False
         self.draining = False
         self._drain_until = 0.0
         self._exiting: Exit | None = None
@@ -248,6 +257,7 @@ class Coordinator:
         """A child process is dead and its messages have all been handed in."""
         actions = self.children.exited(child, code, now)
         self.grants.reclaim(child)
+        self._waiting_for_schema.discard(child)
         for stream in self.streams.values():
             segments = stream.ledger.segments.values()
             builds = child.role == "writer" and any(each.writer == child.index for each in segments)
@@ -259,8 +269,13 @@ class Coordinator:
         """The lease is ours, and this is the record as it stood when it became so."""
         stream = self.streams[name]
         stream.lease, stream.held_by = "held", ""
-        stream.record = record = records.read_record(fields)
-        stream.ledger = Ledger(None if record.closed else record.position, record.seq, record.intents)
+        record = records.read_record(fields)
+        if (refusal := self._refusal(stream, record)) is not None:
+            return self._exit(1 if self._has_run else 2, refusal)
+        stream.record = record
+        stream.floors = {}
+        stream.durable_seq = None if record.position is None else record.seq
+        stream.ledger = Ledger(record.position, record.seq, record.intents)
         if record.intents and record.sink != self.settings.sink:
             cause = (
                 f"{len(record.intents)} segment(s) may have been published to {record.sink}, "
@@ -269,6 +284,26 @@ class Coordinator:
             remedy = "Start once more with the former [sink] until it has caught up, then change it."
             return self._exit(2, ConfigError(f"resume the stream {name}", cause, remedy))
         return self._settle([], now)
+
+    def _refusal(self, stream: Stream, record: StreamRecord) -> HeadraceError | None:
+        """Why the stream must not go on from this record."""
+        operation, durable = f"resume the stream {stream.name}", stream.durable_seq
+        if record.closed:
+            cause = "another configuration has taken over what this stream covered"
+            remedy = "Start with that configuration; to begin anew with this one, use another state.prefix."
+            return ConfigError(operation, cause, remedy)
+        if durable is not None and (record.position is None or record.seq < durable):
+            cause = f"the state store has lost its record: segment {durable} was committed"
+            remedy = (
+                "Restore the store's data, and see to it that it is durable and never evicts (Redis: appendonly "
+                "and maxmemory-policy noeviction). The footers of the newest objects tell where the lake stands."
+            )
+            return FatalError(operation, cause, remedy)
+        passed = self._end_chosen and record.position is not None and record.position.time > self.until
+        if self.settings.common_end and passed:
+            cause = "another engine has moved it past the common end of a handover"
+            return FatalError(operation, cause, "Stop the other engine, then start again.")
+        return None
 
     def held_elsewhere(self, name: str, holder: str, expires_in_s: float, now: float) -> list[Action]:
         """Another engine has the lease; ask again later."""
@@ -296,12 +331,14 @@ class Coordinator:
         stream = self.streams[name]
         if generation != stream.generation:
             return []
+        stream.durable_seq = stream.floors.pop(seq)
         return self._settle(self._apply(stream, stream.ledger.intent_durable(seq), now), now)
 
     def schema_stored(
         self, reader: Child, database: str, collection: str, schema: CollectionSchema
     ) -> list[Action]:
         """A collection's schema as it stands in the store."""
+        self._waiting_for_schema.discard(reader)
         if not self.children[reader].ready:
             return []
         return [Send(reader, SchemaGiven(database, collection, schema))]
@@ -339,10 +376,11 @@ class Coordinator:
             case ReaderReady():
                 self.children.became_ready(stream.reader, now)
                 self._deployment = message.deployment
-                if self.settings.until_caught_up and not self.until:
+                if (self.settings.until_caught_up or self.settings.common_end) and not self.until:
                     self.until = message.server_time
                 return []
             case SchemaWanted():
+                self._waiting_for_schema.add(stream.reader)
                 return [GrowSchema(stream.reader, message.database, message.collection, message.fields)]
             case BatchReady() if message.generation != stream.generation:
                 self.grants.free(message.offset)
@@ -381,7 +419,7 @@ class Coordinator:
         stream.reading = True
         if message.start is None:
             return []
-        stream.ledger.committed = message.start
+        stream.ledger.begin(message.start)
         begin = records.begin(*self._identity(stream), message.start)
         dropped = tuple(map(records.intent_field, stream.dropped))
         stream.dropped = ()
@@ -444,6 +482,7 @@ class Coordinator:
         for effect in effects:
             match effect:
                 case WriteIntent(intent):
+                    stream.floors[intent.seq] = stream.ledger.committed_seq
                     actions.append(Write(name, generation, records.intended(intent), intent.seq))
                 case PublishSegment(segment):
                     publish = Publish(name, generation, segment.seq)
@@ -454,6 +493,8 @@ class Coordinator:
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
+        for child in (stream.reader, *self.children.ready("writer")):
+            self.children.got_somewhere(child)
         stream.committed_at = now
         stream.counters.events_committed += commit.rows
         stream.counters.segments += len(commit.seqs)
@@ -484,6 +525,8 @@ class Coordinator:
     def _assign_ready(self, now: float) -> list[Action]:
         """Assign every stream whose lease and reader are there; its slabs wait for a writer."""
         actions: list[Action] = []
+        if self.settings.common_end and not self._end_chosen and not self._choose_end():
+            return []
         for stream in self.streams.values():
             if (
                 stream.lease == "held"
@@ -495,6 +538,15 @@ class Coordinator:
             ):
                 actions += self._assign(stream)
         return actions
+
+    def _choose_end(self) -> bool:
+        """Fix the common end, once every stream is ours: no other engine moves one past it any more."""
+        if not self.until or any(stream.lease != "held" for stream in self.streams.values()):
+            return False
+        times = [each.ledger.committed.time for each in self.streams.values() if each.ledger.committed]
+        self.until = max([self.until, *times])
+        self._end_chosen = True
+        return True
 
     def _assign(self, stream: Stream) -> list[Action]:
         record, ledger = stream.record, stream.ledger
@@ -514,7 +566,7 @@ class Coordinator:
             generation=stream.generation,
             start=ledger.committed,
             start_at=stream.start_at,
-            next_seq=ledger.committed_seq + 1,
+            next_seq=0 if ledger.is_new else ledger.committed_seq + 1,
             replay=replay,
             until=self.until,
             replay_only=former is not None,
@@ -522,7 +574,7 @@ class Coordinator:
         stream.assigned, stream.reading_done, stream.ended_at = True, False, None
         stream.status = "running"
         at = ledger.committed
-        fields = {"stream": stream.name, "next_seq": assign.next_seq, "replay": len(replay)}
+        fields = {"stream": stream.name, "next_seq": assign.next_seq or "", "replay": len(replay)}
         fields["from"] = stream.start_at if at is None else at.token or at.time
         if former:
             fields["selection"] = "former, to finish its segments"
@@ -564,6 +616,8 @@ class Coordinator:
     def _on_failed(self, failed: Failed, now: float) -> list[Action]:
         """An error that a child could not deal with."""
         error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
+        if failed.stream and failed.generation != self.streams[failed.stream].generation:
+            return []
         if failed.kind == "config":
             return self._exit(1 if self._has_run else 2, error)
         if not failed.stream and failed.kind == "transient" and self._has_run:
@@ -571,8 +625,6 @@ class Coordinator:
         if not failed.stream:
             return self._exit(1 if self._has_run else 2, error)
         stream = self.streams[failed.stream]
-        if failed.generation != stream.generation:
-            return []
         if failed.kind == "stream_lost":
             return self._on_stream_lost(stream, error)
         if failed.kind == "fatal" or not stream.failures.failed(now):
@@ -649,7 +701,8 @@ class Coordinator:
             return []
         self._exiting = Exit(code, error)
         held = tuple(name for name, stream in self.streams.items() if stream.lease == "held")
-        actions: list[Action] = [Release(held)] if held else []
+        keep = self.settings.common_end and not code and not self.draining
+        actions: list[Action] = [Release(held)] if held and not keep else []
         for child in self.children:
             self.children.end(child)
             if self.children[child].alive:
@@ -670,7 +723,9 @@ class Coordinator:
     def _is_busy(self, child: Child) -> bool:
         """Whether the child has work, so that silence means that it hangs."""
         if child.role == "reader":
-            return self._by_reader[child].assigned and not self.grants.is_waiting(child)
+            stream = self._by_reader[child]
+            waits = self.grants.is_waiting(child) or child in self._waiting_for_schema
+            return stream.assigned and not stream.reading_done and not waits
         holds_slab = any(slab.holder == child for slab in self.grants.slabs.values())
         segments = (each for stream in self.streams.values() for each in stream.ledger.segments.values())
         return holds_slab or any(

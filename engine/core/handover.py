@@ -27,11 +27,16 @@ class HandoverPlan(Struct, frozen=True):
 
 
 class Handover(Struct, frozen=True):
-    """A plan whose old streams have all come to the cluster time ``time``: from here on it must be carried out."""
+    """A plan whose old streams have all come to the cluster time ``time``: from here on it must be carried out.
+
+    Attributes:
+        close: the streams that end, each with its last committed segment: one that has got further since has
+            been run by somebody who does not know of this, and must not be closed.
+    """
 
     id: str
     time: int
-    close: tuple[str, ...]
+    close: dict[str, int]
     open: tuple[StreamSpec, ...]
 
 

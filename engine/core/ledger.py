@@ -30,7 +30,7 @@ from enum import Enum
 from msgspec import Struct
 
 from engine.core.messages import Intent, ObjectName
-from engine.core.position import Position
+from engine.core.position import Position, split_time
 
 
 class Phase(Enum):
@@ -77,6 +77,15 @@ class WriteCommit(Struct, frozen=True):
 Effect = WriteIntent | PublishSegment | WriteCommit
 
 
+def first_segment(start: Position) -> int:
+    """The number of a new stream's first segment: the later its start, the greater.
+
+    Should the state store be lost, the stream begins anew; a hundred numbers for each second keep it from
+    giving objects the keys of those that are there.
+    """
+    return split_time(start.time)[0] * 100 + 1
+
+
 class Ledger:
     """The segments of one stream, from the first batch to the commit.
 
@@ -99,6 +108,17 @@ class Ledger:
     def __repr__(self) -> str:
         phases = " ".join(f"{each.seq}:{each.phase.value}@{each.writer}" for each in self.segments.values())
         return f"<Ledger committed={self.committed_seq} intents={list(self.intents)} [{phases}]>"
+
+    def begin(self, start: Position) -> None:
+        """A stream that had no position has one now."""
+        self.committed = start
+        if not self.committed_seq:
+            self.committed_seq = first_segment(start) - 1
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is known of the stream: neither a position nor a number."""
+        return self.committed is None and not self.committed_seq
 
     @property
     def in_flight(self) -> int:

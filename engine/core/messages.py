@@ -75,7 +75,7 @@ class Assign(Struct, frozen=True, tag=True):
     Attributes:
         start: where to start; None to find it by ``start_at`` and report it as ``Started``.
         start_at: ``now``, ``earliest``, or an RFC 3339 time.
-        next_seq: the number of the first segment.
+        next_seq: the number of the first segment; 0 when its start is to tell (``ledger.first_segment``).
         replay: intents to cut at, in order, beginning with ``next_seq``.
         until: stop after the last event of this cluster time; 0 for never.
         replay_only: stop after the last intent.

@@ -1,7 +1,7 @@
 """One change stream as raw replies: opened, read, resumed.
 
-State: the server's cursor, and the token up to which replies have been handed out. Owner: the prefetch
-thread of one reader.
+State: the server's cursor, the token up to which replies have been handed out, and the token up to which
+events are skipped, because they were taken under another selection. Owner: the prefetch thread of one reader.
 
 The commands are sent as they are, with a raw codec, because a reply then costs the client almost nothing and
 carries its ``postBatchResumeToken``. The rules for resuming are those of the change streams specification
@@ -52,6 +52,7 @@ class ChangeStream:
         self._client = client
         self._spec = spec
         self._position = position
+        self._skip_to = "" if position.exact else position.token
         self._reply_size = reply_size
         self._await_ms = await_ms
         self._batch_size: int | None = None
@@ -78,7 +79,9 @@ class ChangeStream:
         except PyMongoError as error:
             self._forget_cursor()
             raise translate(self._operation, error) from error
-        if reply.token and reply.token != self._position.token:
+        if self._skip_to and reply.token >= self._skip_to:
+            self._skip_to = ""  # the server has passed what was taken under the former selection
+        if reply.token and not self._skip_to and (reply.token != self._position.token or not self._position.exact):
             time = reply.token_time or self._position.time
             self._position = Position(reply.token, time, after_invalidate=reply.ends_invalidated)
         if self._position.token and self._position.exact:
@@ -139,8 +142,8 @@ class ChangeStream:
     def _take(self, raw: bytes) -> Reply:
         reply = Reply.parse(raw)
         self._cursor_id, self._cursor_collection = reply.cursor_id, reply.cursor_collection
-        if not self._position.exact:
-            reply = reply.after(self._position.token)
+        if self._skip_to:
+            reply = reply.after(self._skip_to)
         reply = self._split_events.join(reply)
         if reply.cursor_id == 0:
             # The server closes a change stream only behind an invalidate event; a pipeline may hide it.

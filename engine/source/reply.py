@@ -29,6 +29,7 @@ class Reply:
             token on a server that has none; empty when there is neither.
         ends_invalidated: the last event is an invalidate (or would be, if the pipeline let it through).
         position: where the stream stands behind this reply; None while that is not known.
+        is_partial: the next reply goes on with an event of which this one has had the beginning.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Reply:
         self.cursor_collection = collection
         self.ends_invalidated = False
         self.position: Position | None = None
+        self.is_partial = False
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
@@ -133,6 +135,7 @@ class SplitEvents:
                 self._fragments = []
         joined = Reply.of_documents(whole, reply)
         if self._fragments:
+            joined.is_partial = True
             joined.token = joined.token_at(len(joined) - 1) if len(joined) else ""
         return joined
 

@@ -58,6 +58,7 @@ class StateWorker:
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._answered_once = False
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
@@ -65,11 +66,12 @@ class StateWorker:
         """Queue an operation. The protocol bounds how many can wait: some per segment in flight."""
         self._queue.put(operation)
 
-    def close(self, timeout_s: float) -> None:
-        """Perform what is queued, then end; give up after ``timeout_s``."""
+    def close(self, timeout_s: float) -> bool:
+        """Perform what is queued, then end; False when that failed, or takes longer than ``timeout_s``."""
         self._queue.put(None)
         self._thread.join(timeout_s)
         self._stopped.set()
+        return not self._thread.is_alive() and not self._failed
 
     def _run(self) -> None:
         while (operation := self._queue.get()) is not None:
@@ -85,6 +87,7 @@ class StateWorker:
         self._store.close()
 
     def _fail(self, error: HeadraceError) -> None:
+        self._failed = True
         self._answer(lambda coordinator, _: coordinator.store_failed(error))
 
     def _with_retries(self, operation: Operation) -> None:

@@ -9,7 +9,7 @@ import pytest
 from engine.core import records
 from engine.core.actions import Child, Exit, Kill, Log, Spawn
 from engine.core.budget import MIB, divide
-from engine.core.children import HEALTHY_AFTER_S, Children
+from engine.core.children import Children
 from engine.core.ledger import WriteCommit
 from engine.core.messages import (
     Assign,
@@ -170,12 +170,18 @@ class TestChildren:
         assert last.code == 1
         assert "3 times in a row, at last by exit code 1" in str(last.error)
 
-    def test_a_healthy_time_forgives(self, children: Children) -> None:
+    def test_what_was_committed_since_forgives(self, children: Children) -> None:
         for now in (0.0, 1000.0, 2000.0, 3000.0):
             children.start_due(now)
-            assert not any(
-                isinstance(each, Exit) for each in children.exited(self.CHILD, 1, now + HEALTHY_AFTER_S + 1)
-            )
+            children.became_ready(self.CHILD, now)
+            children.got_somewhere(self.CHILD)
+            assert not any(isinstance(each, Exit) for each in children.exited(self.CHILD, 1, now + 1))
+
+    def test_time_alone_forgives_nothing(self, children: Children) -> None:
+        for now in (0.0, 1000.0, 2000.0):
+            children.start_due(now)
+            last = children.exited(self.CHILD, None, now + 900)
+        assert isinstance(last[0], Exit)
 
     def test_busy_and_without_progress_is_hung(self, children: Children) -> None:
         children.start_due(0.0)

@@ -57,7 +57,7 @@ def tree_of(kind: int, data: bytes) -> Tree:
             pairs = list(elements_of(data))
             values = [_item(tree_of(each, value)) for each, _, value in pairs]
             counted = [name for _, name, _ in pairs] == [b"%d" % n for n in range(len(pairs))]
-            return values if counted else ("array", [(name, value) for (_, name, _), value in zip(pairs, values)])
+            return values if counted else ("array", [each[1] for each in pairs], values)
         case 0x05:
             inner = data[9:] if data[4] == 2 and data[5:9] == struct.pack("<i", len(data) - 9) else data[5:]
             return ("binary", data[4], inner) if data[4] != 2 or inner != data[5:] else ("binary?", data)

@@ -81,7 +81,9 @@ def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes])
         assert repr(milliseconds(fast).to_pylist()) == repr(milliseconds(by_row).to_pylist()), field.name
     rescued = [rowwise.object_json(each.values) if each.values else None for each in lost]
     names = batch.schema.names
-    assert (batch.column("_cdc_rescued").to_pylist() if "_cdc_rescued" in names else [None] * len(found)) == rescued
+    assert (
+        batch.column("_cdc_rescued").to_pylist() if "_cdc_rescued" in names else [None] * len(found)
+    ) == rescued
 
 
 @given(first=values.batches(), second=values.batches())

@@ -26,7 +26,7 @@ def sized(text: bytes) -> bytes:
 
 
 _utf8 = st.text(max_size=8).map(str.encode)
-_ascii = st.text("ab \"\\\n\x00\x1f", max_size=6).map(str.encode)
+_ascii = st.text('ab "\\\n\x00\x1f', max_size=6).map(str.encode)
 _broken = st.sampled_from([b"\xff", b"a\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\x80"])
 _strings = st.one_of(_ascii, _utf8, _utf8, _ascii, _broken)
 _c_strings = st.one_of(_ascii, _utf8, _broken).map(lambda text: text.replace(b"\0", b""))
@@ -48,7 +48,9 @@ _decimals = st.one_of(
         lambda each: struct.pack("<QQ", each[0], each[1] << 49 | each[2])
     ),
     st.binary(min_size=16, max_size=16),
-    st.sampled_from([struct.pack("<QQ", low, 0x7C << 56 | high) for low in (0, 5) for high in (0, 1 << 57, 1 << 63)]),
+    st.sampled_from(
+        [struct.pack("<QQ", low, 0x7C << 56 | high) for low in (0, 5) for high in (0, 1 << 57, 1 << 63)]
+    ),
 )
 
 
@@ -89,7 +91,9 @@ _ODD_NAMES = (
     b"", b".", b"a.b", b"\\", b"_cdc_op", b"_cdc_x", b"$oid", b"$date", b"x" * 40, b"x" * 41, "n\u00e4me".encode(),
     b"\xff", b"$ref", b"$id", b"longer_than_eight", b'q"uote',
 )  # fmt: skip
-names = st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(_ODD_NAMES))
+names = st.one_of(
+    st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(_ODD_NAMES)
+)
 
 
 def _of_kind(kind: int) -> st.SearchStrategy[Value]:
@@ -136,7 +140,9 @@ documents: st.SearchStrategy[bytes] = fields(values)
 
 
 @st.composite
-def batches(draw: st.DrawFn, of: Callable[[st.SearchStrategy[Value]], st.SearchStrategy[bytes]] = fields) -> list[bytes]:
+def batches(
+    draw: st.DrawFn, of: Callable[[st.SearchStrategy[Value]], st.SearchStrategy[bytes]] = fields
+) -> list[bytes]:
     """Documents that share some of their shapes: a few drawn ones, each repeated, in any order."""
     few = draw(st.lists(of(values), min_size=1, max_size=6))
     picks = draw(st.lists(st.integers(0, len(few) - 1), min_size=1, max_size=40))

@@ -171,12 +171,14 @@ def test_partitions_and_shards(mongo: Client, config: EngineConfig, lake: Lake, 
     mongo[config.name].orders.insert_one({"n": 1})
     now = datetime.now(UTC)
     catch_up(config)
-    shard, *rest = lake.object_keys()[0].split("/")
+    shard, *rest, name = lake.object_keys()[0].split("/")
     assert 0 <= int(shard, 16) < 4
     directories = [f"database={config.name}", "collection=orders"]
     times = [f"year={now:%Y}", f"month={now:%m}", f"day={now:%d}", f"hour={now:%H}"]
     expected = {"hour": directories + times, "day": directories + times[:3], "collection": directories, "none": []}
-    assert rest == [*expected[partition_by], f"{config.name}.orders-000000000001.parquet"]
+    assert rest == expected[partition_by]
+    seq = int(name.removeprefix(f"{config.name}.orders-").removesuffix(".parquet"))
+    assert now.timestamp() - 86400 < seq / 100 < now.timestamp() + 60, "numbers begin with the time of the start"
 
 
 def test_a_local_directory_is_a_sink_too(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:

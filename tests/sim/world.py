@@ -19,6 +19,7 @@ from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.coordinator import Coordinator, Settings
+from engine.core.ledger import first_segment
 from engine.core.messages import Intent, ObjectName, StreamSpec
 from engine.core.naming import object_key, partition_of
 from engine.core.position import Position, make_time
@@ -152,7 +153,8 @@ class PlayedReader:
         self._position = message.start or Position("", self._world.start_time)
         self.outbox.append(msg.Started(self._generation, None if message.start else self._position))
         limits = Limits(self._world.segment_rows, 10**9, 5.0)
-        self._segmenter = Segmenter(limits, message.next_seq, message.replay, 0, self._position)
+        next_seq = message.next_seq or first_segment(self._position)
+        self._segmenter = Segmenter(limits, next_seq, message.replay, 0, self._position)
         self._events, self._row, self._asked, self._cut_after = Replies([]), 0, None, None
         self._finishing = self._done = False
         self._replay_only = message.replay_only

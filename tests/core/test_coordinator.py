@@ -1,0 +1,146 @@
+"""What the coordinator refuses to go on from."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.core import records
+from engine.core.actions import Acquire, Action, Child, Exit, Release, Send, Write
+from engine.core.coordinator import Coordinator, Settings
+from engine.core.ledger import first_segment
+from engine.core.messages import (
+    Assign,
+    BatchReady,
+    Finished,
+    Intent,
+    Published,
+    ReaderReady,
+    Sealed,
+    SegmentCut,
+    SlabRequest,
+    Started,
+    StreamSpec,
+    WriterReady,
+)
+from engine.core.position import Position, make_time
+from engine.core.restarts import RetryPolicy
+
+SPECS = [StreamSpec(f"shop.{name}", "collection", "shop", (name,)) for name in ("a", "b")]
+READERS = [Child("reader", number) for number in range(2)]
+WRITER = Child("writer", 0)
+
+
+def coordinator(**settings: Any) -> Coordinator:
+    base = Settings(
+        writers=1,
+        arena_size=2**20,
+        lease_ttl_s=30.0,
+        retry=RetryPolicy(5, 0.1, 1.0),
+        hang_timeout_s=60.0,
+        drain_timeout_s=10.0,
+        start_at="now",
+        on_history_lost="fail",
+        sink="s3://lake",
+    )
+    made = Coordinator(msgspec.structs.replace(base, **settings), SPECS, random.Random(1))
+    assert {each.stream for each in made.start(0.0) if isinstance(each, Acquire)} == {"shop.a", "shop.b"}
+    return made
+
+
+def record(spec: StreamSpec, time: int, seq: int = 0) -> dict[str, str]:
+    begun = records.begin(spec, "s3://lake", "rs0", Position(f"82{time:016X}", time)).put
+    return begun | {"seq": str(seq)}
+
+
+def ready(made: Coordinator, server_time: int) -> list[Action]:
+    actions = [
+        action
+        for reader in READERS
+        for action in made.from_child(reader, ReaderReady("rs0", "7", server_time), 1.0)
+    ]
+    return actions + made.from_child(WRITER, WriterReady(), 1.0)
+
+
+def assigned(actions: list[Action]) -> list[Assign]:
+    return [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Assign)]
+
+
+def test_a_stream_that_others_have_taken_over_is_not_opened_again() -> None:
+    made = coordinator()
+    fields = record(SPECS[0], make_time(100, 1)) | records.close("h").put
+    (exit_,) = [each for each in made.acquired("shop.a", fields, 0.5) if isinstance(each, Exit)]
+    assert exit_.code == 2
+    assert "another configuration has taken over" in str(exit_.error)
+
+
+def test_a_common_end_lies_behind_all_that_was_committed() -> None:
+    """Another engine may have run the streams on until just before their leases became ours."""
+    made = coordinator(common_end=True)
+    assert not assigned(ready(made, make_time(100, 0)))
+    assert not assigned(made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)), "not all are ours yet"
+    actions = made.acquired("shop.b", record(SPECS[1], make_time(250, 7)), 3.0)
+    assert [each.until for each in assigned(actions)] == [make_time(250, 7)] * 2
+
+
+def test_a_stream_that_passed_the_common_end_stops_the_handover() -> None:
+    made = coordinator(common_end=True)
+    ready(made, make_time(100, 0))
+    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 2.0)
+    made.lease_lost("shop.a", 3.0)
+    actions = made.acquired("shop.a", record(SPECS[0], make_time(101, 1)), 40.0)
+    assert any(isinstance(each, Exit) and each.code for each in actions)
+
+
+def test_leases_are_kept_for_the_handover() -> None:
+    made = coordinator(common_end=True)
+    ready(made, make_time(100, 0))
+    actions: list[Action] = []
+    for spec in SPECS:
+        made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0)
+    for number in range(len(SPECS)):
+        actions += made.from_child(READERS[number], Started(0, None), 3.0)
+        end = Position(f"82{make_time(100, 1):016X}", make_time(100, 1))
+        actions += made.from_child(READERS[number], Finished(0, end), 4.0)
+    assert any(isinstance(each, Exit) and each.code == 0 for each in actions)
+    assert not any(isinstance(each, Release) for each in actions)
+
+
+@pytest.mark.parametrize("after", [{}, "older"], ids=["gone", "older"])
+def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
+    """Numbers would begin anew, and objects that are there would be replaced by others."""
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    made.acquired("shop.a", {}, 2.0)
+    start = Position(time=make_time(100, 1))
+    made.from_child(READERS[0], Started(0, start), 3.0)
+    fields: dict[str, str] = {}
+    for seq in (first_segment(start), first_segment(start) + 1):
+        fields |= write_segment(made, seq)
+    made.lease_lost("shop.a", 9.0)
+    found = fields | {"seq": str(first_segment(start) - 1)} if after == "older" else {}
+    (exit_,) = [each for each in made.acquired("shop.a", found, 20.0) if isinstance(each, Exit)]
+    assert exit_.code == 1
+    assert "the state store has lost its record" in str(exit_.error)
+
+
+def write_segment(made: Coordinator, seq: int) -> dict[str, str]:
+    """One segment from its slab to its commit; what was written to the store."""
+    actions = made.from_child(READERS[0], SlabRequest(0, seq, 1000), 4.0)
+    offset = next(each.message.offset for each in actions if isinstance(each, Send))  # type: ignore[union-attr]
+    token = f"82{make_time(100, seq % 1000):016X}"
+    actions += made.from_child(READERS[0], BatchReady(0, seq, offset, 1000, 1, 300), 4.0)
+    intent = Intent(seq, token, Position(token, make_time(100, seq % 1000)), (), 1)
+    actions += made.from_child(READERS[0], SegmentCut(0, intent, "full"), 5.0)
+    actions += made.from_child(WRITER, Sealed("shop.a", 0, seq, (), 1, 100, 0), 6.0)
+    actions += made.stored("shop.a", 0, seq, 7.0)
+    actions += made.from_child(WRITER, Published("shop.a", 0, seq), 8.0)
+    fields: dict[str, str] = {}
+    for each in actions:
+        if isinstance(each, Write):
+            fields |= each.change.put
+    return fields

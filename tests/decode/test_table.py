@@ -1,0 +1,285 @@
+"""What each column holds, value by value; and the arrays, documents and names that are out of the ordinary."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import struct
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import bson
+import numpy as np
+import pyarrow as pa
+import pytest
+from bson import json_util
+from bson.binary import Binary
+from bson.code import Code
+from bson.dbref import DBRef
+from bson.decimal128 import Decimal128
+from bson.int64 import Int64
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
+from bson.objectid import ObjectId
+from bson.regex import Regex
+from bson.timestamp import Timestamp
+
+from engine.core.schema import DataType, parse_type
+from engine.decode import rowwise
+from engine.decode.decoder import Decoder
+from engine.decode.json import documents_json
+from engine.decode.schema import SchemaOptions
+from engine.errors import FatalError
+from tests.decode import lake, values
+
+OID = ObjectId("0123456789abcdef01234567")
+UUID4 = Binary(bytes(range(16)), 4)
+NAN = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\x7f")[0]
+WHEN = datetime.datetime(2026, 5, 1, tzinfo=datetime.UTC)
+
+# (the column's type, what it holds, what it refuses)
+TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
+    (
+        "float64",
+        [(1.5, 1.5), (7, 7.0), (Int64(2**53), 2.0**53), (-0.0, -0.0), (float("inf"), float("inf"))],
+        [Int64(2**53 + 1), Int64(2**63 - 1), "1", True, Decimal128("1")],
+    ),
+    (
+        "int64",
+        [(7, 7), (Int64(2**63 - 1), 2**63 - 1), (2.0, 2), (-(2.0**63), -(2**63)), (0.0, 0)],
+        [2.5, -0.0, 2.0**63, float("nan"), float("inf"), "7", False],
+    ),
+    (
+        "int32",
+        [(7, 7), (Int64(-(2**31)), -(2**31)), (5.0, 5), (2.0**31 - 1, 2**31 - 1)],
+        [Int64(2**31), 2.0**31, -0.0, 0.5, "x"],
+    ),
+    ("bool", [(True, True), (False, False)], [1, "true"]),
+    ("string", [("", ""), ("a\0b", "a\0b"), ("\u00e4\U0001f600", "\u00e4\U0001f600")], [1, OID, Code("x")]),
+    ("timestamp", [(WHEN, WHEN.astimezone(ZoneInfo("UTC")))], [1, Timestamp(1, 1), "2026-05-01"]),
+    ("object_id", [(OID, str(OID))], ["0123456789abcdef01234567", 1]),
+    ("fixed_size_binary[12]", [(OID, OID.binary)], [1]),
+    (
+        "decimal",
+        [
+            (Decimal128(text), str(Decimal128(text)))
+            for text in ("0", "-0", "1.50", "0.000001", "1E+3", "-1234567890123456.7", "9" * 34, "NaN")
+        ],
+        [1, 1.5, "1.5"],
+    ),
+    (
+        "decimal128(10, 2)",
+        [
+            (Decimal128("1.5"), Decimal("1.50")),
+            (7, Decimal("7.00")),
+            (0.25, Decimal("0.25")),
+            (Decimal128("1E+3"), Decimal("1000.00")),
+        ],
+        [Decimal128("1.505"), 0.1, Int64(10**9), Decimal128("NaN"), -0.0, float("nan"), "1"],
+    ),
+    ("binary", [(b"", b""), (b"\0\xff", b"\0\xff")], [Binary(b"x", 5), UUID4, "x"]),
+    ("uuid", [(UUID4, "00010203-0405-0607-0809-0a0b0c0d0e0f")], [Binary(b"short", 4), b"0123456789abcdef"]),
+    ("json", [(1, "1"), ("x", '"x"'), ({"a": [1.0]}, '{"a":[1.0]}'), (OID, f'{{"$oid":"{OID}"}}')], []),
+    ("list<int64>", [([1, None, Int64(2)], [1, None, 2]), ([], [])], [[1, "x"], [2.5], 1, {"0": 1}]),
+]  # fmt: skip
+
+
+def decoded(documents: list[bytes], options: SchemaOptions) -> tuple[pa.RecordBatch, Any]:
+    schemas = lake.Schemas(options.max_fields)
+    data, offsets = values.as_array(documents)
+    (batch,) = Decoder(schemas, options, ("db", "c")).decode_documents(data, offsets).batches
+    return batch.batch, schemas.get("db", "c")
+
+
+def column(batch: pa.RecordBatch, name: str) -> list[Any]:
+    return batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
+
+
+@pytest.mark.parametrize("copies", [1, 30], ids=["walked", "in step"])
+@pytest.mark.parametrize(("name", "held", "refused"), TABLE, ids=[each[0] for each in TABLE])
+def test_the_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], copies: int) -> None:
+    options = SchemaOptions(overrides={"c.v": parse_type(name)})
+    given = [value for value, _ in held] + refused
+    documents = [bson.encode({"v": value}) for value in given for _ in range(copies)]
+    batch, schema = decoded(documents, options)
+    assert schema.fields[0].type == parse_type(name)
+    expected = [each for _, value in held for each in [value] * copies]
+    found = column(batch, "v")
+    assert repr(found[: len(expected)]) == repr(expected)
+    assert found[len(expected) :] == [None] * (len(found) - len(expected))
+    rescued = column(batch, "_cdc_rescued")
+    assert rescued[: len(expected)] == [None] * len(expected)
+    for text, document in zip(rescued[len(expected) :], documents[len(expected) :], strict=True):
+        assert lake.json_members(text) == lake.document_tree(document)
+    by_row, lost = rowwise.columns([rowwise.whole(each) for each in documents], schema.fields)
+    assert repr(by_row["v"].to_pylist()) == repr(found)
+    assert [rowwise.object_json(each.values) if each.values else None for each in lost] == rescued
+
+
+def test_dates_of_any_size_keep_their_milliseconds() -> None:
+    stamps = [-(2**63), -1, 0, 253402300800000, 2**63 - 1]
+    documents = [values.document([values.element(9, b"v", struct.pack("<q", stamp))]) for stamp in stamps * 9]
+    batch, _ = decoded(documents, SchemaOptions())
+    assert batch.column("v").cast(pa.int64()).to_pylist() == stamps * 9
+
+
+@pytest.mark.parametrize(
+    "item",
+    [1.5, 7, True, None, OID, "x", "\u00e4" * 50, {"a": 1, "b": [1]}, [1, 2], Int64(5), UUID4, Decimal128("1.5")],
+    ids=repr,
+)
+@pytest.mark.parametrize("length", [1, 17, 24, 99, 100, 101, 1234])
+def test_arrays_of_any_length(item: Any, length: int) -> None:
+    """Long ones are taken in runs, or walked, where few rows have them."""
+    documents = [bson.encode({"n": n, "v": [item] * (length + n % 2)}) for n in range(20)]
+    batch, schema = decoded(documents, SchemaOptions())
+    for document, row in zip(documents, batch.to_pylist(), strict=True):
+        assert lake.document_of(row, schema.fields) == lake.document_tree(document)
+
+
+@pytest.mark.parametrize("rows", [3, 250])
+@pytest.mark.parametrize("place", [0, 5, 30, 150])
+@pytest.mark.parametrize("wrong", [b"x", b"0", b"999"])
+def test_array_keys_that_do_not_count(rows: int, place: int, wrong: bytes) -> None:
+    """Such an array is kept as its bytes, and drags nobody along."""
+    keys = [b"%d" % n for n in range(160)]
+    one = struct.pack("<d", 1.0)
+    fine = values.document([values.element(1, key, one) for key in keys])
+    keys[place] = wrong if wrong != b"%d" % place else b"00"
+    broken = values.document([values.element(1, key, one) for key in keys])
+    documents = [values.document([values.element(4, b"v", broken if n == 1 else fine)]) for n in range(rows)]
+    batch, schema = decoded(documents, SchemaOptions())
+    assert [row is None for row in column(batch, "v")] == [n == 1 for n in range(rows)]
+    for document, row in zip(documents[:3], batch.slice(0, 3).to_pylist(), strict=True):
+        assert lake.document_of(row, schema.fields) == lake.document_tree(document)
+
+
+def test_a_run_that_is_interrupted() -> None:
+    items: list[Any] = [1.0] * 40 + ["x"] + [2.0] * 70 + [None] + [3] * 200 + [4.0] * 50
+    documents = [bson.encode({"v": items}), bson.encode({"v": [1.0] * 50})]
+    batch, schema = decoded(documents, SchemaOptions(overrides={"c.v": parse_type("list<double>")}))
+    assert column(batch, "v") == [None, [1.0] * 50]
+    assert lake.document_of(batch.to_pylist()[0], schema.fields) == lake.document_tree(documents[0])
+
+
+def test_a_thousand_shapes_in_one_batch() -> None:
+    rng = np.random.default_rng(1)
+    documents = []
+    for n in range(1500):
+        names = [f"f{field}" for field in np.flatnonzero(rng.random(60) < 0.4)]
+        documents.append(bson.encode({"_id": n} | {name: n if int(name[1:]) % 2 else str(n) for name in names}))
+    batch, schema = decoded(documents, SchemaOptions())
+    assert len({tuple(lake.document_tree(each)) for each in documents}) > 1000
+    assert len(schema.fields) == 61
+    assert "_cdc_rescued" not in batch.schema.names
+    for document, row in zip(documents, batch.to_pylist(), strict=True):
+        assert lake.document_of(row, schema.fields) == lake.document_tree(document)
+
+
+class TestCrowded:
+    """Dynamic keys do not make ten thousand columns."""
+
+    def test_a_sub_document_becomes_json(self) -> None:
+        documents = [bson.encode({"n": n, "by_device": {f"d{n}_{k}": k for k in range(10)}}) for n in range(300)]
+        batch, schema = decoded(documents, SchemaOptions())
+        assert [(field.name, field.type.kind) for field in schema.fields] == [
+            ("n", "int64"),
+            ("by_device", "json"),
+        ]
+        assert json.loads(column(batch, "by_device")[7]) == {f"d7_{k}": k for k in range(10)}
+
+    def test_a_document_of_dynamic_keys_is_rescued_past_the_cap(self) -> None:
+        documents = [bson.encode({"n": n} | {f"d{n}_{k}": k for k in range(10)}) for n in range(300)]
+        batch, schema = decoded(documents, SchemaOptions(max_fields=50))
+        assert len(schema.fields) <= 50
+        for document, row in zip(documents, batch.to_pylist(), strict=True):
+            assert lake.document_of(row, schema.fields) == lake.document_tree(document)
+
+    def test_the_cap_counts_leaves(self) -> None:
+        documents = [bson.encode({"a": 1, "s": {"x": 1, "y": 2}, "t": {"x": 1, "y": 2}, "z": 9})] * 20
+        batch, schema = decoded(documents, SchemaOptions(max_fields=4))
+        kinds = {field.name: field.type.kind for field in schema.fields}
+        assert kinds == {"a": "int64", "s": "struct", "t": "json"}
+        assert column(batch, "_cdc_rescued")[0] == '{"z":9}'
+
+
+class TestOptions:
+    def test_dropped_fields_do_not_land(self) -> None:
+        options = SchemaOptions(overrides={"c.secret": parse_type("drop"), "c.a.secret": parse_type("drop")})
+        documents = [bson.encode({"n": 1, "secret": "x", "a": {"secret": "y", "b": 2}})] * 20
+        batch, schema = decoded(documents, options)
+        assert "_cdc_rescued" not in batch.schema.names
+        assert "secret" not in batch.schema.names
+        assert column(batch, "a")[0] == {"b": 2}
+        by_row, lost = rowwise.columns([rowwise.whole(each) for each in documents], schema.fields)
+        assert by_row["a"].to_pylist() == column(batch, "a")
+        assert not lost[0].values
+
+    def test_overrides_reach_into_arrays_of_documents(self) -> None:
+        options = SchemaOptions(overrides={"c.items.price": parse_type("decimal128(9, 2)")})
+        batch, _ = decoded([bson.encode({"items": [{"price": Decimal128("1.5")}]})] * 20, options)
+        assert column(batch, "items")[0] == [{"price": Decimal("1.50")}]
+
+    def test_overrides_of_other_collections_do_not_count(self) -> None:
+        _, schema = decoded([bson.encode({"v": 1})], SchemaOptions(overrides={"other.v": parse_type("string")}))
+        assert schema.fields[0].type == DataType("int64")
+
+    @pytest.mark.parametrize("copies", [1, 30])
+    def test_a_mismatch_fails_when_it_is_to(self, copies: int) -> None:
+        documents = [bson.encode({"v": 1})] * 40 + [bson.encode({"v": "x"})] * copies
+        with pytest.raises(FatalError, match=r"decode db.c: field 'v' has a string that its column \(int64\)"):
+            decoded(documents, SchemaOptions(on_mismatch="fail"))
+        decoded([bson.encode({"v": []}), bson.encode({"_cdc_x": 1})], SchemaOptions(on_mismatch="fail"))
+
+    def test_depth(self) -> None:
+        documents = [bson.encode({"a": {"b": {"c": {"d": 1}}}})] * 20
+        for depth, column_ in (
+            (1, '{"b":{"c":{"d":1}}}'),
+            (2, {"b": '{"c":{"d":1}}'}),
+            (3, {"b": {"c": '{"d":1}'}}),
+        ):
+            batch, _ = decoded(documents, SchemaOptions(max_depth=depth))
+            assert column(batch, "a")[0] == column_
+
+    def test_raw_keeps_all(self) -> None:
+        documents = [bson.encode({"n": n, "x": None}) for n in range(30)]
+        documents[3] = values.document([values.element(0x10, b"n", b"\1\0\0\0")] * 2)
+        batch, _ = decoded(documents, SchemaOptions(raw=True))
+        assert column(batch, "_cdc_raw") == documents
+
+
+DOCUMENTS: list[dict[str, Any]] = [
+    {"_id": OID, "n": 1, "l": Int64(2), "d": 1.0, "s": "\u00e4\"\\\n\u2028", "b": True, "none": None},
+    {"when": WHEN, "early": datetime.datetime(1969, 1, 1, tzinfo=datetime.UTC), "bin": b"x", "uuid": UUID4},
+    {"inf": float("inf"), "nan": float("nan"), "big": 1e300, "small": 5e-324, "neg": -1, "i": -(2**31)},
+    {"dec": Decimal128("1.10"), "re": Regex("a+", "im"), "code": Code("f()"), "scoped": Code("g", {"x": 1})},
+    {"ts": Timestamp(5, 6), "min": MinKey(), "max": MaxKey(), "ref": DBRef("c", OID, "db", extra=1)},
+    {"deep": {"er": [{"est": [[], {}, [None]]}]}, "empty": {}, "": "no name", "a.b": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: "-".join(document)[:30])
+def test_json_is_equal_in_value_to_the_drivers(document: dict[str, Any]) -> None:
+    (text,) = documents_json([bson.encode(document)])
+    assert text is not None
+    options = json_util.RELAXED_JSON_OPTIONS
+    mine = json_util.loads(text, json_options=options)
+    assert repr(mine) == repr(
+        json_util.loads(json_util.dumps(document, json_options=options), json_options=options)
+    )
+
+
+def test_json_of_many_documents_of_which_some_are_strange() -> None:
+    strange = values.document([values.element(0x0E, b"a", values.sized(b"symbol"))])
+    broken = values.document([values.element(0x02, b"a", struct.pack("<i", 99) + b"x\0")])
+    documents = [bson.encode({"n": n}) for n in range(50)]
+    documents[10], documents[20], documents[21] = strange, broken, bson.encode({"$oid": "x"})
+    texts = documents_json(documents)
+    assert texts[9:12] == ['{"n":9}', '{"a":{"$symbol":"symbol"}}', '{"n":11}']
+    assert texts[20] is None
+    assert texts[21] is not None
+    assert texts[21].startswith('{"$bson":')
+    assert [text for n, text in enumerate(texts) if n not in (10, 20, 21)] == [
+        f'{{"n":{n}}}' for n in range(50) if n not in (10, 20, 21)
+    ]
