@@ -76,7 +76,7 @@ class Reader:
         self._finish_assigned = False
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
-        self._options = SchemaOptions.of(config.schema)
+        self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
         self._schemas: dict[tuple[str, str], CollectionSchema] = {}
         self._stopping = False
         self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
@@ -355,7 +355,7 @@ class Reader:
         """The fields that a sample of the collection has; none where it may not tell."""
         size = self._settings.config.schema.sample
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
-        if not size or reshaped or not collection or self._decoder is None:
+        if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
             return ()
         self._beat("sampling")
         return self._decoder.propose(collection, sample(self._client, database, collection, size))

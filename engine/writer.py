@@ -21,9 +21,7 @@ from engine.core import messages as msg
 from engine.core.naming import object_key, partition_of_seconds
 from engine.core.position import split_time, token_time
 from engine.core.schema import CollectionSchema
-from engine.decode.schema import arrow_schema
-from engine.encode.deadletter import DeadLetterFile
-from engine.encode.parquet import SUFFIX, ParquetFile
+from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.errors import HeadraceError
 from engine.failpoints import failpoint
 from engine.process import ChildSettings, send_failure
@@ -43,7 +41,7 @@ class ObjectBuild:
         self.upload = upload
         self.schema = schema
         self._config = config
-        self._file: ParquetFile | DeadLetterFile | None = None
+        self._file: Encoder | None = None
         self._pending: list[pa.RecordBatch] = []
         self.pending_bytes = 0
         self.rows = 0
@@ -74,13 +72,10 @@ class ObjectBuild:
         """Bytes that a ``spill`` takes."""
         return self.upload.held
 
-    def _open(self) -> ParquetFile | DeadLetterFile:
+    def _open(self) -> Encoder:
         if self._file is None:
-            if self.name.dead_letter:
-                self._file = DeadLetterFile(self)
-            else:
-                columns = arrow_schema(self.schema, raw=self._config.schema.raw)
-                self._file = ParquetFile(self, columns, self._config.sink)
+            raw = self._config.schema.raw
+            self._file = open_file(self.name.key, self, self.schema, self._config.sink, raw=raw)
         return self._file
 
     def write(self, data: bytes) -> int:
@@ -125,7 +120,7 @@ class SegmentBuild:
             collection,
             partition,
             shards=self._config.sink.prefix_shards,
-            suffix=DeadLetterFile.suffix if dead_letter else SUFFIX,
+            suffix=DEAD_LETTER_SUFFIX if dead_letter else suffix_of(self._config.sink),
             dead_letter=dead_letter,
         )
         return msg.ObjectName(key, database, collection, dead_letter)

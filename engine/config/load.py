@@ -268,6 +268,8 @@ def _contradictions(config: Config) -> _Problems:
             found.append(f"schema.overrides.{key!r}: expected <collection>.<field>")
     if "://" not in config.sink.url:
         found.append("sink.url: expected a URL such as s3://bucket/prefix or file:///data/lake")
+    if config.sink.format != "parquet" and config.sink.compression in ("snappy", "lz4"):
+        found.append(f'sink.compression: {config.sink.format} takes "zstd", "gzip" or "none"')
     if config.sink.compression == "gzip" and config.sink.compression_level > 9:
         found.append("sink.compression_level: gzip takes 1 to 9")
     if not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):

@@ -148,8 +148,18 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where objects go and how they look."""
 
     url: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///directory`, or another fsspec URL.")]
+    format: Annotated[
+        Literal["parquet", "json", "csv", "avro", "bson"],
+        Meta(
+            description="`json`: one object per line; `csv`: structs and lists as JSON; `bson`: the events as the "
+            "server sent them, for `bsondump` (backfilled documents, for `mongorestore`)."
+        ),
+    ] = "parquet"
     compression: Annotated[
-        Literal["zstd", "snappy", "gzip", "lz4", "none"], Meta(description="Parquet compression.")
+        Literal["zstd", "snappy", "gzip", "lz4", "none"],
+        Meta(
+            description="Of Parquet's pages, Avro's blocks, else of the whole file; snappy and lz4: Parquet only."
+        ),
     ] = "zstd"
     compression_level: Annotated[
         int, Meta(ge=1, le=22, description="For zstd (1-22) and gzip (1-9); not used by the others.")

@@ -16,7 +16,7 @@ from msgspec import Struct
 from engine.core.schema import CollectionSchema, DataType, Field, grow
 from engine.decode import rowwise
 from engine.decode.columns import primitive, scattered, texts
-from engine.decode.cursor import Bools, Flag, Ints, Part, View, padded
+from engine.decode.cursor import Bools, Flag, Ints, Level, Part, View, padded
 from engine.decode.document import Builder, DocumentScanner, Tree, observe, part_json
 from engine.decode.event import Envelopes, EventScanner, object_id_keys
 from engine.decode.schema import METADATA_COLUMNS, MILLISECONDS, RAW_COLUMN, Observed, SchemaOptions, Settler
@@ -196,6 +196,8 @@ class Decoder:
         group.tree = self._scanned(group, reply.view, at, stop, rows, flag)
 
     def _scanned(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
+        if not self._options.columns:
+            return Tree(Level(group.count))
         schema = self._schemas.get(*self._named(group.namespace))
         scanner = self._scanners.setdefault(group.namespace, DocumentScanner(self._options))
         return scanner.scan(view, at, stop, rows, group.count, schema.fields, odd)
@@ -237,7 +239,7 @@ class Decoder:
             fine = ~reply.odd[group.row_numbers()]
             seen = observe(reply.view, group.tree, None if fine.all() else fine)
         for row in group.slow:
-            if row.document is not None:
+            if row.document is not None and self._options.columns:
                 rowwise.observe(row.document, seen)
         settler = self._settlers.setdefault(collection, Settler(self._options, collection))
         fields = settler.settle(seen)

@@ -360,7 +360,7 @@ def _code_with_scope_json(data: bytes, at: int, stop: int, depth: int) -> str:
 
 def _within(data: bytes, at: int, stop: int) -> Any:
     """The elements of a document that must end at ``stop``."""
-    if _INT32(data, at)[0] != stop - at:
+    if stop - at < 5 or _INT32(data, at)[0] != stop - at:
         raise MalformedBSON(f"the document at byte {at} does not end at byte {stop}")
     return elements(data, at)
 

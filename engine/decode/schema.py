@@ -68,6 +68,7 @@ class SchemaOptions(Struct, frozen=True):
     """How types are settled; see ``[schema]`` in the configuration.
 
     Attributes:
+        columns: False when documents are to land as their bytes alone.
         overrides: types by ``<collection>.<dotted path>``.
     """
 
@@ -77,10 +78,11 @@ class SchemaOptions(Struct, frozen=True):
     object_id: Literal["string", "binary"] = "string"
     on_mismatch: Literal["rescue", "fail"] = "rescue"
     raw: bool = False
+    columns: bool = True
     overrides: dict[str, DataType] = {}
 
     @classmethod
-    def of(cls, config: SchemaConfig) -> SchemaOptions:
+    def of(cls, config: SchemaConfig, *, columns: bool = True) -> SchemaOptions:
         """What the configuration says."""
         return cls(
             config.max_depth,
@@ -88,7 +90,8 @@ class SchemaOptions(Struct, frozen=True):
             config.integers,
             config.object_id,
             config.on_mismatch,
-            config.raw,
+            config.raw or not columns,
+            columns,
             {key: parse_type(text) for key, text in config.overrides.items()},
         )
 

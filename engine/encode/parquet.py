@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
 
-SUFFIX = ".parquet"
 # Values that hardly ever come twice: a dictionary of them is only built to be thrown away.
 _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
 

@@ -1,0 +1,75 @@
+"""Which file a key's ending means.
+
+It is the key that decides and not the configuration, because a replay must write the keys of its intent again,
+and the configuration may name another format by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from engine.config.tree import SinkConfig
+from engine.core.schema import CollectionSchema
+from engine.decode.schema import RAW_COLUMN, arrow_schema
+from engine.encode.compression import ENDINGS, CompressedFile, Compression, File
+from engine.encode.parquet import ParquetFile
+from engine.encode.rows import AvroFile, BsonFile, CsvFile, JsonFile
+
+DEAD_LETTER_SUFFIX = ".bson.zst"
+_SUFFIXES = {"parquet": ".parquet", "json": ".jsonl", "csv": ".csv", "avro": ".avro", "bson": ".bson"}
+_AVRO_CODECS: dict[str, str] = {"none": "null", "gzip": "deflate", "zstd": "zstandard"}
+
+
+class Encoder(Protocol):
+    """One file being written."""
+
+    def write(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Write batches; one may lack columns, which are then null."""
+
+    def close(self, metadata: Mapping[str, str]) -> None:
+        """End the file, with these facts in it where the format has a place for them."""
+
+
+def suffix_of(config: SinkConfig) -> str:
+    """The ending of the keys that a configuration makes."""
+    ending = (
+        next(each for each, name in ENDINGS.items() if name == config.compression) if _is_wrapped(config) else ""
+    )
+    return _SUFFIXES[config.format] + ending
+
+
+def _is_wrapped(config: SinkConfig) -> bool:
+    return config.format not in ("parquet", "avro")
+
+
+def open_file(key: str, file: File, schema: CollectionSchema, config: SinkConfig, *, raw: bool) -> Encoder:
+    """The encoder for the object of this key.
+
+    Args:
+        raw: whether ``_cdc_raw`` is one of the columns.
+    """
+    columns = arrow_schema(schema, raw=raw)
+    if key.endswith(_SUFFIXES["parquet"]):
+        return ParquetFile(file, columns, config)
+    if key.endswith(_SUFFIXES["avro"]):
+        codec = _AVRO_CODECS.get(config.compression, "null")
+        return AvroFile(file, columns, codec, min(config.compression_level, 9 if codec == "deflate" else 22))
+    name, compression = _split(key)
+    level = min(config.compression_level, 9) if compression == "gzip" else config.compression_level
+    compressed = CompressedFile(file, compression, level)
+    if name.endswith(_SUFFIXES["json"]):
+        return JsonFile(compressed, columns)
+    if name.endswith(_SUFFIXES["csv"]):
+        return CsvFile(compressed, columns)
+    assert name.endswith(_SUFFIXES["bson"]), key
+    return BsonFile(compressed, RAW_COLUMN)
+
+
+def _split(key: str) -> tuple[str, Compression]:
+    for ending, compression in ENDINGS.items():
+        if ending and key.endswith(ending):
+            return key.removesuffix(ending), compression
+    return key, "none"
