@@ -17,7 +17,7 @@ import pyarrow as pa
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field
+from engine.core.schema import CollectionSchema, Field, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
@@ -360,6 +360,16 @@ class Reader:
         self._beat("sampling")
         return self._decoder.propose(collection, sample(self._client, database, collection, size))
 
+    def warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
+        """An override counts from a field's first file on: say so where it comes too late."""
+        overrides = self._options.overridden(collection)
+        for path, type_ in types_by_path(schema.fields):
+            if overrides.get(path, type_) != type_:
+                fields = {"field": f"{collection}.{path}", "type": type_.kind, "wanted": overrides[path].kind}
+                log.warning(
+                    "schema.overrides comes too late: files with another type are there", extra={"fields": fields}
+                )
+
     def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
         """The collection's schema, if it was asked for before."""
         return self._schemas.get((database, collection))
@@ -386,6 +396,7 @@ class _Registry:
         known = self._reader.known_schema(database, collection)
         if known is None:
             known = self._reader.ask_schema(database, collection, ())
+            self._reader.warn_of_late_overrides(collection, known)
             if not known.version and (fields := self._reader.sampled_fields(database, collection)):
                 known = self._reader.ask_schema(database, collection, fields)
         return known

@@ -7,6 +7,7 @@ than the files before it. It is kept in the state store, one version after the o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from msgspec import Struct
@@ -111,6 +112,16 @@ def path_of(parent: str, name: str) -> str:
     if "\\" in name or "." in name:
         name = name.replace("\\", "\\\\").replace(".", "\\.")
     return f"{parent}.{name or _NO_NAME}" if parent else name or _NO_NAME
+
+
+def types_by_path(fields: tuple[Field, ...], parent: str = "") -> Iterator[tuple[str, DataType]]:
+    """Every field's dotted path and type; those inside arrays under the array's path."""
+    for field in fields:
+        path, type_ = path_of(parent, field.name), field.type
+        yield path, type_
+        while type_.kind == "list" and type_.item is not None:
+            type_ = type_.item
+        yield from types_by_path(type_.fields, path)
 
 
 def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> CollectionSchema:

@@ -1,0 +1,158 @@
+"""Types: settled before the first file, kept over restarts; and what lands in other formats."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import bson
+import fastavro
+import pytest
+import zstandard
+from bson.decimal128 import Decimal128
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+from tests.integration.harness import EngineConfig, Lake, catch_up, run_engine
+
+Client = MongoClient[dict[str, Any]]
+
+
+@pytest.fixture
+def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    return EngineConfig(stack, tmp_path, unique)
+
+
+@pytest.fixture
+def lake(config: EngineConfig) -> Lake:
+    return Lake(config.stack, config.name)
+
+
+def test_a_sample_settles_types_before_the_first_event(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """The first events would say int64; what the collection holds says double."""
+    orders = mongo[config.name].orders
+    orders.insert_many([{"price": n + 0.5, "rare": {"a": 1}} for n in range(500)])
+    catch_up(config)
+    config.set("sink", url=f"s3://{config.stack.bucket}/{config.name}-again")
+    config.set("state", prefix=f"{config.name}-again")
+    orders.insert_many([{"price": n} for n in range(50)])
+    catch_up(config)
+    again = Lake(config.stack, f"{config.name}-again")
+    rows = again.rows()
+    assert [row["price"] for row in rows if row["_cdc_op"] == "insert"][-50:] == [float(n) for n in range(50)]
+    assert all(row["_cdc_rescued"] is None for row in rows)
+
+
+def test_no_sample_where_a_pipeline_takes_fields_away(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set("source", pipeline=[{"$unset": "fullDocument.secret"}])
+    mongo[config.name].orders.insert_one({"n": 1, "secret": "x"})
+    catch_up(config)
+    (key,) = lake.object_keys()
+    assert "secret" not in lake.table(key).schema.names
+
+
+def test_a_column_keeps_its_type_over_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set("schema", sample=0)
+    orders = mongo[config.name].orders
+    types = []
+    for value in (1, 2.5, "text", {"a": 1}):
+        orders.insert_one({"v": value, f"new_{type(value).__name__}": value})
+        catch_up(config)
+        newest = sorted(lake.object_keys())[-1]
+        types.append(str(lake.table(newest).schema.field("v").type))
+    assert types == ["int64"] * 4
+    rescued = [json.loads(row["_cdc_rescued"]) if row["_cdc_rescued"] else None for row in lake.rows()]
+    assert rescued == [None, {"v": 2.5}, {"v": "text"}, {"v": {"a": 1}}]
+    last = lake.rows()[-1]
+    assert last["new_dict"] == {"a": 1}
+
+
+def test_overrides_raw_and_drop(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set(
+        "schema",
+        raw=True,
+        overrides={"orders.total": "decimal128(38, 2)", "orders.card": "drop", "orders.blob": "json"},
+    )
+    document = {"total": Decimal128("12.5"), "card": "4111", "blob": {"a": [1, {"b": 2}]}}
+    mongo[config.name].orders.insert_one(document)
+    catch_up(config)
+    (key,) = lake.object_keys()
+    assert str(lake.table(key).schema.field("total").type) == "decimal128(38, 2)"
+    (row,) = lake.rows()
+    assert str(row["total"]) == "12.50"
+    assert json.loads(row["blob"]) == document["blob"]
+    assert "card" not in row
+    assert row["_cdc_rescued"] is None
+    event = bson.decode(row["_cdc_raw"])
+    assert (event["operationType"], event["fullDocument"]) == ("insert", document)
+    config.set("schema", overrides={"orders.total": "string"})
+    mongo[config.name].orders.insert_one({"total": Decimal128("1")})
+    done = run_engine(config, "run", "--until-caught-up")
+    assert '"field":"orders.total","type":"decimal128","wanted":"string"' in done.stderr
+
+
+def test_a_mismatch_that_is_to_fail_stops_the_engine(mongo: Client, config: EngineConfig) -> None:
+    config.set("schema", on_mismatch="fail", sample=0)
+    mongo[config.name].orders.insert_one({"v": 1})
+    catch_up(config)
+    mongo[config.name].orders.insert_one({"v": "x"})
+    done = run_engine(config, "--until-caught-up")
+    assert done.returncode == 1
+    assert "field 'v' has a string that its column (int64) cannot hold exactly" in done.stderr
+    assert 'Set schema.on_mismatch = "rescue"' in done.stderr
+    config.set("schema", on_mismatch="rescue")
+    catch_up(config)
+    assert len(Lake(config.stack, config.name).rows()) == 2
+
+
+def test_sparse_documents_fit_in_memory(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """A thousand columns of which each row has three: much larger as columns than as BSON."""
+    config.set("memory", limit="512MiB")
+    config.set("batch", rows=200_000)
+    orders = mongo[config.name].orders
+    documents = [{f"f{(n * 3 + k) % 1000}": float(n) for k in range(3)} for n in range(40_000)]
+    orders.insert_many(documents, ordered=False)
+    catch_up(config)
+    assert len(lake.check_no_token_twice()) == 40_000
+
+
+@pytest.mark.parametrize(
+    ("format_", "compression", "suffix"),
+    [
+        ("json", "gzip", ".jsonl.gz"),
+        ("csv", "none", ".csv"),
+        ("avro", "zstd", ".avro"),
+        ("bson", "zstd", ".bson.zst"),
+    ],
+)
+def test_other_formats(
+    mongo: Client, config: EngineConfig, lake: Lake, format_: str, compression: str, suffix: str
+) -> None:
+    config.set("sink", format=format_, compression=compression)
+    mongo[config.name].orders.insert_many([{"n": n, "nested": {"a": [n]}} for n in range(1200)])
+    catch_up(config)
+    keys = lake.object_keys()
+    assert len(keys) == 3
+    assert all(key.endswith(suffix) for key in keys)
+    filesystem = config.stack.s3.filesystem()
+    found = []
+    for key in sorted(keys):
+        data = filesystem.cat_file(f"{config.stack.bucket}/{config.name}/{key}")
+        match format_:
+            case "json":
+                found += [json.loads(line)["n"] for line in gzip.decompress(data).splitlines()]
+            case "csv":
+                header, *lines = data.decode().splitlines()
+                place = header.split(",").index('"n"')
+                found += [int(line.split(",")[place]) for line in lines if line]
+            case "avro":
+                path = config.directory / "x.avro"
+                path.write_bytes(data)
+                with path.open("rb") as file:
+                    found += [row["n"] for row in fastavro.reader(file)]  # type: ignore[call-overload, index]
+            case "bson":
+                plain = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+                found += [event["fullDocument"]["n"] for event in bson.decode_all(plain)]
+    assert found == list(range(1200))
