@@ -85,7 +85,12 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 1000
     max_depth: Annotated[
-        int, Meta(ge=1, le=32, description="Levels of documents and arrays with columns; below, they are JSON.")
+        int,
+        Meta(
+            ge=1,
+            le=32,
+            description="Levels of documents (and of arrays in arrays) with columns; below, they are JSON.",
+        ),
     ] = 4
     max_fields: Annotated[
         int,

@@ -110,26 +110,28 @@ class _ArrayScan:
         mask = np.uint64(int.from_bytes(b"\xff" * len(key), "little"))
         wrong = ((word >> np.uint64(8)) & mask) != np.uint64(int.from_bytes(key, "little"))
         stop = np.full(len(active), -1, np.int64)
-        present = np.flatnonzero(np.bincount(kinds, minlength=1)) if len(kinds) else kinds
-        for kind in present.tolist():
-            chosen = np.flatnonzero((kinds == kind) & ~wrong)
-            if not len(chosen):
-                continue
-            at = position[chosen] + offset
-            ends = self._ends(kind, window[chosen], offset, at, last[chosen])
+        present = np.flatnonzero(np.bincount(kinds)).tolist()
+        for kind in present:
+            chosen: slice | Ints = slice(None)
+            if len(present) > 1 or wrong.any():
+                chosen = np.flatnonzero((kinds == kind) & ~wrong)
+            arrays, at, limit = active[chosen], position[chosen] + offset, last[chosen]
+            ends = self._ends(kind, window[chosen], offset, at, limit) if len(at) else at
             if ends is None:
                 wrong[chosen] = True
                 continue
-            bad = wrong_values(view, kind, at, ends, last[chosen])
-            if bad.any():
-                wrong[chosen[bad]] = True
-                chosen, at, ends = chosen[~bad], at[~bad], ends[~bad]
-            stop[chosen] = ends
             payload = None
             if (dtype := PAYLOADS.get(kind)) is not None:
                 payload = taken(window[chosen], offset, dtype, at, view.of_type[kind])
+            stop[chosen] = ends
+            bad = wrong_values(view, kind, at, ends, limit)
+            if bad.any():
+                wrong[chosen] = bad
+                fine = ~bad
+                arrays, at, ends = arrays[fine], at[fine], ends[fine]
+                payload = None if payload is None else payload[fine]
             part = Part(None, at, ends, payload)
-            self._found.setdefault(kind, []).append((active[chosen], np.full(len(chosen), index), part))
+            self._found.setdefault(kind, []).append((arrays, np.full(len(arrays), index), part))
         if wrong.any():
             self._wrong.append(active[wrong])
             fine = ~wrong
@@ -213,14 +215,20 @@ class _ArrayScan:
         for kind, steps in self._found.items():
             arrays = np.concatenate([arrays for arrays, _, _ in steps])
             rows = first[arrays] + np.concatenate([indices for _, indices, _ in steps])
-            kept = np.flatnonzero(~gone[arrays])
-            order = kept[np.argsort(rows[kept], kind="stable")]
+            order = _order(rows, np.flatnonzero(~gone[arrays]), level.count)
             payloads = [part.payload for _, _, part in steps if part.payload is not None]
             if len(order):
                 level.columns.setdefault(b"", {})[kind] = Part(
-                    rows[order],
+                    None if len(order) == level.count else rows[order],
                     np.concatenate([part.at for _, _, part in steps])[order],
                     np.concatenate([part.stop for _, _, part in steps])[order],
                     np.concatenate(payloads)[order] if payloads else None,
                 )
         return level
+
+
+def _order(rows: Ints, kept: Ints, count: int) -> Ints:
+    """The indices ``kept`` in the order of their ``rows``, which are different numbers below ``count``."""
+    places = np.full(count, -1, np.int64)
+    places[rows[kept]] = kept
+    return places if len(kept) == count else places[places >= 0]

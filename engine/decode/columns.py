@@ -286,17 +286,35 @@ def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, a
     in ascending order, which is the order of rows.
     """
     size = len(starts)
-    offsets = np.empty(2 * size + 1, np.int64)
+    small = len(view.data) < 2**31
+    offsets = np.empty(2 * size + 1, np.int32 if small else np.int64)
     offsets[0:-1:2] = starts
     offsets[1:-1:2] = ends
     offsets[-1] = ends[-1] if size else 0
     large = pa.large_string() if arrow == pa.string() else pa.large_binary()
-    small = len(view.data) < 2**31
     of = arrow if small else large
-    data = pa.py_buffer(offsets.astype(np.int32) if small else offsets)
+    data = pa.py_buffer(offsets)
     gaps = pa.Array.from_buffers(of, 2 * size, [None, data, pa.py_buffer(view.data)])
-    picked = gaps.take(_indices(np.arange(0, 2 * size, 2), rows, count))
-    return picked if small else picked.cast(arrow)
+    picked = gaps.take(pa.array(np.arange(0, 2 * size, 2, dtype=np.int32)))
+    if not small:
+        picked = picked.cast(arrow)
+    if rows is None:
+        return picked
+    return _spread_texts(
+        np.frombuffer(picked.buffers()[1], np.int32, size + 1), picked.buffers()[2], rows, count, arrow
+    )
+
+
+def _spread_texts(
+    offsets: npt.NDArray[np.int32], data: pa.Buffer, rows: Ints, count: int, arrow: pa.DataType
+) -> pa.Array:
+    """Strings at their rows, null elsewhere: the bytes stay where they are."""
+    present = np.zeros(count, bool)
+    present[rows] = True
+    places = np.zeros(count + 1, np.intp)
+    np.cumsum(present, out=places[1:])
+    spread = offsets[places]
+    return pa.Array.from_buffers(arrow, count, [_bitmap(present), pa.py_buffer(spread), data])
 
 
 def not_utf8(array: pa.Array) -> Bools | None:
@@ -315,17 +333,11 @@ def not_utf8(array: pa.Array) -> Bools | None:
 def fixed_texts(characters: npt.NDArray[np.uint8], rows: Ints | None, count: int) -> pa.Array:
     """Strings of one length: ``characters`` has a row for each."""
     size, width = characters.shape
+    offsets = np.arange(0, (size + 1) * width, width, dtype=np.int32)
+    data = pa.py_buffer(characters)
     if rows is None:
-        offsets, bitmap = np.arange(0, (size + 1) * width, width, dtype=np.int32), None
-    else:
-        present = np.zeros(count, bool)
-        present[rows] = True
-        offsets = np.zeros(count + 1, np.int32)
-        np.cumsum(present, out=offsets[1:])
-        offsets *= width
-        bitmap = _bitmap(present)
-    buffers = [bitmap, pa.py_buffer(offsets), pa.py_buffer(characters)]
-    return pa.Array.from_buffers(pa.string(), count if rows is not None else size, buffers)
+        return pa.Array.from_buffers(pa.string(), size, [None, pa.py_buffer(offsets), data])
+    return _spread_texts(offsets, data, rows, count, pa.string())
 
 
 def scattered(values: pa.Array, rows: Ints | None, count: int) -> pa.Array:

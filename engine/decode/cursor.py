@@ -11,7 +11,8 @@ found there joins the rest.
 
 numpy facts this is built on, per row, on one core: a fancy-indexed gather costs about 5 ns however many bytes
 (up to 48) it takes from each place, an unaligned strided view of what was gathered 0.5 ns, a comparison
-0.2 ns. So each move gathers one *window* of 32 bytes, which holds the header, and mostly the value too.
+0.2 ns. So each move gathers one *window* of 32 bytes: the last byte of the value before, which for many types
+must be a NUL, the header, and mostly the value too.
 
 Nothing here trusts the bytes: a cursor never moves behind its document's end, every size is checked before it
 is used, and a row that breaks a rule is flagged ``odd`` and left to ``rowwise``, which says what is wrong.
@@ -154,11 +155,12 @@ class Header:
         header = bytes([kind]) + name + b"\0"
         self.length = len(header)
         self.fixed = FIXED_SIZES.get(kind)
-        head = header[:WINDOW]
-        count = -(-len(head) // 8)
-        self.words = [np.uint64(w) for w in np.frombuffer(head.ljust(8 * count, b"\0"), "<u8")]
-        self.masks = [np.uint64(w) for w in np.frombuffer((b"\xff" * len(head)).ljust(8 * count, b"\0"), "<u8")]
-        self.tail = np.frombuffer(header[WINDOW:], np.uint8)
+        head = header[: WINDOW - 1]
+        size = -(-(1 + len(head)) // 8) * 8
+        self.words = [np.uint64(w) for w in np.frombuffer((b"\0" + head).ljust(size, b"\0"), "<u8")]
+        mask = b"\0" + b"\xff" * len(head)
+        self.masks = [np.uint64(w) for w in np.frombuffer(mask.ljust(size, b"\0"), "<u8")]
+        self.tail = np.frombuffer(header[WINDOW - 1 :], np.uint8)
 
 
 class Plan:
@@ -283,7 +285,7 @@ class _Scan:
         self.found: dict[tuple[int, bytes], list[Part]] = {}
         wrong = (view.int32[starts] != ends - starts) | (self.last < self.position)
         wrong |= view.bytes[np.maximum(self.last, 0)] != 0
-        self.window = view.windows[np.where(wrong, 0, self.position)]
+        self.window = view.windows[np.where(wrong, 0, self.position - 1)]
         self._look()
         if wrong.any():
             self._flag(np.flatnonzero(wrong))
@@ -336,7 +338,7 @@ class _Scan:
         """Names longer than a window: compare the rest byte for byte, for the rows that match so far."""
         result = np.zeros(len(match), bool)
         chosen = np.flatnonzero(match & (self.position + header.length <= self.last))
-        places = self.position[chosen, None] + np.arange(WINDOW, header.length)
+        places = self.position[chosen, None] + np.arange(WINDOW - 1, header.length)
         result[chosen] = (self.view.bytes[places] == header.tail).all(axis=1)
         return result
 
@@ -349,26 +351,37 @@ class _Scan:
         if header.fixed is not None:
             stop = at + header.fixed
         elif kind in SIZED:
-            stop = at + taken(window, header.length, SIZE, at, view.int32) + SIZED[kind]
+            stop = at + taken(window, header.length + 1, SIZE, at, view.int32) + SIZED[kind]
         else:
             stop = measured(view.data, kind, at, last)
-        wrong = wrong_values(view, kind, at, stop, last)
+        wrong = outside(kind, at, stop, last)
         if wrong.any():
-            everyone = np.arange(len(self.position)) if chosen is None else chosen
-            self._flag(everyone[wrong])
-            fine = ~wrong
-            chosen, at, stop, window = everyone[fine], at[fine], stop[fine], window[fine]
+            chosen, at, stop, window = self._without(chosen, wrong, at, stop, window)
+        following = view.windows[stop - 1]
+        if kind in ENDS_WITH_NUL:
+            open_ended = following.view(np.uint8).reshape(-1, WINDOW)[:, 0] != 0
+            if open_ended.any():
+                chosen, at, stop, window, following = self._without(
+                    chosen, open_ended, at, stop, window, following
+                )
         payload = None
         if (dtype := PAYLOADS.get(kind)) is not None:
-            payload = taken(window, header.length, dtype, at, view.of_type[kind])
+            payload = taken(window, header.length + 1, dtype, at, view.of_type[kind])
         part = Part(self._row_numbers(chosen), at, stop, payload)
         self.found.setdefault((kind, header.name), []).append(part)
         if chosen is None:
-            self.position, self.window = stop.copy(), view.windows[stop]  # the part keeps its own
+            self.position, self.window = stop.copy(), following  # the part keeps its own
             self._look()
         else:
             self.position[chosen] = stop
-            self.window[chosen] = view.windows[stop]
+            self.window[chosen] = following
+
+    def _without(self, chosen: Ints | None, wrong: Bools, *values: npt.NDArray[Any]) -> tuple[Any, ...]:
+        """What was taken of the chosen rows but for the wrong ones, which are flagged."""
+        everyone = np.arange(len(self.position)) if chosen is None else chosen
+        self._flag(everyone[wrong])
+        fine = ~wrong
+        return (everyone[fine], *(each[fine] for each in values))
 
     def _row_numbers(self, chosen: Ints | None) -> Ints | None:
         if chosen is None:
@@ -422,16 +435,22 @@ def taken(
     window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """Values that lie ``offset`` bytes into each window, or at ``at`` where they lie behind it."""
-    if offset + dtype.itemsize > WINDOW:
+    if offset + dtype.itemsize > WINDOW or not len(at):
         return source[at]
     return np.ndarray((len(window),), dtype, window.data, offset, (WINDOW,)).copy()
 
 
-def wrong_values(view: View, kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
-    """Which values do not lie within their documents, or do not end as their type must."""
+def outside(kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
+    """Which values do not lie within their documents, or are smaller than their type can be."""
     wrong: Bools = stop > last
     if (least := LEAST_SIZES.get(kind)) is not None:
         wrong |= stop < at + least
+    return wrong
+
+
+def wrong_values(view: View, kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
+    """Which values are ``outside``, or do not end as their type must."""
+    wrong = outside(kind, at, stop, last)
     if kind in ENDS_WITH_NUL:
         wrong |= view.bytes[np.where(wrong, 0, stop - 1)] != 0
     return wrong

@@ -94,13 +94,13 @@ class DocumentScanner:
         odd: Flag,
     ) -> None:
         """Scan the documents and arrays of one field, if they have or may get columns."""
-        if depth >= self._options.max_depth and type_ is None:
-            return
         documents, arrays = parts.get(raw.DOCUMENT), parts.get(raw.ARRAY)
-        if documents is not None and (type_ is None or type_.kind == "struct"):
+        deep = depth >= self._options.max_depth
+        if documents is not None and (type_.kind == "struct" if type_ else not deep):
             fields = type_.fields if type_ else ()
             tree.documents[name] = self._documents(view, documents, tree.level.count, plan, fields, depth + 1, odd)
-        if arrays is not None and (type_ is None or type_.kind == "list"):
+        in_array = isinstance(tree.level, ArrayLevel)
+        if arrays is not None and (type_.kind == "list" if type_ else not (deep and in_array)):
             elements = scan_arrays(view, arrays, odd)
             below = tree.arrays[name] = Tree(elements)
 
@@ -109,7 +109,7 @@ class DocumentScanner:
 
             item = type_.item if type_ else None
             for parts_ in elements.columns.values():
-                self._inside(view, below, b"", parts_, plan.child(b""), item, depth + 1, odd_owner)
+                self._inside(view, below, b"", parts_, plan.child(b""), item, depth + in_array, odd_owner)
 
 
 def observe(view: View, tree: Tree, fine: Bools | None) -> dict[str, Observed]:

@@ -68,6 +68,7 @@ class SchemaOptions(Struct, frozen=True):
     """How types are settled; see ``[schema]`` in the configuration.
 
     Attributes:
+        max_depth: levels of documents, the outermost included; an array counts only when it lies in an array.
         columns: False when documents are to land as their bytes alone.
         overrides: types by ``<collection>.<dotted path>``.
     """
@@ -161,7 +162,7 @@ class Settler:
                 fields.append(Field(name, type_))
         return tuple(fields)
 
-    def _type(self, seen: Observed, path: str, depth: int) -> DataType | None:
+    def _type(self, seen: Observed, path: str, depth: int, *, in_array: bool = False) -> DataType | None:
         families: dict[Family, int] = {}
         for kind, times in seen.counts.items():
             if kind not in _NOTHING:
@@ -184,7 +185,7 @@ class Settler:
                 fields = self._fields(seen.fields, path, depth + 1)
                 return DataType("struct", fields) if any(each.type.kind != "drop" for each in fields) else None
             case "array":
-                return self._array(seen.elements(), path, depth)
+                return self._array(seen.elements(), path, depth, in_array)
             case _:
                 return DataType(_SCALARS[family])
 
@@ -193,14 +194,15 @@ class Settler:
             return DataType("float64")
         return DataType("int32" if self._options.integers == "exact" and raw.INT64 not in seen.counts else "int64")
 
-    def _array(self, elements: Observed, path: str, depth: int) -> DataType | None:
+    def _array(self, elements: Observed, path: str, depth: int, in_array: bool) -> DataType | None:
         """A list when the elements share a type, else JSON; None while there are no elements."""
         families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in _NOTHING}
         if not families:
             return None
-        if len(families) > 1 or len(elements.subtypes) > 1 or depth >= self._options.max_depth:
+        too_deep = in_array and depth >= self._options.max_depth
+        if len(families) > 1 or len(elements.subtypes) > 1 or too_deep:
             return DataType("json")
-        item = self._type(elements, path, depth + 1)
+        item = self._type(elements, path, depth + in_array, in_array=True)
         return DataType("list", item=item) if item else None
 
 

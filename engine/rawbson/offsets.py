@@ -1,8 +1,18 @@
-"""Where the documents of a BSON array begin."""
+"""Where the documents of a BSON array begin.
+
+The next document's place is known only from the size of the one before, so this is a walk. A short array is
+walked by one cursor in plain Python. A long one is walked by many cursors in step, each from a guess: the array's
+keys count, so an element header that is found somewhere in the middle tells its own number. A guess may be
+wrong (a document can hold bytes that look like a header), and that is noticed: the cursor before it must land
+exactly on it, with the number that it tells. The first cursor starts at the true beginning, so when all land,
+all are right.
+"""
 
 from __future__ import annotations
 
+import re
 from struct import Struct as Layout
+from struct import error as LayoutError
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +20,11 @@ import numpy.typing as npt
 from engine.rawbson.elements import MalformedBSON
 
 _INT32 = Layout("<i").unpack_from
+_HEADER = re.compile(rb"\x03([1-9][0-9]{2,7})\x00")
+# Documents for each cursor; and how many there must be for more than one to be worth it.
+_DOCUMENTS_PER_CURSOR = 64
+_LEAST_DOCUMENTS = 1500
+_POWERS = [10**digits for digits in range(1, 9)]
 
 Offsets = npt.NDArray[np.int64]
 
@@ -25,21 +40,91 @@ def document_offsets(data: bytes, array_start: int) -> Offsets:
     end = array_start + _INT32(data, array_start)[0] - 1
     if end >= len(data):
         raise MalformedBSON(f"the array at byte {array_start} ends at byte {end}")
+    found = _in_step(data, array_start + 4, end)
+    return _one_by_one(data, array_start, end) if found is None else found
+
+
+def _one_by_one(data: bytes, array_start: int, end: int) -> Offsets:
     found: list[int] = []
     append, size_at = found.append, _INT32
     at, count, limit, header = array_start + 4, 0, 10, 3
-    while at < end:
-        for _ in range(limit - count):
-            if at >= end:
-                break
-            at += header
-            append(at)
-            at += size_at(data, at)[0]
-        count, limit, header = limit, limit * 10, header + 1
+    try:
+        while at < end:
+            for _ in range(limit - count):
+                if at >= end:
+                    break
+                at += header
+                append(at)
+                at += size_at(data, at)[0]
+            count, limit, header = limit, limit * 10, header + 1
+    except LayoutError as error:
+        raise MalformedBSON(f"the documents of the array at byte {array_start} do not end") from error
     if at != end:
         raise MalformedBSON(f"the documents of the array at byte {array_start} end at byte {at}, not {end}")
     append(at)
     return np.array(found, dtype=np.int64)
+
+
+def _in_step(data: bytes, begin: int, end: int) -> Offsets | None:
+    """The same by many cursors; None when the array is short, or a guess was wrong."""
+    guesses = _guesses(data, begin, end)
+    if guesses is None:
+        return None
+    starts, first = guesses
+    count = int(first[-1])
+    order = np.argsort(first[:-1] - first[1:], kind="stable")  # the longest stretch first
+    lengths = np.diff(first)[order]
+    at, number = starts[:-1][order], first[:-1][order]
+    moving = np.searchsorted(-lengths, -np.arange(lengths[0]))  # how many have so many documents and more
+    header = np.full(count, 3)
+    for power in _POWERS:
+        header[power:] += 1
+    sizes = np.ndarray((len(data) - 3,), "<i4", data, strides=(1,))
+    found = np.empty(count + 1, np.int64)
+    for some in moving.tolist():
+        places, numbers = at[:some], number[:some]
+        places += header[numbers]
+        if places.max() > len(sizes) - 1:
+            return None
+        found[numbers] = places
+        size = sizes[places]
+        places += size
+        numbers += 1
+        if size.min() < 5 or places.max() > end:
+            return None
+    found[-1] = end
+    return found if (at == starts[1:][order]).all() else None
+
+
+def _guesses(data: bytes, begin: int, end: int) -> tuple[Offsets, Offsets] | None:
+    """Element headers at about equal distances: where they begin, and the numbers they tell.
+
+    The first is the true beginning, the last the array's end; None when there is no use in guessing.
+    """
+    middle = _HEADER.search(data, (begin + end) // 2, end)
+    if middle is None or int(middle[1]) < _LEAST_DOCUMENTS // 2:
+        return None
+    cursors = 2 * int(middle[1]) // _DOCUMENTS_PER_CURSOR
+    starts, numbers = [begin], [0]
+    for place in range(begin, end, (end - begin) // cursors)[1:-1]:
+        header = _HEADER.search(data, place, end)
+        if header is not None and header.start() > starts[-1] and int(header[1]) > numbers[-1]:
+            starts.append(header.start())
+            numbers.append(int(header[1]))
+    # The last cursor's stretch has no guess behind it, which would tell its length: it is walked alone.
+    at, number = starts[-1], numbers[-1]
+    while at < end:
+        at += 2 + len(str(number))
+        if at + 4 > end:
+            return None
+        size = _INT32(data, at)[0]
+        if size < 5:
+            return None
+        at += size
+        number += 1
+    if at != end:
+        return None
+    return np.array([*starts, end], np.int64), np.array([*numbers, number], np.int64)
 
 
 def split_documents(data: bytes) -> list[bytes]:
