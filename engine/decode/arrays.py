@@ -6,6 +6,9 @@ the place of each is known once the first is; everything else element by element
 
 from __future__ import annotations
 
+from functools import lru_cache
+from struct import Struct as Layout
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,14 +26,23 @@ from engine.decode.cursor import (
     wrong_values,
 )
 from engine.rawbson import elements as raw
-from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, SIZED, MalformedBSON, value_size
+from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, LEAST_SIZES, SIZED, MalformedBSON, value_size
 
 # Beyond so many elements, arrays are walked in step only while so many rows go on.
 _LONG = 16
-_MANY_ROWS = 200
+_MANY_ROWS = 40
 # A run of values is worth a step of its own from so many on.
 _RUN = 24
 _DIGITS = 7
+
+
+_INT32 = Layout("<i").unpack_from
+
+
+@lru_cache(maxsize=4096)
+def _key(index: int) -> bytes:
+    """The name of an array's element, with its NUL."""
+    return b"%d\0" % index
 
 
 class ArrayLevel(Level):
@@ -152,19 +164,26 @@ class _ArrayScan:
         """Take the rest of one array, from element number ``index`` on."""
         data = self._view.data
         walked: dict[int, list[tuple[int, int, int]]] = {}
-        begin = index
+        begin, no_run_before = index, 0
         try:
             while position < last:
                 kind = data[position]
-                if kind in FIXED_SIZES and (run := self._run(array, position, last, index)):
-                    index += run[0]
-                    position = run[1]
-                    continue
-                key = b"%d\0" % index
+                if kind in FIXED_SIZES and index >= no_run_before:
+                    if run := self._run(array, position, last, index):
+                        index += run[0]
+                        position = run[1]
+                        continue
+                    no_run_before = index + _RUN
+                key = _key(index)
                 at = position + 1 + len(key)
-                stop = at + value_size(data, kind, at)
-                nul = kind in ENDS_WITH_NUL and stop <= last and data[stop - 1]
-                if data[position + 1 : at] != key or stop > last or nul:
+                size = _INT32(data, at)[0] + SIZED[kind] if kind in SIZED else value_size(data, kind, at)
+                stop = at + size
+                if (
+                    stop > last
+                    or size < LEAST_SIZES.get(kind, 0)
+                    or (kind in ENDS_WITH_NUL and data[stop - 1])
+                    or not data.startswith(key, position + 1)
+                ):
                     raise MalformedBSON(f"element {index} at byte {position}")
                 walked.setdefault(kind, []).append((index, at, stop))
                 index += 1

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.core.schema import DataType, Field, path_of
 from engine.decode.arrays import ArrayLevel, scan_arrays
@@ -21,6 +22,7 @@ from engine.decode.schema import Observed, SchemaOptions, arrow_type
 from engine.rawbson import elements as raw
 
 _NOTHING = (raw.NULL, raw.UNDEFINED)
+_NUMBERS = (raw.DOUBLE, raw.INT32, raw.INT64)
 
 
 class Rescue(NamedTuple):
@@ -235,30 +237,36 @@ class Builder:
         self.rescued += [Rescue(path, kind, part, column) for kind, part in refused if len(part)]
 
     def rescued_column(self, count: int) -> pa.Array:
-        """What was rescued as ``{path: value}``, for each of ``count`` rows; the names in order."""
-        members: dict[int, list[tuple[str, str]]] = {}
-        for path, kind, part, _ in self.rescued:
-            rows = range(count) if part.rows is None else part.rows.tolist()
-            for row, text in zip(rows, part_json(self._view, kind, part), strict=True):
-                if text is None:
-                    self.malformed.append(row)
-                elif row in members:
-                    members[row].append((path, text))
-                else:
-                    members[row] = [(path, text)]
-        labels = {rescue.path: text_json(rescue.path) for rescue in self.rescued}
-        texts: list[str | None] = [None] * count
-        for row, values in members.items():
-            values.sort()
-            texts[row] = "{" + ",".join([f"{labels[path]}:{text}" for path, text in values]) + "}"
-        return pa.array(texts, pa.string())
+        """What was rescued as ``{path: value}``, for each of ``count`` rows; the paths in order."""
+        members: list[str] = []
+        rows_of_members: list[Ints] = []
+        for path, kind, part, _ in sorted(self.rescued, key=lambda rescue: rescue.path):
+            rows = np.arange(count, dtype=np.int64) if part.rows is None else part.rows
+            texts = part_json(self._view, kind, part)
+            if None in texts:
+                fine = np.array([text is not None for text in texts], bool)
+                self.malformed += rows[~fine].tolist()
+                rows, texts = rows[fine], [text for text in texts if text is not None]
+            label = text_json(path) + ":"
+            members += [label + text for text in texts]  # type: ignore[operator]
+            rows_of_members.append(rows)
+        return _objects(members, np.concatenate(rows_of_members), count)
+
+
+def _objects(members: Sequence[str], rows: Ints, count: int) -> pa.Array:
+    """JSON objects of these members, each for one row and in this order; null for rows that have none."""
+    times = np.bincount(rows, minlength=count)
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(times, out=offsets[1:])
+    ordered = pa.array(members, pa.string()).take(pa.array(np.argsort(rows, kind="stable")))
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), ordered), ",")
+    return pc.if_else(pa.array(times > 0), pc.binary_join_element_wise("{", joined, "}", ""), None)
 
 
 def part_json(view: View, kind: int, part: Part) -> Sequence[str | None]:
     """Each value of a part as relaxed Extended JSON; None where it is malformed."""
-    if kind in (raw.INT32, raw.INT64) and part.payload is not None:
-        return [str(value) for value in part.payload.tolist()]
-    return values_json(view.data, kind, list(zip(part.at.tolist(), part.stop.tolist(), strict=True)))
+    numbers = part.payload.tolist() if kind in _NUMBERS and part.payload is not None else None
+    return values_json(view.data, kind, list(zip(part.at.tolist(), part.stop.tolist(), strict=True)), numbers)
 
 
 def _absent(part: Part, count: int) -> pa.Array | None:

@@ -115,12 +115,25 @@ def _by_driver(documents: Sequence[bytes]) -> list[str]:
     return _ENCODER.encode_lines(values)[:-1].decode().split("\n")
 
 
-def values_json(data: bytes, kind: int, bounds: Sequence[tuple[int, int]]) -> list[str | None]:
+def values_json(
+    data: bytes, kind: int, bounds: Sequence[tuple[int, int]], numbers: Sequence[float] | None = None
+) -> Sequence[str | None]:
     """Each value of one BSON type as relaxed Extended JSON; None where it is malformed.
 
     Args:
         bounds: where each value begins and ends.
+        numbers: the values themselves, if they are numbers and at hand.
     """
+    if kind in (raw.INT32, raw.INT64) and numbers is not None:
+        return list(map(str, numbers))
+    if kind == raw.DOUBLE and numbers and all(map(math.isfinite, numbers)):
+        return _ENCODER.encode(numbers)[1:-1].decode().split(",")
+    if kind == raw.STRING and bounds:
+        try:
+            texts_ = [data[at + 4 : stop - 1].decode() for at, stop in bounds]
+            return _ENCODER.encode_lines(texts_)[:-1].decode().split("\n")
+        except UnicodeDecodeError:
+            pass  # one of them; which, is found out below
     if kind == raw.DOCUMENT:
         return documents_json([data[at:stop] for at, stop in bounds])
     if kind == raw.ARRAY:
