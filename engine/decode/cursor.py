@@ -280,7 +280,8 @@ class _Scan:
         self.odd = odd
         self.rows = rows
         self.begin = starts + 4
-        self.position = self.begin.copy()
+        self.position = self.begin
+        self._shares_position = True
         self.last = ends - 1  # the document's closing NUL
         self.found: dict[tuple[int, bytes], list[Part]] = {}
         wrong = (view.int32[starts] != ends - starts) | (self.last < self.position)
@@ -351,7 +352,8 @@ class _Scan:
         if header.fixed is not None:
             stop = at + header.fixed
         elif kind in SIZED:
-            stop = at + taken(window, header.length + 1, SIZE, at, view.int32) + SIZED[kind]
+            stop = at + looked_at(window, header.length + 1, SIZE, at, view.int32)
+            stop += SIZED[kind]
         else:
             stop = measured(view.data, kind, at, last)
         wrong = outside(kind, at, stop, last)
@@ -370,11 +372,18 @@ class _Scan:
         part = Part(self._row_numbers(chosen), at, stop, payload)
         self.found.setdefault((kind, header.name), []).append(part)
         if chosen is None:
-            self.position, self.window = stop.copy(), following  # the part keeps its own
+            self.position, self.window = stop, following
+            self._shares_position = True
             self._look()
         else:
-            self.position[chosen] = stop
+            self._own_position()[chosen] = stop
             self.window[chosen] = following
+
+    def _own_position(self) -> Ints:
+        """``position``, to be changed in place; a part may hold the same array until then."""
+        if self._shares_position:
+            self.position, self._shares_position = self.position.copy(), False
+        return self.position
 
     def _without(self, chosen: Ints | None, wrong: Bools, *values: npt.NDArray[Any]) -> tuple[Any, ...]:
         """What was taken of the chosen rows but for the wrong ones, which are flagged."""
@@ -417,13 +426,14 @@ class _Scan:
         rows = self._row_numbers(local)
         assert rows is not None
         self.odd(rows)
-        self.position[local] = self.last[local] = -1
+        self._own_position()[local] = self.last[local] = -1
         self.window[local] = np.zeros(len(local), self.window.dtype)
 
     def _keep(self, local: Ints) -> None:
         """Go on with these rows only; the others have come to their end."""
         self.rows = self._row_numbers(local)
         self.begin, self.position = self.begin[local], self.position[local]
+        self._shares_position = False
         self.last, self.window = self.last[local], self.window[local]
         self._look()
 
@@ -435,9 +445,16 @@ def taken(
     window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """Values that lie ``offset`` bytes into each window, or at ``at`` where they lie behind it."""
+    return looked_at(window, offset, dtype, at, source).copy()
+
+
+def looked_at(
+    window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """The same, but as a view of the windows where that is possible."""
     if offset + dtype.itemsize > WINDOW or not len(at):
         return source[at]
-    return np.ndarray((len(window),), dtype, window.data, offset, (WINDOW,)).copy()
+    return np.ndarray((len(window),), dtype, window.data, offset, (WINDOW,))
 
 
 def outside(kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
