@@ -1,66 +1,71 @@
-"""``python -m bench stream [--events N] [--rounds N] [--memory SIZE] [--json FILE]``."""
+"""Measure Headrace: ``python -m bench NAME [--events N] [--workload W] [--json FILE]``.
+
+Every benchmark is made of comparisons within one run, alternating, on one machine: look at the ratios. Servers
+are started here (``engine.local``) unless --uri names another MongoDB. ``./scripts/bench`` runs all of them and
+writes a report.
+"""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
+import os
 import sys
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import psutil
+from msgspec import Struct
 
-from bench.stream import measure_stream
-from bench.workloads import WORKLOADS
-from engine import __version__
-from engine.local import LocalStack
+from bench.results import append, context, show
+from bench.suite import BENCHMARKS, Options
+from engine.process import MEMORY_ENVIRONMENT
 
 
 def main() -> int:
-    """Run a benchmark; print its figures, and one JSON line to a file if wanted."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("name", choices=["stream"])
-    parser.add_argument("--events", type=int, default=500_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="orders")
-    parser.add_argument("--memory", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the result to this file, one JSON line")
-    options = parser.parse_args()
-    with LocalStack() as stack:
-        result = measure_stream(
-            stack,
-            workload=options.workload,
-            events=options.events,
-            rounds=options.rounds,
-            memory_limit=options.memory,
-            tell=lambda text: print(text, file=sys.stderr),
+    """Run one benchmark; print its results, and add them to a file if wanted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, help=benchmark.help, description=benchmark.help)
+        command.add_argument("--events", type=int, default=benchmark.events, help="(default: %(default)s)")
+        command.add_argument("--rounds", type=int, default=benchmark.rounds, help="(default: %(default)s)")
+        choices = ["all", *sorted(benchmark.workloads)]
+        command.add_argument(
+            "--workload", choices=choices, default=benchmark.workload, help="(default: %(default)s)"
         )
-    for name, value in msgspec.to_builtins(result).items():
-        print(f"{name:26} {value:,.2f}" if isinstance(value, float) else f"{name:26} {value}")
-    if options.json:
-        with options.json.open("ab") as file:
-            file.write(
-                msgspec.json.encode({"benchmark": options.name, **context(), **msgspec.to_builtins(result)})
-            )
-            file.write(b"\n")
-    return 0 if result.exact else 1
+        command.add_argument("--memory", default="512MiB", help="memory.limit of engines (default: %(default)s)")
+        command.add_argument("--uri", default="", help="a MongoDB to use instead of one of our own")
+        command.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
+    arguments = parser.parse_args()
+    _as_engine_processes_are(sys.argv)
+    options = Options(
+        events=arguments.events,
+        rounds=arguments.rounds,
+        workload=arguments.workload,
+        memory=arguments.memory,
+        uri=arguments.uri,
+        tell=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    facts = context()
+    wrong = 0
+    for result in _run(arguments.name, options):
+        print(show(arguments.name, result), flush=True)
+        wrong += not getattr(result, "exact", True)
+        if arguments.json:
+            append(arguments.json, arguments.name, result, facts)
+    return 1 if wrong else 0
 
 
-def context() -> dict[str, Any]:
-    """What a figure is worth nothing without: commit, machine, versions."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "version": __version__,
-        "cores": psutil.cpu_count(),
-        "memory": psutil.virtual_memory().total,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-    }
+def _run(name: str, options: Options) -> Iterator[Struct]:
+    return BENCHMARKS[name].run(options)
+
+
+def _as_engine_processes_are(arguments: list[str]) -> None:
+    """Start this process anew with the allocator's settings that the engine's processes have."""
+    if any(os.environ.get(name) is None for name in MEMORY_ENVIRONMENT):
+        os.environ.update(MEMORY_ENVIRONMENT)
+        os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments[1:]])
 
 
 if __name__ == "__main__":

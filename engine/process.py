@@ -29,7 +29,7 @@ from engine.logs import configure_logging
 _CONTEXT = multiprocessing.get_context("spawn")
 # How children allocate, read by their C library and by Arrow at their start: large blocks are mapped, and so
 # given back when they are freed. Without it they kept up to 100 MiB of freed memory, at the same speed.
-_MEMORY_ENVIRONMENT = {
+MEMORY_ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4194304",
@@ -55,7 +55,7 @@ class ChildProcess:
     """
 
     def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
-        for name, value in _MEMORY_ENVIRONMENT.items():
+        for name, value in MEMORY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         ours, theirs = _CONTEXT.Pipe()
         # DupFd works only while a process is being spawned, which start() does.
