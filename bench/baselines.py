@@ -1,24 +1,34 @@
-"""What the engine is measured beside, each as a process of its own: ``NAME URI TIME,INCREMENT EVENTS``."""
+"""What the engine is measured beside, each as a process of its own.
+
+``python -m bench.baselines NAME URI TIME,INCREMENT EVENTS [LOOKUP [URL OPTIONS]]``
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
-from engine.core.messages import StreamSpec
-from engine.core.position import Position, make_time
-from engine.source.change_stream import ChangeStream
-from engine.source.session import connect
+DATABASE, COLLECTION = "bench", "events0"
+_ROWS = 20_000
 
-DATABASE, COLLECTION = "bench", "events"
+Event = dict[str, Any]
 
 
-def drain(uri: str, start: Timestamp, events: int) -> None:
+def drain(uri: str, start: Timestamp, events: int, lookup: bool) -> None:
     """Read the stream as raw replies and do nothing with them: the server's limit."""
-    spec = StreamSpec("drain", "collection", DATABASE, (COLLECTION,), full_document="update_lookup")
+    from engine.core.messages import StreamSpec
+    from engine.core.position import Position, make_time
+    from engine.source.change_stream import ChangeStream
+    from engine.source.session import connect
+
+    full_document = "update_lookup" if lookup else "default"
+    spec = StreamSpec("drain", "collection", DATABASE, (COLLECTION,), full_document=full_document)
     stream = ChangeStream(connect(uri), spec, Position(time=make_time(start.time, start.inc)))
     seen = 0
     while seen < events:
@@ -26,22 +36,50 @@ def drain(uri: str, start: Timestamp, events: int) -> None:
     stream.close()
 
 
-def watch(uri: str, start: Timestamp, events: int) -> None:
+def watched(uri: str, start: Timestamp, events: int, lookup: bool) -> Iterator[Event]:
     """The loop that everybody writes first."""
-    collection = MongoClient[dict[str, Any]](uri)[DATABASE][COLLECTION]
-    seen = 0
-    with collection.watch(full_document="updateLookup", start_at_operation_time=start) as stream:
-        for _ in stream:
-            seen += 1
-            if seen == events:
-                break
+    collection = MongoClient[Event](uri)[DATABASE][COLLECTION]
+    full_document = "updateLookup" if lookup else None
+    with collection.watch(full_document=full_document, start_at_operation_time=start) as stream:
+        for number, event in enumerate(stream, 1):
+            yield event
+            if number == events:
+                return
+
+
+def usual(uri: str, start: Timestamp, events: int, lookup: bool, url: str, options: dict[str, Any]) -> None:
+    """The usual Python way: ``watch()``, ``Table.from_pylist``, ``write_table``, s3fs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import s3fs
+
+    filesystem = s3fs.S3FileSystem(**options)
+    rows: list[Event] = []
+    for seen, event in enumerate(watched(uri, start, events, lookup), 1):
+        row = {name: _plain(value) for name, value in (event.get("fullDocument") or {}).items()}
+        rows.append(row | {"op": event["operationType"], "token": event["_id"]["_data"]})
+        if len(rows) == _ROWS or seen == events:
+            with filesystem.open(f"{url}/{seen:012}.parquet", "wb") as file:
+                pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd", compression_level=3)
+            rows = []
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, ObjectId) else value
 
 
 def main() -> None:
     """Run one."""
-    name, uri, start, events = sys.argv[1:]
+    name, uri, start, events, lookup, *rest = sys.argv[1:]
     time, increment = map(int, start.split(","))
-    {"drain": drain, "watch": watch}[name](uri, Timestamp(time, increment), int(events))
+    arguments = uri, Timestamp(time, increment), int(events), lookup == "lookup"
+    if name == "drain":
+        drain(*arguments)
+    elif name == "watch":
+        for _ in watched(*arguments):
+            pass
+    else:
+        usual(*arguments, rest[0], json.loads(rest[1]))
 
 
 if __name__ == "__main__":

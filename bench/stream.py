@@ -1,17 +1,19 @@
-"""End to end on a change stream, beside the server's limit and the plain driver.
+"""End to end on a change stream, beside the server's limit and what else Python has.
 
 - ``drain``: the same stream read as raw replies and thrown away. No client can be faster.
 - ``watch``: a bare ``for event in collection.watch()`` loop.
+- ``usual``: that loop, ``Table.from_pylist``, ``write_table`` and s3fs.
 - ``engine``: ``python -m engine --until-caught-up``, to Parquet on S3, its start and end included.
 
-All three read the same events from the same time on, one after the other, several rounds.
+All read the same events from the same time on, one after the other, several rounds.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,137 +22,228 @@ import duckdb
 from msgspec import Struct
 from pymongo import MongoClient
 
+from bench.baselines import DATABASE
 from bench.measure import Cost, python, run
-from bench.workloads import insert
+from bench.workloads import change, insert
+from engine.config import Size
+from engine.config.quantities import decode_quantity
 from engine.local import LocalStack
-
-DATABASE, COLLECTION = "bench", "events"
 
 
 class StreamResult(Struct):
-    """Medians over the rounds; rates per second, CPU in microseconds per event, sizes in bytes."""
+    """Medians over the rounds; rates per second, CPU in microseconds per event, sizes in bytes.
+
+    Attributes:
+        reading: from the assignment of the stream to its last commit, by the engine's log: without its start.
+        of_drain: the engine's rate as a share of the raw drain's.
+        cpu_of_watch: the engine's CPU per event as a share of the bare loop's; 0 when that was not run.
+        spread: of the engine's rates over the rounds, the largest by the smallest.
+        processes: most processes of the engine at one time.
+        exact: every event landed once, by a count of its tokens.
+        hash: of the tokens and rows that landed; the same for every round.
+    """
 
     workload: str
     events: int
     rounds: int
+    split: int
+    collections: int
     drain_per_s: float
     watch_per_s: float
+    usual_per_s: float
     engine_per_s: float
-    engine_reading_per_s: float
-    engine_of_drain: float
-    engine_reading_of_drain: float
+    reading_per_s: float
+    of_drain: float
+    reading_of_drain: float
+    cpu_of_watch: float
     drain_cpu_us: float
     watch_cpu_us: float
+    usual_cpu_us: float
     engine_cpu_us: float
+    spread: float
     pss_peak: int
     memory_limit: int
+    processes: int
     bytes_per_event: float
     objects: int
     exact: bool
+    hash: str
 
 
-def measure_stream(
-    stack: LocalStack, *, workload: str, events: int, rounds: int, memory_limit: str, tell: Callable[[str], None]
-) -> StreamResult:
-    """Insert once, then read in rounds."""
-    assert stack.mongo is not None
-    uri = stack.mongo.uri
-    with MongoClient[dict[str, Any]](uri) as client:
-        stamp = client.admin.command("hello")["operationTime"]
-        start = f"{stamp.time},{stamp.inc}"
-        tell(f"inserting {events:,} {workload} documents")
-        insert(client[DATABASE][COLLECTION], workload, events)
-    costs: dict[str, list[Cost]] = {"drain": [], "watch": [], "engine": []}
+class Case(Struct, frozen=True):
+    """What one measurement is made of.
+
+    Attributes:
+        readers: ``source.max_readers``; 0 for the default.
+        baselines: which of ``drain``, ``watch``, ``usual`` to run beside the engine.
+    """
+
+    workload: str = "orders"
+    events: int = 500_000
+    rounds: int = 3
+    memory: str = "512MiB"
+    split: int = 1
+    collections: int = 1
+    readers: int = 0
+    lookup: bool = True
+    baselines: Sequence[str] = ("drain", "watch", "usual")
+
+
+class _Landed(Struct):
+    """What is in the lake after a round."""
+
+    events: int
+    tokens: int
+    objects: int
+    size: int
+    hash: str
+
+
+def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> StreamResult:
+    """Make the events once, then read them in rounds."""
+    tag = f"{case.workload}-{case.split}-{case.collections}-{case.lookup}"
+    start = _make_events(uri, case, tell)
+    costs: dict[str, list[Cost]] = {name: [] for name in (*case.baselines, "engine")}
     reading: list[float] = []
-    for number in range(rounds):
-        for name in ("drain", "watch"):
-            costs[name].append(run(python("-m", "bench.baselines", name, uri, start, str(events))))
-            tell(f"round {number + 1}: {name:6} {events / costs[name][-1].seconds:9,.0f}/s")
+    lookup = "lookup" if case.lookup else "plain"
+    for number in range(case.rounds):
+        for name in case.baselines:
+            usual = [f"{stack.bucket}/usual-{tag}-{number}", json.dumps(_s3_options(stack))]
+            arguments = [name, uri, start, str(case.events), lookup, *(usual if name == "usual" else [])]
+            costs[name].append(run(python("-m", "bench.baselines", *arguments)))
+            tell(f"round {number + 1}: {name:6} {case.events / costs[name][-1].seconds:9,.0f}/s")
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "engine.log"
-            config = _config(stack, uri, Path(directory), number, memory_limit)
-            arguments = python("-m", "engine", "--config", str(config), "--until-caught-up")
+            path = Path(directory) / "engine.toml"
+            path.write_text(config_toml(stack, uri, case, f"{tag}-{number}", start))
+            arguments = python("-m", "engine", "--config", str(path), "--until-caught-up")
             costs["engine"].append(run(arguments, log=str(log)))
             reading.append(_reading_seconds(log))
-        tell(f"round {number + 1}: engine {events / costs['engine'][-1].seconds:9,.0f}/s")
-    landed = [_landed(stack, number) for number in range(rounds)]
+        cost = costs["engine"][-1]
+        tell(
+            f"round {number + 1}: engine {case.events / cost.seconds:9,.0f}/s"
+            f"  {cost.cpu_s / case.events * 1e6:.1f} us  {cost.pss_peak / 2**20:.0f} MiB"
+        )
+    landed = [_landed(stack, f"{tag}-{number}") for number in range(case.rounds)]
+    return _result(case, costs, reading, landed)
+
+
+def _make_events(uri: str, case: Case, tell: Callable[[str], None]) -> str:
+    """Empty the collections, then write; the time just before that."""
+    with MongoClient[dict[str, Any]](uri) as client:
+        client.drop_database(DATABASE)
+        collections = [client[DATABASE][f"events{number}"] for number in range(case.collections)]
+        for collection in collections:
+            client[DATABASE].create_collection(collection.name)
+        stamp = client.admin.command("hello")["operationTime"]
+        tell(f"writing {case.events:,} events of {case.workload} into {case.collections} collection(s)")
+        if case.workload == "updates":
+            change(collections[0], case.events)
+        else:
+            insert(collections, case.workload, case.events)
+        return f"{stamp.time},{stamp.inc + 1}"
+
+
+def _result(
+    case: Case, costs: dict[str, list[Cost]], reading: Sequence[float], landed: Sequence[_Landed]
+) -> StreamResult:
+    events = case.events
     seconds = {name: median(cost.seconds for cost in each) for name, each in costs.items()}
-    cpu = {name: median(cost.cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
+    cpu_us = {name: median(cost.cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
+    rates = {name: events / each for name, each in seconds.items()}
+    drain = rates.get("drain", 0.0)
+    watch_cpu_us = cpu_us.get("watch", 0.0)
+    times = [cost.seconds for cost in costs["engine"]]
     return StreamResult(
-        workload=workload,
+        workload=case.workload if case.lookup or case.workload != "updates" else "updates, no lookup",
         events=events,
-        rounds=rounds,
-        drain_per_s=events / seconds["drain"],
-        watch_per_s=events / seconds["watch"],
-        engine_per_s=events / seconds["engine"],
-        engine_reading_per_s=events / median(reading),
-        engine_of_drain=seconds["drain"] / seconds["engine"],
-        engine_reading_of_drain=seconds["drain"] / median(reading),
-        drain_cpu_us=cpu["drain"],
-        watch_cpu_us=cpu["watch"],
-        engine_cpu_us=cpu["engine"],
+        rounds=case.rounds,
+        split=case.split,
+        collections=case.collections,
+        drain_per_s=drain,
+        watch_per_s=rates.get("watch", 0.0),
+        usual_per_s=rates.get("usual", 0.0),
+        engine_per_s=rates["engine"],
+        reading_per_s=events / median(reading),
+        of_drain=rates["engine"] / drain if drain else 0.0,
+        reading_of_drain=events / median(reading) / drain if drain else 0.0,
+        cpu_of_watch=cpu_us["engine"] / watch_cpu_us if watch_cpu_us else 0.0,
+        drain_cpu_us=cpu_us.get("drain", 0.0),
+        watch_cpu_us=watch_cpu_us,
+        usual_cpu_us=cpu_us.get("usual", 0.0),
+        engine_cpu_us=cpu_us["engine"],
+        spread=max(times) / min(times),
         pss_peak=max(cost.pss_peak for cost in costs["engine"]),
-        memory_limit=_bytes(memory_limit),
-        bytes_per_event=landed[-1][3] / events,
-        objects=landed[-1][2],
-        exact=all(each[0] == each[1] == events for each in landed),
+        memory_limit=int(decode_quantity(Size, case.memory)),
+        processes=max(cost.processes for cost in costs["engine"]),
+        bytes_per_event=landed[-1].size / events,
+        objects=landed[-1].objects,
+        exact=all(each.events == each.tokens == events for each in landed) and len({e.hash for e in landed}) == 1,
+        hash=landed[-1].hash,
     )
 
 
-def _config(stack: LocalStack, uri: str, directory: Path, number: int, memory_limit: str) -> Path:
-    path = directory / "engine.toml"
+def config_toml(stack: LocalStack, uri: str, case: Case, tag: str, start: str = "", interval: str = "30s") -> str:
+    """A configuration for one run; ``start`` as ``seconds,increment`` of a cluster time."""
     s3 = stack.s3
-    path.write_text(f"""\
+    seconds = int(start.partition(",")[0] or 0)
+    at = datetime.fromtimestamp(seconds).astimezone().isoformat() if start else "now"
+    collections = json.dumps([f"events{number}" for number in range(case.collections)])
+    split = f"split = {{ events0 = {case.split} }}" if case.split > 1 else ""
+    readers = f"max_readers = {case.readers}" if case.readers else ""
+    return f"""\
 [source]
 uri = {json.dumps(uri)}
 database = "{DATABASE}"
-collections = ["{COLLECTION}"]
-start = "earliest"
+collections = {collections}
+start = "{at}"
+full_document = "{"update_lookup" if case.lookup else "default"}"
+{split}
+{readers}
 [sink]
-url = "s3://{stack.bucket}/round{number}"
+url = "s3://{stack.bucket}/{tag}"
 [sink.s3]
 endpoint_url = "{s3.endpoint_url}"
 access_key = "{s3.access_key}"
 secret_key = "{s3.secret_key}"
 region = "us-east-1"
+[batch]
+interval = "{interval}"
 [state]
 url = "{stack.valkey.url}"
-prefix = "round{number}"
+prefix = "{tag}"
 [memory]
-limit = "{memory_limit}"
+limit = "{case.memory}"
 [telemetry]
 listen = ""
 log_format = "json"
-""")
-    return path
+"""
+
+
+def _s3_options(stack: LocalStack) -> dict[str, Any]:
+    s3 = stack.s3
+    return {"key": s3.access_key, "secret": s3.secret_key, "endpoint_url": s3.endpoint_url}
 
 
 def _reading_seconds(log: Path) -> float:
-    """From the assignment of the stream to its last commit, by the engine's log."""
-    from datetime import datetime
-
-    times = {}
+    """From the first assignment of a stream to the end of the last, by the engine's log."""
+    times: dict[str, list[datetime]] = {"stream assigned": [], "stream finished": []}
     for line in log.read_text().splitlines():
         entry = json.loads(line)
-        if entry["message"] in ("stream assigned", "stream finished"):
-            times[entry["message"]] = datetime.fromisoformat(entry["time"])
-    return (times["stream finished"] - times["stream assigned"]).total_seconds()
+        if entry["message"] in times:
+            times[entry["message"]].append(datetime.fromisoformat(entry["time"]))
+    return (max(times["stream finished"]) - min(times["stream assigned"])).total_seconds()
 
 
-def _landed(stack: LocalStack, number: int) -> tuple[int, int, int, int]:
-    """Events, distinct tokens, objects and bytes of a round, read by DuckDB straight from S3."""
+def _landed(stack: LocalStack, tag: str) -> _Landed:
+    """What landed in a round, read by DuckDB straight from S3; without the creation of the collections."""
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()
     database.register_filesystem(filesystem)
-    source = f"read_parquet('s3://{stack.bucket}/round{number}/**/*.parquet', filename = true)"
-    query = f"select count(*), count(distinct _cdc_token), count(distinct filename) from {source}"
-    row = database.execute(query).fetchone()
+    source = f"read_parquet('s3://{stack.bucket}/{tag}/**/*.parquet', filename = true, union_by_name = true)"
+    row = database.execute(
+        "select count(*), count(distinct _cdc_token), count(distinct filename), "
+        f"md5(string_agg(_cdc_token || _cdc_key, '' order by _cdc_token)) from {source}"
+    ).fetchone()
     assert row is not None
-    return int(row[0]), int(row[1]), int(row[2]), int(filesystem.du(f"{stack.bucket}/round{number}"))
-
-
-def _bytes(text: str) -> int:
-    from engine.config import Size
-    from engine.config.quantities import decode_quantity
-
-    return int(decode_quantity(Size, text))
+    return _Landed(int(row[0]), int(row[1]), int(row[2]), int(filesystem.du(f"{stack.bucket}/{tag}")), str(row[3]))

@@ -8,15 +8,18 @@
 | wide | 200 optional fields of four types, each there half of the time |
 | mixed | 10 fields, of which four hold two to four different types |
 | fat | 100 KB: a long text, a vector of 1,536 doubles, some hundreds of sub-documents |
+
+``change`` makes a mix of updates, inserts, replaces and deletes of orders instead (the workload ``updates``).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
 
 Document = dict[str, Any]
@@ -129,6 +132,10 @@ WORKLOADS: dict[str, Callable[[random.Random, int], Document]] = {
 }
 
 
+# Documents in one insert command.
+_BATCH = {"orders": 5000, "tiny": 10_000, "nested": 2000, "wide": 2000, "mixed": 5000, "fat": 100}
+
+
 def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:
     """So many documents of a workload, the same for the same seed."""
     rng = random.Random(seed)
@@ -136,13 +143,42 @@ def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:
     return (make(rng, number) for number in range(count))
 
 
-def insert(collection: Collection[Document], workload: str, count: int, seed: int = 1) -> None:
-    """Insert them, in batches."""
+def insert(collections: Sequence[Collection[Document]], workload: str, count: int, seed: int = 1) -> None:
+    """Insert so many documents, in turn into each of the collections."""
     batch: list[Document] = []
-    for document in documents(workload, count, seed):
+    size = _BATCH[workload]
+    for number, document in enumerate(documents(workload, count, seed), 1):
         batch.append(document)
-        if len(batch) == 5000:
-            collection.insert_many(batch, ordered=False)
+        if len(batch) == size or number == count:
+            collections[number // size % len(collections)].insert_many(batch, ordered=False)
             batch = []
-    if batch:
-        collection.insert_many(batch, ordered=False)
+
+
+def change(collection: Collection[Document], count: int, seed: int = 1) -> None:
+    """So many changes to orders: 60 % updates of some fields, 25 % inserts, 5 % replaces, 10 % deletes."""
+    rng = random.Random(seed)
+    fresh = documents("orders", count, seed)
+    living: list[int] = []
+    requests: list[Any] = []
+    for number in range(count):
+        kind = rng.choices(("update", "insert", "replace", "delete"), (60, 25, 5, 10))[0] if living else "insert"
+        if kind == "insert":
+            requests.append(InsertOne({"_id": number, **next(fresh)}))
+            living.append(number)
+            continue
+        place = rng.randrange(len(living))
+        key = {"_id": living[place]}
+        if kind == "update":
+            values = {"status": rng.choice(("paid", "done")), "total": rng.random(), "quantity": number}
+            requests.append(UpdateOne(key, {"$set": values}))
+        elif kind == "replace":
+            requests.append(ReplaceOne(key, next(fresh)))
+        else:
+            living[place] = living[-1]
+            living.pop()
+            requests.append(DeleteOne(key))
+        if len(requests) >= 1000:
+            collection.bulk_write(requests)
+            requests = []
+    if requests:
+        collection.bulk_write(requests)

@@ -6,7 +6,7 @@ same columns at the same places. Bytes that neither takes are dead letters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +67,7 @@ class _Group:
 
     Attributes:
         rows: their numbers among all; None for all.
-        metadata: the metadata columns of all rows of the reply, this group's or not.
+        tree, scan: what was found in the fast rows' documents; and how to look again, with another schema.
     """
 
     def __init__(self, namespace: Namespace, rows: Ints | None, count: int) -> None:
@@ -75,6 +75,7 @@ class _Group:
         self.rows = rows
         self.count = count if rows is None else len(rows)
         self.tree: Tree | None = None
+        self.scan: Callable[[Sequence[Field]], Tree] | None = None
         self.slow: list[_SlowRow] = []
 
     def row_numbers(self) -> Ints:
@@ -147,7 +148,7 @@ class Decoder:
         """
         reply = _Reply(data, offsets)
         group = _Group(("", ""), None, reply.count)
-        tree = group.tree = self._scanned(group, reply.view, reply.starts, reply.ends, None, reply.flag)
+        tree = self._scan(group, reply.view, reply.starts, reply.ends, None, reply.flag)
         metadata = {
             "_cdc_op": pa.repeat("read", reply.count),
             "_cdc_cluster_time": primitive(np.full(reply.count, read_at, np.int64), None, MILLISECONDS),
@@ -193,14 +194,19 @@ class Decoder:
         def flag(local_rows: Ints) -> None:
             reply.odd[numbers[local_rows]] = True
 
-        group.tree = self._scanned(group, reply.view, at, stop, rows, flag)
+        self._scan(group, reply.view, at, stop, rows, flag)
 
-    def _scanned(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
-        if not self._options.columns:
-            return Tree(Level(group.count))
-        schema = self._schemas.get(*self._named(group.namespace))
+    def _scan(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
         scanner = self._scanners.setdefault(group.namespace, DocumentScanner(self._options))
-        return scanner.scan(view, at, stop, rows, group.count, schema.fields, odd)
+
+        def scan(fields: Sequence[Field]) -> Tree:
+            if not self._options.columns:
+                return Tree(Level(group.count))
+            return scanner.scan(view, at, stop, rows, group.count, fields, odd)
+
+        group.scan = scan
+        group.tree = scan(self._schemas.get(*self._named(group.namespace)).fields)
+        return group.tree
 
     def _named(self, namespace: Namespace) -> Namespace:
         return namespace[0] or self._default[0], namespace[1] or self._default[1]
@@ -216,7 +222,10 @@ class Decoder:
     def _finish(self, reply: _Reply, metadata: Columns, group: _Group) -> DecodedBatch | None:
         """Settle the types of new fields, build the columns, and put the two ways' rows together."""
         database, collection = self._named(group.namespace)
+        before = self._schemas.get(database, collection)
         schema = self._grown(reply, group)
+        if schema is not before and group.scan and group.tree and group.tree.has_loose():
+            group.tree = group.scan(schema.fields)  # a name that was not worth a part has a column now
         fast, fast_rows = self._fast_columns(reply, metadata, group, schema)
         slow = self._slow_columns(reply, group, schema)
         count = len(fast_rows) + len(group.slow)

@@ -46,6 +46,11 @@ class Tree:
         self.documents: dict[bytes, Tree] = {}
         self.arrays: dict[bytes, Tree] = {}
 
+    def has_loose(self) -> bool:
+        """Whether values are left that belong to no part, here or below."""
+        below = (*self.documents.values(), *self.arrays.values())
+        return bool(self.level.loose) or any(tree.has_loose() for tree in below)
+
 
 class DocumentScanner:
     """Scans documents of one collection and remembers their headers."""
