@@ -36,12 +36,13 @@ def main() -> int:
         )
         command.add_argument("--memory", default="512MiB", help="memory.limit of engines (default: %(default)s)")
         command.add_argument("--uri", default="", help="a MongoDB to use instead of one of our own")
+        command.add_argument("--quick", action="store_true", help="a twentieth of the events, one round")
         command.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
     arguments = parser.parse_args()
     _as_engine_processes_are(sys.argv)
     options = Options(
-        events=arguments.events,
-        rounds=arguments.rounds,
+        events=max(1, arguments.events // 20) if arguments.quick else arguments.events,
+        rounds=1 if arguments.quick else arguments.rounds,
         workload=arguments.workload,
         memory=arguments.memory,
         uri=arguments.uri,

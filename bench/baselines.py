@@ -1,6 +1,6 @@
 """What the engine is measured beside, each as a process of its own.
 
-``python -m bench.baselines NAME URI TIME,INCREMENT EVENTS [LOOKUP [URL OPTIONS]]``
+``python -m bench.baselines NAME URI DATABASE TIME,INCREMENT EVENTS LOOKUP [PREFIX OPTIONS]``
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
-DATABASE, COLLECTION = "bench", "events0"
+COLLECTION = "events0"
 _ROWS = 20_000
 
 Event = dict[str, Any]
 
 
-def drain(uri: str, start: Timestamp, events: int, lookup: bool) -> None:
+def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool) -> None:
     """Read the stream as raw replies and do nothing with them: the server's limit."""
     from engine.core.messages import StreamSpec
     from engine.core.position import Position, make_time
@@ -28,7 +28,7 @@ def drain(uri: str, start: Timestamp, events: int, lookup: bool) -> None:
     from engine.source.session import connect
 
     full_document = "update_lookup" if lookup else "default"
-    spec = StreamSpec("drain", "collection", DATABASE, (COLLECTION,), full_document=full_document)
+    spec = StreamSpec("drain", "collection", database, (COLLECTION,), full_document=full_document)
     stream = ChangeStream(connect(uri), spec, Position(time=make_time(start.time, start.inc)))
     seen = 0
     while seen < events:
@@ -36,9 +36,9 @@ def drain(uri: str, start: Timestamp, events: int, lookup: bool) -> None:
     stream.close()
 
 
-def watched(uri: str, start: Timestamp, events: int, lookup: bool) -> Iterator[Event]:
+def watched(uri: str, database: str, start: Timestamp, events: int, lookup: bool) -> Iterator[Event]:
     """The loop that everybody writes first."""
-    collection = MongoClient[Event](uri)[DATABASE][COLLECTION]
+    collection = MongoClient[Event](uri)[database][COLLECTION]
     full_document = "updateLookup" if lookup else None
     with collection.watch(full_document=full_document, start_at_operation_time=start) as stream:
         for number, event in enumerate(stream, 1):
@@ -47,7 +47,9 @@ def watched(uri: str, start: Timestamp, events: int, lookup: bool) -> Iterator[E
                 return
 
 
-def usual(uri: str, start: Timestamp, events: int, lookup: bool, url: str, options: dict[str, Any]) -> None:
+def usual(
+    uri: str, database: str, start: Timestamp, events: int, lookup: bool, prefix: str, options: dict[str, Any]
+) -> None:
     """The usual Python way: ``watch()``, ``Table.from_pylist``, ``write_table``, s3fs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,11 +57,11 @@ def usual(uri: str, start: Timestamp, events: int, lookup: bool, url: str, optio
 
     filesystem = s3fs.S3FileSystem(**options)
     rows: list[Event] = []
-    for seen, event in enumerate(watched(uri, start, events, lookup), 1):
+    for seen, event in enumerate(watched(uri, database, start, events, lookup), 1):
         row = {name: _plain(value) for name, value in (event.get("fullDocument") or {}).items()}
         rows.append(row | {"op": event["operationType"], "token": event["_id"]["_data"]})
         if len(rows) == _ROWS or seen == events:
-            with filesystem.open(f"{url}/{seen:012}.parquet", "wb") as file:
+            with filesystem.open(f"{prefix}/{seen:012}.parquet", "wb") as file:
                 pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd", compression_level=3)
             rows = []
 
@@ -70,9 +72,9 @@ def _plain(value: Any) -> Any:
 
 def main() -> None:
     """Run one."""
-    name, uri, start, events, lookup, *rest = sys.argv[1:]
+    name, uri, database, start, events, lookup, *rest = sys.argv[1:]
     time, increment = map(int, start.split(","))
-    arguments = uri, Timestamp(time, increment), int(events), lookup == "lookup"
+    arguments = uri, database, Timestamp(time, increment), int(events), lookup == "lookup"
     if name == "drain":
         drain(*arguments)
     elif name == "watch":

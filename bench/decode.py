@@ -177,9 +177,10 @@ def event(number: int, kind: str, document: Document, rng: random.Random | None 
 
 
 def _with_ids(workload: str, count: int) -> Iterator[Document]:
-    rng = random.Random(3)
-    for document in documents(workload, count):
-        yield {"_id": ObjectId(rng.randbytes(12)), **document}
+    """The documents with ObjectIds as one process makes them: the time, its own number, a counter."""
+    for number, document in enumerate(documents(workload, count)):
+        key = f"{_START + number // 1000:08x}{'5a17c0ffee'}{number:06x}"
+        yield {"_id": ObjectId(key), **document}
 
 
 def as_array(raw: Iterable[bytes]) -> bytes:

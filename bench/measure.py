@@ -22,21 +22,29 @@ class Cost(Struct):
         seconds: from its start to its end.
         cpu_s: user and system time, of all processes that were waited for.
         pss_peak: largest sum of proportional set sizes seen, in bytes; sampled.
+        processes: most of them seen at one time; sampled.
     """
 
     seconds: float
     cpu_s: float
     pss_peak: int = 0
+    processes: int = 1
 
 
 class PeakMemory:
-    """Samples the size of a process tree in a thread."""
+    """Samples the size of a process tree in a thread.
+
+    State: the largest size and number of processes seen, and every sample as (seconds, bytes).
+    """
 
     def __init__(self, pid: int, every_s: float = 0.2) -> None:
         self._root = psutil.Process(pid)
         self._every_s = every_s
         self._stopped = threading.Event()
         self.peak = 0
+        self.processes = 1
+        self.samples: list[tuple[float, int]] = []
+        self._started = time.perf_counter()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -49,25 +57,28 @@ class PeakMemory:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
-            self.peak = max(self.peak, tree_size(self._root))
+            size, count = tree_size(self._root)
+            self.peak, self.processes = max(self.peak, size), max(self.processes, count)
+            self.samples.append((time.perf_counter() - self._started, size))
 
 
-def tree_size(root: psutil.Process) -> int:
-    """The proportional set size of a process and all below it, in bytes."""
-    total = 0
+def tree_size(root: psutil.Process) -> tuple[int, int]:
+    """The proportional set size of a process and all below it, in bytes, and how many they are."""
+    total = count = 0
     try:
         for process in (root, *root.children(recursive=True)):
             total += process.memory_full_info().pss
+            count += 1
     except psutil.Error:
         pass  # one has just ended
-    return total
+    return total, count
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None, log: str = os.devnull) -> Cost:
     """Run a command to its end and say what it took.
 
     Raises:
-        RuntimeError: it did not end with code 0; its output is in ``log``.
+        RuntimeError: it did not end with code 0; with the last lines of its output.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
@@ -77,10 +88,12 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, lo
             code = process.wait()
     seconds = time.perf_counter() - started
     if code:
-        raise RuntimeError(f"{' '.join(command)} ended with {code}; see {log}")
+        with open(log, errors="replace") as output:  # noqa: PTH123
+            last = "".join(output.readlines()[-3:])
+        raise RuntimeError(f"{' '.join(command)} ended with {code}: {last}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(seconds, cpu_s, memory.peak)
+    return Cost(seconds, cpu_s, memory.peak, memory.processes)
 
 
 def python(*arguments: str) -> list[str]:

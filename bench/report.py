@@ -1,11 +1,16 @@
-"""Results as Markdown and plots: ``python -m bench.report RESULTS.jsonl [--out DIR]``."""
+"""Results as Markdown and plots: ``python -m bench.report RESULTS.jsonl DIRECTORY``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from bench.results import read
+
 Result = Mapping[str, Any]
+_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -14,7 +19,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def decode_table(results: Sequence[Result]) -> str:
+def decode_table(found: Sequence[Result]) -> str:
     """One row per case."""
     header = ["documents", "bytes", "`decode_all`", "Headrace", "share", "target"]
     rows = [
@@ -26,7 +31,193 @@ def decode_table(results: Sequence[Result]) -> str:
             f"1/{1 / each['share']:.1f}",
             f"1/{1 / each['target']:.0f}" if each["target"] else "",
         ]
-        for each in results
-        if each["benchmark"] == "decode"
+        for each in found
     ]
     return table(header, rows)
+
+
+def stream_table(found: Sequence[Result]) -> str:
+    """One row per workload."""
+    header = [
+        "workload",
+        "raw drain",
+        "`watch()`",
+        "usual way",
+        "Headrace",
+        "of drain",
+        "CPU per event",
+        "of `watch()`",
+        "PSS peak",
+        "bytes per event",
+        "exact",
+    ]
+    rows = [
+        [
+            f"`{each['workload']}`",
+            _rate(each["drain_per_s"]),
+            _rate(each["watch_per_s"]),
+            _rate(each["usual_per_s"]),
+            _rate(each["engine_per_s"]),
+            f"{each['of_drain']:.2f} ({each['reading_of_drain']:.2f})",
+            f"{each['engine_cpu_us']:,.1f} µs",
+            f"{each['cpu_of_watch']:.2f}",
+            f"{each['pss_peak'] / 2**20:,.0f} MiB",
+            f"{each['bytes_per_event']:,.0f}",
+            "yes" if each["exact"] else "NO",
+        ]
+        for each in found
+    ]
+    note = "\n\nEvents per second. *Of drain*: with start and end of the processes, and in brackets without."
+    return table(header, rows) + note
+
+
+def split_table(found: Sequence[Result]) -> str:
+    """One row per number of streams."""
+    drain = found[0]["drain_per_s"] if found else 0.0
+    header = ["streams on one collection", "Headrace", "of one stream's raw drain", "exact"]
+    rows = [
+        [
+            str(each["split"]),
+            _rate(each["engine_per_s"]),
+            f"{each['engine_per_s'] / drain:.2f} ({each['reading_per_s'] / drain:.2f})",
+            "yes" if each["exact"] else "NO",
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
+def collections_table(found: Sequence[Result]) -> str:
+    """One row per number of collections."""
+    one = found[0]["engine_per_s"] if found else 0.0
+    header = ["collections", "processes", "Headrace", "of one collection", "PSS peak", "exact"]
+    rows = [
+        [
+            str(each["collections"]),
+            str(each["processes"]),
+            _rate(each["engine_per_s"]),
+            f"{each['engine_per_s'] / one:.2f}",
+            f"{each['pss_peak'] / 2**20:,.0f} MiB",
+            "yes" if each["exact"] else "NO",
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
+def memory_table(found: Sequence[Result]) -> str:
+    """One row per workload."""
+    header = ["workload", "limit", "peak", "over time, from start to end"]
+    rows = [
+        [
+            f"`{each['workload']}`",
+            f"{each['limit'] / 2**20:,.0f} MiB",
+            f"{each['peak'] / 2**20:,.0f} MiB",
+            " ".join(f"{size / 2**20:.0f}" for size in each["curve"]),
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
+def plain_table(found: Sequence[Result]) -> str:
+    """All figures of a result, for benchmarks that have no table of their own."""
+    hidden = {"benchmark", "work_hash", "exact", "part", *_CONTEXT}
+    names = [name for name in found[0] if name not in hidden]
+    return table(names, [[_shown(each[name]) for name in names] for each in found])
+
+
+_CONTEXT = ("at", "commit", "version", "cores", "memory", "machine", "python", "pyarrow", "pymongo", "numpy")
+_SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
+    "stream": ("A change stream, end to end", stream_table),
+    "split": ("One hot collection", split_table),
+    "collections": ("Many collections", collections_table),
+    "peer": ("Beside Rigatoni", plain_table),
+    "latency": ("From a write to its visible object", plain_table),
+    "startup": ("From launch to the first event", plain_table),
+    "memory": ("Memory", memory_table),
+    "decode": ("Decoding", decode_table),
+    "encode": ("Encoding", plain_table),
+    "slab": ("Shared memory", plain_table),
+    "upload": ("Uploading", plain_table),
+    "state": ("The state store", plain_table),
+}
+
+
+def write(path: Path, directory: Path) -> Path:
+    """A report of all results in a file: ``report.md``, and plots beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = read(path)
+    first = found[0]
+    text = [
+        "# Headrace: benchmarks",
+        f"Commit {first['commit']}, {first['at']}; {first['cores']} cores, {first['memory'] / 2**30:.0f} GiB, "
+        f"{first['machine']}; Python {first['python']}, pyarrow {first['pyarrow']}, pymongo {first['pymongo']}, "
+        f"numpy {first['numpy']}. All servers and clients run on this machine: take the ratios.",
+    ]
+    for name, (title, make) in _SECTIONS.items():
+        mine = [each for each in found if each["benchmark"] == name]
+        if mine:
+            text += [f"## {title}", f"`python -m bench {name}`", make(mine)]
+            text += [f"![{title}]({plot})" for plot in _plots(name, mine, directory)]
+    report = directory / "report.md"
+    report.write_text("\n\n".join(text) + "\n")
+    return report
+
+
+def _plots(name: str, found: Sequence[Result], directory: Path) -> list[str]:
+    """Bars of what a section is about; the names of the files."""
+    match name:
+        case "stream":
+            labels = [each["workload"] for each in found]
+            rates = {"raw drain": "drain", "watch()": "watch", "usual way": "usual", "Headrace": "engine"}
+            throughput = {label: [each[f"{key}_per_s"] for each in found] for label, key in rates.items()}
+            cpu = {label: [each[f"{key}_cpu_us"] for each in found] for label, key in rates.items()}
+            pss = {"PSS peak": [each["pss_peak"] / 2**20 for each in found]}
+            return [
+                _bars(directory / "throughput.png", labels, throughput, "events per second", log=True),
+                _bars(directory / "cpu.png", labels, cpu, "CPU per event, microseconds", log=True),
+                _bars(directory / "memory.png", labels, pss, "MiB"),
+            ]
+        case "decode":
+            times = {"bson.decode_all": [each["driver_us"] for each in found]}
+            times["Headrace"] = [each["decoder_us"] for each in found]
+            labels = [each["case"] for each in found]
+            return [_bars(directory / "decode.png", labels, times, "microseconds per document", log=True)]
+        case _:
+            return []
+
+
+def _bars(
+    path: Path, labels: Sequence[str], series: Mapping[str, Sequence[float]], unit: str, *, log: bool = False
+) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(series)
+    for number, (name, values) in enumerate(series.items()):
+        places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
+        axes.bar(places, values, width, label=name, color=_COLORS[number])
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylabel(unit)
+    if log:
+        axes.set_yscale("log")
+    if len(series) > 1:
+        axes.legend()
+    figure.savefig(path, dpi=110)
+    return path.name
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 from msgspec import Struct
 from pymongo import MongoClient
 
-from bench.baselines import DATABASE
 from bench.measure import Cost, python, run
 from bench.workloads import change, insert
 from engine.config import Size
@@ -101,21 +101,21 @@ class _Landed(Struct):
 
 def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> StreamResult:
     """Make the events once, then read them in rounds."""
-    tag = f"{case.workload}-{case.split}-{case.collections}-{case.lookup}"
-    start = _make_events(uri, case, tell)
+    tag = uuid4().hex[:8]
+    start = make_events(uri, tag, case, tell)
     costs: dict[str, list[Cost]] = {name: [] for name in (*case.baselines, "engine")}
     reading: list[float] = []
     lookup = "lookup" if case.lookup else "plain"
     for number in range(case.rounds):
         for name in case.baselines:
             usual = [f"{stack.bucket}/usual-{tag}-{number}", json.dumps(_s3_options(stack))]
-            arguments = [name, uri, start, str(case.events), lookup, *(usual if name == "usual" else [])]
+            arguments = [name, uri, tag, start, str(case.events), lookup, *(usual if name == "usual" else [])]
             costs[name].append(run(python("-m", "bench.baselines", *arguments)))
             tell(f"round {number + 1}: {name:6} {case.events / costs[name][-1].seconds:9,.0f}/s")
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "engine.log"
             path = Path(directory) / "engine.toml"
-            path.write_text(config_toml(stack, uri, case, f"{tag}-{number}", start))
+            path.write_text(config_toml(stack, uri, tag, case, f"{tag}-{number}", start))
             arguments = python("-m", "engine", "--config", str(path), "--until-caught-up")
             costs["engine"].append(run(arguments, log=str(log)))
             reading.append(_reading_seconds(log))
@@ -124,17 +124,14 @@ def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str]
             f"round {number + 1}: engine {case.events / cost.seconds:9,.0f}/s"
             f"  {cost.cpu_s / case.events * 1e6:.1f} us  {cost.pss_peak / 2**20:.0f} MiB"
         )
-    landed = [_landed(stack, f"{tag}-{number}") for number in range(case.rounds)]
+    landed = [landed_in(stack, f"{tag}-{number}") for number in range(case.rounds)]
     return _result(case, costs, reading, landed)
 
 
-def _make_events(uri: str, case: Case, tell: Callable[[str], None]) -> str:
-    """Empty the collections, then write; the time just before that."""
+def make_events(uri: str, database: str, case: Case, tell: Callable[[str], None]) -> str:
+    """Write them to a new database; the time just before that."""
     with MongoClient[dict[str, Any]](uri) as client:
-        client.drop_database(DATABASE)
-        collections = [client[DATABASE][f"events{number}"] for number in range(case.collections)]
-        for collection in collections:
-            client[DATABASE].create_collection(collection.name)
+        collections = [client[database][f"events{number}"] for number in range(case.collections)]
         stamp = client.admin.command("hello")["operationTime"]
         tell(f"writing {case.events:,} events of {case.workload} into {case.collections} collection(s)")
         if case.workload == "updates":
@@ -183,7 +180,9 @@ def _result(
     )
 
 
-def config_toml(stack: LocalStack, uri: str, case: Case, tag: str, start: str = "", interval: str = "30s") -> str:
+def config_toml(
+    stack: LocalStack, uri: str, database: str, case: Case, prefix: str, start: str = "", interval: str = "30s"
+) -> str:
     """A configuration for one run; ``start`` as ``seconds,increment`` of a cluster time."""
     s3 = stack.s3
     seconds = int(start.partition(",")[0] or 0)
@@ -194,14 +193,14 @@ def config_toml(stack: LocalStack, uri: str, case: Case, tag: str, start: str = 
     return f"""\
 [source]
 uri = {json.dumps(uri)}
-database = "{DATABASE}"
+database = "{database}"
 collections = {collections}
 start = "{at}"
 full_document = "{"update_lookup" if case.lookup else "default"}"
 {split}
 {readers}
 [sink]
-url = "s3://{stack.bucket}/{tag}"
+url = "s3://{stack.bucket}/{prefix}"
 [sink.s3]
 endpoint_url = "{s3.endpoint_url}"
 access_key = "{s3.access_key}"
@@ -211,7 +210,7 @@ region = "us-east-1"
 interval = "{interval}"
 [state]
 url = "{stack.valkey.url}"
-prefix = "{tag}"
+prefix = "{prefix}"
 [memory]
 limit = "{case.memory}"
 [telemetry]
@@ -235,7 +234,7 @@ def _reading_seconds(log: Path) -> float:
     return (max(times["stream finished"]) - min(times["stream assigned"])).total_seconds()
 
 
-def _landed(stack: LocalStack, tag: str) -> _Landed:
+def landed_in(stack: LocalStack, tag: str) -> _Landed:
     """What landed in a round, read by DuckDB straight from S3; without the creation of the collections."""
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()

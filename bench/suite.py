@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from msgspec import Struct
 
-from bench import decode
+from bench import decode, live, parts
+from bench.stream import Case, measure_stream
 from bench.workloads import WORKLOADS
+from engine.local import LocalStack
 
 
 class Options(Struct):
@@ -48,6 +51,90 @@ def _decode(options: Options) -> Iterator[Struct]:
         yield decode.measure_decode(case, options.events, options.rounds)
 
 
+@contextmanager
+def _servers(options: Options) -> Iterator[tuple[LocalStack, str]]:
+    """The local servers, and the MongoDB to use."""
+    with LocalStack(with_mongo=not options.uri) as stack:
+        yield stack, options.uri or (stack.mongo.uri if stack.mongo else "")
+
+
+def _stream(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        for name in options.each(_STREAMS):
+            workload, _, plain = name.partition("-")
+            events = max(1, int(options.events * _EVENTS.get(workload, 1.0)))
+            baselines = ("drain", "watch", "usual") if name in ("orders", "updates") else ("drain", "watch")
+            case = Case(workload, events, options.rounds, options.memory, lookup=not plain, baselines=baselines)
+            yield measure_stream(stack, uri, case, options.tell)
+
+
+def _split(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        for split in (1, 2):
+            case = Case(
+                options.workload, options.events, options.rounds, _MORE_MEMORY, split=split, baselines=("drain",)
+            )
+            yield measure_stream(stack, uri, case, options.tell)
+
+
+def _collections(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        for collections in (1, 4, 20, 100):
+            case = Case(
+                options.workload,
+                options.events,
+                options.rounds,
+                _MORE_MEMORY,
+                collections=collections,
+                readers=_READERS,
+                baselines=(),
+            )
+            yield measure_stream(stack, uri, case, options.tell)
+
+
+def _encode(options: Options) -> Iterator[Struct]:
+    return parts.encode(options.workload, options.events, options.rounds)
+
+
+def _slab(options: Options) -> Iterator[Struct]:
+    return parts.slab(options.workload, options.events, options.rounds)
+
+
+def _upload(options: Options) -> Iterator[Struct]:
+    with LocalStack(with_mongo=False) as stack:
+        yield from parts.upload(stack, options.rounds)
+
+
+def _state(options: Options) -> Iterator[Struct]:
+    with LocalStack(with_mongo=False) as stack:
+        yield from parts.state(stack, options.rounds, options.events)
+
+
+def _latency(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        yield live.latency(stack, uri, options.events)
+
+
+def _startup(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        yield live.startup(stack, uri, options.rounds)
+
+
+def _memory(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        for workload in options.each(tuple(WORKLOADS)):
+            events = max(1, int(options.events * _EVENTS.get(workload, 1.0)))
+            yield live.memory(stack, uri, workload, events, options.memory)
+
+
+# Workloads of large documents have fewer of them: about as many bytes.
+_EVENTS = {"tiny": 2.0, "nested": 0.2, "wide": 0.2, "fat": 0.01}
+_STREAMS = (*WORKLOADS, "updates", "updates-plain")
+# On two cores more streams only share the same cores, while the server scans its log for each of them.
+_READERS = 2
+# Two readers do not fit into 512 MiB; this is the default.
+_MORE_MEMORY = "1GiB"
+
 BENCHMARKS: dict[str, Benchmark] = {
     "decode": Benchmark(
         "BSON bytes to record batches, beside the driver's decoder on the same bytes",
@@ -57,4 +144,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         workload="all",
         workloads=decode.CASES,
     ),
+    "stream": Benchmark(
+        "a change stream end to end, beside its raw drain, a watch() loop, and the usual Python way",
+        _stream,
+        events=500_000,
+        workloads=_STREAMS,
+    ),
+    "split": Benchmark("one hot collection through one and through two change streams", _split, events=500_000),
+    "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=400_000),
+    "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
+    "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),
+    "memory": Benchmark(
+        "the size of the process tree over time, beside memory.limit", _memory, events=200_000, workload="all"
+    ),
+    "encode": Benchmark("record batches to files: formats and compressions", _encode, events=100_000),
+    "slab": Benchmark("record batches through shared memory", _slab, events=100_000),
+    "upload": Benchmark("objects to S3 in two phases", _upload, events=0),
+    "state": Benchmark("intents and commits to the state store", _state, events=300),
 }

@@ -1,0 +1,99 @@
+"""Every benchmark, tiny: so that none rots, and that each does its work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import decode, live, parts, report, results
+from bench.stream import Case, measure_stream
+from bench.suite import BENCHMARKS
+from bench.workloads import WORKLOADS, documents
+from engine.local import LocalStack
+
+
+@pytest.fixture
+def uri(stack: LocalStack) -> str:
+    assert stack.mongo is not None
+    return stack.mongo.uri
+
+
+@pytest.mark.parametrize("workload", sorted(WORKLOADS))
+def test_workloads_are_the_same_for_the_same_seed(workload: str) -> None:
+    assert list(documents(workload, 20)) == list(documents(workload, 20))
+    assert list(documents(workload, 20)) != list(documents(workload, 20, seed=2))
+
+
+@pytest.mark.parametrize("case", decode.CASES)
+def test_decode(case: str) -> None:
+    first, second = (decode.measure_decode(case, 60, 1) for _ in range(2))
+    assert first.documents == 60
+    assert first.rows_hash == second.rows_hash
+    assert first.decoder_us > 0
+    assert first.driver_us > 0
+
+
+def test_encode_and_slab() -> None:
+    found = [*parts.encode("orders", 500, 2), *parts.slab("orders", 500, 2)]
+    assert {each.count for each in found} == {500}
+    assert all(each.bytes_per_unit > 10 for each in found)
+    assert len({each.work_hash for each in found}) == len(found)
+
+
+def test_upload_and_state(stack: LocalStack) -> None:
+    found = [*parts.upload(stack, 1, size=9 * 2**20), *parts.state(stack, 1, commits=5)]
+    assert [each.case for each in found] == ["9 MiB in parts of 8", "40 KB each", "redis", "sqlite"]
+    assert found[2].work_hash == found[3].work_hash
+
+
+def test_startup_and_latency(stack: LocalStack, uri: str) -> None:
+    assert live.startup(stack, uri, 1).engine_s > 0
+    found = live.latency(stack, uri, 300, interval="200ms")
+    assert found.exact
+    assert 0 < found.p50_s <= found.p99_s <= found.worst_s
+
+
+def test_memory(stack: LocalStack, uri: str) -> None:
+    found = live.memory(stack, uri, "tiny", 3000, "512MiB")
+    assert found.exact
+    assert 0 < found.peak < found.limit
+    assert sum(found.budget.values()) <= found.limit
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(events=3000, rounds=2),
+        Case("updates", 2000, 1, baselines=("drain", "watch")),
+        Case("updates", 2000, 1, lookup=False, baselines=("drain",)),
+        Case(events=4000, rounds=1, memory="1GiB", split=2, baselines=()),
+        Case(events=20_000, rounds=1, memory="1GiB", collections=4, readers=2, baselines=()),
+    ],
+    ids=["orders", "updates", "updates-plain", "split", "collections"],
+)
+def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
+    found = measure_stream(stack, uri, case, lambda _: None)
+    assert found.exact
+    assert found.engine_per_s > 0
+    assert (found.drain_per_s > 0) == ("drain" in case.baselines)
+    assert found.processes >= 3
+
+
+def test_a_report_of_the_results(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    for case in ("tiny", "orders"):
+        results.append(path, "decode", decode.measure_decode(case, 60, 1), results.context())
+    written = report.write(path, tmp_path / "report")
+    text = written.read_text()
+    assert "| `orders` |" in text
+    assert json.loads(path.read_text().splitlines()[0])["commit"] in text
+    assert "decode.png" in text
+    assert (tmp_path / "report" / "decode.png").stat().st_size > 1000
+
+
+def test_every_benchmark_says_what_it_is_for() -> None:
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.help
+        assert benchmark.workload in (*benchmark.workloads, "all")
