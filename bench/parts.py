@@ -27,9 +27,10 @@ from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file, suffix_of
 from engine.local import LocalStack
+from engine.memory import Arena
 from engine.rawbson.offsets import document_offsets
 from engine.sink import Sink
-from engine.slab import Arena, Content, SlabPlan, read_slab
+from engine.slab import Content, SlabPlan, read_slab
 from engine.state import Acquired, open_store
 
 _CHUNK = 16_384

@@ -91,14 +91,29 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     specs = plan_streams(config.source)
     divide(config.memory.limit, len(specs), config.writers.processes)
 
+    def launched() -> Supervisor:
+        made = Supervisor(config, specs, until_caught_up=options.until_caught_up)
+        made.launch()
+        return made
+
+    supervisor = launched()
+
     def run_to_end(former: Sequence[StreamSpec]) -> int:
-        supervisor = Supervisor(config, former, common_end=True)
-        return supervisor.until if supervisor.run() == 0 and not supervisor.interrupted else 0
+        nonlocal supervisor
+        supervisor.abandon()
+        ending = Supervisor(config, former, common_end=True)
+        time = ending.until if ending.run() == 0 and not ending.interrupted else 0
+        supervisor = launched()
+        return time
 
     try:
         if not hand_over(config, specs, run_to_end):
+            supervisor.abandon()
             return 0
-        return Supervisor(config, specs, until_caught_up=options.until_caught_up).run()
+        return supervisor.run()
+    except HeadraceError:
+        supervisor.abandon()
+        raise
     except EngineEnded as ended:
         print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
         return ended.code

@@ -115,7 +115,7 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
     configure_logging(settings.config, process=str(child))
-    from engine.slab import Arena
+    from engine.memory import Arena
 
     arena = Arena(arena_fd, arena_size)
     try:

@@ -22,9 +22,10 @@ from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
+from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
 from engine.retries import FIRST_ATTEMPTS, retrying
-from engine.slab import Arena, Content, SlabPlan
+from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply

@@ -1,20 +1,11 @@
-"""Shared memory between readers and writers: one arena per engine, slabs inside it.
+"""Slabs: what a reader made of some events, in shared memory (``engine.memory``).
 
-The arena is anonymous memory (``memfd_create``) that the supervisor makes and its children inherit as a file
-descriptor. It has no name, so there is nothing to clean up after any exit, nothing of another engine to step
-on, and no ``/dev/shm`` of 64 MiB in a container to run out of. Where there is no memfd, an unlinked temporary
-file serves.
-
-Which bytes are whose is the coordinator's to say (``core.grants``). A slab holds what a reader made of some
-events: a table of contents, then an Arrow IPC stream for each record batch. A writer copies what it needs out
-of a slab at once, so that the slab is free again before anything is encoded.
+A slab holds a table of contents, then an Arrow IPC stream for each record batch. A writer copies what it needs
+out of a slab at once, so that the slab is free again before anything is encoded.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -40,34 +31,6 @@ class Content(Struct, frozen=True):
     rows: int
     schema: CollectionSchema = CollectionSchema()
     dead_letters: bool = False
-
-
-class Arena:
-    """The shared memory; a context manager would be of no use, because it lives as long as its process."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self.size = size
-        self._map = mmap.mmap(fd, size)
-
-    @classmethod
-    def create(cls, size: int) -> Arena:
-        """New shared memory of ``size`` bytes; nothing is resident before it is touched."""
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("headrace-slabs", os.MFD_CLOEXEC)
-        else:
-            fd = os.dup(tempfile.TemporaryFile().fileno())  # noqa: SIM115 - the duplicate keeps it alive
-        os.ftruncate(fd, size)
-        return cls(fd, size)
-
-    def close(self) -> None:
-        """Give the memory back, once nobody looks at a slab any more."""
-        self._map.close()
-        os.close(self.fd)
-
-    def slab(self, offset: int, size: int) -> memoryview:
-        """The bytes of one slab."""
-        return memoryview(self._map)[offset : offset + size]
 
 
 class SlabPlan:

@@ -43,8 +43,8 @@ from engine.core.coordinator import Coordinator, Settings, Stream
 from engine.core.position import split_time
 from engine.core.restarts import RetryPolicy
 from engine.errors import FatalError, HeadraceError, url_without_password
+from engine.memory import Arena
 from engine.process import ChildProcess, ChildSettings
-from engine.slab import Arena
 from engine.state import open_store
 from engine.state.owner import this_owner
 from engine.state.worker import Answer, StateWorker
@@ -118,6 +118,16 @@ class Supervisor:
         """Whether a signal ended it before its work was done."""
         return self._coordinator.draining
 
+    def launch(self) -> None:
+        """Start the children, which takes them a while; ``run`` gives them work."""
+        self._perform(self._coordinator.start(time.monotonic()))
+
+    def abandon(self) -> None:
+        """End the children again, when there is nothing to run."""
+        self._signals = 2  # nothing is worth waiting for
+        self._end_children()
+        self._arena.close()
+
     def run(self) -> int:
         """Run until the work is done or cannot go on; the exit code.
 
@@ -138,7 +148,8 @@ class Supervisor:
         )
         previous = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self._perform(self._coordinator.start(time.monotonic()))
+            if not self._children:
+                self.launch()
             while self._exit is None:
                 self._turn()
         finally:

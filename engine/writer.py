@@ -24,9 +24,10 @@ from engine.core.schema import CollectionSchema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.errors import HeadraceError
 from engine.failpoints import failpoint
+from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
 from engine.sink import Sink, Upload
-from engine.slab import Arena, Content, read_slab
+from engine.slab import Content, read_slab
 
 BEAT_S = 1.0
 ROW_GROUP_BYTES = 64 * 2**20

@@ -204,12 +204,15 @@ class Coordinator:
     # --- what happens ------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
-        """The engine starts: all readers, and one writer; more writers when there is work for them."""
+        """The engine starts: all readers, and one writer; more writers when there is work for them.
+
+        Leases are asked for with the next ``tick``.
+        """
         self._ticked_at = now
         for stream in self.streams.values():
             self.children.want(stream.reader)
         self.children.want(Child("writer", 0))
-        return self.children.start_due(now) + self._ask_for_leases(now)
+        return self.children.start_due(now)
 
     def tick(self, now: float) -> list[Action]:
         """Some time has passed; call it every second or so."""
@@ -408,7 +411,7 @@ class Coordinator:
             case SegmentCut():
                 return self._on_cut(stream, message)
             case Idle():
-                self._has_run = True
+                self._has_run = self._has_run or self._sink_seen
                 return self._apply(stream, stream.ledger.idle(message.position), now)
             case Finished():
                 stream.reading_done, stream.ended_at = True, message.position

@@ -15,8 +15,6 @@ from engine.config.tree import SinkConfig
 from engine.core.schema import CollectionSchema
 from engine.decode.schema import RAW_COLUMN, arrow_schema
 from engine.encode.compression import ENDINGS, CompressedFile, Compression, File
-from engine.encode.parquet import ParquetFile
-from engine.encode.rows import AvroFile, BsonFile, CsvFile, JsonFile
 
 DEAD_LETTER_SUFFIX = ".bson.zst"
 _SUFFIXES = {"parquet": ".parquet", "json": ".jsonl", "csv": ".csv", "avro": ".avro", "bson": ".bson"}
@@ -53,7 +51,11 @@ def open_file(key: str, file: File, schema: CollectionSchema, config: SinkConfig
     """
     columns = arrow_schema(schema, raw=raw)
     if key.endswith(_SUFFIXES["parquet"]):
+        from engine.encode.parquet import ParquetFile
+
         return ParquetFile(file, columns, config)
+    from engine.encode.rows import AvroFile, BsonFile, CsvFile, JsonFile
+
     if key.endswith(_SUFFIXES["avro"]):
         codec = _AVRO_CODECS.get(config.compression, "null")
         return AvroFile(file, columns, codec, min(config.compression_level, 9 if codec == "deflate" else 22))

@@ -47,7 +47,8 @@ def coordinator(**settings: Any) -> Coordinator:
         sink="s3://lake",
     )
     made = Coordinator(msgspec.structs.replace(base, **settings), SPECS, random.Random(1))
-    assert {each.stream for each in made.start(0.0) if isinstance(each, Acquire)} == {"shop.a", "shop.b"}
+    asked = made.start(0.0) + made.tick(0.1)
+    assert {each.stream for each in asked if isinstance(each, Acquire)} == {"shop.a", "shop.b"}
     return made
 
 
