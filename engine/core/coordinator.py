@@ -668,10 +668,14 @@ class Coordinator:
         return actions
 
     def _enlist_writers(self, now: float) -> list[Action]:
-        """Start another writer when there are more segments in flight than writers."""
+        """Start another writer when the present ones have two segments each in flight and more wait.
+
+        One that is built while another is uploaded is what a writer can do at once; a process more costs memory,
+        and half a second of CPU for its imports.
+        """
         in_flight = sum(stream.ledger.in_flight for stream in self.streams.values())
         enlisted = len(self.children.wanted("writer"))
-        if in_flight <= enlisted or enlisted == self.settings.writers:
+        if in_flight <= 2 * enlisted or enlisted == self.settings.writers:
             return []
         self.children.want(Child("writer", enlisted))
         return self.children.start_due(now)
