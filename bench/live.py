@@ -145,7 +145,9 @@ def latency(stack: LocalStack, uri: str, events: int, per_s: int = 1000, interva
     filesystem = stack.s3.filesystem()
 
     def look() -> None:
-        while not done.is_set():
+        last = False
+        while not last:
+            last = done.is_set()  # one more look after everything was committed
             filesystem.invalidate_cache()
             for key, found in filesystem.find(prefix, detail=True).items():
                 if found["size"]:
@@ -168,7 +170,6 @@ def latency(stack: LocalStack, uri: str, events: int, per_s: int = 1000, interva
             client[database].events0.insert_one(document)
         took = time.perf_counter() - began
         wait_for(port, lambda found: found["streams"][0]["events_committed"] == events)
-        time.sleep(2 * _POLL_S)
         done.set()
         watcher.join()
     delays = []

@@ -30,7 +30,7 @@ from engine.sink import Sink, Upload
 from engine.slab import Content, read_slab
 
 BEAT_S = 1.0
-ROW_GROUP_BYTES = 64 * 2**20
+ROW_GROUP_BYTES = 48 * 2**20
 PUBLISH_THREADS = 8
 
 
