@@ -120,6 +120,38 @@ def memory_table(found: Sequence[Result]) -> str:
     return table(header, rows)
 
 
+def peer_table(found: Sequence[Result]) -> str:
+    """The engine beside its peer, and what a kill did to the peer."""
+    engine, measured, *killed = found
+    header = ["", "events/s", "CPU per event", "PSS peak", "bytes per event", "objects", "events that arrived"]
+    rows = [
+        [
+            "Headrace",
+            _rate(engine["engine_per_s"]),
+            f"{engine['engine_cpu_us']:,.1f} µs",
+            f"{engine['pss_peak'] / 2**20:,.0f} MiB",
+            f"{engine['bytes_per_event']:,.0f}",
+            f"{engine['objects']:,}",
+            f"{engine['events']:,} of {engine['events']:,}" if engine["exact"] else "NOT ALL",
+        ],
+        [
+            "Rigatoni 0.2.0",
+            _rate(measured["events_per_s"]),
+            f"{measured['cpu_us_per_event']:,.1f} µs",
+            f"{measured['pss_peak'] / 2**20:,.0f} MiB",
+            f"{measured['bytes_per_event']:,.0f}",
+            f"{measured['objects']:,}",
+            f"{measured['arrived']:,} of {measured['events']:,}",
+        ],
+    ]
+    lines = [
+        f"Rigatoni after a SIGKILL at {each['written_at_kill']:,} of {each['events']:,} events (watching the "
+        f"{each['watch']}): {each['missing']:,} missing, {each['duplicates']:,} twice."
+        for each in killed
+    ]
+    return "\n\n".join([table(header, rows), *lines])
+
+
 def plain_table(found: Sequence[Result]) -> str:
     """All figures of a result, for benchmarks that have no table of their own."""
     hidden = {"benchmark", "work_hash", "exact", "part", *_CONTEXT}
@@ -132,7 +164,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "stream": ("A change stream, end to end", stream_table),
     "split": ("One hot collection", split_table),
     "collections": ("Many collections", collections_table),
-    "peer": ("Beside Rigatoni", plain_table),
+    "peer": ("Beside Rigatoni", peer_table),
     "latency": ("From a write to its visible object", plain_table),
     "startup": ("From launch to the first event", plain_table),
     "memory": ("Memory", memory_table),

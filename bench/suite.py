@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from bench import decode, live, parts
+from bench import decode, live, parts, peer
 from bench.stream import Case, measure_stream
 from bench.workloads import WORKLOADS
 from engine.local import LocalStack
@@ -110,6 +110,25 @@ def _state(options: Options) -> Iterator[Struct]:
         yield from parts.state(stack, options.rounds, options.events)
 
 
+def _peer(options: Options) -> Iterator[Struct]:
+    """The engine, then Rigatoni on the same servers, and what a SIGKILL does to it."""
+    with LocalStack() as stack:
+        assert stack.mongo is not None
+        case = Case(options.workload, options.events, options.rounds, options.memory, baselines=("drain",))
+        found = peer.measure_peer(
+            stack, workload=options.workload, events=options.events, rounds=options.rounds, tell=options.tell
+        )
+        if found is None:
+            return
+        yield measure_stream(stack, stack.mongo.uri, case, options.tell)
+        yield found
+        watches: tuple[peer.Watch, ...] = ("database", "collection")
+        for watch in watches:
+            killed = peer.kill_test(stack, events=options.events, tell=options.tell, watch=watch)
+            if killed is not None:
+                yield killed
+
+
 def _latency(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         yield live.latency(stack, uri, options.events)
@@ -152,6 +171,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "split": Benchmark("one hot collection through one and through two change streams", _split, events=500_000),
     "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=400_000),
+    "peer": Benchmark("Rigatoni (Rust) on the same events and servers; needs cargo", _peer, events=100_000),
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),
     "memory": Benchmark(

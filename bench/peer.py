@@ -1,0 +1,346 @@
+"""Rigatoni (crates ``rigatoni-*`` 0.2.0), a change data capture library in Rust, on the engine's workload.
+
+Like the engine it takes a change stream to Parquet on S3. ``bench/peers/rigatoni`` makes a program of it, with the
+settings that its guides name for throughput; the places are noted there. What is not comparable:
+
+- Its Parquet has seven columns for any collection: the document is one column of JSON text.
+- It reads the backlog from a resume token that is laid into its state store beforehand, for it can start at
+  the present time only. The token is taken before the first insert, so it reads what the engine reads.
+- It writes a batch when that is full, when a timer fires, or when it is told to stop. Its timer is set not to
+  fire within a backlog, and it is told to stop when the last event has come: no wait is in its time.
+- Its cost includes a write to the state store for every event, as far as it happens in its own process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import bson
+import duckdb
+from msgspec import Struct
+from pymongo import MongoClient
+from redis import Redis
+
+from bench.measure import Cost, run
+from bench.workloads import insert
+from engine.local import LocalStack
+
+Watch = Literal["collection", "database"]
+Format = Literal["parquet", "jsonl.zst"]
+
+DATABASE, COLLECTION = "bench_peer", "events"
+SOURCES = Path(__file__).parent / "peers" / "rigatoni"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench" / "rigatoni"
+# "High throughput" in its guide to production, and the most that it allows; a tenth faster here than 5,000.
+BATCH = 10_000
+# "Balanced (recommended)" in the same guide: what is lost with a process should be its fault and not ours.
+BATCH_TO_KILL = 5000
+# Longer than any backlog takes: its timer cuts a batch even while events keep coming.
+NEVER_S = 3600
+# Its default.
+BATCH_TIMEOUT_S = 5
+PATIENCE_S = 120
+QUIET_S = 10.0
+
+
+class PeerResult(Struct):
+    """Medians over the rounds, of rates and CPU; the peak of memory, and the last round's objects.
+
+    Attributes:
+        events: inserted.
+        events_per_s: from the start of its process to its end, on the same clock as the engine.
+        cpu_us_per_event: user and system time of its process; that of the state store is not in it.
+        bytes_per_event: on S3.
+        arrived: distinct events read back from the objects, in the worst of the rounds.
+        duplicates: rows that were there already, in the worst of the rounds.
+    """
+
+    workload: str
+    watch: Watch
+    format: Format
+    events: int
+    rounds: int
+    events_per_s: float
+    cpu_us_per_event: float
+    pss_peak: int
+    bytes_per_event: float
+    objects: int
+    arrived: int
+    duplicates: int
+
+
+class KillResult(Struct):
+    """What one SIGKILL amid a backlog did.
+
+    Attributes:
+        events: inserted before it was started.
+        written_at_kill: as it had counted itself shortly before.
+        arrived: distinct events read back from the objects, after it was started again and had come to rest.
+        missing: events that are in no object.
+        duplicates: rows that were there already.
+    """
+
+    workload: str
+    watch: Watch
+    events: int
+    written_at_kill: int
+    arrived: int
+    missing: int
+    duplicates: int
+
+
+class Landed(Struct):
+    """What is on S3 under a prefix, read back by DuckDB."""
+
+    rows: int
+    distinct: int
+    objects: int
+    bytes: int
+
+
+def find_or_build() -> Path | None:
+    """The program, built by cargo when its sources are new; None, with a word why on stderr, if it cannot be."""
+    sources = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".rs", ".toml", ".lock"))
+    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    program, stamped = CACHE / "release" / "rigatoni-peer", CACHE / "stamp"
+    if program.exists() and stamped.exists() and stamped.read_text() == stamp:
+        return program
+    cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
+    if not cargo:
+        print("peer: there is no cargo to build Rigatoni with; see https://rustup.rs", file=sys.stderr)
+        return None
+    print(f"peer: building Rigatoni in {CACHE}, which takes some minutes", file=sys.stderr)
+    command = [cargo, "build", "--release", "--locked", "--manifest-path", str(SOURCES / "Cargo.toml")]
+    if subprocess.run(command, env=os.environ | {"CARGO_TARGET_DIR": str(CACHE)}, check=False).returncode:
+        print("peer: Rigatoni could not be built", file=sys.stderr)
+        return None
+    stamped.write_text(stamp)
+    return program
+
+
+def measure_peer(
+    stack: LocalStack,
+    *,
+    workload: str,
+    events: int,
+    rounds: int,
+    tell: Callable[[str], None],
+    watch: Watch = "collection",
+    form: Format = "parquet",
+    batch: int = BATCH,
+) -> PeerResult | None:
+    """Insert once, then let it read the backlog in rounds; None when there is no program.
+
+    The clock is the engine's: from the start of the process to its end, connecting and closing included. The
+    process stops its pipeline when so many events have come, and ends when the pipeline has written them.
+    """
+    program = find_or_build()
+    if program is None:
+        return None
+    with _backlog(stack, workload, events, watch, tell) as token:
+        costs: list[Cost] = []
+        landed: list[Landed] = []
+        for number in range(rounds):
+            prefix = f"peer/round{number}"
+            _reset(stack, prefix, watch, token)
+            arguments = _arguments(stack, prefix, events=events, watch=watch, form=form, batch=batch)
+            with tempfile.TemporaryDirectory() as directory:
+                log = Path(directory) / "peer.log"
+                costs.append(run(_command(program, arguments), log=str(log)))
+            landed.append(_landed(stack, prefix, form))
+            tell(f"round {number + 1}: peer   {events / costs[-1].seconds:9,.0f}/s")
+    return PeerResult(
+        workload=workload,
+        watch=watch,
+        format=form,
+        events=events,
+        rounds=rounds,
+        events_per_s=events / median(cost.seconds for cost in costs),
+        cpu_us_per_event=median(cost.cpu_s for cost in costs) / events * 1e6,
+        pss_peak=max(cost.pss_peak for cost in costs),
+        bytes_per_event=landed[-1].bytes / events,
+        objects=landed[-1].objects,
+        arrived=min(each.distinct for each in landed),
+        duplicates=max(each.rows - each.distinct for each in landed),
+    )
+
+
+def kill_test(
+    stack: LocalStack,
+    *,
+    workload: str = "orders",
+    events: int = 100_000,
+    tell: Callable[[str], None],
+    watch: Watch = "database",
+) -> KillResult | None:
+    """Kill it when half of a backlog has landed, start it again on the same state, and count what is there.
+
+    The kill comes half a batch's time after a batch was written: nobody who kills waits for the end of a batch.
+
+    With ``watch="database"`` it continues as it was published. With ``"collection"`` it is helped: version 0.2.0
+    does not continue there but opens its stream at the present time, so our program hands it a token from its
+    store, the one that it writes after each upload; that says what it could do, not what it does.
+    """
+    program = find_or_build()
+    if program is None:
+        return None
+    prefix = "peer/killed"
+    arguments = _arguments(stack, prefix, watch=watch, batch=BATCH_TO_KILL, timeout_s=BATCH_TIMEOUT_S)
+    with _backlog(stack, workload, events, watch, tell) as token, tempfile.TemporaryDirectory() as directory:
+        _reset(stack, prefix, watch, token)
+        with _started(program, arguments, Path(directory) / "first.log") as (first, log):
+            while (written := _written(log)) < events / 2:
+                if first.poll() is not None:
+                    raise RuntimeError(f"the peer ended with {first.returncode}\n{log.read_text()[-2000:]}")
+                time.sleep(0.002)
+            time.sleep(_batch_seconds(log) / 2)
+            first.kill()
+            first.wait()
+        tell(f"killed at {written:,} of {events:,} events")
+        with _started(program, arguments, Path(directory) / "second.log") as (second, log):
+            grown, at = 0, time.monotonic()
+            while time.monotonic() - at < QUIET_S:
+                if second.poll() is not None:
+                    raise RuntimeError(f"the peer ended with {second.returncode}\n{log.read_text()[-2000:]}")
+                if (now := _written(log)) != grown:
+                    grown, at = now, time.monotonic()
+                time.sleep(0.1)
+            second.send_signal(signal.SIGTERM)
+            second.wait(60)
+    landed = _landed(stack, prefix, "parquet")
+    return KillResult(
+        workload=workload,
+        watch=watch,
+        events=events,
+        written_at_kill=written,
+        arrived=landed.distinct,
+        missing=events - landed.distinct,
+        duplicates=landed.rows - landed.distinct,
+    )
+
+
+@contextmanager
+def _backlog(
+    stack: LocalStack, workload: str, events: int, watch: Watch, tell: Callable[[str], None]
+) -> Iterator[bytes]:
+    """Events in a collection of their own, as long as it is open, and a resume token from before the first."""
+    assert stack.mongo is not None
+    with MongoClient[dict[str, Any]](stack.mongo.uri) as client:
+        client.drop_database(DATABASE)
+        collection = client[DATABASE].create_collection(COLLECTION)
+        with (collection if watch == "collection" else client[DATABASE]).watch() as stream:
+            token = stream.resume_token
+        assert token is not None
+        tell(f"inserting {events:,} {workload} documents")
+        insert([collection], workload, events)
+        yield bson.encode(token)
+        client.drop_database(DATABASE)
+
+
+def _reset(stack: LocalStack, prefix: str, watch: Watch, token: bytes) -> None:
+    """Nothing under the prefix, and as its only state a resume token where it looks for one."""
+    filesystem = stack.s3.filesystem()
+    if filesystem.exists(f"{stack.bucket}/{prefix}"):
+        filesystem.rm(f"{stack.bucket}/{prefix}", recursive=True)
+    name = COLLECTION if watch == "collection" else f"resume_token:database:{DATABASE}"
+    with Redis.from_url(stack.valkey.url) as redis:
+        for key in redis.scan_iter("rigatoni:*"):
+            redis.delete(key)
+        redis.set(f"rigatoni:resume_token:{name}", token)
+
+
+def _arguments(
+    stack: LocalStack,
+    prefix: str,
+    *,
+    watch: Watch,
+    events: int = 0,
+    form: Format = "parquet",
+    batch: int = BATCH,
+    timeout_s: int = NEVER_S,
+) -> dict[str, str | int]:
+    assert stack.mongo is not None
+    return {
+        "uri": stack.mongo.uri,
+        "database": DATABASE,
+        "collection": COLLECTION,
+        "bucket": stack.bucket,
+        "prefix": prefix,
+        "endpoint": stack.s3.endpoint_url,
+        "access-key": stack.s3.access_key,
+        "secret-key": stack.s3.secret_key,
+        "redis": stack.valkey.url,
+        "watch": watch,
+        "format": form,
+        "batch": batch,
+        "batch-timeout-s": timeout_s,
+        "patience-s": PATIENCE_S,
+        "events": events,
+    }
+
+
+def _command(program: Path, arguments: dict[str, str | int]) -> list[str]:
+    """Its command, with stderr thrown away.
+
+    It prints a warning there for most events of a quick burst: it takes the counter in a cluster time for
+    milliseconds, of which a second has a thousand. Its log is on stdout.
+    """
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    return ["/bin/sh", "-c", 'exec "$0" "$@" 2>/dev/null', str(program), *words]
+
+
+@contextmanager
+def _started(
+    program: Path, arguments: dict[str, str | int], log: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A running process and its log; it is gone afterwards in any case."""
+    with log.open("wb") as output, subprocess.Popen(_command(program, arguments), stdout=output) as process:
+        try:
+            yield process, log
+        finally:
+            process.kill()
+
+
+def _progress(log: Path) -> list[tuple[int, float]]:
+    """What it has written and when, in seconds from its start."""
+    lines = log.read_text().splitlines(keepends=True)
+    found = [line.split() for line in lines if line.startswith("written ") and line.endswith("\n")]
+    return [(int(events), float(seconds)) for _, events, seconds in found]
+
+
+def _written(log: Path) -> int:
+    progress = _progress(log)
+    return progress[-1][0] if progress else 0
+
+
+def _batch_seconds(log: Path) -> float:
+    """How long a batch took, from the first to the last."""
+    progress = _progress(log)
+    return (progress[-1][1] - progress[0][1]) / max(len(progress) - 1, 1)
+
+
+def _landed(stack: LocalStack, prefix: str, form: Format) -> Landed:
+    filesystem = stack.s3.filesystem()
+    database = duckdb.connect()
+    database.register_filesystem(filesystem)
+    files = f"'s3://{stack.bucket}/{prefix}/**/*.{form}', filename = true, hive_partitioning = false"
+    source, token = f"read_parquet({files})", "resume_token"
+    if form == "jsonl.zst":
+        columns = "{'_id': 'JSON', 'operationType': 'VARCHAR'}"
+        source, token = f"read_ndjson({files}, compression = 'zstd', columns = {columns})", "_id::varchar"
+    query = f"select count(*), count(distinct {token}), count(distinct filename) from {source}"
+    row = database.execute(query).fetchone()
+    assert row is not None
+    return Landed(int(row[0]), int(row[1]), int(row[2]), int(filesystem.du(f"{stack.bucket}/{prefix}")))
