@@ -24,7 +24,7 @@ SHARED_LIBRARIES = 56 * MIB
 
 # One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
 LEAST_REPLY = 4 * MIB
-MOST_REPLY = 16 * MIB
+MOST_REPLY = 8 * MIB
 LEAST_ARENA = 64 * MIB
 MOST_ARENA = 512 * MIB
 LEAST_PENDING = 24 * MIB

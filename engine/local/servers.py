@@ -328,9 +328,19 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start, and wait until it accepts connections."""
+        """Start, and wait until it answers: it, and not another server that took the port first."""
         self.process.start()
-        self.process.wait_ready(lambda: accepts_connections(self.port))
+        self.process.wait_ready(self._answers)
+
+    def _answers(self) -> bool:
+        from redis import Redis
+        from redis.exceptions import RedisError
+
+        try:
+            with Redis.from_url(self.url, socket_timeout=1.0) as client:
+                return bool(client.ping())
+        except RedisError:
+            return False
 
     def stop(self) -> None:
         """Stop the server."""
