@@ -6,6 +6,7 @@ terminal's signals (the supervisor decides), and ends at once when its superviso
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import threading
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -26,6 +27,10 @@ from engine.core.budget import Budget
 from engine.errors import HeadraceError
 from engine.logs import configure_logging
 
+if TYPE_CHECKING:
+    from engine.reader import Reader
+    from engine.writer import Writer
+
 _CONTEXT = multiprocessing.get_context("spawn")
 # How children allocate, read by their C library and by Arrow at their start: large blocks are mapped, and so
 # given back when they are freed. Without it they kept up to 100 MiB of freed memory, at the same speed.
@@ -35,6 +40,7 @@ MEMORY_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4194304",
     "MALLOC_TRIM_THRESHOLD_": "16777216",
 }
+_OBJECTS_PER_COLLECTION = 50_000
 log = logging.getLogger("headrace")
 
 
@@ -119,14 +125,19 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
 
     arena = Arena(arena_fd, arena_size)
     try:
+        loop: Reader | Writer
         if child.role == "reader":
-            from engine.reader import Reader
+            from engine import reader
 
-            Reader(settings, connection, arena).run()
+            loop = reader.Reader(settings, connection, arena)
         else:
-            from engine.writer import Writer
+            from engine import writer
 
-            Writer(settings, connection, arena).run()
+            loop = writer.Writer(settings, connection, arena)
+        # What is imported stays, and documents on their way through JSON are many objects without cycles.
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_PER_COLLECTION)
+        loop.run()
         os._exit(0)  # everything is closed; taking the interpreter apart would only take time
     except HeadraceError as error:
         send_failure(connection, error)
