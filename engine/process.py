@@ -40,7 +40,6 @@ MEMORY_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4194304",
     "MALLOC_TRIM_THRESHOLD_": "16777216",
 }
-_OBJECTS_PER_COLLECTION = 50_000
 log = logging.getLogger("headrace")
 
 
@@ -134,9 +133,7 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
             from engine import writer
 
             loop = writer.Writer(settings, connection, arena)
-        # What is imported stays, and documents on their way through JSON are many objects without cycles.
-        gc.freeze()
-        gc.set_threshold(_OBJECTS_PER_COLLECTION)
+        gc.freeze()  # what is imported stays, and need not be looked at again
         loop.run()
         os._exit(0)  # everything is closed; taking the interpreter apart would only take time
     except HeadraceError as error:

@@ -198,11 +198,12 @@ class Decoder:
 
     def _scan(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
         scanner = self._scanners.setdefault(group.namespace, DocumentScanner(self._options))
+        count, columns = group.count, self._options.columns
 
-        def scan(fields: Sequence[Field]) -> Tree:
-            if not self._options.columns:
-                return Tree(Level(group.count))
-            return scanner.scan(view, at, stop, rows, group.count, fields, odd)
+        def scan(fields: Sequence[Field]) -> Tree:  # knows no group: a cycle would keep the reply's bytes for long
+            if not columns:
+                return Tree(Level(count))
+            return scanner.scan(view, at, stop, rows, count, fields, odd)
 
         group.scan = scan
         group.tree = scan(self._schemas.get(*self._named(group.namespace)).fields)
