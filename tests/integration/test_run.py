@@ -20,16 +20,6 @@ from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_
 Client = MongoClient[dict[str, Any]]
 
 
-@pytest.fixture
-def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
-    return EngineConfig(stack, tmp_path, unique)
-
-
-@pytest.fixture
-def lake(config: EngineConfig) -> Lake:
-    return Lake(config.stack, config.name)
-
-
 def test_every_kind_of_event_lands_in_its_columns(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     orders = mongo[config.name].orders
     key = ObjectId()

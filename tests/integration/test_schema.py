@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
 from typing import Any
 
 import bson
@@ -14,20 +13,9 @@ import zstandard
 from bson.decimal128 import Decimal128
 from pymongo import MongoClient
 
-from engine.local import LocalStack
 from tests.integration.harness import EngineConfig, Lake, catch_up, run_engine
 
 Client = MongoClient[dict[str, Any]]
-
-
-@pytest.fixture
-def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
-    return EngineConfig(stack, tmp_path, unique)
-
-
-@pytest.fixture
-def lake(config: EngineConfig) -> Lake:
-    return Lake(config.stack, config.name)
 
 
 def test_a_sample_settles_types_before_the_first_event(mongo: Client, config: EngineConfig, lake: Lake) -> None:
