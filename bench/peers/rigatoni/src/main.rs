@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::os::unix::process::parent_id;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -21,8 +20,7 @@ use rigatoni_core::pipeline::{Pipeline, PipelineConfig};
 use rigatoni_core::state::StateStore;
 use rigatoni_core::stream::ChangeStreamConfig;
 use rigatoni_destinations::s3::{
-    AwsCredentials, Compression, KeyGenerationStrategy, S3Config, S3Destination,
-    SerializationFormat,
+    AwsCredentials, Compression, KeyGenerationStrategy, S3Config, S3Destination, SerializationFormat,
 };
 use rigatoni_stores::redis::{RedisConfig, RedisStore};
 use tokio::signal::unix::{signal, SignalKind};
@@ -43,29 +41,20 @@ impl Arguments {
         let mut pairs = HashMap::new();
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
-            let name = word
-                .strip_prefix("--")
-                .ok_or_else(|| format!("{word} is not a --name"))?;
-            let value = words
-                .next()
-                .ok_or_else(|| format!("{word} lacks its value"))?;
+            let name = word.strip_prefix("--").ok_or_else(|| format!("{word} is not a --name"))?;
+            let value = words.next().ok_or_else(|| format!("{word} lacks its value"))?;
             pairs.insert(name.to_owned(), value);
         }
         Ok(Self(pairs))
     }
 
     fn text(&self, name: &str) -> Result<&str, Failure> {
-        let value = self
-            .0
-            .get(name)
-            .ok_or_else(|| format!("--{name} is missing"))?;
+        let value = self.0.get(name).ok_or_else(|| format!("--{name} is missing"))?;
         Ok(value)
     }
 
     fn number(&self, name: &str) -> Result<u64, Failure> {
-        self.text(name)?
-            .parse()
-            .map_err(|error| format!("--{name}: {error}").into())
+        self.text(name)?.parse().map_err(|error| format!("--{name}: {error}").into())
     }
 }
 
@@ -132,10 +121,7 @@ async fn destination(arguments: &Arguments) -> Result<S3Destination, Failure> {
         .prefix(arguments.text("prefix")?)
         .endpoint_url(arguments.text("endpoint")?)
         .force_path_style(true)
-        .credentials(AwsCredentials::new(
-            arguments.text("access-key")?,
-            arguments.text("secret-key")?,
-        ))
+        .credentials(AwsCredentials::new(arguments.text("access-key")?, arguments.text("secret-key")?))
         .format(format)
         .compression(compression)
         .key_strategy(KeyGenerationStrategy::HivePartitioned) // "for analytics", says the guide to S3
@@ -180,7 +166,7 @@ async fn pipeline(arguments: &Arguments) -> Result<Pipeline<RedisStore, S3Destin
     Ok(Pipeline::new(config, store, destination(arguments).await?).await?)
 }
 
-/// Run until `--events` have come and are written; when that is 0, until SIGTERM or the end of its parent.
+/// Run until `--events` have come and are written, or until SIGTERM when that is 0.
 async fn run() -> Result<ExitCode, Failure> {
     let started = Instant::now();
     let arguments = Arguments::parse()?;
@@ -193,7 +179,6 @@ async fn run() -> Result<ExitCode, Failure> {
     pipeline.start().await?;
 
     let say = |written| println!("written {written} {:.3}", started.elapsed().as_secs_f64());
-    let parent = parent_id();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     let (mut written, mut grew) = (0, Instant::now());
     let mut code = ExitCode::SUCCESS;
@@ -207,17 +192,12 @@ async fn run() -> Result<ExitCode, Failure> {
             (written, grew) = (now, Instant::now());
             say(written);
         }
-        if parent_id() != parent {
-            break; // nobody is left to stop it
-        }
         let came = received.0.load(Ordering::Relaxed);
         if wanted > 0 && came >= wanted {
             break;
         }
         if wanted > 0 && grew.elapsed() > patience {
-            println!(
-                "gave up: {came} of {wanted} events came, and none was written for {patience:?}"
-            );
+            println!("gave up: {came} of {wanted} events came, and none was written for {patience:?}");
             code = ExitCode::from(GAVE_UP);
             break;
         }
@@ -229,10 +209,7 @@ async fn run() -> Result<ExitCode, Failure> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_max_level(Level::INFO)
-        .with_ansi(false)
-        .init();
+    tracing_subscriber::fmt().with_max_level(Level::INFO).with_ansi(false).init();
     run().await.unwrap_or_else(|error| {
         println!("failed: {error}");
         ExitCode::FAILURE
