@@ -102,21 +102,18 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         nonlocal supervisor
         supervisor.abandon()
         ending = Supervisor(config, former, common_end=True)
-        time = ending.until if ending.run() == 0 and not ending.interrupted else 0
+        if ending.run() or ending.interrupted:
+            return 0
         supervisor = launched()
-        return time
+        return ending.until
 
     try:
-        if not hand_over(config, specs, run_to_end):
-            supervisor.abandon()
-            return 0
-        return supervisor.run()
-    except HeadraceError:
-        supervisor.abandon()
-        raise
+        return supervisor.run() if hand_over(config, specs, run_to_end) else 0
     except EngineEnded as ended:
         print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
         return ended.code
+    finally:
+        supervisor.abandon()
 
 
 def _check(config: Config, _: argparse.Namespace) -> int:

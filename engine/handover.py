@@ -102,8 +102,9 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
             log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
         else:
             for name in held.keys() - done:
-                change = _change(config, handover, *held[name], opening.get(name))
-                store.write(held[name][0], change.put, change.remove)
+                lease, record = held[name]
+                change = _change(config, handover, record, opening.get(name))
+                store.write(lease, change.put, change.remove)
             log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
         store.write_shared(_DOCUMENT, version + 1, "")
         return not moved
@@ -123,9 +124,7 @@ def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRe
     return found.lease, read_record(found.fields)
 
 
-def _change(
-    config: Config, handover: Handover, _: Lease, record: StreamRecord, opened: StreamSpec | None
-) -> Change:
+def _change(config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None) -> Change:
     from engine.supervisor import sink_identity
 
     if opened is None:

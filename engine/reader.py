@@ -17,7 +17,7 @@ import pyarrow as pa
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, types_by_path
+from engine.core.schema import CollectionSchema, Field, grow, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
@@ -344,7 +344,10 @@ class Reader:
         """The collection's schema with these fields, from the supervisor."""
         self._schemas.pop((database, collection), None)
         self._send(msg.SchemaWanted(database, collection, fields))
-        while (schema := self._schemas.get((database, collection))) is None:
+        most = self._options.max_fields
+        while (schema := self._schemas.get((database, collection))) is None or grow(
+            schema, fields, most
+        ) is not schema:
             self._beat("waiting for a schema")
             if self._connection.poll(BEAT_S):
                 self._note(msg.decode_to_child(self._connection.recv_bytes()))

@@ -222,8 +222,12 @@ class LocalUpload:
 
 def _is_stale(hidden: Path) -> bool:
     """Whether a hidden file is a crashed process's; an engine on another machine may be writing it just now."""
-    pid = int(hidden.name.split(".")[-3])
-    return not psutil.pid_exists(pid) and time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
+    pid = hidden.name.split(".")[-3]
+    if not pid.isdecimal() or psutil.pid_exists(int(pid)):
+        return False
+    with contextlib.suppress(FileNotFoundError):  # somebody else has cleared it
+        return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
+    return False
 
 
 def _s3_options(config: SinkConfig) -> dict[str, Any]:

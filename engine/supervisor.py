@@ -123,8 +123,7 @@ class Supervisor:
         self._perform(self._coordinator.start(time.monotonic()))
 
     def abandon(self) -> None:
-        """End the children again, when there is nothing to run."""
-        self._signals = 2  # nothing is worth waiting for
+        """End what was launched and has not run; after a run there is nothing left to end."""
         self._end_children()
         self._arena.close()
 

@@ -8,7 +8,7 @@ it replayed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
@@ -60,18 +60,6 @@ class ObjectBuild:
             return
         self._open().write(self._pending)
         self._pending, self.pending_bytes = [], 0
-
-    def spill(self) -> None:
-        """Upload what waits in memory, without making it visible."""
-        self.upload.spill()
-
-    def pending_size(self) -> int:
-        """Bytes that a ``flush`` takes."""
-        return self.pending_bytes
-
-    def held_size(self) -> int:
-        """Bytes that a ``spill`` takes."""
-        return self.upload.held
 
     def _open(self) -> Encoder:
         if self._file is None:
@@ -242,24 +230,27 @@ class Writer:
 
     def _flush_pending(self, most_bytes: int) -> None:
         """Write row groups early, then upload small objects early, until at most so many bytes are held here."""
-        builds = [(key, build) for key, segment in self._segments.items() for build in segment.objects.values()]
-        total = sum(build.pending_bytes + build.upload.held for _, build in builds)
-        for release in (ObjectBuild.flush, ObjectBuild.spill):
-            size = ObjectBuild.pending_size if release is ObjectBuild.flush else ObjectBuild.held_size
-            for key, build in sorted(builds, key=lambda each: size(each[1]), reverse=True):
-                if total <= most_bytes or not size(build):
-                    break
-                if key not in self._segments:
-                    continue
-                total -= build.pending_bytes + build.upload.held
-                try:
-                    release(build)
-                except HeadraceError as error:
-                    self._failed(key, error)
-                    continue
-                total += build.pending_bytes + build.upload.held
-                self._progress += 1
-                self._beat("flushing")
+        self._release(most_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
+        self._release(most_bytes, lambda build: build.upload.held, lambda build: build.upload.spill())
+
+    def _release(
+        self, most_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
+    ) -> None:
+        """Release the largest builds, by one of the two sizes, until little enough is held or none is left."""
+        while True:
+            builds = [
+                (key, build) for key, segment in self._segments.items() for build in segment.objects.values()
+            ]
+            held = sum(build.pending_bytes + build.upload.held for _, build in builds)
+            key, largest = max(builds, key=lambda each: size(each[1]), default=(None, None))
+            if held <= most_bytes or key is None or largest is None or not size(largest):
+                return
+            try:
+                release(largest)
+            except HeadraceError as error:
+                self._failed(key, error)
+            self._progress += 1
+            self._beat("flushing")
 
     def _seal(self, key: tuple[str, int, int], intent: msg.Intent) -> None:
         failpoint("before_seal")
@@ -275,7 +266,9 @@ class Writer:
         failpoint("after_seal")
 
     def _publish(self, key: tuple[str, int, int]) -> None:
-        segment = self._segments[key]
+        segment = self._segments.get(key)
+        if segment is None:
+            return  # it failed after it was sealed, and that has been reported
         uploads = [build.upload for build in segment.objects.values()]
         failpoint("before_publish")
         for done in [self._pool.submit(upload.publish) for upload in uploads]:

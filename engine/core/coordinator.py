@@ -266,6 +266,12 @@ class Coordinator:
             builds = child.role == "writer" and any(each.writer == child.index for each in segments)
             if stream.reader == child or builds:
                 actions += self._start_over(stream)
+            if builds and not stream.failures.failed(
+                now
+            ):  # other streams' commits forgive the writer, not this one
+                cause = f"a writer died {stream.failures.count} times in a row before anything was committed"
+                remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
+                actions += self._exit(1, FatalError(f"write the stream {stream.name}", cause, remedy))
         return self._settle(actions, now)
 
     def acquired(self, name: str, fields: dict[str, str], now: float) -> list[Action]:
@@ -496,7 +502,7 @@ class Coordinator:
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
-        for child in (stream.reader, *self.children.ready("writer")):
+        for child in (stream.reader, *(self.children.ready("writer") if commit.seqs else ())):
             self.children.got_somewhere(child)
         stream.committed_at = now
         stream.counters.events_committed += commit.rows

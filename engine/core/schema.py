@@ -170,7 +170,7 @@ class _Growth:
 
     def _fitting(self, type_: DataType) -> DataType | None:
         leaves = _leaves(type_)
-        if leaves <= self._room:
+        if leaves <= max(self._room, 0):
             return type_
         return DataType("json") if leaves > 1 and self._room > 0 else None
 
