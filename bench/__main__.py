@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-from msgspec import Struct
 
 from bench.results import append, context, show
 from bench.suite import BENCHMARKS, Options
@@ -50,16 +47,12 @@ def main() -> int:
     )
     facts = context()
     wrong = 0
-    for result in _run(arguments.name, options):
+    for result in BENCHMARKS[arguments.name].run(options):
         print(show(arguments.name, result), flush=True)
         wrong += not getattr(result, "exact", True)
         if arguments.json:
             append(arguments.json, arguments.name, result, facts)
     return 1 if wrong else 0
-
-
-def _run(name: str, options: Options) -> Iterator[Struct]:
-    return BENCHMARKS[name].run(options)
 
 
 def _as_engine_processes_are(arguments: list[str]) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 from pymongo import MongoClient
 
-from bench.measure import PeakMemory, python
+from bench.measure import python, run
 from bench.stream import Case, config_toml, landed_in, make_events
 from bench.workloads import documents
 from engine.config import Size
@@ -189,13 +189,9 @@ def memory(stack: LocalStack, uri: str, workload: str, events: int, limit: str) 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "engine.toml"
         path.write_text(config_toml(stack, uri, database, case, database, start))
-        process = subprocess.Popen(
-            python("-m", "engine", "--config", str(path), "--until-caught-up"), stderr=subprocess.DEVNULL
-        )
-        with PeakMemory(process.pid, every_s=0.1) as seen:
-            code = process.wait()
-    sizes = [size for _, size in seen.samples] or [0]
+        cost = run(python("-m", "engine", "--config", str(path), "--until-caught-up"))
+    sizes = cost.sizes or [0]
     curve = [sizes[int(place)] for place in np.linspace(0, len(sizes) - 1, 10)]
     landed = landed_in(stack, database)
-    exact = code == 0 and landed.events == landed.tokens == events
-    return MemoryResult(workload, events, budget.limit, seen.peak, curve, dict(budget.terms()), exact)
+    exact = landed.events == landed.tokens == events
+    return MemoryResult(workload, events, budget.limit, cost.pss_peak, curve, dict(budget.terms()), exact)

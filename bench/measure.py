@@ -23,18 +23,20 @@ class Cost(Struct):
         cpu_s: user and system time, of all processes that were waited for.
         pss_peak: largest sum of proportional set sizes seen, in bytes; sampled.
         processes: most of them seen at one time; sampled.
+        sizes: every sample of that sum, in bytes, in their order.
     """
 
     seconds: float
     cpu_s: float
     pss_peak: int = 0
     processes: int = 1
+    sizes: list[int] = []
 
 
 class PeakMemory:
     """Samples the size of a process tree in a thread.
 
-    State: the largest size and number of processes seen, and every sample as (seconds, bytes).
+    State: the largest size and number of processes seen, and every sample of the size, in bytes.
     """
 
     def __init__(self, pid: int, every_s: float = 0.2) -> None:
@@ -43,8 +45,7 @@ class PeakMemory:
         self._stopped = threading.Event()
         self.peak = 0
         self.processes = 1
-        self.samples: list[tuple[float, int]] = []
-        self._started = time.perf_counter()
+        self.sizes: list[int] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -59,7 +60,7 @@ class PeakMemory:
         while not self._stopped.wait(self._every_s):
             size, count = tree_size(self._root)
             self.peak, self.processes = max(self.peak, size), max(self.processes, count)
-            self.samples.append((time.perf_counter() - self._started, size))
+            self.sizes.append(size)
 
 
 def tree_size(root: psutil.Process) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, lo
         raise RuntimeError(f"{' '.join(command)} ended with {code}: {last}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(seconds, cpu_s, memory.peak, memory.processes)
+    return Cost(seconds, cpu_s, memory.peak, memory.processes, memory.sizes)
 
 
 def python(*arguments: str) -> list[str]:

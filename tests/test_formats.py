@@ -28,12 +28,13 @@ from bson.int64 import Int64
 from bson.objectid import ObjectId
 from msgspec.structs import replace
 
+from bench.decode import Schemas
 from engine.config.tree import SinkConfig
 from engine.core.schema import parse_type
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file, suffix_of
-from tests.decode import lake, values
+from tests.decode import values
 from tests.decode.test_properties import milliseconds
 
 OID = ObjectId("0123456789abcdef01234567")
@@ -64,7 +65,7 @@ class Collected:
 
 def written(format_: str, compression: str, batches: int = 1) -> tuple[bytes, pa.RecordBatch]:
     """The file of so many equal batches."""
-    schemas = lake.Schemas()
+    schemas = Schemas()
     data, offsets = values.as_array(DOCUMENTS)
     batch = (
         Decoder(schemas, OPTIONS, ("db", "c")).decode_documents(data, offsets, 1_777_593_600_000).batches[0].batch
@@ -171,7 +172,7 @@ def test_bsondump_reads_it(tmp_path: Path) -> None:
 
 
 def test_avro_names_that_would_collide() -> None:
-    schemas = lake.Schemas()
+    schemas = Schemas()
     document = bson.encode({"a.b": 1, "a_x2eb": 2, "1st": 3, "s": {"\u00e4": 4}})
     data, offsets = values.as_array([document])
     batch = Decoder(schemas, SchemaOptions(), ("db", "c")).decode_documents(data, offsets).batches[0].batch
@@ -186,7 +187,7 @@ def test_avro_names_that_would_collide() -> None:
 
 def test_files_before_and_after_new_columns_are_one_table(tmp_path: Path) -> None:
     """DuckDB by name, and a pyarrow dataset under the newest file's schema."""
-    schemas, config = lake.Schemas(), SinkConfig(url="file:///")
+    schemas, config = Schemas(), SinkConfig(url="file:///")
     decoder = Decoder(schemas, SchemaOptions(), ("db", "c"))
     generations: list[list[dict[str, Any]]] = [
         [{"_id": n, "a": n, "s": {"x": 1}} for n in range(10)],

@@ -71,9 +71,9 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, str],
         Meta(
             description="Types of fields, by `<collection>.<dotted path>`: an Arrow type (`decimal128(38, 2)`, "
-            "`double`, `list<string>`, ...), `json`, or `drop` for a field that gets no column. A dropped field still "
-            "stands in `_cdc_update`, in JSON and in raw events: to keep it out of the lake altogether, take it away "
-            "by `source.pipeline`. Overrides count from a field's first file on."
+            "`double`, `list<string>`, ...), `json`, or `drop` for a field that gets no column. A dropped field "
+            "still stands in `_cdc_update`, in JSON and in raw events: to keep it out of the lake altogether, "
+            "take it away by `source.pipeline`. Overrides count from a field's first file on."
         ),
     ] = field(default_factory=dict)
     sample: Annotated[

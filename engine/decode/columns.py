@@ -42,7 +42,6 @@ Parts = dict[int, Part]
 # (type, the values that the column cannot hold)
 Refused = list[tuple[int, Part]]
 
-_OLD_BINARY, _UUID_SUBTYPE = 2, 4
 # The exponent of a Decimal128 is stored with this added to it.
 _BIAS = 6176
 
@@ -138,7 +137,7 @@ def _binaries(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa
     if part is None:
         return pa.nulls(count, pa.binary()), refused
     begin = part.at + 5
-    if type_.subtype == _OLD_BINARY:  # has its length twice
+    if type_.subtype == raw.OLD_BINARY:  # has its length twice
         short = part.stop - part.at < 9
         wrong = short | (view.int32[np.where(short, part.at, begin)] != part.stop - part.at - 9)
         part = _without(part, wrong, raw.BINARY, refused, count)
@@ -147,7 +146,7 @@ def _binaries(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa
 
 
 def _uuids(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    part, refused = _of_subtype(view, _UUID_SUBTYPE, parts, count)
+    part, refused = _of_subtype(view, raw.UUID, parts, count)
     if part is None:
         return pa.nulls(count, pa.string()), refused
     part = _without(part, part.stop - part.at != 5 + 16, raw.BINARY, refused, count)

@@ -185,20 +185,8 @@ class Plan:
         Returns:
             the headers that are new; none where the document cannot be read.
         """
-        sequence: list[tuple[int, bytes]] = []
-        try:
-            while at < end:
-                kind = data[at]
-                value = data.index(b"\0", at + 1) + 1
-                name = data[at + 1 : value - 1]
-                at = value + value_size(data, kind, value)
-                name.decode()
-                sequence.append((kind, name))
-        except (MalformedBSON, ValueError, IndexError):
-            return []
-        if at != end or len(set(sequence)) < len(sequence):
-            return []
-        return self._order(sequence)
+        values = walk(data, 0, at, end)
+        return [] if values is None else self._order([(each.kind, each.name) for each in values])
 
     def _order(self, sequence: Sequence[tuple[int, bytes]]) -> list[Header]:
         known = [self._known[each] for each in sequence if each in self._known]

@@ -16,8 +16,8 @@ from msgspec import Struct
 from engine.core.schema import CollectionSchema, DataType, Field, grow
 from engine.decode import rowwise
 from engine.decode.columns import primitive, scattered, texts
-from engine.decode.cursor import Bools, Flag, Ints, Level, Part, View, padded
-from engine.decode.document import Builder, DocumentScanner, Tree, observe, part_json
+from engine.decode.cursor import Bools, Flag, Ints, Level, View, padded
+from engine.decode.document import Builder, DocumentScanner, Tree, checked_json, observe
 from engine.decode.event import Envelopes, EventScanner, object_id_keys
 from engine.decode.schema import METADATA_COLUMNS, MILLISECONDS, RAW_COLUMN, Observed, SchemaOptions, Settler
 from engine.errors import FatalError
@@ -322,32 +322,16 @@ class Decoder:
 
 def _document_keys(reply: _Reply, tree: Tree) -> pa.Array:
     """``{"_id": ...}`` of each document; null for one without."""
-    count = reply.count
     kinds = tree.level.columns.get(b"_id", {})
-    found = []
+    if kinds.keys() == {raw.OBJECT_ID}:
+        ids = kinds[raw.OBJECT_ID]
+        return scattered(object_id_keys(ids), ids.rows, reply.count)
+    keys: list[str | None] = [None] * reply.count
     for kind, part in kinds.items():
-        if kind == raw.OBJECT_ID:
-            keys = object_id_keys(part)
-        else:
-            values = part_json(reply.view, kind, part)
-            _flag_malformed(reply, part, values)
-            keys = pa.array([None if text is None else f'{{"_id":{text}}}' for text in values], pa.string())
-        if len(kinds) == 1:
-            return scattered(keys, part.rows, count)
-        found.append((np.arange(count) if part.rows is None else part.rows, keys))
-    if not found:
-        return pa.nulls(count, pa.string())
-    rows = np.concatenate([rows for rows, _ in found])
-    order = np.argsort(rows, kind="stable")
-    keys = pa.concat_arrays([keys for _, keys in found]).take(pa.array(order))
-    ascending, first = np.unique(rows[order], return_index=True)  # a row that has two is odd
-    return scattered(keys.take(pa.array(first)), ascending, count)
-
-
-def _flag_malformed(reply: _Reply, part: Part, values: Sequence[str | None]) -> None:
-    if None in values:
-        bad = np.array([index for index, text in enumerate(values) if text is None], np.int64)
-        reply.flag(bad if part.rows is None else part.rows[bad])
+        rows = range(reply.count) if part.rows is None else part.rows.tolist()
+        for row, text in zip(rows, checked_json(reply.view, kind, part, reply.flag), strict=True):
+            keys[row] = f'{{"_id":{text}}}'
+    return pa.array(keys, pa.string())
 
 
 def _merged(fast: Columns, fast_rows: Ints, slow: Columns, slow_rows: Ints) -> Columns:

@@ -21,7 +21,6 @@ from engine.decode.json import text_json, values_json
 from engine.decode.schema import Observed, SchemaOptions, arrow_type
 from engine.rawbson import elements as raw
 
-_NOTHING = (raw.NULL, raw.UNDEFINED)
 _NUMBERS = (raw.DOUBLE, raw.INT32, raw.INT64)
 
 
@@ -171,18 +170,18 @@ class Builder:
             field = types.get(name)
             at = path_of(path, name.decode())
             if field is None:
-                self._rescue(at, [(kind, part) for kind, part in parts.items() if kind not in _NOTHING], None)
+                self._rescue(at, [(kind, part) for kind, part in parts.items() if kind not in raw.NOTHING], None)
             elif field.type.kind != "drop":
                 arrays[field.name] = self._field(tree, name, parts, field.type, at)
         for loose in tree.level.loose:
-            if loose.kind not in _NOTHING:
+            if loose.kind not in raw.NOTHING:
                 part = Part(np.array([loose.row]), np.array([loose.at]), np.array([loose.stop]), None)
                 self._rescue(path_of(path, loose.name.decode()), [(loose.kind, part)], None)
         return arrays
 
     def _field(self, tree: Tree, name: bytes, parts: Parts, type_: DataType, path: str) -> pa.Array:
         count = tree.level.count
-        values = {kind: part for kind, part in parts.items() if kind not in _NOTHING}
+        values = {kind: part for kind, part in parts.items() if kind not in raw.NOTHING}
         match type_.kind:
             case "json":
                 return self._json(values, count)
@@ -266,6 +265,15 @@ def _objects(members: Sequence[str], rows: Ints, count: int) -> pa.Array:
     ordered = pa.array(members, pa.string()).take(pa.array(np.argsort(rows, kind="stable")))
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), ordered), ",")
     return pc.if_else(pa.array(times > 0), pc.binary_join_element_wise("{", joined, "}", ""), None)
+
+
+def checked_json(view: View, kind: int, part: Part, odd: Flag) -> Sequence[str | None]:
+    """The same as ``part_json``; ``odd`` is told the rows where a value is malformed."""
+    texts = part_json(view, kind, part)
+    if None in texts:
+        bad = np.array([index for index, text in enumerate(texts) if text is None], np.int64)
+        odd(bad if part.rows is None else part.rows[bad])
+    return texts
 
 
 def part_json(view: View, kind: int, part: Part) -> Sequence[str | None]:

@@ -6,14 +6,12 @@ where the document inside each event lies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
 from engine.decode.columns import fixed_texts, hex_digits, not_utf8, primitive, scattered, texts
 from engine.decode.cursor import Flag, Ints, Level, Part, Plan, View, scan_documents
-from engine.decode.document import part_json
+from engine.decode.document import checked_json
 from engine.decode.json import text_json, utf8
 from engine.decode.schema import MILLISECONDS
 from engine.rawbson import elements as raw
@@ -125,7 +123,7 @@ class Envelopes:
             (name, kind)
             for name, kinds in self._level.columns.items()
             for kind in kinds
-            if (name, kind) not in _OWN_COLUMN and kind not in (raw.NULL, raw.UNDEFINED)
+            if (name, kind) not in _OWN_COLUMN and kind not in raw.NOTHING
         ]
         return arrays | self._objects("_cdc_extra", extra)
 
@@ -169,16 +167,8 @@ class Envelopes:
         return scattered(object_id_keys(ids), part.rows, self.count)
 
     def _json(self, part: Part) -> pa.Array:
-        values = self._texts(raw.DOCUMENT, part)
+        values = checked_json(self._view, raw.DOCUMENT, part, self._odd)
         return scattered(pa.array(values, pa.string()), part.rows, self.count)
-
-    def _texts(self, kind: int, part: Part) -> Sequence[str | None]:
-        """The values as JSON; the rows where they are malformed are odd."""
-        values = part_json(self._view, kind, part)
-        if None in values:
-            bad = np.array([index for index, text in enumerate(values) if text is None], np.int64)
-            self._odd(bad if part.rows is None else part.rows[bad])
-        return values
 
     def _objects(self, column: str, fields: list[tuple[bytes, int]]) -> dict[str, pa.Array]:
         """A column of JSON objects that hold several fields of the envelope; empty when no row has any."""
@@ -188,7 +178,7 @@ class Envelopes:
                 continue
             rows = range(self.count) if part.rows is None else part.rows.tolist()
             label = text_json(name.decode())
-            for row, text in zip(rows, self._texts(kind, part), strict=True):
+            for row, text in zip(rows, checked_json(self._view, kind, part, self._odd), strict=True):
                 members.setdefault(row, []).append(f"{label}:{text}")
         if not members:
             return {}

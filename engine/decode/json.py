@@ -44,7 +44,6 @@ _YEAR_10000_MS = 253402300800000
 _DEEPEST = 200
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
 _TIMESTAMP, _DECIMAL = Layout("<II").unpack_from, Layout("<QQ").unpack_from
-_OLD_BINARY = 2
 # Names that Extended JSON gives a meaning: a document that has one would come back as something else.
 _WORDS = (
     "oid symbol numberInt numberLong numberDouble numberDecimal binary uuid type code scope timestamp date "
@@ -388,7 +387,7 @@ def utf8(text: bytes) -> str | None:
 
 def binary_value(data: bytes, at: int, stop: int) -> bytes | None:
     """The bytes of a binary; None for one of subtype 2 whose two lengths do not agree."""
-    if data[at + 4] != _OLD_BINARY:
+    if data[at + 4] != raw.OLD_BINARY:
         return data[at + 5 : stop]
     if stop - at < 9 or _INT32(data, at + 5)[0] != stop - at - 9:
         return None

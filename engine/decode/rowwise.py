@@ -24,9 +24,7 @@ from engine.rawbson import elements as raw
 from engine.rawbson.elements import MalformedBSON, elements
 
 REFUSED = object()
-NOTHING = (raw.NULL, raw.UNDEFINED)
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
-_UUID_SUBTYPE = 4
 
 
 class Value(NamedTuple):
@@ -97,12 +95,11 @@ def read_event(data: bytes) -> Event | None:
         fields = event.fields()
     except (MalformedBSON, RecursionError):
         return None
-    if fields is None or any(
-        (value := fields.get(name)) is not None and value.kind == raw.STRING and value.text() is None
-        for name in ("operationType",)
-    ):
+    if fields is None:
         return None
-    return Event(fields)
+    found = Event(fields)
+    operation = found.get("operationType", raw.STRING)
+    return None if operation is not None and operation.text() is None else found
 
 
 def is_document(data: bytes) -> bool:
@@ -177,7 +174,7 @@ def _fit_fields(
 ) -> dict[str, Any]:
     fitted: dict[str, Any] = {}
     for name, value in found.items():
-        if value.kind in NOTHING:
+        if value.kind in raw.NOTHING:
             continue
         type_, at = types.get(name), path_of(path, name)
         if type_ is None:
@@ -216,7 +213,7 @@ def _fit_items(items: Sequence[Value] | None, type_: DataType) -> Any:
     """The elements of an array; all are refused when one does not fit, because a list has no place for paths."""
     assert type_.item is not None
     inner = Lost({}, [])
-    fitted = [None if item.kind in NOTHING else fit(item, type_.item, "", inner) for item in items or ()]
+    fitted = [None if item.kind in raw.NOTHING else fit(item, type_.item, "", inner) for item in items or ()]
     if items is None or inner.values or any(each is REFUSED for each in fitted):
         return REFUSED
     return fitted
@@ -254,7 +251,7 @@ def _fit_scalar(value: Value, type_: DataType) -> Any:
             fitted = decimal_of(exact, type_.precision, type_.scale)
         case "binary", raw.BINARY if data[at + 4] == type_.subtype:
             fitted = binary_value(data, at, stop)
-        case "uuid", raw.BINARY if data[at + 4] == _UUID_SUBTYPE and stop - at == 5 + 16:
+        case "uuid", raw.BINARY if data[at + 4] == raw.UUID and stop - at == 5 + 16:
             fitted = str(UUID(bytes=data[at + 5 : stop]))
     return REFUSED if fitted is None else fitted
 

@@ -60,8 +60,6 @@ _SCALARS: dict[Family, Kind] = {
     "decimal": "decimal",
     "other": "json",
 }
-_NOTHING = {raw.NULL, raw.UNDEFINED}
-_UUID_SUBTYPE = 4
 
 
 class SchemaOptions(Struct, frozen=True):
@@ -165,7 +163,7 @@ class Settler:
     def _type(self, seen: Observed, path: str, depth: int, *, in_array: bool = False) -> DataType | None:
         families: dict[Family, int] = {}
         for kind, times in seen.counts.items():
-            if kind not in _NOTHING:
+            if kind not in raw.NOTHING:
                 family = _FAMILIES.get(kind, "other")
                 families[family] = families.get(family, 0) + times
         if not families:
@@ -176,7 +174,7 @@ class Settler:
                 return self._number(seen)
             case "binary":
                 subtype = max(seen.subtypes, key=lambda each: seen.subtypes[each])
-                return DataType("uuid") if subtype == _UUID_SUBTYPE else DataType("binary", subtype=subtype)
+                return DataType("uuid") if subtype == raw.UUID else DataType("binary", subtype=subtype)
             case "object_id" if self._options.object_id == "binary":
                 return DataType("object_id_binary")
             case "document":
@@ -196,7 +194,7 @@ class Settler:
 
     def _array(self, elements: Observed, path: str, depth: int, in_array: bool) -> DataType | None:
         """A list when the elements share a type, else JSON; None while there are no elements."""
-        families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in _NOTHING}
+        families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in raw.NOTHING}
         if not families:
             return None
         too_deep = in_array and depth >= self._options.max_depth

@@ -14,6 +14,10 @@ _INT32 = Layout("<i").unpack_from
 DOUBLE, STRING, DOCUMENT, ARRAY, BINARY, UNDEFINED, OBJECT_ID, BOOL, DATE, NULL = range(1, 11)
 REGEX, DB_POINTER, CODE, SYMBOL, CODE_WITH_SCOPE, INT32, TIMESTAMP, INT64, DECIMAL128 = range(0x0B, 0x14)
 MAX_KEY, MIN_KEY = 0x7F, 0xFF
+# What says that there is no value.
+NOTHING = (NULL, UNDEFINED)
+# Subtypes of binaries: the old one has its length twice.
+OLD_BINARY, UUID = 2, 4
 
 NAMES = {
     DOUBLE: "double",

@@ -14,7 +14,7 @@ from typing import Any
 import bson
 import numpy as np
 
-from bench.decode import update_mix
+from bench.decode import Schemas, update_mix
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from tests.decode import corpus, lake
@@ -45,7 +45,7 @@ def check(name: str, found: list[bytes], mutated: list[bytes], broken: set[int])
     """Decode a batch with some rows broken, and compare the others with what they are."""
     offsets = np.zeros(len(mutated) + 1, np.int64)
     np.cumsum([len(each) for each in mutated], out=offsets[1:])
-    schemas = lake.Schemas()
+    schemas = Schemas()
     decoder = Decoder(schemas, SchemaOptions(raw=True), ("db", name))
     data = b"".join(mutated)
     started = time.perf_counter()

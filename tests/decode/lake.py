@@ -20,25 +20,10 @@ from uuid import UUID
 
 from bson.decimal128 import Decimal128
 
-from engine.core.schema import CollectionSchema, DataType, Field, grow, path_of
+from engine.core.schema import DataType, Field, path_of
 
 Tree = Any
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Schemas:
-    """Schemas in memory."""
-
-    def __init__(self, max_fields: int = 1000) -> None:
-        self.known: dict[tuple[str, str], CollectionSchema] = {}
-        self.max_fields = max_fields
-
-    def get(self, database: str, collection: str) -> CollectionSchema:
-        return self.known.get((database, collection), CollectionSchema())
-
-    def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        schema = self.known[database, collection] = grow(self.get(database, collection), fields, self.max_fields)
-        return schema
 
 
 # --- from BSON -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import bson
 import pytest
 
+from bench.decode import Schemas
 from engine.decode import rowwise
 from engine.decode.decoder import Decoder
 from engine.decode.json import documents_json
@@ -24,7 +25,7 @@ def batches(found: list[bytes]) -> Iterator[list[bytes]]:
 @pytest.mark.parametrize("options", [SchemaOptions(), SchemaOptions(max_depth=8, max_fields=5000)], ids=["4", "8"])
 @pytest.mark.parametrize("name", sorted(corpus.COLLECTIONS))
 def test_a_collection_comes_back(name: str, options: SchemaOptions) -> None:
-    schemas = lake.Schemas(options.max_fields)
+    schemas = Schemas(options.max_fields)
     decoder = Decoder(schemas, options, ("db", name))
     for found in batches(list(corpus.collection(name))):
         data, offsets = values.as_array(found)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
+from bench.decode import Schemas
 from engine.decode import rowwise
 from engine.decode.decoder import Decoder
 from engine.decode.schema import METADATA_COLUMNS, SchemaOptions, arrow_type
@@ -22,9 +23,9 @@ OPTIONS = [
 ]
 
 
-def decoded(found: list[bytes], options: SchemaOptions, schemas: lake.Schemas | None = None) -> tuple[Any, Any]:
+def decoded(found: list[bytes], options: SchemaOptions, schemas: Schemas | None = None) -> tuple[Any, Any]:
     """The record batch of some documents, and its schema."""
-    schemas = schemas or lake.Schemas(options.max_fields)
+    schemas = schemas or Schemas(options.max_fields)
     data, offsets = values.as_array(found)
     result = Decoder(schemas, options, NAMESPACE).decode_documents(data, offsets)
     assert not result.dead_letters
@@ -89,7 +90,7 @@ def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes])
 @given(first=values.batches(), second=values.batches())
 @settings(max_examples=100, deadline=None)
 def test_a_schema_holds_for_later_batches(first: list[bytes], second: list[bytes]) -> None:
-    schemas, options = lake.Schemas(), SchemaOptions()
+    schemas, options = Schemas(), SchemaOptions()
     before, _ = decoded(first, options, schemas)
     after, schema = decoded(second, options, schemas)
     for data, row in zip(second, rows_of(after), strict=True):
@@ -115,7 +116,7 @@ def test_batches_of_any_size_are_alike() -> None:
     for number in range(600):
         pairs = [(b"f%d" % field, 0x10, int(number).to_bytes(4, "little")) for field in rng.permutation(12)[:7]]
         found.append(values.document([values.element(kind, name, value) for name, kind, value in pairs]))
-    schemas = lake.Schemas()
+    schemas = Schemas()
     whole, schema = decoded(found, SchemaOptions(), schemas)
     parts = [
         row for at in range(0, 600, 5) for row in rows_of(decoded(found[at : at + 5], SchemaOptions(), schemas)[0])

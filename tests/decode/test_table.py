@@ -25,6 +25,7 @@ from bson.objectid import ObjectId
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
+from bench.decode import Schemas
 from engine.core.schema import DataType, parse_type
 from engine.decode import rowwise
 from engine.decode.decoder import Decoder
@@ -86,7 +87,7 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
 
 
 def decoded(documents: list[bytes], options: SchemaOptions) -> tuple[pa.RecordBatch, Any]:
-    schemas = lake.Schemas(options.max_fields)
+    schemas = Schemas(options.max_fields)
     data, offsets = values.as_array(documents)
     (batch,) = Decoder(schemas, options, ("db", "c")).decode_documents(data, offsets).batches
     return batch.batch, schemas.get("db", "c")
