@@ -1,6 +1,6 @@
 """What the engine is measured beside, each as a process of its own.
 
-``python -m bench.baselines NAME URI DATABASE TIME,INCREMENT EVENTS LOOKUP [PREFIX OPTIONS]``
+``python -m bench.baselines NAME URI DATABASE TIME,INCREMENT EVENTS LOOKUP [PREFIX OPTIONS | PARTS]``
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bson import ObjectId
@@ -20,20 +21,37 @@ _ROWS = 20_000
 Event = dict[str, Any]
 
 
-def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool) -> None:
-    """Read the stream as raw replies and do nothing with them: the server's limit."""
+def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool, parts: int = 1) -> None:
+    """Read the stream as raw replies and do nothing with them: the server's limit.
+
+    Args:
+        parts: into so many streams by hash of ``_id``, each in a thread of its own.
+    """
     from engine.core.messages import StreamSpec
     from engine.core.position import Position, make_time
     from engine.source.change_stream import ChangeStream
     from engine.source.session import connect
 
     full_document = "update_lookup" if lookup else "default"
-    spec = StreamSpec("drain", "collection", database, (COLLECTION,), full_document=full_document)
-    stream = ChangeStream(connect(uri), spec, Position(time=make_time(start.time, start.inc)))
-    seen = 0
-    while seen < events:
-        seen += len(stream.next())
-    stream.close()
+    seen = [0] * parts
+
+    def read(part: int) -> None:
+        spec = StreamSpec(
+            f"drain{part}",
+            "collection",
+            database,
+            (COLLECTION,),
+            part=part,
+            parts=parts,
+            full_document=full_document,
+        )
+        stream = ChangeStream(connect(uri), spec, Position(time=make_time(start.time, start.inc)))
+        while sum(seen) < events:
+            seen[part] += len(stream.next())
+        stream.close()
+
+    with ThreadPoolExecutor(parts) as pool:
+        list(pool.map(read, range(parts)))
 
 
 def watched(uri: str, database: str, start: Timestamp, events: int, lookup: bool) -> Iterator[Event]:
@@ -77,6 +95,8 @@ def main() -> None:
     arguments = uri, database, Timestamp(time, increment), int(events), lookup == "lookup"
     if name == "drain":
         drain(*arguments)
+    elif name == "drains":
+        drain(*arguments, parts=int(rest[0]))
     elif name == "watch":
         for _ in watched(*arguments):
             pass

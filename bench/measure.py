@@ -24,6 +24,7 @@ class Cost(Struct):
         pss_peak: largest sum of proportional set sizes seen, in bytes; sampled.
         processes: most of them seen at one time; sampled.
         sizes: every sample of that sum, in bytes, in their order.
+        server_cpu_s: user and system time that the server took meanwhile.
     """
 
     seconds: float
@@ -31,6 +32,7 @@ class Cost(Struct):
     pss_peak: int = 0
     processes: int = 1
     sizes: list[int] = []
+    server_cpu_s: float = 0.0
 
 
 class PeakMemory:
@@ -75,13 +77,22 @@ def tree_size(root: psutil.Process) -> tuple[int, int]:
     return total, count
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None, log: str = os.devnull) -> Cost:
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    log: str = os.devnull,
+    server: int | None = None,
+) -> Cost:
     """Run a command to its end and say what it took.
+
+    Args:
+        server: the process whose CPU time is wanted too.
 
     Raises:
         RuntimeError: it did not end with code 0; with the last lines of its output.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    served = _cpu_s(server)
     started = time.perf_counter()
     with open(log, "ab") as output:  # noqa: PTH123 - os.devnull is no path to speak of
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | dict(environment or {}))
@@ -94,7 +105,15 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, lo
         raise RuntimeError(f"{' '.join(command)} ended with {code}: {last}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(seconds, cpu_s, memory.peak, memory.processes, memory.sizes)
+    return Cost(seconds, cpu_s, memory.peak, memory.processes, memory.sizes, _cpu_s(server) - served)
+
+
+def _cpu_s(pid: int | None) -> float:
+    """The time that a process has had on the processors so far."""
+    if pid is None:
+        return 0.0
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def python(*arguments: str) -> list[str]:

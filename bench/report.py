@@ -74,12 +74,21 @@ def stream_table(found: Sequence[Result]) -> str:
 def split_table(found: Sequence[Result]) -> str:
     """One row per number of streams."""
     drain = found[0]["drain_per_s"] if found else 0.0
-    header = ["streams on one collection", "Headrace", "of one stream's raw drain", "exact"]
+    header = [
+        "streams on one collection",
+        "raw drain through as many",
+        "Headrace",
+        "of one stream's raw drain",
+        "mongod's CPU per event",
+        "exact",
+    ]
     rows = [
         [
             str(each["split"]),
+            _rate(each["drains_per_s"]),
             _rate(each["engine_per_s"]),
             f"{each['engine_per_s'] / drain:.2f} ({each['reading_per_s'] / drain:.2f})",
+            f"{each['engine_server_us']:.1f} µs",
             "yes" if each["exact"] else "NO",
         ]
         for each in found

@@ -1,6 +1,7 @@
 """End to end on a change stream, beside the server's limit and what else Python has.
 
 - ``drain``: the same stream read as raw replies and thrown away. No client can be faster.
+- ``drains``: the same through as many streams as the engine has on a split collection, at once.
 - ``watch``: a bare ``for event in collection.watch()`` loop.
 - ``usual``: that loop, ``Table.from_pylist``, ``write_table`` and s3fs.
 - ``engine``: ``python -m engine --until-caught-up``, to Parquet on S3, its start and end included.
@@ -38,6 +39,8 @@ class StreamResult(Struct):
         of_drain: the engine's rate as a share of the raw drain's.
         cpu_of_watch: the engine's CPU per event as a share of the bare loop's; 0 when that was not run.
         spread: of the engine's rates over the rounds, the largest by the smallest.
+        drains_per_s: the raw drain through ``split`` streams at once.
+        drain_server_us, engine_server_us: CPU that mongod takes per event meanwhile; 0 for a server of the user's.
         processes: most processes of the engine at one time.
         exact: every event landed once, by a count of its tokens.
         hash: of the tokens and rows that landed; the same for every round.
@@ -49,6 +52,7 @@ class StreamResult(Struct):
     split: int
     collections: int
     drain_per_s: float
+    drains_per_s: float
     watch_per_s: float
     usual_per_s: float
     engine_per_s: float
@@ -60,6 +64,8 @@ class StreamResult(Struct):
     watch_cpu_us: float
     usual_cpu_us: float
     engine_cpu_us: float
+    drain_server_us: float
+    engine_server_us: float
     spread: float
     pss_peak: int
     memory_limit: int
@@ -75,7 +81,7 @@ class Case(Struct, frozen=True):
 
     Attributes:
         readers: ``source.max_readers``; 0 for the default.
-        baselines: which of ``drain``, ``watch``, ``usual`` to run beside the engine.
+        baselines: which of ``drain``, ``drains``, ``watch``, ``usual`` to run beside the engine.
     """
 
     workload: str = "orders"
@@ -104,20 +110,22 @@ def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str]
     tag = uuid4().hex[:8]
     start = make_events(uri, tag, case, tell)
     costs: dict[str, list[Cost]] = {name: [] for name in (*case.baselines, "engine")}
+    server = stack.mongo.members[0].pid if stack.mongo else None
     reading: list[float] = []
     lookup = "lookup" if case.lookup else "plain"
     for number in range(case.rounds):
         for name in case.baselines:
             usual = [f"{stack.bucket}/usual-{tag}-{number}", json.dumps(_s3_options(stack))]
-            arguments = [name, uri, tag, start, str(case.events), lookup, *(usual if name == "usual" else [])]
-            costs[name].append(run(python("-m", "bench.baselines", *arguments)))
+            more = {"usual": usual, "drains": [str(case.split)]}.get(name, [])
+            arguments = [name, uri, tag, start, str(case.events), lookup, *more]
+            costs[name].append(run(python("-m", "bench.baselines", *arguments), server=server))
             tell(f"round {number + 1}: {name:6} {case.events / costs[name][-1].seconds:9,.0f}/s")
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "engine.log"
             path = Path(directory) / "engine.toml"
             path.write_text(config_toml(stack, uri, tag, case, f"{tag}-{number}", start))
             arguments = python("-m", "engine", "--config", str(path), "--until-caught-up")
-            costs["engine"].append(run(arguments, log=str(log)))
+            costs["engine"].append(run(arguments, log=str(log), server=server))
             reading.append(_reading_seconds(log))
         cost = costs["engine"][-1]
         tell(
@@ -148,6 +156,7 @@ def _result(
     seconds = {name: median(cost.seconds for cost in each) for name, each in costs.items()}
     cpu_us = {name: median(cost.cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
     rates = {name: events / each for name, each in seconds.items()}
+    server_us = {name: median(cost.server_cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
     drain = rates.get("drain", 0.0)
     watch_cpu_us = cpu_us.get("watch", 0.0)
     times = [cost.seconds for cost in costs["engine"]]
@@ -158,6 +167,7 @@ def _result(
         split=case.split,
         collections=case.collections,
         drain_per_s=drain,
+        drains_per_s=rates.get("drains", 0.0),
         watch_per_s=rates.get("watch", 0.0),
         usual_per_s=rates.get("usual", 0.0),
         engine_per_s=rates["engine"],
@@ -169,6 +179,8 @@ def _result(
         watch_cpu_us=watch_cpu_us,
         usual_cpu_us=cpu_us.get("usual", 0.0),
         engine_cpu_us=cpu_us["engine"],
+        drain_server_us=server_us.get("drain", 0.0),
+        engine_server_us=server_us["engine"],
         spread=max(times) / min(times),
         pss_peak=max(cost.pss_peak for cost in costs["engine"]),
         memory_limit=int(decode_quantity(Size, case.memory)),

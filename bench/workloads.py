@@ -144,9 +144,9 @@ def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:
 
 
 def insert(collections: Sequence[Collection[Document]], workload: str, count: int, seed: int = 1) -> None:
-    """Insert so many documents, in turn into each of the collections."""
+    """Insert so many documents, in turn into each of the collections, several times into each."""
     batch: list[Document] = []
-    size = _BATCH[workload]
+    size = min(_BATCH[workload], max(1, count // (4 * len(collections))))
     for number, document in enumerate(documents(workload, count, seed), 1):
         batch.append(document)
         if len(batch) == size or number == count:
