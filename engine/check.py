@@ -1,4 +1,4 @@
-"""The commands that look and do not run: ``check`` and ``state show``."""
+"""The commands that look and do not run: ``check``, ``status`` and ``state show``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from engine.backfill import Plans
 from engine.config import Config, format_size
 from engine.core.budget import divide
+from engine.core.naming import is_split
 from engine.core.plan import plan_streams
 from engine.core.position import split_time
 from engine.core.records import StreamRecord, read_record
 from engine.errors import HeadraceError, url_without_password
+from engine.progress import report
 from engine.state import open_store
+from engine.telemetry import backfill_status
 
 
 def check(config: Config) -> int:
@@ -78,14 +82,15 @@ def _check_state(config: Config) -> str:
 
 
 def _check_memory(config: Config) -> str:
-    budget = divide(config.memory.limit, len(plan_streams(config.source)), config.writers.processes)
+    loading = config.backfill.readers if config.source.start == "snapshot" else 0
+    budget = divide(config.memory.limit, len(plan_streams(config.source)) + loading, config.writers.processes)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
     return "\n".join(lines)
 
 
 class _Shown(msgspec.Struct):
-    """One line of ``state show``."""
+    """One stream's line of ``status``."""
 
     stream: str
     position: str
@@ -98,21 +103,27 @@ class _Shown(msgspec.Struct):
 
 
 def show_state(config: Config, *, as_json: bool) -> int:
-    """Print where each stream stands: a table, or one JSON object per line."""
+    """Print where each stream and each backfill stands: tables, or one JSON object per line."""
     store = open_store(config.state)
     try:
         known = store.read_all()
+        backfills = Plans(store).progress()
     finally:
         store.close()
-    rows = [_shown(name, read_record(fields), holder) for name, (fields, holder) in known.items()]
+    rows = [
+        _shown(name, read_record(fields), holder) for name, (fields, holder) in known.items() if not is_split(name)
+    ]
     if as_json:
-        for row in rows:
+        for row in (*rows, *map(backfill_status, backfills)):
             sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         return 0
-    table = Table(*_Shown.__struct_fields__, box=None)
-    for row in rows:
-        table.add_row(*(str(getattr(row, name)) for name in _Shown.__struct_fields__))
-    Console().print(table if rows else "no stream has run yet")
+    if rows or not backfills:
+        table = Table(*_Shown.__struct_fields__, box=None)
+        for row in rows:
+            table.add_row(*(str(getattr(row, name)) for name in _Shown.__struct_fields__))
+        Console().print(table if rows else "no stream has run yet")
+    if backfills:
+        report(backfills)
     return 0
 
 

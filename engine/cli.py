@@ -1,4 +1,4 @@
-"""The commands: ``python -m engine [run|check|state] --config FILE``; installed, ``headrace``.
+"""The commands: ``python -m engine [run|backfill|status|check|state] --config FILE``; installed, ``headrace``.
 
 Exit codes: 0 done, 1 failed while running, 2 bad configuration or usage.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from engine import __version__
@@ -15,13 +16,13 @@ from engine.config import Config, load
 from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, HeadraceError, Redactor, TransientError
 
-_COMMANDS = ("run", "check", "state")
 _EPILOG = """\
 examples:
   python -m engine --config prod.toml                    follow the change streams until SIGTERM
   python -m engine --config prod.toml --until-caught-up  capture what has happened so far, then end
+  python -m engine backfill --config prod.toml           load what the collections hold; go on where it stopped
+  python -m engine status --config prod.toml             how far streams and backfills are, from any shell
   python -m engine check --config prod.toml              can everything be reached, with the rights it takes?
-  python -m engine state show --config prod.toml         where each stream stands
 
 Every key can also be set by the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
 """
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace",
-        description="MongoDB change streams to Parquet on S3, exactly once.",
+        description="MongoDB change streams and collections to Parquet on S3, exactly once.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -67,10 +68,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(act=_run)
 
+    backfill = commands.add_parser(
+        "backfill",
+        parents=[shared],
+        help="load what the collections hold",
+        description="Load whole collections into the lake, as rows with _cdc_op = read. What was loaded is kept "
+        "in the state store: a backfill that was stopped or killed goes on where it was, and one that is done "
+        "does nothing. It can run while change streams are captured by another engine.",
+    )
+    backfill.add_argument(
+        "--collections",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=[],
+        metavar="A,B",
+        help="collections of source.database (default: all that the configuration watches)",
+    )
+    backfill.add_argument(
+        "--filter", default="", metavar="JSON", help="only documents that match this query, as Extended JSON"
+    )
+    for name, word in (("since", "at or after"), ("until", "before")):
+        backfill.add_argument(
+            f"--{name}",
+            type=_time,
+            metavar="TIME",
+            help=f"only documents whose ObjectId _id was made {word} this time (of a time-series collection: "
+            "whose time is); RFC 3339, for example 2026-05-01T00:00:00Z",
+        )
+    backfill.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what has been loaded and begin anew, with other keys; delete the former objects yourself",
+    )
+    backfill.set_defaults(act=_backfill)
+
     check = commands.add_parser(
         "check", parents=[shared], help="read the configuration, reach everything, show the memory sum"
     )
     check.set_defaults(act=_check)
+
+    status = commands.add_parser(
+        "status", parents=[shared], help="how far streams and backfills are, by the state store"
+    )
+    status.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
+    status.set_defaults(act=_state_show)
 
     state = commands.add_parser("state", help="what the state store knows")
     state_commands = state.add_subparsers(metavar="action", required=True)
@@ -80,22 +120,69 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _time(text: str) -> str:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no RFC 3339 time") from None
+    if time.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no offset; add Z for UTC")
+    return text
+
+
+def _backfill(config: Config, options: argparse.Namespace) -> int:
+    from engine.backfill import finish, prepare
+    from engine.core.backfill import Selection
+    from engine.logs import configure_logging
+    from engine.progress import report, shown
+    from engine.supervisor import EngineEnded, Supervisor
+
+    configure_logging(config, "supervisor")
+    selection = Selection(options.filter, options.since or "", options.until or "")
+    work = prepare(config, options.collections, selection, restart=options.restart)
+    if not work.splits:
+        finish(config, work)
+        report(work.progress.values())
+        return 0
+    if config.backfill.executor == "ray":
+        from engine.cluster import run_on_ray
+
+        with shown(config, work.progress.values()) as watch:
+            run_on_ray(config, work, watch)
+    else:
+        with shown(config, work.progress.values()) as watch:
+            supervisor = Supervisor(config, (), work, watch=watch)
+            try:
+                supervisor.run()
+            except EngineEnded as ended:
+                print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
+                return ended.code
+            finally:
+                supervisor.abandon()
+    report(finish(config, work))
+    return 0
+
+
 def _run(config: Config, options: argparse.Namespace) -> int:
+    from engine.backfill import finish, snapshot
     from engine.core.budget import divide
     from engine.core.plan import plan_streams
     from engine.handover import hand_over
     from engine.logs import configure_logging
+    from engine.progress import logged
     from engine.supervisor import EngineEnded, Supervisor
 
     configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
     divide(config.memory.limit, len(specs), config.writers.processes)
+    work = snapshot(config, specs)
 
     def launched() -> Supervisor:
-        made = Supervisor(config, specs, until_caught_up=options.until_caught_up)
+        made = Supervisor(config, specs, work, until_caught_up=options.until_caught_up, watch=watch)
         made.launch()
         return made
 
+    watch = logged(work.progress.values())
     supervisor = launched()
 
     def run_to_end(former: Sequence[StreamSpec]) -> int:
@@ -108,7 +195,9 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         return ending.until
 
     try:
-        return supervisor.run() if hand_over(config, specs, run_to_end) else 0
+        code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
+        finish(config, work)
+        return code
     except EngineEnded as ended:
         print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
         return ended.code

@@ -54,6 +54,12 @@ class StreamLostError(HeadraceError):
     kind: FailureKind = "stream_lost"
 
 
+class InterruptedScanError(HeadraceError):
+    """What was being read must be read from its start: another attempt at the same place does not help."""
+
+    kind: FailureKind = "transient"
+
+
 class LeaseLostError(HeadraceError):
     """Another engine holds the stream now; nothing may be written for it any more."""
 

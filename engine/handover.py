@@ -68,7 +68,11 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
 def _running(store: StateStore) -> dict[str, StreamSpec]:
     """The open streams of the store, with their selections."""
     known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
-    return {name: record.spec for name, record in known.items() if record.spec and not record.closed}
+    return {
+        name: record.spec
+        for name, record in known.items()
+        if record.spec and not record.closed and not record.spec.is_split
+    }
 
 
 def _carry_out_pending(store: StateStore, config: Config) -> bool:

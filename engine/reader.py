@@ -1,4 +1,4 @@
-"""The reader process: one change stream to slabs.
+"""The reader process: one change stream, or one split of a backfill after the other, to slabs.
 
 One loop: hear the supervisor, take a reply from the prefetcher, cut it into segments, decode, ask for a slab,
 fill it, hand it over. State: the assignment, with its segmenter, decoder and prefetcher. Owner: the loop.
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
-from engine.core.position import Position
+from engine.core.position import Position, split_time
 from engine.core.schema import CollectionSchema, Field, grow, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
@@ -27,13 +27,16 @@ from engine.process import ChildSettings, send_failure
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
+from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply
-from engine.source.session import connect, sample, starting_position, survey
+from engine.source.scan import SplitScan
+from engine.source.session import Members, connect, sample, server_time, starting_position, survey
 
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
 CHUNK_ROWS = 16_384
+UNCUT = Limits(1 << 62, 1 << 62, float("inf"))
 ARENA_SHARE = 8
 
 log = logging.getLogger("headrace")
@@ -48,6 +51,8 @@ class Assignment:
 
     def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
         self.spec = assign.spec
+        if self.spec.whole:
+            limits = UNCUT
         self.generation = assign.generation
         self.replay_only = assign.replay_only
         self.until = assign.until
@@ -61,6 +66,16 @@ class Assignment:
         self.cut_now = False
         self.idle_at = 0.0
 
+    @property
+    def read_at(self) -> int:
+        """When a split was begun, in milliseconds since 1970."""
+        return split_time(self.scanned.time)[0] * 1000
+
+    @property
+    def uncut(self) -> bool:
+        """Whether the open segment must not be cut but at its one end."""
+        return self.segmenter.replaying or self.spec.whole
+
 
 class Reader:
     """The loop of one reader process."""
@@ -71,6 +86,7 @@ class Reader:
         self._connection = connection
         self._arena = arena
         self._client = connect(config.source.uri)
+        self._members = Members(self._client, config.source.uri, config.backfill.read_preference)
         self._limits = Limits(config.batch.rows, config.batch.bytes, config.batch.interval)
         self._assignment: Assignment | None = None
         self._assigned: msg.Assign | None = None
@@ -114,7 +130,8 @@ class Reader:
             self._take(assignment, reply)
         if assignment.cut_now:
             assignment.cut_now = False
-            self._report(assignment, assignment.segmenter.flush("memory"))
+            if not assignment.uncut:
+                self._report(assignment, assignment.segmenter.flush("memory"))
         self._report(assignment, assignment.segmenter.expired(time.monotonic()))
         if assignment.finishing and not assignment.segmenter.replaying:
             self._finish(assignment)
@@ -158,7 +175,9 @@ class Reader:
         config = self._settings.config
         start = assign.start
         try:
-            if start is None:
+            if start is None and assign.spec.is_split:
+                start = Position(time=server_time(self._client))
+            elif start is None:
                 start = starting_position(self._client, assign.start_at)
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
@@ -166,17 +185,22 @@ class Reader:
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
-        stream = ChangeStream(
-            self._client,
-            assign.spec,
-            start,
-            reply_size=self._settings.budget.reply,
-            await_ms=AWAIT_END_MS if assign.until else AWAIT_MS,
-        )
-        self._prefetcher = Prefetcher(stream, config.retry)
-        collection = assign.spec.collections[0] if assign.spec.level == "collection" else ""
+        self._prefetcher = Prefetcher(self._source(assign, start), config.retry)
+        one = assign.spec.level in ("collection", "split")
+        collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
         self._decoder = Decoder(_Registry(self), self._options, namespace)
+
+    def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan:
+        config, reply_size = self._settings.config, self._settings.budget.reply
+        if not assign.spec.is_split:
+            await_ms = AWAIT_END_MS if assign.until else AWAIT_MS
+            return ChangeStream(self._client, assign.spec, start, reply_size=reply_size, await_ms=await_ms)
+        share = config.backfill.readers
+        limits = config.backfill.max_documents_per_s / share, config.backfill.max_bytes_per_s / share
+        replay = [intent.end.token for intent in assign.replay]
+        pace = Pace(*limits, config.backfill.max_lag)
+        return SplitScan(self._members.choose, assign.spec, start, replay, reply_size=reply_size, pace=pace)
 
     def _note_started(self, assignment: Assignment) -> None:
         """The stream is open: say so, once, with the place that was found for it."""
@@ -224,7 +248,7 @@ class Reader:
         if reply.position is not None:
             assignment.scanned = reply.position
             self._report(assignment, segmenter.scanned(reply.token))
-            if assignment.replay_only and not segmenter.replaying:
+            if reply.is_last or (assignment.replay_only and not segmenter.replaying):
                 assignment.finishing = True
                 return
         self._note_silence(assignment, reply)
@@ -243,8 +267,8 @@ class Reader:
             != batch.schema_version
         ]
         if grown:
-            if segmenter.replaying:
-                cause = "a replayed event has a field that no version of the schema had"
+            if assignment.uncut:
+                cause = "a segment that must not be cut has a field that no version of the schema had"
                 raise TransientError("replay a segment", cause)  # it is known from now on: start over
             self._report(assignment, segmenter.flush("schema"))
         for batch in decoded.batches:
@@ -265,7 +289,11 @@ class Reader:
         share = self._arena.size // ARENA_SHARE
         while True:
             self._beat("decoding")
-            decoded = self._decoder.decode(reply.data, reply.offsets[row : stop + 1])
+            offsets = reply.offsets[row : stop + 1]
+            if assignment.spec.is_split:
+                decoded = self._decoder.decode_documents(reply.data, offsets, assignment.read_at)
+            else:
+                decoded = self._decoder.decode(reply.data, offsets)
             plan = SlabPlan(self._contents(assignment, decoded))
             raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
             self._growth = max(1.0, plan.size / raw_bytes)
@@ -298,7 +326,7 @@ class Reader:
         if decoded.dead_letters:
             letters = pa.record_batch([pa.array(decoded.dead_letters, pa.binary())], names=["event"])
             spec = assignment.spec
-            collection = spec.collections[0] if spec.level == "collection" else ""
+            collection = spec.collections[0] if spec.level in ("collection", "split") else ""
             content = Content(spec.database, collection, 0, 0, letters.num_rows, dead_letters=True)
             contents.append((content, letters))
         return contents

@@ -22,6 +22,7 @@ from types import FrameType
 import psutil
 
 from engine import __version__
+from engine.backfill import NOTHING, Work
 from engine.config import Config
 from engine.core import messages as msg
 from engine.core.actions import (
@@ -48,7 +49,7 @@ from engine.process import ChildProcess, ChildSettings
 from engine.state import open_store
 from engine.state.owner import this_owner
 from engine.state.worker import Answer, StateWorker
-from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry
+from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch, backfill_status
 
 TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
@@ -62,21 +63,27 @@ class Supervisor:
     """Runs one engine to its end.
 
     Args:
-        specs: the streams.
+        specs: the change streams.
+        work: what is to be loaded beside them.
         until_caught_up: end when each stream has passed the cluster time of its start.
         common_end: end with all streams at one cluster time, and keep their leases.
+        watch: is called again and again with what has been loaded.
     """
 
     def __init__(
         self,
         config: Config,
         specs: Sequence[msg.StreamSpec],
+        work: Work = NOTHING,
         *,
         until_caught_up: bool = False,
         common_end: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self._config = config
-        self._budget = budget = divide(config.memory.limit, len(specs), config.writers.processes)
+        self._watch = watch
+        pool = min(config.backfill.readers, len(work.splits))
+        self._budget = budget = divide(config.memory.limit, len(specs) + pool, config.writers.processes)
         retry = config.retry
         settings = Settings(
             writers=config.writers.processes,
@@ -88,11 +95,12 @@ class Supervisor:
             start_at=config.source.start,
             on_history_lost=config.source.on_history_lost,
             sink=sink_identity(config),
+            pool=pool,
             until_caught_up=until_caught_up,
             common_end=common_end,
             memory_limit=budget.limit,
         )
-        self._coordinator = Coordinator(settings, specs, random.Random())
+        self._coordinator = Coordinator(settings, specs, random.Random(), work.splits, work.progress)
         self._child_settings = ChildSettings(config, budget, __version__)
         self._arena = Arena.create(budget.arena)
         self._children: dict[Child, ChildProcess] = {}
@@ -187,7 +195,9 @@ class Supervisor:
         self._heed_signals()
         self._measure()
         self._perform(self._coordinator.tick(time.monotonic()))
-        self._telemetry.status = self._status()
+        self._telemetry.status = status = self._status()
+        if self._watch is not None:
+            self._watch(status.backfills)
 
     def _hear(self, name: Child, most: int = MESSAGES_AT_ONCE) -> None:
         """Take in what a child has said."""
@@ -284,7 +294,8 @@ class Supervisor:
             memory_limit_bytes=self._budget.limit,
             slab_bytes=c.grants.arena.used,
             slab_limit_bytes=self._budget.arena,
-            streams=tuple(_stream_status(stream) for stream in c.streams.values()),
+            streams=tuple(_stream_status(each) for each in c.streams.values() if not each.spec.is_split),
+            backfills=tuple(map(backfill_status, c.progress.values())),
             processes=tuple(self._process_status(child) for child in c.children),
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -17,6 +17,7 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from engine.core.backfill import Progress
 from engine.errors import ConfigError
 
 STALE_AFTER_S = 15.0
@@ -57,6 +58,26 @@ class ProcessStatus(Struct, frozen=True):
     restarts: int
 
 
+class BackfillStatus(Struct, frozen=True):
+    """The backfill of one collection, over all of its runs; totals are estimates.
+
+    Attributes:
+        collection: the namespace.
+        bytes: of BSON.
+    """
+
+    collection: str
+    splits: int
+    splits_total: int
+    documents: int
+    documents_total: int
+    bytes: int
+    bytes_total: int
+
+
+Watch = Callable[[Sequence[BackfillStatus]], None]
+
+
 class Status(Struct, frozen=True):
     """The engine at one moment."""
 
@@ -70,6 +91,20 @@ class Status(Struct, frozen=True):
     slab_limit_bytes: int
     streams: tuple[StreamStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
+    backfills: tuple[BackfillStatus, ...] = ()
+
+
+def backfill_status(progress: Progress) -> BackfillStatus:
+    """Progress as it is shown."""
+    return BackfillStatus(
+        collection=progress.namespace,
+        splits=progress.splits,
+        splits_total=progress.splits_total,
+        documents=progress.documents,
+        documents_total=progress.documents_total,
+        bytes=progress.size,
+        bytes_total=progress.size_total,
+    )
 
 
 class Telemetry:
@@ -164,6 +199,16 @@ _GAUGES = {
 }
 
 
+_BACKFILL = {
+    "splits": "Splits of the backfill that are in the lake.",
+    "splits_total": "Splits of the backfill.",
+    "documents": "Documents of the backfill that are in the lake.",
+    "documents_total": "Documents of the collection when the backfill was planned, about.",
+    "bytes": "Bytes of BSON of these documents, about.",
+    "bytes_total": "Bytes of BSON of the collection when the backfill was planned, about.",
+}
+
+
 class _Collector:
     """Turns the snapshot into metrics when they are asked for."""
 
@@ -188,6 +233,11 @@ class _Collector:
         for stream in status.streams:
             reading.add_metric([stream.stream], int(stream.reading))
         yield reading
+        for name, text in _BACKFILL.items():
+            gauge = GaugeMetricFamily(f"headrace_backfill_{name}", text, labels=["collection"])
+            for backfill in status.backfills:
+                gauge.add_metric([backfill.collection], getattr(backfill, name))
+            yield gauge
         yield from self._processes(status)
 
     def _processes(self, status: Status) -> Iterator[Metric]:

@@ -256,7 +256,7 @@ def _contradictions(config: Config) -> _Problems:
         parse_start(source.start)
     except ValueError:
         found.append(
-            f'source.start: got {source.start!r}; expected "now", "earliest", or an RFC 3339 time '
+            f'source.start: got {source.start!r}; expected "now", "snapshot", "earliest", or an RFC 3339 time '
             'such as "2026-05-01T00:00:00Z"'
         )
     for key, text in config.schema.overrides.items():

@@ -32,8 +32,9 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     start: Annotated[
         str,
         Meta(
-            description='Where a stream without a committed token starts: "now", "earliest" (the oldest event '
-            "that the oplog still has), or an RFC 3339 time. A committed token always wins."
+            description='Where a stream without a committed token starts: "now", "snapshot" (now, and everything '
+            'that the collections hold is loaded meanwhile, see [backfill]), "earliest" (the oldest event that '
+            "the oplog still has), or an RFC 3339 time. A committed token always wins."
         ),
     ] = "now"
     full_document: Annotated[
@@ -62,6 +63,49 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_readers: Annotated[
         int, Meta(ge=1, le=256, description="Reader processes; more collections than this share streams.")
     ] = 8
+
+
+class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Loading what the collections hold: `backfill`, and `source.start = "snapshot"`."""
+
+    readers: Annotated[int, Meta(ge=1, le=256, description="Processes that read splits, beside the streams'.")] = 2
+    split_size: Annotated[
+        Size,
+        Meta(
+            description="Bytes of BSON in a split, about: what is read by one process, with a record of its own. "
+            "Small collections have smaller ones, so that all readers have work.",
+            extra={"min": 2**16},
+        ),
+    ] = Size(256 * 2**20)
+    read_preference: Annotated[
+        Literal["primary", "secondary", "secondary_preferred"],
+        Meta(
+            description="Whom to read from. A secondary is first awaited to know what the stream does not bring."
+        ),
+    ] = "primary"
+    max_documents_per_s: Annotated[
+        float, Meta(ge=0, description="Documents per second of all readers together; 0 for no limit.")
+    ] = 0.0
+    max_bytes_per_s: Annotated[
+        Size, Meta(description="Bytes of BSON per second of all readers together; 0 for no limit.")
+    ] = Size(0)
+    max_lag: Annotated[
+        Duration,
+        Meta(
+            description="Pause while a secondary is further behind (needs the role clusterMonitor); 0 for never."
+        ),
+    ] = Duration(0)
+    executor: Annotated[
+        Literal["local", "ray"],
+        Meta(
+            description="`local`: processes here; `ray`: tasks on a Ray cluster, each with a `memory.limit` of "
+            "its own (needs the extra `headrace[ray]`, and a state store and a sink that all its machines reach)."
+        ),
+    ] = "local"
+    ray_address: Annotated[
+        str,
+        Meta(description="`host:port` of the cluster's head, `ray://host:port`, or `auto` for the one here."),
+    ] = "auto"
 
 
 class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -273,6 +317,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     source: SourceConfig
     sink: SinkConfig
     schema: SchemaConfig = field(default_factory=SchemaConfig)
+    backfill: BackfillConfig = field(default_factory=BackfillConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     writers: WritersConfig = field(default_factory=WritersConfig)
@@ -296,13 +341,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         return Redactor(secrets)
 
 
-def parse_start(text: str) -> datetime | Literal["now", "earliest"]:
+def parse_start(text: str) -> datetime | Literal["now", "snapshot", "earliest"]:
     """``source.start`` as a word or an aware time in UTC.
 
     Raises:
         ValueError: neither a known word nor an RFC 3339 time with an offset.
     """
-    if text in ("now", "earliest"):
+    if text in ("now", "snapshot", "earliest"):
         return text  # type: ignore[return-value]
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:

@@ -1,18 +1,25 @@
 """The supervisor's mind: every decision of a running engine, without any of its processes.
 
-State: the streams with their ledgers, the children, the slabs. Owner: the supervisor, which calls one method
-per thing that happened and performs the actions that come back, in order.
+State: the streams with their ledgers, the splits that wait, the children, the slabs. Owner: the supervisor,
+which calls one method per thing that happened and performs the actions that come back, in order.
 
 A stream's life: *waiting* for its lease; *running*, with a reader that is assigned to it; *finished*, all it
 had to do is committed; or *failed*, with an error that the user must see to. Whatever goes wrong with a
 process or a segment has one answer: the stream is started over at its committed position, under a new
 generation, and its outstanding intents are replayed to the same keys.
+
+A split of a backfill is a stream with an end. A change stream has a reader of its own; splits share a pool of
+readers, and there are streams for as many of them as these can read. Splits wait until every change stream has
+a position that is durable: what is read of the collections is then never older than what the streams bring.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -32,6 +39,7 @@ from engine.core.actions import (
     Send,
     Write,
 )
+from engine.core.backfill import Progress, is_end
 from engine.core.children import Children
 from engine.core.grants import Grants
 from engine.core.ledger import Effect, Ledger, PublishSegment, WriteCommit, WriteIntent
@@ -82,6 +90,7 @@ class Settings(Struct, frozen=True):
     Attributes:
         sink: where objects go and how they are laid out; must not change under an outstanding intent.
         until_caught_up: finish each stream behind the cluster time that was the server's at the start.
+        pool: readers for splits.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
             leases are kept at the end, so that nobody moves a stream before it is handed over.
     """
@@ -95,6 +104,7 @@ class Settings(Struct, frozen=True):
     start_at: str
     on_history_lost: Literal["fail", "now"]
     sink: str
+    pool: int = 0
     until_caught_up: bool = False
     common_end: bool = False
     memory_limit: int = 0
@@ -117,8 +127,9 @@ class Stream(Struct):
     """One stream of this engine.
 
     Attributes:
-        generation: counts the times that the stream was started over.
-        assigned: its reader has been told to read it.
+        reader: None for a split that is not being read.
+        generation: counts the times that the stream was started over; of splits, all together.
+        assigned: a reader has been told to read it.
         reading: its reader has opened it: whatever happens from now on is captured.
         reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
         dropped: intents that history lost has made unreplayable, to be removed with the next start.
@@ -128,7 +139,7 @@ class Stream(Struct):
     """
 
     spec: StreamSpec
-    reader: Child
+    reader: Child | None
     failures: Failures
     start_at: str
     ledger: Ledger
@@ -166,27 +177,33 @@ class Coordinator:
     State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever).
 
     Args:
-        specs: the streams, each with a reader of its own.
+        specs: the change streams, each with a reader of its own.
         rng: for the jitter of delays.
+        splits: what is left to read of backfills, in order.
+        progress: of each collection's backfill, by namespace, as it stood before; kept up to date here.
     """
 
-    def __init__(self, settings: Settings, specs: Sequence[StreamSpec], rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        specs: Sequence[StreamSpec],
+        rng: random.Random,
+        splits: Iterable[StreamSpec] = (),
+        progress: Mapping[str, Progress] = MappingProxyType({}),
+    ) -> None:
         self.settings = settings
         self._rng = rng
-        self.streams = {
-            spec.stream: Stream(
-                spec=spec,
-                reader=Child("reader", number),
-                failures=Failures(settings.retry, rng),
-                start_at=settings.start_at,
-                ledger=Ledger(),
-                counters=Counters(),
-            )
-            for number, spec in enumerate(specs)
-        }
-        self._by_reader = {stream.reader: stream for stream in self.streams.values()}
+        readers = [Child("reader", number) for number in range(len(specs) + settings.pool)]
+        self._by_reader: dict[Child, Stream] = {}
+        self.streams: dict[str, Stream] = {}
+        for reader, spec in zip(readers, specs, strict=False):
+            self.streams[spec.stream] = self._by_reader[reader] = self._new_stream(spec, reader)
+        self._pool = readers[len(specs) :]
+        self._splits = deque(splits)
+        self._generations = itertools.count(1)
+        self.progress = dict(progress)
         writers = [Child("writer", number) for number in range(settings.writers)]
-        self.children = Children([*self._by_reader, *writers], settings.retry, settings.hang_timeout_s, rng)
+        self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
         self._waiting_for_schema: set[Child] = set()
         self._renew_at = 0.0
@@ -201,6 +218,10 @@ class Coordinator:
         self._has_run = False
         self._sink_seen = False  # a missing bucket must be noticed even when there is nothing to write
 
+    def _new_stream(self, spec: StreamSpec, reader: Child | None) -> Stream:
+        failures = Failures(self.settings.retry, self._rng)
+        return Stream(spec, reader, failures, self.settings.start_at, Ledger(), Counters())
+
     # --- what happens ------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
@@ -209,8 +230,8 @@ class Coordinator:
         Leases are asked for with the next ``tick``.
         """
         self._ticked_at = now
-        for stream in self.streams.values():
-            self.children.want(stream.reader)
+        for reader in (*self._by_reader, *self._pool[: len(self._splits)]):
+            self.children.want(reader)
         self.children.want(Child("writer", 0))
         return self.children.start_due(now)
 
@@ -253,7 +274,7 @@ class Coordinator:
             case Sealed() | Published():
                 actions = self._from_writer(message, now)
             case _:
-                actions = self._from_reader(self._by_reader[child], message, now)
+                actions = self._from_reader(child, message, now)
         return self._settle(actions, now)
 
     def child_exited(self, child: Child, code: int | None, now: float) -> list[Action]:
@@ -285,6 +306,8 @@ class Coordinator:
         stream.floors = {}
         stream.durable_seq = None if record.position is None else record.seq
         stream.ledger = Ledger(record.position, record.seq, record.intents)
+        if stream.spec.is_split and is_end(record.position):  # by another engine, meanwhile
+            return self._settle(self._close_split(stream, record.rows), now)
         if record.intents and record.sink != self.settings.sink:
             cause = (
                 f"{len(record.intents)} segment(s) may have been published to {record.sink}, "
@@ -328,8 +351,8 @@ class Coordinator:
 
     def lease_lost(self, name: str, now: float) -> list[Action]:
         """The store refused a write or a renewal: somebody else owns the stream now."""
-        stream = self.streams[name]
-        if stream.lease != "held":
+        stream = self.streams.get(name)
+        if stream is None or stream.lease != "held":
             return []
         stream.lease, stream.acquire_at = "none", now + self.settings.lease_ttl_s / 3
         what = "lost the lease: another engine has taken this stream over; standing by"
@@ -363,7 +386,11 @@ class Coordinator:
         self.draining = True
         self._drain_until = now + self.settings.drain_timeout_s
         actions: list[Action] = [Log("info", "draining", {"timeout_s": self.settings.drain_timeout_s})]
-        actions += [Send(each.reader, Finish()) for each in self.streams.values() if each.assigned]
+        for stream in self.streams.values():
+            if stream.assigned and stream.spec.whole and not stream.reading_done:
+                actions += self._start_over(stream)  # it cannot be cut: it is read anew next time
+            elif stream.assigned and stream.reader is not None:
+                actions.append(Send(stream.reader, Finish()))
         return self._settle(actions, now)
 
     def memory_used(self, used: int, now: float) -> list[Action]:
@@ -375,33 +402,39 @@ class Coordinator:
         fields = {"used_bytes": used, "limit_bytes": limit}
         actions: list[Action] = [Log("warning", "memory is short; flushing early", fields)]
         actions += [Send(writer, FlushBuffers()) for writer in self.children.ready("writer")]
-        actions += [Send(each.reader, CutNow(each.generation)) for each in self.streams.values() if each.assigned]
+        actions += [
+            Send(reader, CutNow(stream.generation))
+            for reader, stream in self._by_reader.items()
+            if stream.assigned
+        ]
         return actions
 
     # --- readers -----------------------------------------------------------------------------------------
 
-    def _from_reader(self, stream: Stream, message: FromChild, now: float) -> list[Action]:
+    def _from_reader(self, reader: Child, message: FromChild, now: float) -> list[Action]:
+        stream = self._by_reader.get(reader)
         match message:
             case ReaderReady():
-                self.children.became_ready(stream.reader, now)
+                self.children.became_ready(reader, now)
                 self._deployment = message.deployment
                 if (self.settings.until_caught_up or self.settings.common_end) and not self.until:
                     self.until = message.server_time
                 return []
             case SchemaWanted():
-                self._waiting_for_schema.add(stream.reader)
-                return [GrowSchema(stream.reader, message.database, message.collection, message.fields)]
-            case BatchReady() if message.generation != stream.generation:
+                self._waiting_for_schema.add(reader)
+                return [GrowSchema(reader, message.database, message.collection, message.fields)]
+            case BatchReady() if stream is None or message.generation != stream.generation:
                 self.grants.free(message.offset)
                 return []
             case Started() | SlabRequest() | BatchReady() | SegmentCut() | Idle() | Finished():
-                if message.generation == stream.generation:
-                    return self._from_current_reader(stream, message, now)
+                if stream is not None and message.generation == stream.generation:
+                    return self._from_current_reader(reader, stream, message, now)
                 return []
         raise AssertionError(message)
 
     def _from_current_reader(
         self,
+        reader: Child,
         stream: Stream,
         message: Started | SlabRequest | BatchReady | SegmentCut | Idle | Finished,
         now: float,
@@ -410,7 +443,7 @@ class Coordinator:
             case Started():
                 return self._on_started(stream, message)
             case SlabRequest():
-                self.grants.ask(stream.reader, message)
+                self.grants.ask(reader, message)
                 return []
             case BatchReady():
                 return self._on_batch(stream, message)
@@ -421,6 +454,7 @@ class Coordinator:
                 return self._apply(stream, stream.ledger.idle(message.position), now)
             case Finished():
                 stream.reading_done, stream.ended_at = True, message.position
+                self._free_reader(stream)
                 return []
 
     def _on_started(self, stream: Stream, message: Started) -> list[Action]:
@@ -473,8 +507,8 @@ class Coordinator:
     # --- writers and the store ---------------------------------------------------------------------------
 
     def _from_writer(self, message: Sealed | Published, now: float) -> list[Action]:
-        stream = self.streams[message.stream]
-        if message.generation != stream.generation:
+        stream = self.streams.get(message.stream)
+        if stream is None or message.generation != stream.generation:
             return []
         if isinstance(message, Published):
             return self._apply(stream, stream.ledger.published(message.seq), now)
@@ -502,11 +536,14 @@ class Coordinator:
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
-        for child in (stream.reader, *(self.children.ready("writer") if commit.seqs else ())):
+        writers = self.children.ready("writer") if commit.seqs else []
+        for child in writers if stream.reader is None else [stream.reader, *writers]:
             self.children.got_somewhere(child)
         stream.committed_at = now
         stream.counters.events_committed += commit.rows
         stream.counters.segments += len(commit.seqs)
+        if (progress := self._progress_of(stream)) is not None:
+            progress.add(commit.rows)
         total = stream.record.rows + stream.counters.events_committed
         actions: list[Action] = [self._write(stream, records.committed(commit, total))]
         if commit.seqs:
@@ -543,10 +580,62 @@ class Coordinator:
                 and not stream.assigned
                 and not self.draining
                 and now >= stream.failures.retry_at
-                and self.children[stream.reader].ready
+                and (reader := self._reader_for(stream)) is not None
             ):
-                actions += self._assign(stream)
+                actions += self._assign(stream, reader)
         return actions
+
+    def _reader_for(self, stream: Stream) -> Child | None:
+        """A ready reader that the stream can have now."""
+        if not stream.spec.is_split:
+            assert stream.reader is not None
+            return stream.reader if self.children[stream.reader].ready else None
+        free = (child for child in self._pool if child not in self._by_reader and self.children[child].ready)
+        return next(free, None)
+
+    def _free_reader(self, stream: Stream) -> None:
+        """A split needs its reader no more."""
+        if stream.spec.is_split and stream.reader is not None:
+            del self._by_reader[stream.reader]
+            stream.reader = None
+
+    def _open_splits(self) -> list[Action]:
+        """Ask for the leases of as many splits as there are readers, and of one more for the first that is free.
+
+        A split whose documents are still on their way to the lake counts half: writers that cannot follow stop
+        the reading.
+        """
+        begun = all(each.ledger.committed or each.status == "failed" for each in self._change_streams())
+        if self.draining or not begun:
+            return []
+        mine = [each for each in self.streams.values() if each.spec.is_split and not each.held_by]
+        weight = sum(0.5 if each.reading_done else 1.0 for each in mine)
+        actions: list[Action] = []
+        while self._splits and weight <= len(self._pool):
+            spec = self._splits.popleft()
+            self.streams[spec.stream] = stream = self._new_stream(spec, None)
+            stream.lease = "asked"
+            actions.append(Acquire(spec.stream))
+            weight += 1.0
+        return actions
+
+    def _close_split(self, stream: Stream, rows: int = 0) -> list[Action]:
+        """All of the split is in the lake; ``rows`` of it by another engine."""
+        progress = self._progress_of(stream)
+        if progress is not None:
+            progress.splits += 1
+            progress.add(rows)
+        self._free_reader(stream)
+        del self.streams[stream.name]
+        return [Release((stream.name,))]
+
+    def _progress_of(self, stream: Stream) -> Progress | None:
+        """The backfill that the stream is a part of."""
+        spec = stream.spec
+        return self.progress.get(f"{spec.database}.{spec.collections[0]}") if spec.is_split else None
+
+    def _change_streams(self) -> list[Stream]:
+        return [stream for stream in self.streams.values() if not stream.spec.is_split]
 
     def _choose_end(self) -> bool:
         """Fix the common end, once every stream is ours: no other engine moves one past it any more."""
@@ -557,13 +646,16 @@ class Coordinator:
         self._end_chosen = True
         return True
 
-    def _assign(self, stream: Stream) -> list[Action]:
+    def _assign(self, stream: Stream, reader: Child) -> list[Action]:
         record, ledger = stream.record, stream.ledger
         if record.deployment and record.deployment != self._deployment:
             cause = f"its state is from {record.deployment!r}, and this is {self._deployment!r}"
             remedy = "Use another state.prefix for another deployment."
             return self._exit(2, ConfigError(f"resume the stream {stream.name}", cause, remedy))
         actions: list[Action] = []
+        if stream.spec.is_split:
+            stream.reader, stream.generation = reader, next(self._generations)
+            self._by_reader[reader] = stream
         replay = ledger.restart()
         former = record.spec if stream.selection_changed and replay else None
         if stream.selection_changed and not replay:
@@ -577,17 +669,18 @@ class Coordinator:
             start_at=stream.start_at,
             next_seq=0 if ledger.is_new else ledger.committed_seq + 1,
             replay=replay,
-            until=self.until,
+            until=0 if stream.spec.is_split else self.until,
             replay_only=former is not None,
         )
         stream.assigned, stream.reading_done, stream.ended_at = True, False, None
         stream.status = "running"
         at = ledger.committed
         fields = {"stream": stream.name, "next_seq": assign.next_seq or "", "replay": len(replay)}
-        fields["from"] = stream.start_at if at is None else at.token or at.time
+        if not stream.spec.is_split:
+            fields["from"] = stream.start_at if at is None else at.token or at.time
         if former:
             fields["selection"] = "former, to finish its segments"
-        return [*actions, Log("info", "stream assigned", fields), Send(stream.reader, assign)]
+        return [*actions, Log("info", "stream assigned", fields), Send(reader, assign)]
 
     def _adopt_selection(self, stream: Stream) -> list[Action]:
         """What the stream selects has changed, and nothing of the former selection is left to replay.
@@ -607,14 +700,16 @@ class Coordinator:
         """Drop what is in flight; the stream is assigned anew when everything it needs is there."""
         actions: list[Action] = []
         builders = {segment.writer for segment in stream.ledger.segments.values()}
-        stream.generation += 1
+        stream.generation = next(self._generations) if stream.spec.is_split else stream.generation + 1
         stream.ledger.restart()
-        self.grants.withdraw(stream.reader)
         for writer in self.children.ready("writer"):
             if writer.index in builders:
                 actions.append(Send(writer, Abandon(stream.name, stream.generation)))
-        if stream.assigned and self.children[stream.reader].ready:
-            actions.append(Send(stream.reader, Unassign()))
+        if stream.reader is not None:
+            self.grants.withdraw(stream.reader)
+            if stream.assigned and self.children[stream.reader].ready:
+                actions.append(Send(stream.reader, Unassign()))
+        self._free_reader(stream)
         if stream.assigned:
             stream.counters.restarts += 1
         stream.assigned = stream.reading = stream.reading_done = False
@@ -625,7 +720,8 @@ class Coordinator:
     def _on_failed(self, failed: Failed, now: float) -> list[Action]:
         """An error that a child could not deal with."""
         error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
-        if failed.stream and failed.generation != self.streams[failed.stream].generation:
+        known = self.streams.get(failed.stream)
+        if failed.stream and (known is None or failed.generation != known.generation):
             return []
         if failed.kind == "config":
             return self._exit(1 if self._has_run else 2, error)
@@ -662,12 +758,13 @@ class Coordinator:
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         """``actions``, and what has become possible or done with them."""
         if self._exiting is None:
-            actions = actions + self._assign_ready(now)
+            actions = actions + self._open_splits() + self._assign_ready(now)
             actions += self._serve()
             actions += self._enlist_writers(now)
-            for stream in self.streams.values():
+            for stream in list(self.streams.values()):
                 actions += self._finish_stream_if_done(stream, now)
-        ended = all(each.status in ("finished", "failed") for each in self.streams.values())
+        left = bool(self._splits) and not self.draining
+        ended = not left and all(each.status in ("finished", "failed") for each in self.streams.values())
         if ended and self._exiting is None and (self._sink_seen or self.draining):
             errors = [each.error for each in self.streams.values() if each.error]
             actions += self._exit(1 if errors else 0, errors[0] if errors else None)
@@ -701,7 +798,10 @@ class Coordinator:
         if stream.ended_at is not None and not stream.selection_changed:
             actions += self._apply(stream, stream.ledger.idle(stream.ended_at), now)
         fields = {"stream": stream.name, "events": stream.counters.events_committed}
-        return [*actions, Log("info", "stream finished", fields)]
+        actions.append(Log("info", "stream finished", fields))
+        if stream.spec.is_split and is_end(stream.ledger.committed):
+            actions += self._close_split(stream) + self._open_splits()
+        return actions
 
     def _drain_failed(self) -> list[Action]:
         left = sum(each.ledger.in_flight for each in self.streams.values())
@@ -726,7 +826,7 @@ class Coordinator:
 
     def _serve(self) -> list[Action]:
         def allowed(reader: Child, request: SlabRequest) -> bool:
-            stream = self._by_reader[reader]
+            stream = self._by_reader[reader]  # a request of one that has no stream has been withdrawn
             known = request.seq in stream.ledger.segments
             room = known or stream.ledger.in_flight < MAX_SEGMENTS_PER_STREAM
             return room and bool(self.children.ready("writer"))
@@ -736,9 +836,9 @@ class Coordinator:
     def _is_busy(self, child: Child) -> bool:
         """Whether the child has work, so that silence means that it hangs."""
         if child.role == "reader":
-            stream = self._by_reader[child]
+            stream = self._by_reader.get(child)
             waits = self.grants.is_waiting(child) or child in self._waiting_for_schema
-            return stream.assigned and not stream.reading_done and not waits
+            return stream is not None and stream.assigned and not stream.reading_done and not waits
         holds_slab = any(slab.holder == child for slab in self.grants.slabs.values())
         segments = (each for stream in self.streams.values() for each in stream.ledger.segments.values())
         return holds_slab or any(

@@ -18,18 +18,23 @@ from engine.errors import FailureKind
 
 
 class StreamSpec(Struct, frozen=True):
-    """One change stream: what it selects. Kept in the state store, so that a change is noticed.
+    """One stream: what it selects. Kept in the state store, so that a change is noticed.
+
+    A change stream, or with level ``split`` a part of a backfill: see ``core.backfill``.
 
     Attributes:
-        stream: the id, see ``naming.stream_id``.
+        stream: the id, see ``naming.stream_id`` and ``naming.split_id``.
         level: what the server watches.
-        collections: for level ``collection``, the one; for level ``database``, those that pass (empty: all).
+        collections: for the levels ``collection`` and ``split``, the one; for ``database``, those that pass
+            (empty: all).
         part, parts: which share of the documents, by a hash of ``_id``.
         pipeline: further stages, as Extended JSON text of a list.
+        lower, upper: of a split: the first key, and the one behind the last; empty for the collection's ends.
+        filter, order, whole: of a split: see ``core.backfill``.
     """
 
     stream: str
-    level: Literal["collection", "database", "deployment"]
+    level: Literal["collection", "database", "deployment", "split"]
     database: str = ""
     collections: tuple[str, ...] = ()
     part: int = 0
@@ -38,6 +43,16 @@ class StreamSpec(Struct, frozen=True):
     full_document_before_change: str = "off"
     expanded_events: bool = False
     pipeline: str = "[]"
+    lower: str = ""
+    upper: str = ""
+    filter: str = ""
+    order: str = "_id"
+    whole: bool = False
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it is a part of a backfill."""
+        return self.level == "split"
 
 
 class ObjectName(Struct, frozen=True, order=True):

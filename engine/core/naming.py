@@ -17,6 +17,7 @@ Partitioning = Literal["hour", "day", "collection", "none"]
 # What Hive, Spark and DuckDB read as null: events that concern a whole database or deployment.
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"
 DEAD_LETTER_PREFIX = "_dead_letter"
+_READ = "~read"
 
 
 def safe_name(name: str) -> str:
@@ -34,6 +35,16 @@ def stream_id(database: str = "", collection: str = "", part: int = 0, parts: in
     """
     base = ".".join(safe_name(name) for name in (database, collection) if name) or "deployment~"
     return f"{base}~{part}of{parts}" if parts > 1 else base
+
+
+def split_id(database: str, collection: str, plan: str, number: int) -> str:
+    """The id of a split of a backfill: ``shop.orders~read1f3a5c7e-000012``."""
+    return f"{stream_id(database, collection)}{_READ}{plan}-{number:06d}"
+
+
+def is_split(stream: str) -> bool:
+    """Whether this is the id of a split."""
+    return _READ in stream
 
 
 def object_key(

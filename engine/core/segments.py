@@ -143,7 +143,8 @@ class Segmenter:
         self._size += events.offsets[stop] - events.offsets[start]
         token = events.token_at(stop - 1)
         invalidated = events.ends_invalidated and stop == len(events)
-        self.end = Position(token, token_time(token) or 0, after_invalidate=invalidated)
+        time = token_time(token) or self.end.time  # a split's places have no time; all of it has one
+        self.end = Position(token, time, after_invalidate=invalidated)
 
     def scanned(self, token: str) -> SegmentEnd | None:
         """The server has returned every event up to ``token``: ends a replayed segment that owes no more."""

@@ -74,8 +74,11 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
-            while not self._stopped.is_set():
-                self._hand_over(self._fetch())
+            is_last = False
+            while not is_last and not self._stopped.is_set():
+                reply = self._fetch()
+                is_last = reply.is_last
+                self._hand_over(reply)
         except HeadraceError as error:
             self._hand_over(error)
         except Exception as error:  # our own bug: the reader's loop must hear of it, and crash

@@ -1,4 +1,4 @@
-"""A reply of a change stream's cursor: where its events lie, and how far the server has looked."""
+"""A reply of a server's cursor: where its events or documents lie, and how far the server has looked."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Reply:
     Attributes:
         data: the bytes that the events lie in.
         offsets: where each event begins, and the end of the last: ``len(self) + 1`` numbers.
-        token: everything up to here has been returned: the ``postBatchResumeToken``, or the last event's
-            token on a server that has none; empty when there is neither.
+        token: everything up to here has been returned; empty while that is not known.
         ends_invalidated: the last event is an invalidate (or would be, if the pipeline let it through).
         position: where the stream stands behind this reply; None while that is not known.
         is_partial: the next reply goes on with an event of which this one has had the beginning.
+        is_last: nothing comes behind it.
     """
 
     def __init__(
@@ -43,10 +43,11 @@ class Reply:
         self.ends_invalidated = False
         self.position: Position | None = None
         self.is_partial = False
+        self.is_last = False
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Read the reply of an ``aggregate`` or a ``getMore``.
+        """Read the reply of an ``aggregate``, a ``find`` or a ``getMore``.
 
         Raises:
             MalformedBSON: it is none.
@@ -65,10 +66,7 @@ class Reply:
                     cursor_id = _INT64(raw, at)[0]
                 case b"ns":
                     collection = read_string(raw, at).partition(".")[2]
-        reply = cls(raw, offsets, token, cursor_id, collection)
-        if not token and len(reply):
-            reply.token = reply.token_at(len(reply) - 1)
-        return reply
+        return cls(raw, offsets, token, cursor_id, collection)
 
     @classmethod
     def of_documents(cls, documents: Sequence[bytes], like: Reply) -> Self:

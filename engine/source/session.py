@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from bson.timestamp import Timestamp
-from pymongo import MongoClient
+from pymongo import MongoClient, ReadPreference, uri_parser
 from pymongo.errors import (
     AutoReconnect,
     ConfigurationError,
@@ -39,6 +40,13 @@ _CURSOR_NOT_FOUND = 43
 # "Resumable Error" of the change streams specification (source/change-streams/change-streams.md), for servers
 # and commands that do not label the error.
 _PASSING = {6, 7, 63, 89, 91, 133, 150, 189, 234, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436}
+_PREFERENCES = {
+    "primary": ReadPreference.PRIMARY,
+    "secondary": ReadPreference.SECONDARY,
+    "secondary_preferred": ReadPreference.SECONDARY_PREFERRED,
+}
+# Options that mean nothing, or something else, to a connection to one member.
+_OF_THE_SET = {"replicaset", "directconnection", "loadbalanced", "readpreference", "readpreferencetags", "appname"}
 _BAD_PIPELINE = {9, 14, 72, 40324, 40415, 17276, 168, 16410, 31249}
 
 
@@ -48,15 +56,60 @@ def connect(uri: str) -> Client:
     Raises:
         ConfigError: the connection string cannot be read.
     """
-    options: dict[str, Any] = {"appname": "headrace", "maxPoolSize": 4}
-    defaults = {
+    with translated("read source.uri"):
+        return MongoClient(uri, **_defaults(uri))
+
+
+def _defaults(uri: str) -> dict[str, Any]:
+    """Options of a client; the timeouts that the connection string leaves open."""
+    timeouts = {
         "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
         "connectTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
         "socketTimeoutMS": SOCKET_TIMEOUT_MS,
     }
-    options |= {name: value for name, value in defaults.items() if name.lower() not in uri.lower()}
-    with translated("read source.uri"):
-        return MongoClient(uri, **options)
+    left_open = {name: value for name, value in timeouts.items() if name.lower() not in uri.lower()}
+    return {"appname": "headrace", "maxPoolSize": 4} | left_open
+
+
+class Members:
+    """Clients of single members, for cursors, which are known to one member only.
+
+    State: a client for each member that was chosen so far.
+
+    Args:
+        preference: ``primary``, ``secondary`` or ``secondary_preferred``.
+    """
+
+    def __init__(self, client: Client, uri: str, preference: str) -> None:
+        self._client = client
+        self._uri = uri
+        self._preference = _PREFERENCES[preference]
+        self._members: dict[tuple[str, int | None], Client] = {}
+
+    def choose(self) -> Client:
+        """A client of a member that is as preferred and answers; another one perhaps than the last time.
+
+        Raises:
+            PyMongoError: there is none.
+        """
+        if self._preference is ReadPreference.PRIMARY:
+            return self._client
+        self._client.admin.command("ping", read_preference=self._preference)
+        secondaries = sorted(self._client.secondaries)
+        if not secondaries:
+            return self._client
+        address = random.choice(secondaries)
+        if address not in self._members:
+            self._members[address] = self._connect(*address)
+        return self._members[address]
+
+    def _connect(self, host: str, port: int | None) -> Client:
+        parts = uri_parser.parse_uri(self._uri)
+        options = {name: value for name, value in parts["options"].items() if name.lower() not in _OF_THE_SET}
+        if parts["username"]:
+            login = {"username": parts["username"], "password": parts["password"]}
+            options = {"authSource": parts["database"] or "admin"} | options | login
+        return MongoClient(host, port, directConnection=True, **{**_defaults(self._uri), **options})
 
 
 def survey(client: Client) -> ReaderReady:
@@ -93,8 +146,8 @@ def server_time(client: Client) -> int:
 
 
 def starting_position(client: Client, start_at: str) -> Position:
-    """Where a stream without a position starts: ``now``, ``earliest``, or an RFC 3339 time."""
-    if start_at == "now":
+    """Where a stream without a position starts: ``now``, ``snapshot``, ``earliest``, or an RFC 3339 time."""
+    if start_at in ("now", "snapshot"):
         return Position(time=server_time(client) + 1)
     if start_at == "earliest":
         return Position(time=_oldest_time(client))

@@ -4,7 +4,7 @@ A store keeps, for each stream, a small table of text fields and a lease. A leas
 every change of owner; a write that carries an older epoch, or another owner, is refused. What the fields mean
 is ``core.records``' business. Beside that it keeps shared documents with a version (the schemas).
 
-Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these seven methods.
+Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these eight methods.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ class StateStore(Protocol):
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
         """Every stream's fields and the present holder of its lease (``""`` for none)."""
+
+    def forget(self, stream: str) -> None:
+        """Remove the stream's record and lease: it will not be run again."""
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text; ``(0, "")`` when there is none."""

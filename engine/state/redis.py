@@ -18,11 +18,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from engine.config.tree import StateConfig
+from engine.core.naming import is_split
 from engine.errors import ConfigError, LeaseLostError, TransientError, url_without_password
 from engine.state import Acquired, HeldElsewhere, Lease
 
 TIMEOUT_S = 5.0
 WAIT_TIMEOUT_MS = 5000
+_A_DECADE_MS = 10 * 365 * 86_400_000
 _T = TypeVar("_T")
 
 # KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms.
@@ -85,7 +87,7 @@ class RedisStore:
     def __init__(self, config: StateConfig) -> None:
         self._config = config
         self._prefix = config.prefix
-        self._record_ttl_ms = int(config.ttl * 1000)
+        self._ttl_ms = int(config.ttl * 1000)
         self._client: redis.Redis | None = None
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
@@ -93,7 +95,7 @@ class RedisStore:
 
         def act(client: redis.Redis) -> Any:
             client.sadd(f"{self._prefix}:streams", stream)
-            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms)
+            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream))
             return client.eval(_ACQUIRE, 2, *self._keys(stream), *arguments)
 
         ours, *rest = self._run(f"acquire the lease of {stream}", act, writes=True)
@@ -104,7 +106,7 @@ class RedisStore:
 
     def renew(self, lease: Lease, ttl_s: float) -> None:
         """Keep the lease for ``ttl_s`` more seconds."""
-        arguments = (lease.owner, lease.epoch, int(ttl_s * 1000), self._record_ttl_ms)
+        arguments = (lease.owner, lease.epoch, int(ttl_s * 1000), self._record_ttl_ms(lease.stream))
         self._fenced(f"renew the lease of {lease.stream}", _RENEW, lease, arguments)
 
     def release(self, lease: Lease) -> None:
@@ -114,7 +116,7 @@ class RedisStore:
     def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove fields in one atomic step."""
         pairs = [part for item in put.items() for part in item]
-        arguments = (lease.owner, lease.epoch, self._record_ttl_ms, len(put), *pairs, *remove)
+        arguments = (lease.owner, lease.epoch, self._record_ttl_ms(lease.stream), len(put), *pairs, *remove)
         self._fenced(f"write the record of {lease.stream}", _WRITE, lease, arguments)
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
@@ -131,6 +133,15 @@ class RedisStore:
             return found
 
         return self._run("read the state", act)  # type: ignore[no-any-return]
+
+    def forget(self, stream: str) -> None:
+        """Remove the stream's record and lease."""
+
+        def act(client: redis.Redis) -> Any:
+            client.delete(*self._keys(stream))
+            return client.srem(f"{self._prefix}:streams", stream)
+
+        self._run(f"forget {stream}", act, writes=True)
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
@@ -150,6 +161,10 @@ class RedisStore:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    def _record_ttl_ms(self, stream: str) -> int:
+        """A split that has been read must be known as long as its backfill lasts, which removes it at the end."""
+        return _A_DECADE_MS if is_split(stream) else self._ttl_ms
 
     def _keys(self, stream: str) -> tuple[str, str]:
         base = f"{self._prefix}:{{{stream}}}"

@@ -86,6 +86,12 @@ class SqliteStore:
                 found[stream.removeprefix(self._prefix)] = (fields, owner if expires_at > now else "")
         return found
 
+    def forget(self, stream: str) -> None:
+        """Remove the stream's record and lease."""
+        with self._transaction(f"forget {stream}") as db:
+            for table in ("leases", "fields"):
+                db.execute(f"DELETE FROM {table} WHERE stream = ?", (self._prefix + stream,))
+
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
         with self._transaction(f"read {name}") as db:

@@ -1,0 +1,221 @@
+"""Loading what collections hold: the plans, before and after the splits are run.
+
+See ``core.backfill`` for what a plan is. This is the shell: it keeps the plans in the state store as shared
+documents, one per collection, and has the splits run by a supervisor here or by an executor elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from engine.config import Config
+from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
+from engine.core.messages import StreamSpec
+from engine.core.records import StreamRecord, read_record
+from engine.errors import ConfigError
+from engine.retries import FIRST_ATTEMPTS, retrying
+from engine.state import StateStore, open_store
+
+_INDEX = "backfills"
+_T = TypeVar("_T")
+
+log = logging.getLogger("headrace")
+
+
+class Work(Struct, frozen=True):
+    """What is left of backfills.
+
+    Attributes:
+        plans: those that are not finished.
+        splits: what is left to read of them, in order.
+        progress: of each collection, by namespace.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    splits: tuple[StreamSpec, ...] = ()
+    progress: dict[str, Progress] = {}
+
+
+NOTHING = Work()
+
+
+class Plans:
+    """The plans in a state store."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+
+    def read(self, namespace: str) -> Plan | None:
+        """A collection's plan."""
+        text = self._store.read_shared(_name(namespace))[1]
+        return msgspec.json.decode(text, type=Plan) if text else None
+
+    def read_all(self) -> list[Plan]:
+        """Every plan there is."""
+        text = self._store.read_shared(_INDEX)[1]
+        names = msgspec.json.decode(text, type=list[str]) if text else []
+        return [plan for name in names if (plan := self.read(name)) is not None]
+
+    def save(self, plan: Plan, former: Plan | None) -> Plan:
+        """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
+        name = _name(plan.namespace)
+        version, text = self._store.read_shared(name)
+        current = msgspec.json.decode(text, type=Plan) if text else None
+        if current != former or not self._store.write_shared(
+            name, version + 1, msgspec.json.encode(plan).decode()
+        ):
+            kept = self.read(plan.namespace)
+            assert kept is not None
+            return kept
+        self._list(plan.namespace)
+        return plan
+
+    def records(self) -> dict[str, StreamRecord]:
+        """The records of all streams and splits."""
+        return {name: read_record(fields) for name, (fields, _) in self._store.read_all().items()}
+
+    def progress(self) -> list[Progress]:
+        """How far every backfill has come."""
+        plans = self.read_all()
+        known = self.records() if any(not plan.finished for plan in plans) else {}
+        return [progress_of(plan, known) for plan in plans]
+
+    def finish(self, plans: Sequence[Plan]) -> list[Progress]:
+        """Note which of these plans are done, and forget their splits; all of their progress."""
+        known = self.records()
+        found = [progress_of(plan, known) for plan in plans]
+        for plan, progress in zip(plans, found, strict=True):
+            if progress.splits == progress.splits_total:
+                progress.finished = time.time()
+                self.save(replace(plan, finished=progress.finished, read=progress.documents), plan)
+                self._forget(plan, known)
+        return found
+
+    def clear(self, plan: Plan) -> None:
+        """Forget what a plan's splits have come to: it is to be replaced."""
+        self._forget(plan, self.records())
+
+    def _forget(self, plan: Plan, known: dict[str, StreamRecord]) -> None:
+        for spec in plan.splits():
+            if spec.stream in known:
+                self._store.forget(spec.stream)
+
+    def _list(self, namespace: str) -> None:
+        while True:
+            version, text = self._store.read_shared(_INDEX)
+            names = msgspec.json.decode(text, type=list[str]) if text else []
+            if namespace in names or self._store.write_shared(
+                _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
+            ):
+                return
+
+
+def prepare(config: Config, names: Sequence[str], selection: Selection, *, restart: bool = False) -> Work:
+    """The work that is left to load these collections; plans are made where there are none.
+
+    Args:
+        names: collections of the configured database; all that the configuration watches when empty.
+        restart: forget what has been done, and begin anew.
+
+    Raises:
+        ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
+    """
+    from engine.source.planning import list_collections, make_plans
+
+    wanted = [(config.source.database, name) for name in names] or elsewhere(list_collections, config)
+    with plans_of(config) as plans:
+        former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
+        fresh = [each for each, plan in former.items() if restart or _is_void(plan, selection)]
+        found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
+        for plan in elsewhere(make_plans, config, fresh, selection) if fresh else []:
+            namespace = plan.database, plan.collection
+            before = former[namespace]
+            found[namespace] = plans.save(plan, before)
+            if before is not None and found[namespace] == plan:
+                plans.clear(before)
+        return _work(plans, [found[namespace] for namespace in wanted])
+
+
+def snapshot(config: Config, specs: Sequence[StreamSpec]) -> Work:
+    """What is left to load beside change streams, by ``source.start = "snapshot"``.
+
+    The plans are made before the streams have a position, so a stream that has one without them was begun in
+    another way: it goes on, and nothing is loaded.
+    """
+    if config.source.start != "snapshot":
+        return NOTHING
+    with plans_of(config) as plans:
+        records = plans.records()
+        begun = [spec.stream for spec in specs if spec.stream in records and records[spec.stream].position]
+        if begun and not plans.read_all():
+            fields = {"streams": begun}
+            what = "streams go on where they were; use the command backfill to load what was there before"
+            log.warning(what, extra={"fields": fields})
+            return NOTHING
+    return prepare(config, (), Selection())
+
+
+def finish(config: Config, work: Work) -> list[Progress]:
+    """After a run: what it has come to; plans that are done are closed."""
+    if not work.plans:
+        return list(work.progress.values())
+    with plans_of(config) as plans:
+        return plans.finish(work.plans)
+
+
+@contextmanager
+def plans_of(config: Config) -> Iterator[Plans]:
+    """The plans of the configured state store."""
+    store = open_store(config.state)
+    try:
+        retrying(config.retry, attempts=FIRST_ATTEMPTS, what="the state store")(store.read_shared, _INDEX)
+        yield Plans(store)
+    finally:
+        store.close()
+
+
+def elsewhere(function: Callable[..., _T], *arguments: object) -> _T:
+    """Call a function that needs the driver, in a process of its own: this one stays as small as it is."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _is_void(plan: Plan | None, selection: Selection) -> bool:
+    """Whether a new plan is to be made.
+
+    Raises:
+        ConfigError: the plan is unfinished, and selects something else.
+    """
+    if plan is None:
+        return True
+    if plan.selection == selection:
+        return False
+    if not plan.finished:
+        cause = f"a backfill of {plan.namespace} is unfinished, of {plan.selection}; now it is {selection}"
+        remedy = "Finish it with the same options, or give it up with --restart (its objects stay in the lake)."
+        raise ConfigError("plan the backfill", cause, remedy)
+    return True
+
+
+def _work(plans: Plans, found: Sequence[Plan]) -> Work:
+    open_ = [plan for plan in found if not plan.finished]
+    known = plans.records() if open_ else {}
+    return Work(
+        tuple(open_),
+        tuple(spec for plan in open_ for spec in left_to_read(plan, known)),
+        {plan.namespace: progress_of(plan, known) for plan in found},
+    )
+
+
+def _name(namespace: str) -> str:
+    return f"backfill:{namespace}"

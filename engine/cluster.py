@@ -1,0 +1,144 @@
+"""The splits of a backfill on a Ray cluster: ``backfill.executor = "ray"``.
+
+Ray finds the machines, starts the tasks and starts them again; what a split has come to is in the state store,
+under its lease, so that a task which is started again goes on where the first one was killed. Nothing is sent
+back but the end. A task is one engine of its own, with one reader and one writer, as a child process: Ray's
+worker is no place to spawn from, and its end must be the end of all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from engine.backfill import Work, plans_of
+from engine.config import Config
+from engine.core.messages import StreamSpec
+from engine.errors import ConfigError, FatalError
+from engine.telemetry import Watch, backfill_status
+
+POLL_S = 2.0
+CONNECT_S = 5.0
+TASKS_PER_CPU = 4
+
+_Task = tuple[Config, tuple[StreamSpec, ...]]
+
+
+def run_on_ray(config: Config, work: Work, watch: Watch) -> None:
+    """Read all splits of the work on the configured cluster.
+
+    Raises:
+        ConfigError: Ray is not installed or cannot be reached, or the state store or the sink is this machine's.
+        FatalError: a task failed.
+    """
+    ray = _connect(config)
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        size = max(1, len(work.splits) // (cpus * TASKS_PER_CPU))
+        # One task is one CPU, and as much memory as an engine may have.
+        options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
+        task = ray.remote(**options)(read_splits)
+        pending = [
+            task.remote((_of_one_task(config), work.splits[start : start + size]))
+            for start in range(0, len(work.splits), size)
+        ]
+        while pending:
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
+            for each in done:
+                _get(ray, each)
+            with plans_of(config) as plans:
+                watch([backfill_status(each) for each in plans.progress() if each.namespace in work.progress])
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: Config) -> Any:
+    operation, address = "reach the Ray cluster", config.backfill.ray_address
+    if config.state.url.startswith("sqlite:"):
+        cause = "state.url is a file, which the cluster's other machines do not have"
+        raise ConfigError(operation, cause, "Use redis://.")
+    try:
+        import ray
+    except ImportError:
+        cause = "Ray is not installed"
+        raise ConfigError(operation, cause, "Install headrace[ray], here and on the cluster.") from None
+    remedy = "Is the cluster up, and backfill.ray_address right?"
+    try:
+        if address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(operation, f"{address}: {error}", remedy) from error
+    return ray
+
+
+def _of_one_task(config: Config) -> Config:
+    return replace(
+        config,
+        backfill=replace(config.backfill, readers=1),
+        writers=replace(config.writers, processes=1),
+        telemetry=replace(config.telemetry, listen="", log_format="json"),
+    )
+
+
+def _get(ray: Any, task: Any) -> None:
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        remedy = "Nothing is lost: start again when the cause is mended."
+        raise FatalError("run splits on Ray", cause, remedy) from error
+
+
+def read_splits(task: _Task) -> None:
+    """In a worker of Ray: run an engine for these splits, to its end.
+
+    Raises:
+        RuntimeError: it failed; with its own words.
+    """
+    command = [sys.executable, "-m", "engine.cluster"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pickle.dump(task, process.stdin)
+        process.stdin.flush()
+        # The pipe stays open until the end: when this worker is killed, the engine sees it closed.
+        said = process.stdout.read().decode()
+        if process.wait():
+            raise RuntimeError(said or f"the engine ended with {process.returncode}")
+
+
+def _main() -> int:
+    """In the engine's process."""
+    from engine.logs import configure_logging
+    from engine.supervisor import EngineEnded, Supervisor
+
+    config, splits = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with, args=(sys.stdin.buffer.read,), daemon=True).start()
+    configure_logging(config, "supervisor")
+    supervisor = Supervisor(config, (), Work(splits=splits))
+    try:
+        return supervisor.run()
+    except EngineEnded as ended:
+        sys.stdout.write(config.redactor()(str(ended.error)))
+        return ended.code
+    finally:
+        supervisor.abandon()
+
+
+def _end_with(closed: Callable[[], Any]) -> None:
+    closed()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

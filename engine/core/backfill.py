@@ -1,0 +1,161 @@
+"""The plan of a backfill: how a collection is divided into splits, and how far they have come.
+
+A *split* is a range of a collection in the order of an index: of ``_id``, whatever types it has, or of the
+time field of a time-series collection. It is run as a stream is: with a lease, a record, segments and intents
+of its own. Its positions are places in that order instead of resume tokens.
+
+Bounds and places are hexadecimal BSON of a document with the key alone, ``{"_id": ...}``, so that every type
+keeps its exact value. Only the server compares them: it knows the order across types, and the collation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from engine.core.messages import StreamSpec
+from engine.core.naming import split_id
+from engine.core.position import Position
+from engine.core.records import StreamRecord
+
+# The position behind a split's last document: greater than every place.
+END = "~"
+
+
+def make_place(count: int, key: str) -> str:
+    """A place as a token: how many documents of the split lie up to it, and the key of the last of them.
+
+    The count makes the order of places the order of their text.
+    """
+    return f"{count:016d}:{key}"
+
+
+def split_place(token: str) -> tuple[int, str]:
+    """A place's two parts; ``(0, "")`` for the start of a split."""
+    count, _, key = token.partition(":")
+    return int(count or "0"), key
+
+
+class Selection(Struct, frozen=True):
+    """Which documents of a collection are wanted.
+
+    Attributes:
+        filter: a query as Extended JSON; empty for all.
+        since, until: RFC 3339 times, the second one excluded; empty for none.
+    """
+
+    filter: str = ""
+    since: str = ""
+    until: str = ""
+
+    def __str__(self) -> str:
+        parts = [("--filter", self.filter), ("--since", self.since), ("--until", self.until)]
+        return " ".join(f"{name} {value!r}" for name, value in parts if value) or "all documents"
+
+
+class Plan(Struct, frozen=True):
+    """One collection's backfill, as it is kept in the state store.
+
+    Attributes:
+        id: is part of the objects' keys, so that another backfill never replaces objects of this one.
+        selection: which documents were asked for; see ``Selection``.
+        lower, upper: where the first split begins and the last one ends; empty for the collection's ends.
+        bounds: where one split ends and the next one begins.
+        order: the field in whose order the splits lie.
+        whole: a split is read from its start each time, because its order has equal keys.
+        documents, size: estimates of what there is, in bytes for ``size``.
+        made, finished: seconds since 1970; 0 for not yet.
+        read: documents that were read, once it is finished.
+    """
+
+    id: str
+    database: str
+    collection: str
+    selection: Selection
+    lower: str
+    upper: str
+    bounds: tuple[str, ...]
+    documents: int
+    size: int
+    made: float
+    order: str = "_id"
+    whole: bool = False
+    finished: float = 0.0
+    read: int = 0
+
+    @property
+    def namespace(self) -> str:
+        """Database and collection, as MongoDB writes them."""
+        return f"{self.database}.{self.collection}"
+
+    def splits(self) -> list[StreamSpec]:
+        """What is to be read, in order."""
+        edges = (self.lower, *self.bounds, self.upper)
+        return [
+            StreamSpec(
+                stream=split_id(self.database, self.collection, self.id, number),
+                level="split",
+                database=self.database,
+                collections=(self.collection,),
+                lower=lower,
+                upper=upper,
+                filter=self.selection.filter,
+                order=self.order,
+                whole=self.whole,
+            )
+            for number, (lower, upper) in enumerate(pairwise(edges))
+        ]
+
+
+class Progress(Struct):
+    """How far a collection's backfill has come, over all of its runs.
+
+    Attributes:
+        documents, size: committed so far; ``size`` in bytes of BSON, by the documents' mean size.
+        documents_total, size_total: estimates, made with the plan.
+    """
+
+    namespace: str
+    splits: int = 0
+    splits_total: int = 0
+    documents: int = 0
+    documents_total: int = 0
+    size: int = 0
+    size_total: int = 0
+    finished: float = 0.0
+
+    def add(self, documents: int) -> None:
+        """So many more documents are in the lake."""
+        self.documents += documents
+        self.size = self.documents * self.size_total // max(1, self.documents_total)
+
+
+def is_end(position: Position | None) -> bool:
+    """Whether all of a split whose committed position this is is in the lake."""
+    return position is not None and position.token == END
+
+
+def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
+    """What the records of a plan's splits add up to."""
+    splits = plan.splits()
+    found = Progress(plan.namespace, 0, len(splits), 0, plan.documents, 0, plan.size, plan.finished)
+    records = [known[spec.stream] for spec in splits if spec.stream in known]
+    found.splits = len(splits) if plan.finished else sum(is_end(record.position) for record in records)
+    found.add(plan.read if plan.finished else sum(record.rows for record in records))
+    return found
+
+
+def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:
+    """The splits that are not in the lake yet."""
+    return [spec for spec in plan.splits() if spec.stream not in known or not is_end(known[spec.stream].position)]
+
+
+def thinned(keys: Sequence[str], parts: int) -> tuple[str, ...]:
+    """Bounds of so many parts, about equal, out of a sample of keys in their order.
+
+    Fewer where the sample has fewer different keys: no two bounds are the same.
+    """
+    wanted = (keys[len(keys) * number // parts] for number in range(1, parts)) if keys else ()
+    return tuple(dict.fromkeys(wanted))

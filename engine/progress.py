@@ -1,0 +1,141 @@
+"""What a backfill shows of itself: live bars on a terminal, a line in the log now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engine.config import Config, format_size
+from engine.core.backfill import Progress as Backfill
+from engine.telemetry import BackfillStatus, Watch
+
+LOG_EVERY_S = 10.0
+
+log = logging.getLogger("headrace")
+
+
+@contextmanager
+def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
+    """Show the progress of these backfills as it comes."""
+    if not sys.stderr.isatty() or config.telemetry.log_format == "json":
+        yield logged(backfills)
+        return
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(
+            "{task.percentage:>3.0f} %  {task.fields[documents]:>13,} documents  {task.fields[rate]:>9,}/s"
+        ),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bars, _above_the_bars():
+        rates = {each.namespace: _Rate(each.documents) for each in backfills}
+        tasks: dict[str, TaskID] = {
+            each.namespace: bars.add_task(
+                each.namespace, total=each.size_total, completed=each.size, documents=each.documents, rate=0
+            )
+            for each in backfills
+        }
+
+        def watch(statuses: Sequence[BackfillStatus]) -> None:
+            for each in statuses:
+                rate = int(rates[each.collection].per_s(each.documents))
+                total = max(each.bytes_total, each.bytes)
+                bars.update(
+                    tasks[each.collection],
+                    completed=total if each.splits == each.splits_total else each.bytes,
+                    total=total,
+                    documents=each.documents,
+                    rate=rate,
+                )
+
+        yield watch
+
+
+@contextmanager
+def _above_the_bars() -> Iterator[None]:
+    """Let log lines appear above the bars, which have put something in the place of stderr."""
+    handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+    streams = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, streams, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
+
+
+class _Rate:
+    """Documents per second, over the last while."""
+
+    def __init__(self, documents: int) -> None:
+        self._seen = [(time.monotonic(), documents)]
+
+    def per_s(self, documents: int) -> float:
+        """The rate, now that there are so many."""
+        now = time.monotonic()
+        self._seen = [each for each in self._seen if now - each[0] < 2 * LOG_EVERY_S] or self._seen[-1:]
+        self._seen.append((now, documents))
+        since, before = self._seen[0]
+        return (documents - before) / (now - since) if now > since else 0.0
+
+
+def logged(backfills: Iterable[Backfill]) -> Watch:
+    """Log the progress of these backfills every ``LOG_EVERY_S``."""
+    rates = {each.namespace: _Rate(each.documents) for each in backfills}
+    next_at = time.monotonic() + LOG_EVERY_S
+
+    def watch(statuses: Sequence[BackfillStatus]) -> None:
+        nonlocal next_at
+        if time.monotonic() < next_at:
+            return
+        next_at = time.monotonic() + LOG_EVERY_S
+        for each in statuses:
+            if each.splits < each.splits_total:
+                fields = _fields(each, rates[each.collection].per_s(each.documents))
+                log.info("backfill", extra={"fields": fields})
+
+    return watch
+
+
+def _fields(backfill: BackfillStatus, rate: float) -> dict[str, object]:
+    left = max(0, backfill.documents_total - backfill.documents)
+    return {
+        "collection": backfill.collection,
+        "splits": f"{backfill.splits}/{backfill.splits_total}",
+        "documents": backfill.documents,
+        "documents_total": backfill.documents_total,
+        "bytes": backfill.bytes,
+        "documents_per_s": round(rate),
+        "left_s": round(left / rate) if rate else None,
+    }
+
+
+def report(backfills: Iterable[Backfill]) -> None:
+    """Print what has been loaded: a table, or one JSON object per line in a pipe."""
+    found = list(backfills)
+    if not sys.stdout.isatty():
+        for each in found:
+            sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
+        return
+    table = Table("collection", "splits", "documents", "of about", "BSON", "finished", box=None)
+    for each in found:
+        table.add_row(
+            each.namespace,
+            f"{each.splits}/{each.splits_total}",
+            f"{each.documents:,}",
+            f"{each.documents_total:,}",
+            format_size(each.size),
+            time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(each.finished)) if each.finished else "not yet",
+        )
+    Console().print(table if found else "there is no backfill")

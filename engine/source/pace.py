@@ -1,0 +1,90 @@
+"""Kindness to the source: how fast a reader may take documents, and when it waits for the replicas.
+
+State: when the next reply may be asked for, and what was last known of the replicas. Owner: the prefetch thread
+of one reader.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from pymongo.errors import OperationFailure
+
+from engine.errors import ConfigError
+from engine.source.session import Client
+
+# A pause is made of steps, so that the reader can show that it lives.
+STEP_S = 1.0
+LAG_EVERY_S = 5.0
+_SECONDARY, _PRIMARY = 2, 1
+
+log = logging.getLogger("headrace")
+
+
+class Pace:
+    """Limits; all of them 0 for none.
+
+    Args:
+        documents_per_s, bytes_per_s: of this reader.
+        max_lag_s: wait while a secondary is further behind.
+    """
+
+    def __init__(self, documents_per_s: float = 0.0, bytes_per_s: float = 0.0, max_lag_s: float = 0.0) -> None:
+        self._documents_per_s = documents_per_s
+        self._bytes_per_s = bytes_per_s
+        self._max_lag_s = max_lag_s
+        self._next_at = 0.0
+        self._lag_at = 0.0
+        self._lags = False
+
+    def may_read(self, client: Client) -> bool:
+        """Whether to ask for the next reply now; when not, some of the pause has passed already."""
+        wait_s = self._next_at - time.monotonic()
+        if wait_s > 0:
+            time.sleep(min(STEP_S, wait_s))
+            return wait_s <= STEP_S
+        if self._max_lag_s and time.monotonic() >= self._lag_at:
+            self._look_at_replicas(client)
+        if self._lags:
+            time.sleep(STEP_S)
+        return not self._lags
+
+    def spend(self, documents: int, size: int) -> None:
+        """So much was read."""
+        cost_s = documents / self._documents_per_s if self._documents_per_s else 0.0
+        if self._bytes_per_s:
+            cost_s = max(cost_s, size / self._bytes_per_s)
+        self._next_at = max(self._next_at, time.monotonic()) + cost_s
+
+    def most_documents(self, wanted: int) -> int:
+        """How many documents to ask for at once: those of a second, or as many as are wanted."""
+        return max(1, min(wanted, int(self._documents_per_s))) if self._documents_per_s else wanted
+
+    def _look_at_replicas(self, client: Client) -> None:
+        self._lag_at = time.monotonic() + LAG_EVERY_S
+        lag_s = replication_lag_s(client)
+        lags = lag_s > self._max_lag_s
+        if lags != self._lags:
+            what = (
+                "a secondary lags; reading pauses" if lags else "the secondaries have caught up; reading goes on"
+            )
+            log.warning(what, extra={"fields": {"lag_s": round(lag_s, 1), "max_lag_s": self._max_lag_s}})
+        self._lags = lags
+
+
+def replication_lag_s(client: Client) -> float:
+    """Seconds that the last of the living secondaries is behind.
+
+    Raises:
+        ConfigError: this user, or this kind of deployment, cannot be asked.
+    """
+    try:
+        members = client.admin.command("replSetGetStatus")["members"]
+    except OperationFailure as error:
+        remedy = "Grant the user clusterMonitor, or set backfill.max_lag = 0."
+        raise ConfigError("look at the replication lag", f"{error.details or error}", remedy) from error
+    times = {state: [m["optimeDate"] for m in members if m["state"] == state] for state in (_PRIMARY, _SECONDARY)}
+    if not times[_PRIMARY] or not times[_SECONDARY]:
+        return 0.0
+    return float((max(times[_PRIMARY]) - min(times[_SECONDARY])).total_seconds())
