@@ -92,13 +92,17 @@ class Engine:
     """One engine process and its children."""
 
     def __init__(
-        self, config: EngineConfig, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        config: EngineConfig,
+        *arguments: str,
+        command: str = "run",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self.log_path = config.path.with_suffix(".log")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "--config", str(config.path), *arguments],
+                [sys.executable, "-m", "engine", command, "--config", str(config.path), *arguments],
                 stdout=log,
                 stderr=log,
                 env=os.environ | dict(environment or {}),
