@@ -133,11 +133,14 @@ def _time(text: str) -> str:
 def _backfill(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import finish, prepare
     from engine.core.backfill import Selection
+    from engine.core.budget import divide
     from engine.logs import configure_logging
     from engine.progress import report, shown
     from engine.supervisor import EngineEnded, Supervisor
 
     configure_logging(config, "supervisor")
+    if config.backfill.executor == "local":
+        divide(config.memory.limit, config.backfill.readers, config.writers.processes)
     selection = Selection(options.filter, options.since or "", options.until or "")
     work = prepare(config, options.collections, selection, restart=options.restart)
     if not work.splits:

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -123,7 +122,7 @@ def _main() -> int:
     from engine.supervisor import EngineEnded, Supervisor
 
     config, splits = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with, args=(sys.stdin.buffer.read,), daemon=True).start()
+    threading.Thread(target=_end_with_worker, daemon=True).start()
     configure_logging(config, "supervisor")
     supervisor = Supervisor(config, (), Work(splits=splits))
     try:
@@ -135,8 +134,8 @@ def _main() -> int:
         supervisor.abandon()
 
 
-def _end_with(closed: Callable[[], Any]) -> None:
-    closed()
+def _end_with_worker() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing more is said: this returns when the other end is closed
     os._exit(1)
 
 

@@ -82,7 +82,7 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
         lines = "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in least.terms())
         total = f"\n  {needed / MIB:6.0f} MiB  in all"
         cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{lines}{total}"
-        remedy = "Raise memory.limit, or lower source.max_readers or writers.processes."
+        remedy = "Raise memory.limit, or lower source.max_readers, backfill.readers or writers.processes."
         raise ConfigError("divide memory.limit", cause, remedy)
     spare = limit - needed
     reply = min(MOST_REPLY, LEAST_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
