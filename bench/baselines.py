@@ -1,5 +1,7 @@
 """What the engine is measured beside, each as a process of its own.
 
+``python -m bench.baselines scan URI DATABASE PROCESSES``
+``python -m bench.baselines arrow URI DATABASE TARGET OPTIONS``
 ``python -m bench.baselines NAME URI DATABASE TIME,INCREMENT EVENTS LOOKUP [PREFIX OPTIONS | PARTS]``
 """
 
@@ -8,7 +10,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
 from typing import Any
 
 from bson import ObjectId
@@ -88,8 +92,57 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, ObjectId) else value
 
 
+def scan(uri: str, database: str, processes: int) -> None:
+    """Read the collection as raw replies, each process a part of it, and do nothing with them."""
+    client = MongoClient[Event](uri)
+    sample: list[Event] = [{"$sample": {"size": 1000}}, {"$project": {"_id": 1}}, {"$sort": {"_id": 1}}]
+    keys = [each["_id"] for each in client[database][COLLECTION].aggregate(sample)] if processes > 1 else []
+    edges = [None, *(keys[len(keys) * part // processes] for part in range(1, processes)), None]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        ranges = pairwise(edges)
+        list(pool.map(_scan_part, *zip(*((uri, database, *each) for each in ranges), strict=True)))
+
+
+def _scan_part(uri: str, database: str, lower: Any, upper: Any) -> None:
+    from bson.codec_options import CodecOptions
+    from bson.raw_bson import RawBSONDocument
+
+    client = MongoClient[Event](uri)
+    raw = CodecOptions(document_class=RawBSONDocument)
+    bounds = {name: {"_id": key} for name, key in (("min", lower), ("max", upper)) if key is not None}
+    command: Event = {"find": COLLECTION, "hint": {"_id": 1}, **bounds}
+    with client.start_session() as session:
+        while True:
+            reply = client[database].command(command, session=session, codec_options=raw)
+            if not (cursor := reply["cursor"]["id"]):
+                return
+            command = {"getMore": cursor, "collection": COLLECTION}
+
+
+def arrow(uri: str, database: str, target: str, options: dict[str, Any]) -> None:
+    """``find_arrow_all``, ``write_table``, s3fs."""
+    import pyarrow.parquet as pq
+    import s3fs
+    from pymongoarrow.api import find_arrow_all
+
+    collection = MongoClient[Event](uri)[database][COLLECTION]
+    table = find_arrow_all(collection, {})
+    table = (
+        table.set_column(0, "_id", table.column("_id").cast("binary")) if "_id" in table.column_names else table
+    )
+    with s3fs.S3FileSystem(**options).open(target, "wb") as file:
+        pq.write_table(table, file, compression="zstd", compression_level=3)
+
+
 def main() -> None:
     """Run one."""
+    if sys.argv[1] == "scan":
+        scan(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        return
+    if sys.argv[1] == "arrow":
+        uri, database, target, options = sys.argv[2:]
+        arrow(uri, database, target, json.loads(options))
+        return
     name, uri, database, start, events, lookup, *rest = sys.argv[1:]
     time, increment = map(int, start.split(","))
     arguments = uri, database, Timestamp(time, increment), int(events), lookup == "lookup"

@@ -9,10 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import psutil
 from msgspec import Struct
+
+# What is built or installed to be measured beside the engine, once for all runs.
+PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"
 
 
 class Cost(Struct):

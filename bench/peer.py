@@ -33,7 +33,7 @@ from msgspec import Struct
 from pymongo import MongoClient
 from redis import Redis
 
-from bench.measure import Cost, run
+from bench.measure import PEERS, Cost, run
 from bench.workloads import insert
 from engine.local import LocalStack
 
@@ -42,7 +42,7 @@ Format = Literal["parquet", "jsonl.zst"]
 
 DATABASE, COLLECTION = "bench_peer", "events"
 SOURCES = Path(__file__).parent / "peers" / "rigatoni"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench" / "rigatoni"
+_TARGET = PEERS / "rigatoni"
 # "High throughput" in its guide to production, and the most that it allows. Where other processes took part of
 # the machine it was a tenth faster than 5,000, and as fast where none did (within the spread).
 BATCH = 10_000
@@ -115,16 +115,16 @@ def find_or_build() -> Path | None:
     """The program, built by cargo when its sources are new; None, with a word why on stderr, if it cannot be."""
     sources = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".rs", ".toml", ".lock"))
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    program, stamped = CACHE / "release" / "rigatoni-peer", CACHE / "stamp"
+    program, stamped = _TARGET / "release" / "rigatoni-peer", _TARGET / "stamp"
     if program.exists() and stamped.exists() and stamped.read_text() == stamp:
         return program
     cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
     if not cargo:
         print("peer: there is no cargo to build Rigatoni with; see https://rustup.rs", file=sys.stderr)
         return None
-    print(f"peer: building Rigatoni in {CACHE}, which takes some minutes", file=sys.stderr)
+    print(f"peer: building Rigatoni in {_TARGET}, which takes some minutes", file=sys.stderr)
     command = [cargo, "build", "--release", "--locked", "--manifest-path", str(SOURCES / "Cargo.toml")]
-    if subprocess.run(command, env=os.environ | {"CARGO_TARGET_DIR": str(CACHE)}, check=False).returncode:
+    if subprocess.run(command, env=os.environ | {"CARGO_TARGET_DIR": str(_TARGET)}, check=False).returncode:
         print("peer: Rigatoni could not be built", file=sys.stderr)
         return None
     stamped.write_text(stamp)

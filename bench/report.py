@@ -114,6 +114,38 @@ def collections_table(found: Sequence[Result]) -> str:
     return table(header, rows)
 
 
+def backfill_table(found: Sequence[Result]) -> str:
+    """One row per workload."""
+    header = [
+        "workload",
+        "raw scan by 1, by 2",
+        "Headrace by 1, by 2",
+        "of scan",
+        "`pymongoarrow`",
+        "`mongodump`",
+        "`mongoexport`",
+        "CPU per document",
+        "PSS peak",
+        "exact",
+    ]
+    rows = [
+        [
+            f"`{each['workload']}`",
+            f"{_rate(each['scan1_per_s'])}, {_rate(each['scan2_per_s'])}",
+            f"{_rate(each['engine1_per_s'])}, {_rate(each['engine2_per_s'])}",
+            f"{each['of_scan']:.2f}",
+            _rate(each["pymongoarrow_per_s"]),
+            _rate(each["mongodump_per_s"]),
+            _rate(each["mongoexport_per_s"]),
+            f"{each['engine_cpu_us']:,.1f} µs",
+            f"{each['pss_peak'] / 2**20:,.0f} MiB",
+            "yes" if each["exact"] else "NO",
+        ]
+        for each in found
+    ]
+    return table(header, rows) + "\n\nDocuments per second, with start, planning and end of the processes."
+
+
 def memory_table(found: Sequence[Result]) -> str:
     """One row per workload."""
     header = ["workload", "limit", "peak", "over time, from start to end"]
@@ -173,6 +205,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "stream": ("A change stream, end to end", stream_table),
     "split": ("One hot collection", split_table),
     "collections": ("Many collections", collections_table),
+    "backfill": ("A whole collection", backfill_table),
     "peer": ("Beside Rigatoni", peer_table),
     "latency": ("From a write to its visible object", plain_table),
     "startup": ("From launch to the first event", plain_table),

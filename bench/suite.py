@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from bench import decode, live, parts, peer
+from bench.backfill import measure_backfill
 from bench.stream import Case, measure_stream
 from bench.workloads import WORKLOADS
 from engine.local import LocalStack
@@ -97,6 +98,13 @@ def _collections(options: Options) -> Iterator[Struct]:
             yield measure_stream(stack, uri, case, options.tell)
 
 
+def _backfill(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        for workload in options.each(tuple(WORKLOADS)):
+            count = max(1, int(options.events * _EVENTS.get(workload, 1.0) / _EVENTS["orders"]))
+            yield measure_backfill(stack, uri, workload, count, options.rounds, _MORE_MEMORY, options.tell)
+
+
 def _encode(options: Options) -> Iterator[Struct]:
     return parts.encode(options.workload, options.events, options.rounds)
 
@@ -177,6 +185,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "split": Benchmark("one hot collection through one and through two change streams", _split, events=500_000),
     "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=1_000_000, rounds=1),
+    "backfill": Benchmark(
+        "a whole collection, beside raw scans, pymongoarrow, mongodump and mongoexport",
+        _backfill,
+        events=2_000_000,
+    ),
     "peer": Benchmark("Rigatoni (Rust) on the same events and servers; needs cargo", _peer, events=100_000),
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),

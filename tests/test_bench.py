@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import decode, live, parts, report, results
+from bench.backfill import measure_backfill
 from bench.stream import Case, measure_stream
 from bench.suite import BENCHMARKS
 from bench.workloads import WORKLOADS, documents
@@ -79,6 +80,13 @@ def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
     assert found.engine_per_s > 0
     assert (found.drain_per_s > 0) == ("drain" in case.baselines)
     assert found.processes >= 3
+
+
+def test_backfill(stack: LocalStack, uri: str) -> None:
+    found = measure_backfill(stack, uri, "orders", 2000, 1, "1GiB", lambda _: None, peers=False)
+    assert found.exact
+    assert found.scan2_per_s > 0
+    assert found.engine2_per_s > 0
 
 
 def test_a_report_of_the_results(tmp_path: Path) -> None:

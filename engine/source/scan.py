@@ -103,8 +103,7 @@ class SplitScan:
         self._time = start.time
         self._count, self._after = split_place(start.token)
         self._owed = deque(replay)
-        self._at_owed = False
-        self._at_top = False
+        self._turn = self._read  # what the next call does
         self._reply_size = reply_size
         self._pace = pace or Pace()
         self._batch_size = self._pace.most_documents(_FIRST_BATCH)
@@ -129,10 +128,7 @@ class SplitScan:
                 self._client = self._choose()
             if not self._pace.may_read(self._client):
                 return self._nothing()
-            if self._at_owed:
-                reply = self._read_owed()
-            else:
-                reply = self._read_top() if self._at_top else self._read()
+            reply = self._turn()
         except PyMongoError as error:
             self._forget_cursor()
             raise self._translated(error) from error
@@ -170,9 +166,9 @@ class SplitScan:
         if self._is_open:
             return reply
         if self._owed and not self._spec.whole:
-            self._at_owed = True
+            self._turn = self._read_owed
         elif behind_min and not self._spec.upper and not self._spec.whole:
-            self._at_top = True
+            self._turn = self._read_top
         else:
             self._end(reply)
         return reply
@@ -197,7 +193,7 @@ class SplitScan:
             reply = self._nothing()  # equal in the index's order, but another one: it is read next
         reply.count, reply.counting = self._count, False
         token = self._owed.popleft()
-        self._at_owed, self._after, self._count = False, key, split_place(token)[0]
+        self._turn, self._after, self._count = self._read, key, split_place(token)[0]
         reply.token, reply.position = token, Position(token, self._time)
         return reply
 

@@ -43,7 +43,7 @@ IDS = [
 
 @pytest.fixture
 def config(stack: LocalStack, tmp_path: Any, unique: str) -> EngineConfig:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "source": {"collections": ["orders"]},
         "backfill": {"split_size": "64KiB"},
         "batch": {"rows": 700, "interval": "500ms"},

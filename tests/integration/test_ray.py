@@ -28,13 +28,20 @@ RAY = Path(sys.executable).parent / "ray"
 @contextmanager
 def ray_node(*arguments: str) -> Iterator[None]:
     """One node of a cluster, with one CPU."""
-    command = [RAY, "start", "--block", "--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
+    command = [
+        str(RAY),
+        "start",
+        "--block",
+        "--num-cpus=1",
+        "--object-store-memory=80000000",
+        "--disable-usage-stats",
+    ]
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)]
-        kill_all([each.pid for each in family])
+        family = psutil.Process(process.pid).children(recursive=True)
+        kill_all([process.pid, *(each.pid for each in family)])
         process.wait()
 
 
@@ -47,9 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     head = ["--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
     with ray_node(*head):
         deadline = time.monotonic() + 60
-        while subprocess.run(
-            [RAY, "status", "--address", address], capture_output=True, check=False
-        ).returncode:
+        while subprocess.run([RAY, "status", "--address", address], capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, "Ray does not start"
             time.sleep(0.5)
         with ray_node(f"--address={address}"):
@@ -58,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def config(stack: LocalStack, tmp_path: Path, unique: str, cluster: str) -> EngineConfig:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "source": {"collections": ["orders"]},
         "backfill": {"split_size": "64KiB", "executor": "ray", "ray_address": cluster},
         "batch": {"rows": 700, "interval": "500ms"},

@@ -1,0 +1,185 @@
+"""Splits on a real server: resumed after every error, replayed to the place where they were cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import bson
+import pytest
+from bson import Int64, MaxKey, MinKey
+from pymongo import MongoClient
+
+from engine.core.backfill import END, make_place
+from engine.core.messages import Intent, StreamSpec
+from engine.core.position import Position
+from engine.core.segments import Limits, Segmenter
+from engine.errors import ConfigError, InterruptedScanError, TransientError
+from engine.local import LocalStack
+from engine.source.pace import Pace, replication_lag_s
+from engine.source.scan import Documents, SplitScan
+from engine.source.session import Members, connect, server_time
+from tests.test_source import failing
+
+Client = MongoClient[dict[str, Any]]
+
+
+@pytest.fixture
+def client(stack: LocalStack) -> Iterator[Client]:
+    assert stack.mongo is not None
+    client = connect(stack.mongo.uri)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def spec(unique: str) -> StreamSpec:
+    return StreamSpec("s", "split", unique, ("c",))
+
+
+def key(value: Any) -> str:
+    return bson.encode({"_id": value}).hex()
+
+
+def scan(
+    client: Client, spec: StreamSpec, start: Position | None = None, replay: list[str] | None = None
+) -> SplitScan:
+    start = start or Position(time=server_time(client))
+    return SplitScan(lambda: client, spec, start, replay or [], reply_size=2000)
+
+
+def ids_of(reply: Documents) -> list[Any]:
+    return [bson.decode(reply.document(row))["_id"] for row in range(len(reply))]
+
+
+def read(split: SplitScan) -> list[Any]:
+    """All ids of a split, read to its end."""
+    found: list[Any] = []
+    while True:
+        reply = split.next()
+        found += ids_of(reply)
+        if reply.is_last:
+            assert reply.token == END
+            return found
+
+
+def segments(client: Client, spec: StreamSpec, start: Position, intents: list[Intent]) -> dict[int, list[Any]]:
+    """The ids in each segment, as a reader would cut them, with the intents replayed."""
+    split = scan(client, spec, start, [intent.end.token for intent in intents])
+    first = intents[0].seq if intents else 1
+    segmenter = Segmenter(Limits(150, 10**9, 1e9), first, intents, 0, start)
+    found: dict[int, list[Any]] = {}
+    while True:
+        reply = split.next()
+        row = 0
+        while row < len(reply):
+            stop = segmenter.reach(reply, row, 70)
+            found.setdefault(segmenter.seq, []).extend(ids_of(reply)[row:stop])
+            segmenter.take(reply, row, stop, 0.0)
+            row = stop
+        if reply.position is not None:
+            segmenter.scanned(reply.token)
+        if reply.is_last:
+            assert not segmenter.replaying
+            return found
+
+
+def test_bounds_and_the_highest_key(client: Client, spec: StreamSpec) -> None:
+    ids = [MinKey(), None, *range(500), "a", "b", MaxKey()]
+    client[spec.database].c.insert_many([{"_id": id_} for id_ in ids])
+    assert read(scan(client, spec)) == ids
+    lower = StreamSpec("s", "split", spec.database, ("c",), lower=key(250))
+    upper = StreamSpec("s", "split", spec.database, ("c",), upper=key(250))
+    assert read(scan(client, upper)) + read(scan(client, lower)) == ids
+    empty = StreamSpec("s", "split", spec.database, ("c",), lower=key(250), upper=key(Int64(250)))
+    assert read(scan(client, empty)) == []
+    behind_all = Position(make_place(5, key(MaxKey())), server_time(client))
+    assert read(scan(client, spec, behind_all)) == []
+
+
+@pytest.mark.parametrize("command", ["find", "getMore"])
+@pytest.mark.parametrize(
+    "error",
+    [{"errorCode": 43}, {"errorCode": 91}, {"errorCode": 175}, {"closeConnection": True}],
+    ids=["cursor not found", "shutdown", "plan killed", "connection"],
+)
+def test_goes_on_behind_the_last_reply(client: Client, spec: StreamSpec, command: str, error: Any) -> None:
+    client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(1000)])
+    split = scan(client, spec)
+    found = ids_of(split.next()) if command == "getMore" else []
+    failures = 0
+    with failing(client, command, 2, appName="headrace", **error):
+        while True:
+            try:
+                reply = split.next()
+            except TransientError:
+                failures += 1
+                continue
+            found += ids_of(reply)
+            if reply.is_last:
+                break
+    assert failures > 0
+    assert found == list(range(1000))
+
+
+def test_a_replay_ends_where_the_segment_ended(client: Client, spec: StreamSpec) -> None:
+    """Whatever has come or gone meanwhile: each document that stayed is in the segment in which it was."""
+    collection = client[spec.database].c
+    collection.insert_many([{"_id": n} for n in range(0, 1000, 2)])
+    start = Position(time=server_time(client))
+    before = segments(client, spec, start, [])
+    assert [len(found) for found in before.values()] == [150, 150, 150, 50]
+    intents = [
+        Intent(seq, "", Position(make_place(seq * 150, key(before[seq][-1])), start.time), (), 150)
+        for seq in (1, 2)
+    ]
+    ends = [before[1][-1], before[2][-1]]
+    collection.delete_many({"_id": {"$in": [0, 100, ends[0]]}})
+    collection.insert_many([{"_id": n} for n in (1, 3, ends[0] - 1, ends[0] + 1, ends[1] + 1, 999)])
+    collection.delete_one({"_id": ends[1]})
+    collection.insert_one({"_id": float(ends[1])})  # equal, but another one
+    after = segments(client, spec, start, intents)
+    stayed = set(range(0, 1000, 2)) - {0, 100, *ends}
+    for seq in (1, 2):
+        assert set(after[seq]) & stayed == set(before[seq]) & stayed
+    everything = [id_ for found in after.values() for id_ in found]
+    assert len(everything) == len(set(everything))
+    assert set(everything) == {each["_id"] for each in collection.find()}
+    assert float(ends[1]) in after[3]
+
+
+def test_a_filter(client: Client, spec: StreamSpec) -> None:
+    client[spec.database].c.insert_many([{"_id": n, "even": n % 2 == 0} for n in range(500)])
+    even = StreamSpec("s", "split", spec.database, ("c",), lower=key(100), filter='{"even": true}')
+    assert read(scan(client, even)) == list(range(100, 500, 2))
+    wrong = StreamSpec("s", "split", spec.database, ("c",), filter='{"$nonsense": 1}')
+    with pytest.raises(ConfigError, match=r"Check --filter\."):
+        scan(client, wrong).next()
+
+
+def test_a_whole_split_is_not_gone_on_with(client: Client, spec: StreamSpec) -> None:
+    client[spec.database].c.insert_many([{"_id": n, "t": n // 10} for n in range(1000)])
+    whole = StreamSpec("s", "split", spec.database, ("c",), order="t", whole=True)
+    assert read(scan(client, whole)) == list(range(1000))
+    split = scan(client, whole)
+    split.next()
+    with failing(client, "getMore", 1, appName="headrace", errorCode=43), pytest.raises(TransientError):
+        split.next()
+    with pytest.raises(InterruptedScanError):
+        split.next()
+
+
+def test_pace(client: Client) -> None:
+    pace = Pace(documents_per_s=1000, bytes_per_s=1e9)
+    assert pace.most_documents(5000) == 1000
+    assert pace.may_read(client)
+    pace.spend(10_000, 100)
+    assert not pace.may_read(client), "ten seconds' worth was read"
+    assert replication_lag_s(client) == 0.0
+
+
+def test_a_secondary_is_read(client: Client) -> None:
+    """One member has none: the primary serves where that is allowed, and an error says so where it is not."""
+    uri = "mongodb://" + ",".join(f"{host}:{port}" for host, port in client.nodes)
+    assert Members(client, uri, "primary").choose() is client
+    assert Members(client, uri, "secondary_preferred").choose() is client
