@@ -160,7 +160,7 @@ def _memory(options: Options) -> Iterator[Struct]:
 
 
 # Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
-_EVENTS = {"orders": 2.0, "tiny": 2.0, "nested": 0.2, "wide": 0.2, "fat": 0.01}
+_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.2, "wide": 0.2, "fat": 0.01}
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # On two cores more streams only share the same cores, while the server scans its log for each of them.
 _READERS = 2

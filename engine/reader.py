@@ -195,7 +195,9 @@ class Reader:
         config, reply_size = self._settings.config, self._settings.budget.reply
         if not assign.spec.is_split:
             await_ms = AWAIT_END_MS if assign.until else AWAIT_MS
-            return ChangeStream(self._client, assign.spec, start, reply_size=reply_size, await_ms=await_ms)
+            return ChangeStream(
+                self._client, assign.spec, start, reply_size=reply_size, await_ms=await_ms, ahead=True
+            )
         share = config.backfill.readers
         limits = config.backfill.max_documents_per_s / share, config.backfill.max_bytes_per_s / share
         replay = [intent.end.token for intent in assign.replay]

@@ -29,8 +29,9 @@ LEAST_ARENA = 64 * MIB
 MOST_ARENA = 512 * MIB
 LEAST_PENDING = 24 * MIB
 MOST_PENDING = 512 * MIB
-# A reader holds a reply that is decoded, one that waits, one that arrives; and the columns of a part of one.
-REPLIES_PER_READER = 4
+# A reader holds a reply that is decoded, one that waits, one that is looked at, one that arrives; and the columns
+# of a part of one.
+REPLIES_PER_READER = 5
 
 
 class Budget(Struct, frozen=True):

@@ -21,6 +21,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
+from engine.source.ahead import Ahead
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import Client, translate
 
@@ -38,6 +39,7 @@ class ChangeStream:
 
     Args:
         reply_size: bytes of a reply, about; the server makes none larger than ``SERVER_REPLY_SIZE``.
+        ahead: ask for the next reply before the last one is looked at.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ChangeStream:
         *,
         reply_size: int = SERVER_REPLY_SIZE,
         await_ms: int = AWAIT_MS,
+        ahead: bool = False,
     ) -> None:
         self._client = client
         self._spec = spec
@@ -57,6 +60,7 @@ class ChangeStream:
         self._await_ms = await_ms
         self._batch_size: int | None = None
         self._session: ClientSession | None = None
+        self._ahead = Ahead(self._command, self._following if ahead else lambda _: None)
         self._cursor_id = 0
         self._cursor_collection = ""
         self._is_open = False
@@ -98,6 +102,7 @@ class ChangeStream:
     def close(self) -> None:
         """End the cursor on the server, if it is there."""
         cursor_id, self._cursor_id = self._cursor_id, 0
+        self._ahead.drop()
         try:
             if cursor_id:
                 command = {"killCursors": self._cursor_collection, "cursors": [cursor_id]}
@@ -123,21 +128,25 @@ class ChangeStream:
     def _aggregate(self, cursor_options: dict[str, int]) -> bytes:
         target: str | int = self._spec.collections[0] if self._spec.level == "collection" else 1
         command = {"aggregate": target, "pipeline": self._pipeline(), "cursor": cursor_options}
-        return self._command(command)
+        return self._ahead.reply(command)
 
     def _command(self, command: dict[str, Any]) -> bytes:
         raw = self._database.command(command, session=self._session, codec_options=_RAW).raw
         return raw if isinstance(raw, bytes) else bytes(raw)
 
     def _get_more(self) -> Reply:
-        command: dict[str, Any] = {
-            "getMore": self._cursor_id,
-            "collection": self._cursor_collection,
-            "maxTimeMS": self._await_ms,
-        }
+        return self._take(self._ahead.reply(self._more(self._cursor_id)))
+
+    def _more(self, cursor_id: int) -> dict[str, Any]:
+        collection = self._cursor_collection
+        command: dict[str, Any] = {"getMore": cursor_id, "collection": collection, "maxTimeMS": self._await_ms}
         if self._batch_size is not None:
             command["batchSize"] = self._batch_size
-        return self._take(self._command(command))
+        return command
+
+    def _following(self, cursor_id: int) -> dict[str, Any] | None:
+        """What to ask for ahead: nothing before the size of events is known, and the cursor's name."""
+        return self._more(cursor_id) if self._batch_size is not None and self._cursor_collection else None
 
     def _take(self, raw: bytes) -> Reply:
         reply = Reply.parse(raw)
@@ -154,6 +163,7 @@ class ChangeStream:
         return reply
 
     def _forget_cursor(self) -> None:
+        self._ahead.drop()
         self._is_open = False
         self._cursor_id = 0
         self._split_events = SplitEvents()

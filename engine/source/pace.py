@@ -38,6 +38,11 @@ class Pace:
         self._lag_at = 0.0
         self._lags = False
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._documents_per_s or self._bytes_per_s or self._max_lag_s)
+
     def may_read(self, client: Client) -> bool:
         """Whether to ask for the next reply now; when not, some of the pause has passed already."""
         wait_s = self._next_at - time.monotonic()

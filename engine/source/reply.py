@@ -12,7 +12,7 @@ from engine.core.position import Position, token_time
 from engine.rawbson.elements import MalformedBSON, elements, find, read_string
 from engine.rawbson.offsets import Offsets, document_offsets
 
-_INT64 = struct.Struct("<q").unpack_from
+INT64 = struct.Struct("<q").unpack_from
 _INT32 = struct.Struct("<i")
 # An event is split only when it would pass 16 MiB, so of its fragments one is large; looking for fragments
 # is left out where no event of a reply is.
@@ -63,7 +63,7 @@ class Reply:
                 case b"postBatchResumeToken":
                     token = _token_in(raw, at)
                 case b"id":
-                    cursor_id = _INT64(raw, at)[0]
+                    cursor_id = INT64(raw, at)[0]
                 case b"ns":
                     collection = read_string(raw, at).partition(".")[2]
         return cls(raw, offsets, token, cursor_id, collection)

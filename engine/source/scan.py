@@ -36,6 +36,7 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
 from engine.errors import ConfigError, HeadraceError, InterruptedScanError, TransientError
 from engine.rawbson.elements import UNDEFINED, MalformedBSON, find
+from engine.source.ahead import Ahead
 from engine.source.pace import Pace
 from engine.source.reply import Reply
 from engine.source.session import Client, translate
@@ -103,6 +104,7 @@ class SplitScan:
         self._time = start.time
         self._count, self._after = split_place(start.token)
         self._owed = deque(replay)
+        self._ahead = Ahead(self._send, self._following)
         self._turn = self._read  # what the next call does
         self._reply_size = reply_size
         self._pace = pace or Pace()
@@ -141,6 +143,7 @@ class SplitScan:
     def close(self) -> None:
         """End the cursor on the server, if it is there."""
         cursor_id, self._cursor_id = self._cursor_id, 0
+        self._ahead.drop()
         try:
             if cursor_id and self._client is not None:
                 command = {"killCursors": self._collection, "cursors": [cursor_id]}
@@ -240,16 +243,25 @@ class SplitScan:
         return self._take(command | {"readConcern": concern})
 
     def _get_more(self) -> Documents:
-        command = {"getMore": self._cursor_id, "collection": self._collection, "batchSize": self._batch_size}
-        return self._take(command)
+        return self._take(self._more(self._cursor_id))
 
-    def _take(self, command: dict[str, Any]) -> Documents:
+    def _more(self, cursor_id: int) -> dict[str, Any]:
+        return {"getMore": cursor_id, "collection": self._collection, "batchSize": self._batch_size}
+
+    def _following(self, cursor_id: int) -> dict[str, Any] | None:
+        """What to ask for ahead: nothing while the pace is limited, and before the size of documents is known."""
+        return None if self._pace.is_limited or not self._has_read else self._more(cursor_id)
+
+    def _send(self, command: dict[str, Any]) -> bytes:
         assert self._client is not None
         if self._session is None:
             self._session = self._client.start_session(causal_consistency=False)
         database = self._client[self._spec.database]
         raw = database.command(command, session=self._session, codec_options=_RAW).raw
-        reply = Documents.parse(raw if isinstance(raw, bytes) else bytes(raw))
+        return raw if isinstance(raw, bytes) else bytes(raw)
+
+    def _take(self, command: dict[str, Any]) -> Documents:
+        reply = Documents.parse(self._ahead.reply(command))
         reply.order = self._spec.order
         self._cursor_id = reply.cursor_id
         self._is_open = bool(reply.cursor_id)
@@ -261,6 +273,7 @@ class SplitScan:
         return reply
 
     def _forget_cursor(self) -> None:
+        self._ahead.drop()
         self._is_open, self._cursor_id = False, 0
         if self._session is not None:
             self._session.end_session()
