@@ -146,14 +146,23 @@ def prepare(config: Config, names: Sequence[str], selection: Selection, *, resta
         return _work(plans, [found[namespace] for namespace in wanted])
 
 
-def snapshot(config: Config, specs: Sequence[StreamSpec]) -> Work:
-    """What is left to load beside change streams, by ``source.start = "snapshot"``.
+def snapshot(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()) -> Work:
+    """What is to be loaded beside change streams, by ``source.start`` or ``source.on_history_lost``.
 
     The plans are made before the streams have a position, so a stream that has one without them was begun in
     another way: it goes on, and nothing is loaded.
+
+    Args:
+        lost: streams whose history is lost: what they cover is loaded anew.
     """
+    for spec in specs:
+        if spec.stream in lost:
+            prepare(config, spec.collections, Selection(), restart=True)
     if config.source.start != "snapshot":
-        return NOTHING
+        if config.source.on_history_lost != "snapshot":
+            return NOTHING
+        with plans_of(config) as plans:
+            return _work(plans, [each for each in plans.read_all() if each.selection == Selection()])
     with plans_of(config) as plans:
         records = plans.records()
         begun = [spec.stream for spec in specs if spec.stream in records and records[spec.stream].position]

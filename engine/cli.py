@@ -167,25 +167,42 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
-    from engine.backfill import finish, snapshot
     from engine.core.budget import divide
     from engine.core.plan import plan_streams
-    from engine.handover import hand_over
     from engine.logs import configure_logging
-    from engine.progress import logged
-    from engine.supervisor import EngineEnded, Supervisor
+    from engine.supervisor import EngineEnded
 
     configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
     divide(config.memory.limit, len(specs), config.writers.processes)
-    work = snapshot(config, specs)
+    lost: frozenset[str] = frozenset()
+    while True:
+        try:
+            code, lost = _follow(config, specs, lost, until_caught_up=options.until_caught_up)
+        except EngineEnded as ended:
+            print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
+            return ended.code
+        if not lost:
+            return code
+
+
+def _follow(
+    config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *, until_caught_up: bool
+) -> tuple[int, frozenset[str]]:
+    """Run the streams to their end: the exit code, and those that must begin anew with a snapshot."""
+    from engine.backfill import finish, snapshot
+    from engine.handover import hand_over
+    from engine.progress import logged
+    from engine.supervisor import EngineEnded, Supervisor
+
+    work = snapshot(config, specs, lost)
+    watch = logged(work.progress.values())
 
     def launched() -> Supervisor:
-        made = Supervisor(config, specs, work, until_caught_up=options.until_caught_up, watch=watch)
+        made = Supervisor(config, specs, work, lost=lost, until_caught_up=until_caught_up, watch=watch)
         made.launch()
         return made
 
-    watch = logged(work.progress.values())
     supervisor = launched()
 
     def run_to_end(former: Sequence[StreamSpec]) -> int:
@@ -200,10 +217,11 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     try:
         code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
         finish(config, work)
-        return code
-    except EngineEnded as ended:
-        print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
-        return ended.code
+        return code, frozenset()
+    except EngineEnded:
+        if supervisor.lost:
+            return 1, supervisor.lost
+        raise
     finally:
         supervisor.abandon()
 

@@ -65,6 +65,7 @@ class Supervisor:
     Args:
         specs: the change streams.
         work: what is to be loaded beside them.
+        lost: change streams that begin anew, because their history is lost.
         until_caught_up: end when each stream has passed the cluster time of its start.
         common_end: end with all streams at one cluster time, and keep their leases.
         watch: is called again and again with what has been loaded.
@@ -76,6 +77,7 @@ class Supervisor:
         specs: Sequence[msg.StreamSpec],
         work: Work = NOTHING,
         *,
+        lost: frozenset[str] = frozenset(),
         until_caught_up: bool = False,
         common_end: bool = False,
         watch: Watch | None = None,
@@ -96,6 +98,7 @@ class Supervisor:
             on_history_lost=config.source.on_history_lost,
             sink=sink_identity(config),
             pool=pool,
+            lost=lost,
             until_caught_up=until_caught_up,
             common_end=common_end,
             memory_limit=budget.limit,
@@ -120,6 +123,11 @@ class Supervisor:
     def until(self) -> int:
         """The cluster time that all streams have been read up to, if that was wanted."""
         return self._coordinator.until
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """The streams whose collections must be loaded again before they can go on."""
+        return self._coordinator.lost
 
     @property
     def interrupted(self) -> bool:

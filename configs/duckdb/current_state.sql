@@ -1,9 +1,11 @@
 -- The collections as they are now, out of a lake of change events and backfilled documents.
 --
--- The rule: for each _cdc_key, the row of its last event, by _cdc_token; without any event, the row that a
--- backfill read (of several, the one read last). A key whose last event is a delete is gone, and so is what lies
--- before the drop of its collection. A read row comes before every event, whenever it was read: the stream began
--- before the reading did, so it brings every change that the reading may have missed.
+-- The rule: for each _cdc_key, the row with the latest _cdc_cluster_time. In the same second an event counts more
+-- than a row that a backfill read, and of events the one with the greatest _cdc_token. A key whose last row is a
+-- delete is gone; so is what lies before the drop of its collection.
+--
+-- Why it holds: a read row has the time at which its split was begun, and shows at least what was known then.
+-- A change that is later than that has an event of its own in the stream, which began before.
 --
 -- It takes full documents: source.full_document = "update_lookup" (the default), "when_available" or "required".
 -- Fill in the URL of the lake and run it with DuckDB; SELECT * FROM current_state WHERE _cdc_collection = 'orders'.
@@ -12,7 +14,7 @@ SELECT * FROM read_parquet('{{url}}/**/*.parquet', union_by_name = true, hive_pa
 
 CREATE OR REPLACE VIEW current_state AS
 WITH drops AS (
-    SELECT _cdc_database, _cdc_collection, max(_cdc_token) AS dropped, max(_cdc_cluster_time) AS dropped_at
+    SELECT _cdc_database, _cdc_collection, max(_cdc_cluster_time) AS dropped_at, max(_cdc_token) AS dropped
     FROM events
     WHERE _cdc_op IN ('drop', 'rename')
     GROUP BY ALL
@@ -22,7 +24,7 @@ numbered AS (
         events.*,
         row_number() OVER (
             PARTITION BY _cdc_database, _cdc_collection, _cdc_key
-            ORDER BY _cdc_token DESC NULLS LAST, _cdc_cluster_time DESC
+            ORDER BY _cdc_cluster_time DESC, _cdc_token DESC NULLS LAST
         ) AS newest
     FROM events
     LEFT JOIN drops USING (_cdc_database, _cdc_collection)

@@ -57,8 +57,11 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Collection = N: read a hot collection through N change streams, by a hash of `_id`."),
     ] = field(default_factory=dict)
     on_history_lost: Annotated[
-        Literal["fail", "now"],
-        Meta(description="When the oplog no longer reaches back to the committed token: stop, or start from now."),
+        Literal["fail", "snapshot", "now"],
+        Meta(
+            description="When the oplog no longer reaches back to the committed token: stop; start from now and load "
+            "the collections again meanwhile; or just start from now."
+        ),
     ] = "fail"
     max_readers: Annotated[
         int, Meta(ge=1, le=256, description="Reader processes; more collections than this share streams.")
@@ -84,8 +87,8 @@ class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "primary"
     max_documents_per_s: Annotated[
-        float, Meta(ge=0, description="Documents per second of all readers together; 0 for no limit.")
-    ] = 0.0
+        int, Meta(ge=0, description="Documents per second of all readers together; 0 for no limit.")
+    ] = 0
     max_bytes_per_s: Annotated[
         Size, Meta(description="Bytes of BSON per second of all readers together; 0 for no limit.")
     ] = Size(0)

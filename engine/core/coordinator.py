@@ -91,6 +91,7 @@ class Settings(Struct, frozen=True):
         sink: where objects go and how they are laid out; must not change under an outstanding intent.
         until_caught_up: finish each stream behind the cluster time that was the server's at the start.
         pool: readers for splits.
+        lost: change streams whose history is known to be lost: they begin anew, from now.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
             leases are kept at the end, so that nobody moves a stream before it is handed over.
     """
@@ -102,9 +103,10 @@ class Settings(Struct, frozen=True):
     hang_timeout_s: float
     drain_timeout_s: float
     start_at: str
-    on_history_lost: Literal["fail", "now"]
+    on_history_lost: Literal["fail", "snapshot", "now"]
     sink: str
     pool: int = 0
+    lost: frozenset[str] = frozenset()
     until_caught_up: bool = False
     common_end: bool = False
     memory_limit: int = 0
@@ -174,7 +176,8 @@ class Stream(Struct):
 class Coordinator:
     """Decides; see the module's docstring.
 
-    State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever).
+    State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever), and
+    ``lost``, the stream whose loss of history has ended it.
 
     Args:
         specs: the change streams, each with a reader of its own.
@@ -202,6 +205,7 @@ class Coordinator:
         self._splits = deque(splits)
         self._generations = itertools.count(1)
         self.progress = dict(progress)
+        self.lost: frozenset[str] = frozenset()
         writers = [Child("writer", number) for number in range(settings.writers)]
         self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
@@ -315,6 +319,8 @@ class Coordinator:
             )
             remedy = "Start once more with the former [sink] until it has caught up, then change it."
             return self._exit(2, ConfigError(f"resume the stream {name}", cause, remedy))
+        if name in self.settings.lost and record.position is not None:
+            self._begin_anew(stream)
         return self._settle([], now)
 
     def _refusal(self, stream: Stream, record: StreamRecord) -> HeadraceError | None:
@@ -743,15 +749,24 @@ class Coordinator:
         if self.settings.on_history_lost == "fail":
             stream.status, stream.error = "failed", error
             return [Log("error", "stream stopped", fields), *self._start_over(stream)]
+        if self.settings.on_history_lost == "snapshot":
+            # It must be planned before the stream has another position: else a crash in between would hide the gap.
+            self.lost = frozenset({stream.name})
+            what = "history lost; loading the collections again, and going on from now"
+            return [Log("error", what, fields), *self._exit(1, error)]
         fields["intents_dropped"] = len(stream.ledger.intents)
         actions: list[Action] = [
             Log("error", "history lost; going on from now, what lies between is not captured", fields)
         ]
         actions += self._start_over(stream)
+        self._begin_anew(stream)
+        return actions
+
+    def _begin_anew(self, stream: Stream) -> None:
+        """From now, whatever was committed; its numbers go on."""
         stream.dropped = tuple(stream.ledger.intents)
         stream.ledger = Ledger(None, max(stream.dropped, default=stream.ledger.committed_seq))
         stream.start_at = "now"
-        return actions
 
     # --- finishing ---------------------------------------------------------------------------------------
 

@@ -191,7 +191,7 @@ def test_errors(mongo: Client, config: EngineConfig, lake: Lake, arguments: list
 
 def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     mongo[config.name].orders.insert_many([{"_id": n, "n": n, "text": "x" * 500} for n in range(5000)])
-    config.set("backfill", max_documents_per_s=500.0, readers=1)
+    config.set("backfill", max_documents_per_s=500, readers=1)
     with Engine(config, command="backfill") as engine:
         engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "something is in the lake")
         assert engine.terminate() == 0
@@ -200,7 +200,7 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
     assert "is unfinished, of all documents" in done.stderr
     (status,) = [json.loads(line) for line in run_engine(config, "status").stdout.splitlines()]
     assert 0 < status["documents"] < 5000
-    config.set("backfill", max_documents_per_s=0.0)
+    config.set("backfill", max_documents_per_s=0)
     (report,) = backfill(config)
     assert report["documents"] == 5000
     assert numbers(lake) == Counter(range(5000))
@@ -231,7 +231,7 @@ def test_killed_at_random(mongo: Client, config: EngineConfig, lake: Lake) -> No
     mongo[config.name].orders.insert_many(documents)
     returned = documents_returned(mongo)
     # At this rate all is read in about twice the time that the kills take.
-    config.set("backfill", max_documents_per_s=1500.0, split_size="256KiB")
+    config.set("backfill", max_documents_per_s=1500, split_size="256KiB")
     kills: Counter[str] = Counter()
     engine: Engine | None = None
     while kills.total() < 20:
@@ -258,7 +258,7 @@ def test_killed_at_random(mongo: Client, config: EngineConfig, lake: Lake) -> No
     if engine is not None:
         engine.kill_tree()
     assert kills.total() == 20, "the backfill was over before the last kill"
-    config.set("backfill", max_documents_per_s=0.0)
+    config.set("backfill", max_documents_per_s=0)
     (report,) = backfill(config)
     assert report["documents"] == len(documents)
     assert numbers(lake) == Counter(range(len(documents)))
@@ -338,7 +338,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(present)])
     config.set("source", start="snapshot")
-    config.set("backfill", max_documents_per_s=4000.0)
+    config.set("backfill", max_documents_per_s=4000)
     with Writer(mongo, config.name, present) as writer:
         with Engine(config) as engine:
             engine.wait_for(lambda status: status["backfills"][0]["documents"] > present // 4, "some is loaded")

@@ -96,7 +96,7 @@ def shown(lake: Lake) -> list[str]:
 def test_a_worker_killed_in_the_middle(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     documents = mixed_documents(12_000)
     mongo[config.name].orders.insert_many(documents)
-    config.set("backfill", max_documents_per_s=1000.0)
+    config.set("backfill", max_documents_per_s=1000)
     with Engine(config, command="backfill") as engine:
         deadline = time.monotonic() + 60
         while len(lake.object_keys()) < 3:

@@ -18,17 +18,18 @@ from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommi
 from engine.core.messages import Intent
 from engine.core.segments import SegmentEnd, Segmenter
 from tests.sim import world
-from tests.sim.world import World
+from tests.sim.world import SplitWorld, World
 
 SEEDS = 10_000
+SEEDS_OF_SPLITS = 3_000
 SEEDS_FOR_BROKEN = 2_000
 
 
-def play(seeds: range) -> int:
+def play(seeds: range, kind: type[World] = World) -> int:
     """Play these seeds; the number of steps that they took."""
     steps = 0
     for seed in seeds:
-        played = World(seed)
+        played = kind(seed)
         try:
             played.run()
         except BaseException as error:
@@ -37,15 +38,19 @@ def play(seeds: range) -> int:
     return steps
 
 
-def play_all(count: int) -> int:
+def play_all(count: int, kind: type[World] = World) -> int:
     """Play seeds 0 to ``count`` on all cores."""
     cores = os.cpu_count() or 1
     with ProcessPoolExecutor(cores) as pool:
-        return sum(pool.map(play, [range(first, count, cores) for first in range(cores)]))
+        return sum(pool.map(play, [range(first, count, cores) for first in range(cores)], [kind] * cores))
 
 
 def test_no_seed_loses_or_doubles_an_event() -> None:
     assert play_all(SEEDS) > 100 * SEEDS
+
+
+def test_no_seed_loses_or_doubles_a_document() -> None:
+    assert play_all(SEEDS_OF_SPLITS, SplitWorld) > 100 * SEEDS_OF_SPLITS
 
 
 def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
@@ -120,7 +125,7 @@ def test_an_unfenced_store_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 
     def unfenced(self: world.Engine) -> None:
         if not isinstance(self.store_queue[0], Acquire):
-            self.epoch = self.world.stored.epoch
+            self.epochs = {stream: stored.epoch for stream, stored in self.world.records.items()}
         step(self)
 
     monkeypatch.setattr(world.Engine, "_store_step", unfenced)
@@ -130,4 +135,5 @@ def test_an_unfenced_store_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    print(f"{number} seeds, {play_all(number)} steps: exact")
+    for kind in (World, SplitWorld):
+        print(f"{kind.__name__}: {number} seeds, {play_all(number, kind)} steps: exact")

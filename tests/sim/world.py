@@ -11,18 +11,21 @@ After every step that changes the lake: no token is in two objects. At the end: 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
+from engine.core.backfill import END, is_end, make_place
 from engine.core.coordinator import Coordinator, Settings
 from engine.core.ledger import first_segment
 from engine.core.messages import Intent, ObjectName, StreamSpec
 from engine.core.naming import object_key, partition_of
+from engine.core.naming import split_id
 from engine.core.position import Position, make_time
+from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
 from engine.core.segments import Limits, Segmenter
 
@@ -133,6 +136,7 @@ class PlayedReader:
         self._replay_only = False
         self._scanned = ""
         self._done = False
+        self._spec = StreamSpec("", "collection")
 
     def receive(self, message: msg.ToChild) -> None:
         match message:
@@ -149,7 +153,7 @@ class PlayedReader:
                 self._finishing = True
 
     def _assign(self, message: msg.Assign) -> None:
-        self._generation = message.generation
+        self._generation, self._spec = message.generation, message.spec
         self._position = message.start or Position("", self._world.start_time)
         self.outbox.append(msg.Started(self._generation, None if message.start else self._position))
         limits = Limits(self._world.segment_rows, 10**9, 5.0)
@@ -202,7 +206,8 @@ class PlayedReader:
             return
         self._report(segmenter.scanned(self._scanned))
         self._report(segmenter.expired(now))
-        if (self._finishing and not segmenter.replaying) or (self._replay_only and not segmenter.replaying):
+        ends = self._finishing or self._replay_only or self._scanned == END
+        if ends and not segmenter.replaying:
             self._report(segmenter.flush("finish"))
             self._done = True
             at = Position(self._scanned, 0) if self._scanned else None
@@ -211,7 +216,7 @@ class PlayedReader:
         if not segmenter.is_open and not segmenter.replaying and self._scanned and self._world.rng.random() < 0.2:
             self.outbox.append(msg.Idle(self._generation, Position(self._scanned, 0)))
         after = Position(max(self._scanned, self._position.token), self._position.time)
-        events, scanned = self._world.mongo.read(after, self._world.rng.randrange(1, 12))
+        events, scanned = self._world.read(self._spec, after, self._world.rng.randrange(1, 12))
         self._scanned = max(scanned, self._scanned)
         self._events, self._row = Replies(events), 0
 
@@ -242,7 +247,7 @@ class PlayedWriter:
                 self.uploads.append(msg.Published(message.stream, message.generation, message.seq))
             case msg.Abandon():
                 for table in (self._open, self._sealed):
-                    for key in [key for key in table if key[1] < message.generation]:
+                    for key in [key for key in table if key[0] == message.stream and key[1] < message.generation]:
                         del table[key]  # type: ignore[attr-defined]
 
     def _seal(self, message: msg.Seal) -> None:
@@ -311,15 +316,15 @@ class Engine:
             start_at="now",
             on_history_lost="fail",
             sink="lake",
+            pool=world.pool,
         )
-        spec = StreamSpec(STREAM, "collection", pipeline=world.pipeline)
-        self.coordinator = Coordinator(settings, [spec], world.rng)
+        self.coordinator = Coordinator(settings, world.streams(), world.rng, world.splits())
         self.children: dict[Child, PlayedReader | PlayedWriter] = {}
         self.inboxes: dict[Child, deque[msg.ToChild]] = {}
         self.store_queue: deque[act.Action] = deque()
         self.store_results: deque[Callable[[], list[act.Action]]] = deque()
         self.dead_children: deque[Child] = deque()
-        self.epoch = 0
+        self.epochs: dict[str, int] = {}
         self.paused_until = 0.0
         self.exited: act.Exit | None = None
         self._ticked_at = -1.0
@@ -393,38 +398,46 @@ class Engine:
     def _store_step(self) -> None:
         """The next queued operation reaches the store, fenced by the epoch that this engine holds."""
         action = self.store_queue.popleft()
-        stored, now = self.world.stored, self.world.now
+        records, now = self.world.records, self.world.now
         c = self.coordinator
         match action:
             case act.Acquire(stream):
+                stored = records[stream]
                 if stored.owner and stored.owner != self.name and stored.expires_at > now:
                     holder, left = stored.owner, stored.expires_at - now
                     self.store_results.append(lambda: c.held_elsewhere(stream, holder, left, self.world.now))
                     return
                 stored.epoch += 1
                 stored.owner, stored.expires_at = self.name, now + LEASE_TTL_S
-                self.epoch = stored.epoch
+                self.epochs[stream] = stored.epoch
                 fields = dict(stored.fields)
                 self.store_results.append(lambda: c.acquired(stream, fields, self.world.now))
-            case act.Renew():
-                if stored.epoch != self.epoch:
-                    self.store_results.append(lambda: c.lease_lost(STREAM, self.world.now))
-                else:
-                    stored.expires_at = now + LEASE_TTL_S
-            case act.Release():
-                if stored.epoch == self.epoch:
-                    stored.owner = ""
+            case act.Renew(streams):
+                for stream in streams:
+                    if self._is_ours(stream):
+                        records[stream].expires_at = now + LEASE_TTL_S
+            case act.Release(streams):
+                for stream in streams:
+                    if self.epochs.get(stream) == records[stream].epoch:
+                        records[stream].owner = ""
             case act.Write(stream, generation, change, seq):
-                if stored.epoch != self.epoch:
-                    self.store_results.append(lambda: c.lease_lost(stream, self.world.now))
+                if not self._is_ours(stream):
                     return
+                stored = records[stream]
                 before = stored.fields.get("position")
                 stored.fields.update(change.put)
                 for name in change.remove:
                     stored.fields.pop(name, None)
-                self.world.check_commit(before)
+                self.world.check_commit(stream, before)
                 if seq:
                     self.store_results.append(lambda: c.stored(stream, generation, seq, self.world.now))
+
+    def _is_ours(self, stream: str) -> bool:
+        """Whether the epoch is still ours; the coordinator is told when not."""
+        if self.epochs.get(stream) == self.world.records[stream].epoch:
+            return True
+        self.store_results.append(lambda: self.coordinator.lease_lost(stream, self.world.now))
+        return False
 
 
 class World:
@@ -442,7 +455,7 @@ class World:
         self.mongo = Mongo(rng, events)
         self.start_time = make_time(1_700_000_000, 0)
         self.lake = Lake()
-        self.stored = StoredStream()
+        self.records: dict[str, StoredStream] = defaultdict(StoredStream)
         self.arena: dict[tuple[int, int], Sequence[Event]] = {}
         self.reader_engine: dict[int, Engine] = {}
         self.segment_rows = rng.randrange(2, 12)
@@ -457,6 +470,20 @@ class World:
         self.orphan_stores: list[Engine] = []
         self.steps_taken = 0
 
+    pool = 0
+
+    def streams(self) -> list[StreamSpec]:
+        """The change streams of an engine that starts now."""
+        return [StreamSpec(STREAM, "collection", pipeline=self.pipeline)]
+
+    def splits(self) -> list[StreamSpec]:
+        """What is left to read of a backfill for an engine that starts now."""
+        return []
+
+    def read(self, _: StreamSpec, after: Position, most: int) -> tuple[list[Event], str]:
+        """What a getMore of this stream gives behind a position, and the token scanned up to."""
+        return self.mongo.read(after, most)
+
     def lags(self, what: str) -> bool:
         """Whether this part is the slow one, and does not get its turn this time."""
         return self.slow == what and self.rng.random() < 0.8
@@ -465,19 +492,21 @@ class World:
         """Slabs lie in the arena of the reader's engine."""
         return id(self.reader_engine[id(reader)]), offset
 
-    def check_commit(self, before: str | None) -> None:
+    def check_commit(self, stream: str, before: str | None) -> None:
         """Everything up to the committed token, and selected at all times, is in the lake."""
-        after = self.stored.fields.get("position")
+        after = self.records[stream].fields.get("position")
         if after is None or after == before:
             return
-        from engine.core.records import read_record
-
-        position = read_record(self.stored.fields).position
+        position = read_record(self.records[stream].fields).position
         assert position is not None
         landed = self.lake.tokens()
-        for event in self.mongo.events:
+        for event in self.events_of(stream):
             if event.token <= position.token and not event.fickle:
                 assert event.token in landed, f"{event.token} is committed, and in no object"
+
+    def events_of(self, _: str) -> Sequence[Event]:
+        """All that a stream will ever bring."""
+        return self.mongo.events
 
     def run(self, most_steps: int = 20_000) -> None:
         """Play until all is landed and quiet; then everything must be in the lake once."""
@@ -501,7 +530,8 @@ class World:
                 break
         else:
             raise AssertionError(f"not done after {most_steps} steps: {self.engines[-1].coordinator.streams}")
-        missing = {event.token for event in self.mongo.events if not event.fickle} - self.lake.tokens()
+        events = [event for stream in self.records for event in self.events_of(stream)]
+        missing = {event.token for event in events if not event.fickle} - self.lake.tokens()
         assert not missing, f"missing in the lake: {sorted(missing)}"
 
     def _fault(self) -> None:
@@ -551,8 +581,50 @@ class World:
         if any(engine.paused_until > self.now for engine in self.engines):
             return False
         last = self.mongo.events[-1].token if self.mongo.events else ""
-        from engine.core.records import read_record
-
-        record = read_record(self.stored.fields)
+        record = read_record(self.records[STREAM].fields)
         position = record.position
         return position is not None and position.token >= last and not record.intents
+
+
+class SplitWorld(World):
+    """A backfill instead of a change stream: splits that engines share, with documents that come and go."""
+
+    def __init__(self, seed: int) -> None:
+        rng = random.Random(-seed - 1)
+        self.pool = rng.randrange(1, 4)
+        self._documents: dict[str, list[Event]] = {}
+        for number in range(rng.randrange(1, 7)):
+            stream = split_id("shop", "orders", "a", number)
+            self._documents[stream] = [
+                Event(f"{make_place(place, str(number))}", 1_800_000_000 << 32, "orders", rng.random() < 0.08)
+                for place in range(1, rng.randrange(0, 25))
+            ]
+        super().__init__(seed, events=0)
+
+    def streams(self) -> list[StreamSpec]:
+        """None."""
+        return []
+
+    def splits(self) -> list[StreamSpec]:
+        """Those that are not in the lake yet, as the shell has it."""
+        return [
+            StreamSpec(stream, "split", "shop", ("orders",))
+            for stream in self._documents
+            if not self._is_in(stream)
+        ]
+
+    def _is_in(self, stream: str) -> bool:
+        return is_end(read_record(self.records[stream].fields).position)
+
+    def read(self, spec: StreamSpec, after: Position, most: int) -> tuple[list[Event], str]:
+        """The next documents of a split; of fickle ones, those that are there this time."""
+        left = [event for event in self._documents[spec.stream] if event.token > after.token]
+        there = [event for event in left[:most] if not event.fickle or self.rng.random() < 0.5]
+        return there, left[most - 1].token if len(left) > most else END
+
+    def events_of(self, stream: str) -> Sequence[Event]:
+        """All documents of a split."""
+        return self._documents[stream]
+
+    def _is_done(self) -> bool:
+        return all(self._is_in(stream) for stream in self._documents)
