@@ -40,9 +40,10 @@ from engine.core.actions import (
     Write,
 )
 from engine.core.budget import divide
-from engine.core.coordinator import Coordinator, Settings, Stream
+from engine.core.coordinator import Coordinator
 from engine.core.position import split_time
 from engine.core.restarts import RetryPolicy
+from engine.core.stream import Settings, Stream
 from engine.errors import FatalError, HeadraceError, url_without_password
 from engine.memory import Arena
 from engine.process import ChildProcess, ChildSettings

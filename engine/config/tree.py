@@ -59,8 +59,8 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     on_history_lost: Annotated[
         Literal["fail", "snapshot", "now"],
         Meta(
-            description="When the oplog no longer reaches back to the committed token: stop; start from now and load "
-            "the collections again meanwhile; or just start from now."
+            description="When the oplog no longer reaches back to the committed token: stop; start from now and "
+            "load the collections again meanwhile; or just start from now."
         ),
     ] = "fail"
     max_readers: Annotated[

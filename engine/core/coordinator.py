@@ -20,10 +20,8 @@ import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
 
 import msgspec
-from msgspec import Struct
 
 from engine.core import records
 from engine.core.actions import (
@@ -74,103 +72,15 @@ from engine.core.messages import (
 )
 from engine.core.position import Position
 from engine.core.records import StreamRecord
-from engine.core.restarts import Failures, RetryPolicy
+from engine.core.restarts import Failures
 from engine.core.schema import CollectionSchema
+from engine.core.stream import Counters, Settings, Stream
 from engine.errors import ConfigError, FatalError, HeadraceError, error_of_kind
 
 MAX_SLABS = 64
 MAX_SEGMENTS_PER_STREAM = 4
 SQUEEZE_EVERY_S = 2.0
 SQUEEZE_ABOVE = 0.85
-
-
-class Settings(Struct, frozen=True):
-    """What the coordinator needs of the configuration.
-
-    Attributes:
-        sink: where objects go and how they are laid out; must not change under an outstanding intent.
-        until_caught_up: finish each stream behind the cluster time that was the server's at the start.
-        pool: readers for splits.
-        lost: change streams whose history is known to be lost: they begin anew, from now.
-        common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
-            leases are kept at the end, so that nobody moves a stream before it is handed over.
-    """
-
-    writers: int
-    arena_size: int
-    lease_ttl_s: float
-    retry: RetryPolicy
-    hang_timeout_s: float
-    drain_timeout_s: float
-    start_at: str
-    on_history_lost: Literal["fail", "snapshot", "now"]
-    sink: str
-    pool: int = 0
-    lost: frozenset[str] = frozenset()
-    until_caught_up: bool = False
-    common_end: bool = False
-    memory_limit: int = 0
-
-
-class Counters(Struct):
-    """Totals of one stream since this engine started."""
-
-    events_read: int = 0
-    events_committed: int = 0
-    bytes_read: int = 0
-    bytes_landed: int = 0
-    objects: int = 0
-    segments: int = 0
-    dead_letters: int = 0
-    restarts: int = 0
-
-
-class Stream(Struct):
-    """One stream of this engine.
-
-    Attributes:
-        reader: None for a split that is not being read.
-        generation: counts the times that the stream was started over; of splits, all together.
-        assigned: a reader has been told to read it.
-        reading: its reader has opened it: whatever happens from now on is captured.
-        reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
-        dropped: intents that history lost has made unreplayable, to be removed with the next start.
-        floors, durable_seq: the last commit that left before each intent; and the last one that is known to be
-            durable, because an intent that left later is. None before anything is.
-        held_by: who holds the lease, when we do not.
-    """
-
-    spec: StreamSpec
-    reader: Child | None
-    failures: Failures
-    start_at: str
-    ledger: Ledger
-    counters: Counters
-    record: StreamRecord = StreamRecord()
-    status: Literal["waiting", "running", "finished", "failed"] = "waiting"
-    lease: Literal["none", "asked", "held"] = "none"
-    acquire_at: float = 0.0
-    generation: int = 0
-    assigned: bool = False
-    reading: bool = False
-    reading_done: bool = False
-    ended_at: Position | None = None
-    dropped: tuple[int, ...] = ()
-    error: HeadraceError | None = None
-    committed_at: float = 0.0
-    floors: dict[int, int] = {}
-    durable_seq: int | None = None
-    held_by: str = ""
-
-    @property
-    def name(self) -> str:
-        """The stream's id."""
-        return self.spec.stream
-
-    @property
-    def selection_changed(self) -> bool:
-        """Whether the record was made under another selection than the configured one."""
-        return self.record.spec is not None and self.record.spec != self.spec
 
 
 class Coordinator:
@@ -750,7 +660,7 @@ class Coordinator:
             stream.status, stream.error = "failed", error
             return [Log("error", "stream stopped", fields), *self._start_over(stream)]
         if self.settings.on_history_lost == "snapshot":
-            # It must be planned before the stream has another position: else a crash in between would hide the gap.
+            # It is planned before the stream has another position: a crash in between must not hide the gap.
             self.lost = frozenset({stream.name})
             what = "history lost; loading the collections again, and going on from now"
             return [Log("error", what, fields), *self._exit(1, error)]

@@ -10,7 +10,7 @@ import pytest
 
 from engine.core import records
 from engine.core.actions import Acquire, Action, Child, Exit, Release, Send, Write
-from engine.core.coordinator import Coordinator, Settings
+from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import (
     Assign,
@@ -28,6 +28,7 @@ from engine.core.messages import (
 )
 from engine.core.position import Position, make_time
 from engine.core.restarts import RetryPolicy
+from engine.core.stream import Settings
 
 SPECS = [StreamSpec(f"shop.{name}", "collection", "shop", (name,)) for name in ("a", "b")]
 READERS = [Child("reader", number) for number in range(2)]

@@ -19,15 +19,15 @@ from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.backfill import END, is_end, make_place
-from engine.core.coordinator import Coordinator, Settings
+from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import Intent, ObjectName, StreamSpec
-from engine.core.naming import object_key, partition_of
-from engine.core.naming import split_id
+from engine.core.naming import object_key, partition_of, split_id
 from engine.core.position import Position, make_time
 from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
 from engine.core.segments import Limits, Segmenter
+from engine.core.stream import Settings
 
 STREAM = "shop.orders"
 LEASE_TTL_S = 10.0
