@@ -16,6 +16,7 @@ import trustme
 
 from engine.config import Secret
 from engine.config.tree import StateConfig
+from engine.core.naming import split_id
 from engine.errors import ConfigError, LeaseLostError, TransientError
 from engine.local import LocalStack
 from engine.local.servers import Process, Valkey, free_ports, valkey_path, wait_until
@@ -147,6 +148,15 @@ def test_what_was_written_is_there_for_the_next_owner(open_state: Open) -> None:
     assert acquired(open_state(), "b").fields == {"x": "2", "z": ""}
 
 
+def test_a_forgotten_stream_is_new(open_state: Open) -> None:
+    store = open_state()
+    store.write(acquired(store, "a").lease, {"x": "1"})
+    store.forget("s")
+    store.forget("never was")
+    assert store.read_all() == {}
+    assert acquired(store, "b").fields == {}
+
+
 def test_a_held_lease_is_refused_to_others(open_state: Open) -> None:
     acquired(open_state(), "a")
     found = open_state().acquire("s", "b", TTL_S)
@@ -264,6 +274,17 @@ def test_redis_forgets_a_stream_that_nobody_runs(stack: LocalStack, unique: str)
     with closing(redis.Redis(port=stack.valkey.port)) as client:
         left_s = client.pttl(f"{unique}:{{s}}:record") / 1000  # type: ignore[operator]
     assert 13 * 86400 < left_s <= 14 * 86400
+    store.close()
+
+
+def test_redis_keeps_a_split_until_its_backfill_is_over(stack: LocalStack, unique: str) -> None:
+    store = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=unique))
+    split = split_id("shop", "orders", "1f3a5c7e", 12)
+    found = store.acquire(split, "a", TTL_S)
+    assert isinstance(found, Acquired)
+    store.write(found.lease, {"x": "1"})
+    with closing(redis.Redis(port=stack.valkey.port)) as client:
+        assert client.pttl(f"{unique}:{{{split}}}:record") > 365 * 86_400_000  # type: ignore[operator]
     store.close()
 
 

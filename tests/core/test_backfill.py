@@ -1,0 +1,139 @@
+"""Plans and their splits, and when splits may begin."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core import records
+from engine.core.actions import Acquire, Action, Child, Release, Send
+from engine.core.backfill import (
+    END,
+    Plan,
+    Progress,
+    Selection,
+    left_to_read,
+    make_place,
+    progress_of,
+    split_place,
+    thinned,
+)
+from engine.core.coordinator import Coordinator
+from engine.core.messages import Assign, Finished, ReaderReady, Started, StreamSpec, WriterReady
+from engine.core.naming import is_split, stream_id
+from engine.core.position import Position, make_time
+from engine.core.records import StreamRecord
+from engine.core.restarts import RetryPolicy
+from engine.core.stream import Settings
+
+TIME = make_time(1_800_000_000, 1)
+PLAN = Plan("1f3a5c7e", "shop", "orders", Selection(), "", "", ("0a", "0b"), 3000, 900_000, 0.0)
+
+
+def test_splits_cover_everything_once() -> None:
+    splits = PLAN.splits()
+    assert [(each.lower, each.upper) for each in splits] == [("", "0a"), ("0a", "0b"), ("0b", "")]
+    assert [each.stream for each in splits] == [f"shop.orders~read1f3a5c7e-00000{n}" for n in range(3)]
+    assert all(is_split(each.stream) for each in splits)
+    assert not is_split(stream_id("shop", "a~read1-000000"))
+
+
+@given(st.lists(st.integers(0, 50), unique=True).map(sorted), st.integers(1, 20))
+def test_bounds_are_in_order_and_different(numbers: list[int], parts: int) -> None:
+    keys = [f"{number:02d}" for number in numbers]
+    bounds = thinned(keys, parts)
+    assert list(bounds) == sorted(set(bounds))
+    assert len(bounds) <= parts - 1
+    assert len(bounds) == parts - 1 or len(keys) < parts
+
+
+@given(st.integers(0, 10**15), st.integers(0, 10**15))
+def test_places_are_in_order(one: int, other: int) -> None:
+    assert (make_place(one, "ff") < make_place(other, "ff")) == (one < other)
+    assert make_place(one, "ff") < END
+    assert split_place(make_place(one, "0a")) == (one, "0a")
+
+
+def test_progress() -> None:
+    first, second, _ = PLAN.splits()
+    done = StreamRecord(first, position=Position(END, TIME), rows=1000)
+    begun = StreamRecord(second, position=Position(make_place(500, "0a"), TIME), rows=500)
+    known = {first.stream: done, second.stream: begun}
+    found = progress_of(PLAN, known)
+    assert (found.splits, found.splits_total, found.documents, found.size) == (1, 3, 1500, 450_000)
+    assert left_to_read(PLAN, known) == PLAN.splits()[1:]
+
+
+def coordinator(specs: list[StreamSpec], splits: list[StreamSpec], pool: int) -> Coordinator:
+    settings = Settings(
+        writers=1,
+        arena_size=2**20,
+        lease_ttl_s=30.0,
+        retry=RetryPolicy(5, 0.1, 1.0),
+        hang_timeout_s=60.0,
+        drain_timeout_s=10.0,
+        start_at="snapshot",
+        on_history_lost="fail",
+        sink="s3://lake",
+        pool=pool,
+    )
+    progress = {"shop.orders": Progress("shop.orders", splits_total=len(splits), documents_total=3000)}
+    made = Coordinator(settings, specs, random.Random(1), splits, progress)
+    made.start(0.0)
+    return made
+
+
+def asked(actions: list[Action]) -> list[str]:
+    return [each.stream for each in actions if isinstance(each, Acquire)]
+
+
+def assigned(actions: list[Action]) -> dict[str, Child]:
+    return {
+        each.message.spec.stream: each.child
+        for each in actions
+        if isinstance(each, Send) and isinstance(each.message, Assign)
+    }
+
+
+def ready(made: Coordinator) -> list[Action]:
+    children = [child for child in made.children if child.role == "reader"]
+    actions = [a for child in children for a in made.from_child(child, ReaderReady("rs0", "7", TIME), 1.0)]
+    return actions + made.from_child(Child("writer", 0), WriterReady(), 1.0)
+
+
+def test_splits_wait_for_the_streams_position() -> None:
+    """What is read before the stream has a durable starting point could miss a change for good."""
+    stream = StreamSpec("shop.orders", "collection", "shop", ("orders",))
+    made = coordinator([stream], PLAN.splits(), pool=2)
+    actions = made.tick(0.5) + ready(made)
+    assert asked(actions) == ["shop.orders"]
+    actions = made.acquired("shop.orders", {}, 1.5)
+    assert list(assigned(actions)) == ["shop.orders"]
+    assert asked(made.tick(2.0)) == []
+    actions = made.from_child(Child("reader", 0), Started(0, Position(time=TIME)), 2.5)
+    kinds = [type(each).__name__ for each in actions]
+    assert kinds.index("Write") < kinds.index("Acquire"), "the store takes the position before it gives a split"
+    assert asked(actions) == [each.stream for each in PLAN.splits()], "two readers, and one split in advance"
+
+
+def test_readers_go_from_split_to_split() -> None:
+    splits = PLAN.splits()
+    made = coordinator([], splits, pool=1)
+    actions = made.tick(0.5) + ready(made)
+    first, second = asked(actions)
+    assert assigned(made.acquired(first, {}, 1.0)) == {first: Child("reader", 0)}
+    assert assigned(made.acquired(second, {}, 1.0)) == {}, "there is one reader"
+    generation = made.streams[first].generation
+    made.from_child(Child("reader", 0), Started(generation, Position(time=TIME)), 2.0)
+    actions = made.from_child(Child("reader", 0), Finished(generation, Position(END, TIME)), 3.0)
+    assert assigned(actions + made.tick(3.5)) == {second: Child("reader", 0)}
+    assert Release((first,)) in actions
+    assert first not in made.streams
+    assert made.progress["shop.orders"].splits == 1
+    third = splits[2]
+    record = records.begin(third, "s3://lake", "rs0", Position(END, TIME)).put | {"rows": "7"}
+    made.acquired(third.stream, record, 4.0)
+    assert made.progress["shop.orders"].splits == 2, "another engine has read it"
+    assert made.progress["shop.orders"].documents == 7
