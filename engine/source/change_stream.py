@@ -150,8 +150,7 @@ class ChangeStream:
 
     def _take(self, raw: bytes) -> Reply:
         reply = Reply.parse(raw)
-        if not reply.token and len(reply):
-            reply.token = reply.token_at(len(reply) - 1)  # a server without postBatchResumeToken
+        reply.token = reply.token_behind()
         self._cursor_id, self._cursor_collection = reply.cursor_id, reply.cursor_collection
         if self._skip_to:
             reply = reply.after(self._skip_to)

@@ -90,6 +90,10 @@ class Reply:
             raise MalformedBSON("an event without _id; a pipeline must leave it alone")
         return _token_in(self.data, found[1])
 
+    def token_behind(self) -> str:
+        """``token``; the last event's on a server without ``postBatchResumeToken``, empty when there is neither."""
+        return self.token or (self.token_at(len(self) - 1) if len(self) else "")
+
     def document(self, row: int) -> bytes:
         """The bytes of one event."""
         start = int(self.offsets[row])
