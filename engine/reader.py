@@ -202,7 +202,7 @@ class Reader:
         limits = config.backfill.max_documents_per_s / share, config.backfill.max_bytes_per_s / share
         replay = [intent.end.token for intent in assign.replay]
         pace = Pace(*limits, config.backfill.max_lag)
-        return SplitScan(self._members.choose, assign.spec, start, replay, reply_size=reply_size, pace=pace)
+        return SplitScan(self._members, assign.spec, start, replay, reply_size=reply_size, pace=pace)
 
     def _note_started(self, assignment: Assignment) -> None:
         """The stream is open: say so, once, with the place that was found for it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import bson
@@ -15,7 +17,7 @@ from engine.core.messages import Intent, StreamSpec
 from engine.core.position import Position
 from engine.core.segments import Limits, Segmenter
 from engine.errors import ConfigError, InterruptedScanError, TransientError
-from engine.local import LocalStack
+from engine.local import LocalStack, Mongo
 from engine.source.pace import Pace, replication_lag_s
 from engine.source.scan import Documents, SplitScan
 from engine.source.session import Members, connect, server_time
@@ -45,7 +47,7 @@ def scan(
     client: Client, spec: StreamSpec, start: Position | None = None, replay: list[str] | None = None
 ) -> SplitScan:
     start = start or Position(time=server_time(client))
-    return SplitScan(lambda: client, spec, start, replay or [], reply_size=2000)
+    return SplitScan(Members(client, "", "primary"), spec, start, replay or [], reply_size=2000)
 
 
 def ids_of(reply: Documents) -> list[Any]:
@@ -178,8 +180,41 @@ def test_pace(client: Client) -> None:
     assert replication_lag_s(client) == 0.0
 
 
-def test_a_secondary_is_read(client: Client) -> None:
-    """One member has none: the primary serves where that is allowed, and an error says so where it is not."""
-    uri = "mongodb://" + ",".join(f"{host}:{port}" for host, port in client.nodes)
-    assert Members(client, uri, "primary").choose() is client
-    assert Members(client, uri, "secondary_preferred").choose() is client
+def test_secondaries(tmp_path: Path, spec: StreamSpec) -> None:
+    """One is read, which knows what was written before; when it is gone, another; and a stopped one lags."""
+    mongo = Mongo(tmp_path, members=3, cache_gib=0.25)
+    mongo.start()
+    try:
+        with connect(mongo.uri) as client:
+            client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(2000)])
+            members = Members(client, mongo.uri, "secondary")
+            start = Position(time=server_time(client))
+            split = SplitScan(members, spec, start, [], reply_size=2000)
+            found = ids_of(split.next())
+            ((host, port),) = members.addresses
+            ((_, other),) = client.secondaries - {(host, port or 0)}
+            with Client("127.0.0.1", other, directConnection=True) as behind:
+                behind.admin.command("fsync", lock=True)  # it applies nothing more
+                for _ in range(4):
+                    client[spec.database].d.insert_one({})
+                    time.sleep(1)
+                assert replication_lag_s(client) >= 2
+                assert not Pace(max_lag_s=1).may_read(client)
+                behind.admin.command("fsyncUnlock")
+            mongo.members[mongo.ports.index(port or 0)].kill()
+            while True:
+                try:
+                    reply = split.next()
+                except TransientError:
+                    continue
+                found += ids_of(reply)
+                if reply.is_last:
+                    break
+            assert found == list(range(2000))
+            assert len(members.addresses) == 2, "the other secondary was chosen"
+            assert Members(client, mongo.uri, "primary").choose() is client
+            split.close()
+            members.close()
+    finally:
+        for member in mongo.members:
+            member.kill()

@@ -464,7 +464,7 @@ class Coordinator:
         actions: list[Action] = [self._write(stream, records.committed(commit, total))]
         if commit.seqs:
             fields = {"stream": stream.name, "seq": commit.seq, "rows": commit.rows}
-            actions.append(Log("info", "committed", fields))
+            actions.append(Log(stream.log_level, "committed", fields))
         return actions
 
     def _write(self, stream: Stream, change: records.Change) -> Write:
@@ -596,7 +596,7 @@ class Coordinator:
             fields["from"] = stream.start_at if at is None else at.token or at.time
         if former:
             fields["selection"] = "former, to finish its segments"
-        return [*actions, Log("info", "stream assigned", fields), Send(reader, assign)]
+        return [*actions, Log(stream.log_level, "stream assigned", fields), Send(reader, assign)]
 
     def _adopt_selection(self, stream: Stream) -> list[Action]:
         """What the stream selects has changed, and nothing of the former selection is left to replay.
@@ -723,7 +723,7 @@ class Coordinator:
         if stream.ended_at is not None and not stream.selection_changed:
             actions += self._apply(stream, stream.ledger.idle(stream.ended_at), now)
         fields = {"stream": stream.name, "events": stream.counters.events_committed}
-        actions.append(Log("info", "stream finished", fields))
+        actions.append(Log(stream.log_level, "stream finished", fields))
         if stream.spec.is_split and is_end(stream.ledger.committed):
             actions += self._close_split(stream) + self._open_splits()
         return actions

@@ -99,6 +99,11 @@ class Stream(Struct):
         return self.spec.stream
 
     @property
+    def log_level(self) -> Literal["debug", "info"]:
+        """Of what it does all the time: there are thousands of splits."""
+        return "debug" if self.spec.is_split else "info"
+
+    @property
     def selection_changed(self) -> bool:
         """Whether the record was made under another selection than the configured one."""
         return self.record.spec is not None and self.record.spec != self.spec

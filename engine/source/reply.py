@@ -91,7 +91,7 @@ class Reply:
         return _token_in(self.data, found[1])
 
     def token_behind(self) -> str:
-        """``token``; the last event's on a server without ``postBatchResumeToken``, empty when there is neither."""
+        """``token``, or the last event's on a server without ``postBatchResumeToken``; empty without either."""
         return self.token or (self.token_at(len(self) - 1) if len(self) else "")
 
     def document(self, row: int) -> bytes:

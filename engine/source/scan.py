@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import bson
@@ -39,7 +39,7 @@ from engine.rawbson.elements import UNDEFINED, MalformedBSON, find
 from engine.source.ahead import Ahead
 from engine.source.pace import Pace
 from engine.source.reply import Reply
-from engine.source.session import Client, translate
+from engine.source.session import Client, Members, translate
 
 _FIRST_BATCH = 100
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
@@ -83,14 +83,14 @@ class SplitScan:
     """Reads one split from a position on.
 
     Args:
-        choose: gives a client of the member to read from; called anew after every error.
+        members: whom to read from; chosen anew after every error.
         replay: the last places of the segments that must be read again first, as they were cut.
         reply_size: bytes of a reply, about.
     """
 
     def __init__(
         self,
-        choose: Callable[[], Client],
+        members: Members,
         spec: StreamSpec,
         start: Position,
         replay: Sequence[str] = (),
@@ -98,7 +98,7 @@ class SplitScan:
         reply_size: int,
         pace: Pace | None = None,
     ) -> None:
-        self._choose = choose
+        self._members = members
         self._client: Client | None = None
         self._spec = spec
         self._time = start.time
@@ -127,7 +127,7 @@ class SplitScan:
         """
         try:
             if self._client is None:
-                self._client = self._choose()
+                self._client = self._members.choose()
             if not self._pace.may_read(self._client):
                 return self._nothing()
             reply = self._turn()
@@ -257,7 +257,9 @@ class SplitScan:
         if self._session is None:
             self._session = self._client.start_session(causal_consistency=False)
         database = self._client[self._spec.database]
-        raw = database.command(command, session=self._session, codec_options=_RAW).raw
+        raw = database.command(
+            command, session=self._session, codec_options=_RAW, read_preference=self._members.preference
+        ).raw
         return raw if isinstance(raw, bytes) else bytes(raw)
 
     def _take(self, command: dict[str, Any]) -> Documents:

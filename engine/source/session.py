@@ -74,7 +74,7 @@ def _defaults(uri: str) -> dict[str, Any]:
 class Members:
     """Clients of single members, for cursors, which are known to one member only.
 
-    State: a client for each member that was chosen so far.
+    State: a client for each member that was chosen so far; ``preference`` goes with every command.
 
     Args:
         preference: ``primary``, ``secondary`` or ``secondary_preferred``.
@@ -83,25 +83,35 @@ class Members:
     def __init__(self, client: Client, uri: str, preference: str) -> None:
         self._client = client
         self._uri = uri
-        self._preference = _PREFERENCES[preference]
+        self.preference = _PREFERENCES[preference]
         self._members: dict[tuple[str, int | None], Client] = {}
 
+    @property
+    def addresses(self) -> list[tuple[str, int | None]]:
+        """The members that were chosen so far."""
+        return list(self._members)
+
     def choose(self) -> Client:
-        """A client of a member that is as preferred and answers; another one perhaps than the last time.
+        """A client of a member that is as preferred; another one perhaps than the last time.
 
         Raises:
             PyMongoError: there is none.
         """
-        if self._preference is ReadPreference.PRIMARY:
+        if self.preference is ReadPreference.PRIMARY:
             return self._client
-        self._client.admin.command("ping", read_preference=self._preference)
+        self._client.admin.command("ping", read_preference=self.preference)
         secondaries = sorted(self._client.secondaries)
         if not secondaries:
-            return self._client
+            return self._client  # a primary alone; or a mongos, which goes by the preference itself
         address = random.choice(secondaries)
         if address not in self._members:
             self._members[address] = self._connect(*address)
         return self._members[address]
+
+    def close(self) -> None:
+        """Close the clients that were made here."""
+        while self._members:
+            self._members.popitem()[1].close()
 
     def _connect(self, host: str, port: int | None) -> Client:
         parts = uri_parser.parse_uri(self._uri)
