@@ -120,12 +120,20 @@ class Plans:
                 return
 
 
-def prepare(config: Config, names: Sequence[str], selection: Selection, *, restart: bool = False) -> Work:
+def prepare(
+    config: Config,
+    names: Sequence[str],
+    selection: Selection,
+    *,
+    restart: bool = False,
+    present_only: bool = False,
+) -> Work:
     """The work that is left to load these collections; plans are made where there are none.
 
     Args:
         names: collections of the configured database; all that the configuration watches when empty.
         restart: forget what has been done, and begin anew.
+        present_only: leave out collections that are not there (yet), instead of complaining.
 
     Raises:
         ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
@@ -137,41 +145,38 @@ def prepare(config: Config, names: Sequence[str], selection: Selection, *, resta
         former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
         fresh = [each for each, plan in former.items() if restart or _is_void(plan, selection)]
         found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
-        for plan in elsewhere(make_plans, config, fresh, selection) if fresh else []:
+        for plan in elsewhere(make_plans, config, fresh, selection, present_only) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]
             found[namespace] = plans.save(plan, before)
             if before is not None and found[namespace] == plan:
                 plans.clear(before)
-        return _work(plans, [found[namespace] for namespace in wanted])
+        return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
 
 
 def snapshot(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()) -> Work:
     """What is to be loaded beside change streams, by ``source.start`` or ``source.on_history_lost``.
 
-    The plans are made before the streams have a position, so a stream that has one without them was begun in
-    another way: it goes on, and nothing is loaded.
+    Plans are made for streams that have no position yet, before they get one. A stream that has one goes on, and
+    of its collections only what is planned is loaded: one that has come since is all in the stream.
 
     Args:
         lost: streams whose history is lost: what they cover is loaded anew.
     """
-    for spec in specs:
-        if spec.stream in lost:
-            prepare(config, spec.collections, Selection(), restart=True)
-    if config.source.start != "snapshot":
-        if config.source.on_history_lost != "snapshot":
-            return NOTHING
-        with plans_of(config) as plans:
-            return _work(plans, [each for each in plans.read_all() if each.selection == Selection()])
+    if "snapshot" not in (config.source.start, config.source.on_history_lost):
+        return NOTHING
     with plans_of(config) as plans:
-        records = plans.records()
-        begun = [spec.stream for spec in specs if spec.stream in records and records[spec.stream].position]
-        if begun and not plans.read_all():
-            fields = {"streams": begun}
-            what = "streams go on where they were; use the command backfill to load what was there before"
-            log.warning(what, extra={"fields": fields})
-            return NOTHING
-    return prepare(config, (), Selection())
+        begun = {name for name, record in plans.records().items() if record.position is not None}
+        known = [plan for plan in plans.read_all() if plan.selection == Selection()]
+    fresh = [spec for spec in specs if spec.stream not in begun] if config.source.start == "snapshot" else []
+    for spec in specs:
+        if spec in fresh or spec.stream in lost:
+            prepare(config, spec.collections, Selection(), restart=spec.stream in lost, present_only=True)
+    if config.source.start == "snapshot" and not fresh and not known:
+        what = "streams go on where they were; use the command backfill to load what was there before"
+        log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
+    with plans_of(config) as plans:
+        return _work(plans, [plan for plan in plans.read_all() if plan.selection == Selection()])
 
 
 def finish(config: Config, work: Work) -> list[Progress]:

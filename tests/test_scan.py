@@ -177,6 +177,9 @@ def test_pace(client: Client) -> None:
     assert pace.may_read(client)
     pace.spend(10_000, 100)
     assert not pace.may_read(client), "ten seconds' worth was read"
+    fast = Pace(documents_per_s=1e6)
+    fast.spend(100_000, 100)
+    assert fast.may_read(client), "less than a second's worth was read"
     assert replication_lag_s(client) == 0.0
 
 

@@ -1,4 +1,4 @@
-"""The quickstart: local servers, a live workload, the engine on it, and a look at what landed."""
+"""The quickstart: local servers, some history, a live workload, the engine on both, and a look at what landed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ DATABASE = "headrace_demo"
 COLLECTIONS = ("orders", "customers")
 PREFIX = "demo"
 STATUS_EVERY_S = 1.0
+# Orders that are there before the engine starts.
+HISTORY = 20_000
 
 console = Console(highlight=False)
 
@@ -74,14 +76,14 @@ def run(*, keep: bool, seconds: float) -> None:
     client: MongoClient[dict[str, Any]] = MongoClient(uri)
     kept = False
     try:
+        write_history(client)
         config, port = write_config(stack, uri, directory)
         engine = start_engine(config, directory, detached=keep)
         wait_until_reading(engine, port, directory)
         with workload(client, seconds) as written:
             follow(engine, port, written, directory)
-        if keep:
-            settle(port, written, engine, directory)
-        else:
+        settle(port, written, engine, directory)
+        if not keep:
             engine.send_signal(signal.SIGTERM)
             if engine.wait(60) != 0:
                 raise DemoFailed(f"the engine ended with {engine.returncode}:\n{log_tail(directory)}")
@@ -100,6 +102,14 @@ def run(*, keep: bool, seconds: float) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def write_history(client: MongoClient[dict[str, Any]]) -> None:
+    """The orders that a change stream will not bring."""
+    rng = random.Random(1)
+    with console.status("writing some history ..."):
+        client[DATABASE].orders.insert_many([_order(rng) | {"imported": True} for _ in range(HISTORY)])
+    console.print(f"{HISTORY:,} orders are there before the engine starts.\n")
+
+
 def write_config(stack: LocalStack, uri: str, directory: Path) -> tuple[Path, int]:
     """The engine's configuration, and the port of its HTTP endpoints."""
     (port,) = free_ports(1)
@@ -110,7 +120,7 @@ def write_config(stack: LocalStack, uri: str, directory: Path) -> tuple[Path, in
 uri = {json.dumps(uri)}
 database = "{DATABASE}"
 collections = {json.dumps(COLLECTIONS)}
-start = "now"
+start = "snapshot"
 
 [batch]
 interval = "2s"
@@ -194,7 +204,7 @@ def expected_events(counts: Mapping[str, int]) -> int:
 
 
 def wait_until_reading(engine: subprocess.Popen[bytes], port: int, directory: Path) -> None:
-    """Its streams start at "now", so the workload must wait for them."""
+    """So that the workload is seen live."""
     with console.status("the engine starts ..."):
         while not (streams := engine_status(port)["streams"]) or not all(each["reading"] for each in streams):
             if engine.poll() is not None:
@@ -216,7 +226,7 @@ def follow(engine: subprocess.Popen[bytes], port: int, counts: Mapping[str, int]
 def settle(port: int, counts: Mapping[str, int], engine: subprocess.Popen[bytes], directory: Path) -> None:
     """Wait until everything is committed."""
     deadline = time.monotonic() + 30
-    while committed_events(port) < expected_events(counts):
+    while committed_events(port) < expected_events(counts) or not history_is_loaded(port):
         if time.monotonic() > deadline or engine.poll() is not None:
             raise DemoFailed(f"the engine does not catch up:\n{log_tail(directory)}")
         time.sleep(0.2)
@@ -225,6 +235,12 @@ def settle(port: int, counts: Mapping[str, int], engine: subprocess.Popen[bytes]
 def committed_events(port: int) -> int:
     """Events in committed objects."""
     return sum(stream["events_committed"] for stream in engine_status(port)["streams"])
+
+
+def history_is_loaded(port: int) -> bool:
+    """Whether what was there before is in the lake."""
+    backfills = engine_status(port).get("backfills", [])
+    return bool(backfills) and all(each["splits"] == each["splits_total"] for each in backfills)
 
 
 def engine_status(port: int) -> dict[str, Any]:
@@ -249,12 +265,13 @@ def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
     database.register_filesystem(filesystem)
     source = f"read_parquet('s3://{stack.bucket}/{PREFIX}/**/*.parquet', union_by_name = true, filename = true)"
     rows = database.execute(f"""
-        select _cdc_collection, _cdc_op, count(*), count(distinct _cdc_token), count(distinct filename)
+        select _cdc_collection, _cdc_op, count(*), count(distinct coalesce(_cdc_token, _cdc_key)),
+            count(distinct filename), count(*) filter (_cdc_op = 'read' and imported)
         from {source} group by all order by all
     """).fetchall()
-    table = Table("collection", "operation", "events", "distinct tokens", "objects", title="what landed")
-    for collection, operation, events, tokens, objects in rows:
-        table.add_row(collection, operation, f"{events:,}", f"{tokens:,}", str(objects))
+    table = Table("collection", "operation", "rows", "different ones", "objects", title="what landed")
+    for collection, operation, found, different, objects, _ in rows:
+        table.add_row(collection, operation, f"{found:,}", f"{different:,}", str(objects))
     console.print(table)
     sample = database.execute(f"""
         select _cdc_op as op, strftime(_cdc_cluster_time, '%H:%M:%S') as time, right(_id, 6) as id,
@@ -270,10 +287,16 @@ def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
     console.print(f"{len(objects)} objects, {size / 1024:,.0f} KiB, for example")
     for key in sorted(objects)[:3]:
         console.print(f"  s3://{key}", soft_wrap=True)
-    landed, expected = sum(row[3] for row in rows), expected_events(counts)
-    if landed != expected or landed != sum(row[2] for row in rows):
+    events = [row for row in rows if row[1] != "read"]
+    landed, expected = sum(row[3] for row in events), expected_events(counts)
+    if landed != expected or any(row[2] != row[3] for row in rows):
         raise DemoFailed(f"{expected:,} events were written, and {landed:,} landed")
-    console.print(f"[green]{expected:,} events were written, and each landed exactly once.[/]")
+    if (loaded := sum(row[5] for row in rows)) != HISTORY:
+        raise DemoFailed(f"{HISTORY:,} orders were there before, and {loaded:,} were loaded")
+    console.print(
+        f"[green]{expected:,} events were written and {HISTORY:,} orders were there before: "
+        "each landed exactly once.[/]"
+    )
 
 
 def tell_how_to_reach(

@@ -60,7 +60,8 @@ class Pace:
         cost_s = documents / self._documents_per_s if self._documents_per_s else 0.0
         if self._bytes_per_s:
             cost_s = max(cost_s, size / self._bytes_per_s)
-        self._next_at = max(self._next_at, time.monotonic()) + cost_s
+        # What was slow for a moment may be made up for.
+        self._next_at = max(self._next_at, time.monotonic() - STEP_S) + cost_s
 
     def most_documents(self, wanted: int) -> int:
         """How many documents to ask for at once: those of a second, or as many as are wanted."""

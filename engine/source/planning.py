@@ -35,8 +35,13 @@ _COMMAND_MS = 600_000
 Namespace = tuple[str, str]
 
 
-def make_plans(config: Config, wanted: Sequence[Namespace], selection: Selection) -> list[Plan]:
+def make_plans(
+    config: Config, wanted: Sequence[Namespace], selection: Selection, present_only: bool
+) -> list[Plan]:
     """Plans for these collections.
+
+    Args:
+        present_only: leave out what is not there (yet), instead of complaining.
 
     Raises:
         ConfigError: a collection is not there or cannot be read, or the selection does not fit it.
@@ -44,7 +49,8 @@ def make_plans(config: Config, wanted: Sequence[Namespace], selection: Selection
     """
     with connect(config.source.uri) as client:
         query = parse_filter(selection.filter)
-        return [_Planner(client, config, namespace, selection, query).plan() for namespace in wanted]
+        planners = [_Planner(client, config, namespace, selection, query) for namespace in wanted]
+        return [planner.plan() for planner in planners if not present_only or planner.is_present()]
 
 
 def list_collections(config: Config) -> list[Namespace]:
@@ -102,7 +108,13 @@ class _Planner:
         self._query = query
         self._operation = f"plan the backfill of {self._database}.{self._name}"
 
+    def is_present(self) -> bool:
+        """Whether there is such a collection."""
+        with translated(self._operation):
+            return any(entry["name"] == self._name for entry in _entries(self._client, self._database))
+
     def plan(self) -> Plan:
+        """See ``make_plans``."""
         with translated(self._operation):
             entry = self._entry()
         if entry["type"] == "view":

@@ -332,17 +332,18 @@ def is_loaded(status: dict[str, Any]) -> bool:
     return bool(found) and all(each["splits"] == each["splits_total"] for each in found)
 
 
-def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig) -> None:
+def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """With a live writer, and everything killed in the middle."""
     present = 20_000
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(present)])
-    config.set("source", start="snapshot")
+    config.set("source", start="snapshot", collections=["orders", "later"])
     config.set("backfill", max_documents_per_s=4000)
     with Writer(mongo, config.name, present) as writer:
         with Engine(config) as engine:
             engine.wait_for(lambda status: status["backfills"][0]["documents"] > present // 4, "some is loaded")
             engine.kill_tree()
+        mongo[config.name].later.insert_one({"_id": 1})
         assert len(current_state(config)) < present, "the kill came in the middle"
         with Engine(config) as engine:
             engine.wait_for(is_loaded, "all is loaded")
@@ -354,6 +355,8 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
         assert '"backfill' not in engine.log_path.read_text().rpartition("listening")[2], "it was loaded once"
     expected = {document["_id"]: document for document in collection.find()}
     assert current_state(config) == expected
+    later = [row["_cdc_op"] for row in lake.rows() if row["_cdc_collection"] == "later"]
+    assert later == ["insert"], "the stream brings it, so it need not be loaded"
     (status,) = [
         line for line in map(json.loads, run_engine(config, "status").stdout.splitlines()) if "splits" in line
     ]
