@@ -138,12 +138,12 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
         os._exit(0)  # everything is closed; taking the interpreter apart would only take time
     except HeadraceError as error:
         send_failure(connection, error)
-        raise SystemExit(1) from None
+        os._exit(1)  # no waiting for threads that wait for a server
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the supervisor is gone; nobody is left to tell
     except Exception:
         log.exception("process failed")  # our own bug: crash, and be started again
-        raise SystemExit(1) from None
+        os._exit(1)
 
 
 def _die_with_parent() -> None:
