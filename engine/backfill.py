@@ -25,8 +25,10 @@ from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import StateStore, open_store
+from engine.state.owner import is_certainly_dead, this_owner
 
 _INDEX = "backfills"
+KEPT_S = 86_400.0
 _T = TypeVar("_T")
 
 log = logging.getLogger("headrace")
@@ -91,21 +93,40 @@ class Plans:
         return [progress_of(plan, known) for plan in plans]
 
     def finish(self, plans: Sequence[Plan]) -> list[Progress]:
-        """Note which of these plans are done, and forget their splits; all of their progress."""
+        """Note which of these plans are done; all of their progress."""
         known = self.records()
         found = [progress_of(plan, known) for plan in plans]
         for plan, progress in zip(plans, found, strict=True):
             if progress.splits == progress.splits_total:
                 progress.finished = time.time()
                 self.save(replace(plan, finished=progress.finished, read=progress.documents), plan)
-                self._forget(plan, known)
         return found
 
-    def clear(self, plan: Plan) -> None:
-        """Forget what a plan's splits have come to: it is to be replaced."""
-        self._forget(plan, self.records())
+    def tidy(self, plan: Plan) -> None:
+        """Forget the splits of a plan that was finished long ago.
 
-    def _forget(self, plan: Plan, known: dict[str, StreamRecord]) -> None:
+        Not at once: another engine may have a split in mind that it has not asked for yet, and must find it done.
+        """
+        if plan.finished and time.time() - plan.finished > KEPT_S:
+            self.forget(plan)
+
+    def refuse_if_held(self, plan: Plan) -> None:
+        """A plan that somebody is at work on cannot be replaced.
+
+        Raises:
+            ConfigError: another engine is reading its splits.
+        """
+        known = self._store.read_all()
+        holders = {known[spec.stream][1] for spec in plan.splits() if spec.stream in known} - {"", this_owner()}
+        if alive := [holder for holder in sorted(holders) if not is_certainly_dead(holder)]:
+            cause = f"{', '.join(alive)} is at work on it"
+            raise ConfigError(
+                f"begin the backfill of {plan.namespace} anew", cause, "Stop the other engine first."
+            )
+
+    def forget(self, plan: Plan) -> None:
+        """Forget what a plan's splits have come to."""
+        known = self._store.read_all()
         for spec in plan.splits():
             if spec.stream in known:
                 self._store.forget(spec.stream)
@@ -145,12 +166,17 @@ def prepare(
         former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
         fresh = [each for each, plan in former.items() if restart or _is_void(plan, selection)]
         found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
+        for namespace, plan in former.items():
+            if plan is not None and namespace in fresh:
+                plans.refuse_if_held(plan)
+            elif plan is not None:
+                plans.tidy(plan)
         for plan in elsewhere(make_plans, config, fresh, selection, present_only) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]
             found[namespace] = plans.save(plan, before)
             if before is not None and found[namespace] == plan:
-                plans.clear(before)
+                plans.forget(before)
         return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
 
 

@@ -86,7 +86,11 @@ class Reader:
         self._connection = connection
         self._arena = arena
         self._client = connect(config.source.uri)
-        self._members = Members(self._client, config.source.uri, config.backfill.read_preference)
+        backfill = config.backfill
+        self._members = Members(self._client, config.source.uri, backfill.read_preference)
+        share = backfill.readers
+        limits = backfill.max_documents_per_s / share, backfill.max_bytes_per_s / share
+        self._pace = Pace(*limits, backfill.max_lag)
         self._limits = Limits(config.batch.rows, config.batch.bytes, config.batch.interval)
         self._assignment: Assignment | None = None
         self._assigned: msg.Assign | None = None
@@ -198,11 +202,8 @@ class Reader:
             return ChangeStream(
                 self._client, assign.spec, start, reply_size=reply_size, await_ms=await_ms, ahead=True
             )
-        share = config.backfill.readers
-        limits = config.backfill.max_documents_per_s / share, config.backfill.max_bytes_per_s / share
         replay = [intent.end.token for intent in assign.replay]
-        pace = Pace(*limits, config.backfill.max_lag)
-        return SplitScan(self._members, assign.spec, start, replay, reply_size=reply_size, pace=pace)
+        return SplitScan(self._members, assign.spec, start, replay, reply_size=reply_size, pace=self._pace)
 
     def _note_started(self, assignment: Assignment) -> None:
         """The stream is open: say so, once, with the place that was found for it."""

@@ -194,6 +194,9 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
     config.set("backfill", max_documents_per_s=500, readers=1)
     with Engine(config, command="backfill") as engine:
         engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "something is in the lake")
+        held = run_engine(config, "backfill", "--restart")
+        assert held.returncode == 2
+        assert "is at work on it" in held.stderr
         assert engine.terminate() == 0
     done = run_engine(config, "backfill", "--filter", '{"n": 1}')
     assert done.returncode == 2
