@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -243,6 +244,22 @@ class Lake:
         """One object."""
         with self._fs.open(f"{self._root}/{key}", "rb") as file:
             return pq.ParquetFile(file).read(columns=columns)
+
+    def remove(self, key: str) -> None:
+        """Delete one object."""
+        self._fs.rm(f"{self._root}/{key}")
+
+    def content(self, key: str) -> bytes:
+        """The bytes of one object."""
+        found: bytes = self._fs.cat_file(f"{self._root}/{key}")
+        return found
+
+    def query(self, script: str, query: str) -> pa.Table:
+        """What DuckDB answers after a script, in which ``{{url}}`` stands for the lake."""
+        with duckdb.connect() as database:
+            database.register_filesystem(self._fs)
+            database.execute(script.replace("{{url}}", f"s3://{self._root}"))
+            return database.sql(query).to_arrow_table()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of all objects, in the order of their tokens."""

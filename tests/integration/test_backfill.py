@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 import bson
-import duckdb
 import pytest
 from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Timestamp
 from bson.binary import UuidRepresentation
@@ -104,7 +103,7 @@ def test_done_is_done_until_restarted(mongo: Client, config: EngineConfig, lake:
     assert again["finished"] > first[0]["finished"]
     assert numbers(lake) == Counter(dict.fromkeys(range(3000), 2)), "under other keys, beside the former"
     for key in keys:
-        config.stack.s3.filesystem().rm(f"{config.stack.bucket}/{config.name}/{key}")
+        lake.remove(key)
     assert numbers(lake) == Counter(range(3000))
 
 
@@ -158,12 +157,7 @@ def test_other_formats(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     mongo[config.name].orders.insert_many(documents)
     config.set("sink", format="bson", compression="none")
     backfill(config)
-    filesystem = config.stack.s3.filesystem()
-    found = [
-        document
-        for key in lake.object_keys()
-        for document in bson.decode_all(filesystem.cat_file(f"{config.stack.bucket}/{config.name}/{key}"))
-    ]
+    found = [document for key in lake.object_keys() for document in bson.decode_all(lake.content(key))]
     assert sorted(found, key=lambda document: document["n"]) == documents
 
 
@@ -314,13 +308,9 @@ class Writer:
         self._thread.join()
 
 
-def current_state(config: EngineConfig) -> dict[Any, dict[str, Any]]:
+def current_state(lake: Lake) -> dict[Any, dict[str, Any]]:
     """The collection as the view rebuilds it from the lake."""
-    url = f"s3://{config.stack.bucket}/{config.name}"
-    database = duckdb.connect()
-    database.register_filesystem(config.stack.s3.filesystem())
-    database.execute(VIEW.read_text().replace("{{url}}", url))
-    table = database.sql("select * from current_state where _cdc_collection = 'orders'").to_arrow_table()
+    table = lake.query(VIEW.read_text(), "select * from current_state where _cdc_collection = 'orders'")
     rows = [
         {name: value for name, value in row.items() if value is not None and not name.startswith("_cdc_")}
         for row in table.to_pylist()
@@ -347,7 +337,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
             engine.wait_for(lambda status: status["backfills"][0]["documents"] > present // 4, "some is loaded")
             engine.kill_tree()
         mongo[config.name].later.insert_one({"_id": 1})
-        assert len(current_state(config)) < present, "the kill came in the middle"
+        assert len(current_state(lake)) < present, "the kill came in the middle"
         with Engine(config) as engine:
             engine.wait_for(is_loaded, "all is loaded")
             time.sleep(1)
@@ -357,7 +347,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
         assert engine.end() == 0
         assert '"backfill' not in engine.log_path.read_text().rpartition("listening")[2], "it was loaded once"
     expected = {document["_id"]: document for document in collection.find()}
-    assert current_state(config) == expected
+    assert current_state(lake) == expected
     later = [row["_cdc_op"] for row in lake.rows() if row["_cdc_collection"] == "later"]
     assert later == ["insert"], "the stream brings it, so it need not be loaded"
     (status,) = [
@@ -366,7 +356,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
     assert status["splits"] == status["splits_total"] > 1
 
 
-def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig) -> None:
+def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     present = 5000
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(present)])
@@ -380,4 +370,4 @@ def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig) -
         assert engine.terminate() == 0
     with Engine(config, "--until-caught-up") as engine:
         assert engine.end() == 0
-    assert current_state(config) == {document["_id"]: document for document in collection.find()}
+    assert current_state(lake) == {document["_id"]: document for document in collection.find()}

@@ -83,7 +83,7 @@ def test_the_same_as_the_local_pool(mongo: Client, config: EngineConfig, lake: L
     config.set("backfill", executor="local")
     config.set("memory", limit="1GiB")
     for key in lake.object_keys():
-        config.stack.s3.filesystem().rm(f"{config.stack.bucket}/{config.name}/{key}")
+        lake.remove(key)
     backfill(config, "--restart")
     assert shown(lake) == there
 
