@@ -23,7 +23,7 @@ def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
         env=environment | {"TMPDIR": str(tmp_path), "COLUMNS": "160"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "and each landed exactly once" in done.stdout
+    assert "each landed exactly once" in done.stdout
     assert "what landed" in done.stdout
     assert "s3://lake/demo/database=headrace_demo/collection=orders/" in done.stdout
     assert not list(tmp_path.iterdir())
