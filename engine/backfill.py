@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -19,7 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from engine.config import Config
-from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
+from engine.core.backfill import Plan, Progress, Selection, left_to_read, plan_document, progress_of
+from engine.core.handover import overlap
 from engine.core.messages import StreamSpec
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError
@@ -28,7 +29,6 @@ from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
 _INDEX = "backfills"
-KEPT_S = 86_400.0
 _T = TypeVar("_T")
 
 log = logging.getLogger("headrace")
@@ -41,11 +41,14 @@ class Work(Struct, frozen=True):
         plans: those that are not finished.
         splits: what is left to read of them, in order.
         progress: of each collection, by namespace.
+        start_at: where change streams without a position start, before the plans were made; empty for
+            ``source.start``.
     """
 
     plans: tuple[Plan, ...] = ()
     splits: tuple[StreamSpec, ...] = ()
     progress: dict[str, Progress] = {}
+    start_at: str = ""
 
 
 NOTHING = Work()
@@ -59,7 +62,7 @@ class Plans:
 
     def read(self, namespace: str) -> Plan | None:
         """A collection's plan."""
-        text = self._store.read_shared(_name(namespace))[1]
+        text = self._store.read_shared(plan_document(namespace))[1]
         return msgspec.json.decode(text, type=Plan) if text else None
 
     def read_all(self) -> list[Plan]:
@@ -68,9 +71,17 @@ class Plans:
         names = msgspec.json.decode(text, type=list[str]) if text else []
         return [plan for name in names if (plan := self.read(name)) is not None]
 
+    def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
+        """The plans of whole collections that these change streams cover."""
+        return [
+            plan
+            for plan in self.read_all()
+            if plan.selection == Selection() and any(overlap(plan.splits()[0], spec) for spec in specs)
+        ]
+
     def save(self, plan: Plan, former: Plan | None) -> Plan:
         """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
-        name = _name(plan.namespace)
+        name = plan_document(plan.namespace)
         version, text = self._store.read_shared(name)
         current = msgspec.json.decode(text, type=Plan) if text else None
         if current != former or not self._store.write_shared(
@@ -93,22 +104,15 @@ class Plans:
         return [progress_of(plan, known) for plan in plans]
 
     def finish(self, plans: Sequence[Plan]) -> list[Progress]:
-        """Note which of these plans are done; all of their progress."""
+        """Note which of these plans are done, and forget their splits; all of their progress."""
         known = self.records()
         found = [progress_of(plan, known) for plan in plans]
         for plan, progress in zip(plans, found, strict=True):
             if progress.splits == progress.splits_total:
                 progress.finished = time.time()
                 self.save(replace(plan, finished=progress.finished, read=progress.documents), plan)
+                self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
         return found
-
-    def tidy(self, plan: Plan) -> None:
-        """Forget the splits of a plan that was finished long ago.
-
-        Not at once: another engine may have a split in mind that it has not asked for yet, and must find it done.
-        """
-        if plan.finished and time.time() - plan.finished > KEPT_S:
-            self.forget(plan)
 
     def refuse_if_held(self, plan: Plan) -> None:
         """A plan that somebody is at work on cannot be replaced.
@@ -147,34 +151,42 @@ def prepare(
     selection: Selection,
     *,
     restart: bool = False,
-    present_only: bool = False,
+    beginning: bool = False,
 ) -> Work:
     """The work that is left to load these collections; plans are made where there are none.
 
     Args:
         names: collections of the configured database; all that the configuration watches when empty.
         restart: forget what has been done, and begin anew.
-        present_only: leave out collections that are not there (yet), instead of complaining.
+        beginning: their change streams are about to begin: a plan of which anything was read is too old for them,
+            and a collection that is not there (yet) is left out.
 
     Raises:
         ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
     """
     from engine.source.planning import list_collections, make_plans
 
-    wanted = [(config.source.database, name) for name in names] or elsewhere(list_collections, config)
+    named = [(config.source.database, name) for name in dict.fromkeys(names)]
+    wanted = named or elsewhere(list_collections, config)
     with plans_of(config) as plans:
         former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
-        fresh = [each for each, plan in former.items() if restart or _is_void(plan, selection)]
+        known = plans.records() if beginning else {}
+        fresh = [
+            each
+            for each, plan in former.items()
+            if restart or _is_void(plan, selection) or (beginning and plan is not None and _is_begun(plan, known))
+        ]
         found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
         for namespace, plan in former.items():
             if plan is not None and namespace in fresh:
                 plans.refuse_if_held(plan)
-            elif plan is not None:
-                plans.tidy(plan)
-        for plan in elsewhere(make_plans, config, fresh, selection, present_only) if fresh else []:
+        for plan in elsewhere(make_plans, config, fresh, selection, beginning) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]
             found[namespace] = plans.save(plan, before)
+            if found[namespace] != plan and (restart or found[namespace].selection != selection):
+                cause = f"another engine has planned it meanwhile, of {found[namespace].selection}"
+                raise ConfigError(f"plan the backfill of {plan.namespace}", cause, "Stop the other engine first.")
             if before is not None and found[namespace] == plan:
                 plans.forget(before)
         return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
@@ -189,20 +201,37 @@ def snapshot(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str] =
     Args:
         lost: streams whose history is lost: what they cover is loaded anew.
     """
+    from engine.source.planning import server_clock
+
     if "snapshot" not in (config.source.start, config.source.on_history_lost):
         return NOTHING
     with plans_of(config) as plans:
-        begun = {name for name, record in plans.records().items() if record.position is not None}
-        known = [plan for plan in plans.read_all() if plan.selection == Selection()]
-    fresh = [spec for spec in specs if spec.stream not in begun] if config.source.start == "snapshot" else []
+        records = [each for each in plans.records().values() if each.spec and not each.spec.is_split]
+        known = plans.read_of(specs)
+    # A stream that others hand over to goes on from where they stood.
+    running = [each.spec for each in records if each.spec and each.position and not each.closed]
+    starts_so = config.source.start == "snapshot"
+    fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
+    # Everything that is there when the streams begin must be listed: so they begin before the listing.
+    start_at = elsewhere(server_clock, config) if fresh or lost else ""
     for spec in specs:
+        covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
+        added = sorted(set(spec.collections).difference(*covered))
         if spec in fresh or spec.stream in lost:
-            prepare(config, spec.collections, Selection(), restart=spec.stream in lost, present_only=True)
-    if config.source.start == "snapshot" and not fresh and not known:
+            prepare(config, spec.collections, Selection(), restart=spec.stream in lost, beginning=True)
+        elif starts_so and known and added:
+            prepare(config, added, Selection(), beginning=True)
+    if starts_so and not fresh and not known:
         what = "streams go on where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
     with plans_of(config) as plans:
-        return _work(plans, [plan for plan in plans.read_all() if plan.selection == Selection()])
+        work = _work(plans, plans.read_of(specs))
+    return replace(work, start_at=start_at)
+
+
+def snapshot_readers(config: Config) -> int:
+    """Readers that ``run`` may need beside those of the streams."""
+    return config.backfill.readers if "snapshot" in (config.source.start, config.source.on_history_lost) else 0
 
 
 def finish(config: Config, work: Work) -> list[Progress]:
@@ -247,6 +276,11 @@ def _is_void(plan: Plan | None, selection: Selection) -> bool:
     return True
 
 
+def _is_begun(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
+    """Whether any of it has been read."""
+    return bool(plan.finished) or any(spec.stream in known for spec in plan.splits())
+
+
 def _work(plans: Plans, found: Sequence[Plan]) -> Work:
     open_ = [plan for plan in found if not plan.finished]
     known = plans.records() if open_ else {}
@@ -255,7 +289,3 @@ def _work(plans: Plans, found: Sequence[Plan]) -> Work:
         tuple(spec for plan in open_ for spec in left_to_read(plan, known)),
         {plan.namespace: progress_of(plan, known) for plan in found},
     )
-
-
-def _name(namespace: str) -> str:
-    return f"backfill:{namespace}"

@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine.backfill import Plans
+from engine.backfill import Plans, snapshot_readers
 from engine.config import Config, format_size
 from engine.core.budget import divide
 from engine.core.naming import is_split
@@ -51,13 +51,14 @@ def check(config: Config) -> int:
 
 def _check_source(config: Config) -> str:
     from engine.source.change_stream import ChangeStream
-    from engine.source.session import connect, starting_position, survey
+    from engine.source.session import Members, connect, starting_position, survey
 
     client = connect(config.source.uri)
     ready = survey(client)
     specs = plan_streams(config.source)
+    members = Members(client, config.source.uri, "primary")
     for spec in specs:
-        stream = ChangeStream(client, spec, starting_position(client, config.source.start))
+        stream = ChangeStream(members, spec, starting_position(client, config.source.start))
         try:
             stream.next()
         finally:
@@ -82,8 +83,8 @@ def _check_state(config: Config) -> str:
 
 
 def _check_memory(config: Config) -> str:
-    loading = config.backfill.readers if config.source.start == "snapshot" else 0
-    budget = divide(config.memory.limit, len(plan_streams(config.source)) + loading, config.writers.processes)
+    readers = len(plan_streams(config.source)) + snapshot_readers(config)
+    budget = divide(config.memory.limit, readers, config.writers.processes)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
     return "\n".join(lines)

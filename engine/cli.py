@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.config import Config, load
 from engine.core.messages import StreamSpec
-from engine.errors import ConfigError, HeadraceError, Redactor, TransientError
+from engine.errors import ConfigError, EngineEnded, HeadraceError, Redactor, TransientError
 
+if TYPE_CHECKING:
+    from engine.backfill import Work
+    from engine.telemetry import Watch
+
+# A loss of history that comes back at once is no loss that a snapshot heals.
+MOST_LOSSES = 3
+LOSSES_WITHIN_S = 600.0
 _EPILOG = """\
 examples:
   python -m engine --config prod.toml                    follow the change streams until SIGTERM
@@ -39,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.config)
         redact = config.redactor()
         return int(options.act(config, options))
+    except EngineEnded as ended:
+        print(f"headrace: {redact(str(ended.error))}", file=sys.stderr)
+        return ended.code
     except HeadraceError as error:
         print(f"headrace: {redact(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | TransientError) else 1
@@ -136,64 +148,85 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     from engine.core.budget import divide
     from engine.logs import configure_logging
     from engine.progress import report, shown
-    from engine.supervisor import EngineEnded, Supervisor
 
     configure_logging(config, "supervisor")
     if config.backfill.executor == "local":
         divide(config.memory.limit, config.backfill.readers, config.writers.processes)
     selection = Selection(options.filter, options.since or "", options.until or "")
     work = prepare(config, options.collections, selection, restart=options.restart)
-    if not work.splits:
+    while work.splits:
+        with shown(config, work.progress.values()) as watch:
+            if not _load(config, work, watch):
+                break
         finish(config, work)
-        report(work.progress.values())
-        return 0
-    if config.backfill.executor == "ray":
-        from engine.cluster import run_on_ray
-
-        with shown(config, work.progress.values()) as watch:
-            run_on_ray(config, work, watch)
-    else:
-        with shown(config, work.progress.values()) as watch:
-            supervisor = Supervisor(config, (), work, watch=watch)
-            try:
-                supervisor.run()
-            except EngineEnded as ended:
-                print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
-                return ended.code
-            finally:
-                supervisor.abandon()
+        # Some may be left where another engine took a split over in its last moment.
+        work = prepare(config, options.collections, selection)
     report(finish(config, work))
     return 0
 
 
+def _load(config: Config, work: Work, watch: Watch) -> bool:
+    """Have the splits read; False when that was interrupted.
+
+    Raises:
+        EngineEnded: it failed.
+    """
+    from engine.cluster import run_on_ray
+    from engine.supervisor import Supervisor
+
+    if config.backfill.executor == "ray":
+        run_on_ray(config, work, watch)
+        return True
+    supervisor = Supervisor(config, (), work, watch=watch)
+    try:
+        supervisor.run()
+        return not supervisor.interrupted
+    finally:
+        supervisor.abandon()
+
+
 def _run(config: Config, options: argparse.Namespace) -> int:
+    from engine.backfill import snapshot_readers
     from engine.core.budget import divide
     from engine.core.plan import plan_streams
     from engine.logs import configure_logging
-    from engine.supervisor import EngineEnded
 
     configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
-    divide(config.memory.limit, len(specs), config.writers.processes)
+    readers = len(specs) + snapshot_readers(config)
+    divide(config.memory.limit, readers, config.writers.processes)
     lost: frozenset[str] = frozenset()
+    losses: list[float] = []
     while True:
         try:
-            code, lost = _follow(config, specs, lost, until_caught_up=options.until_caught_up)
-        except EngineEnded as ended:
-            print(f"headrace: {config.redactor()(str(ended.error))}", file=sys.stderr)
-            return ended.code
-        if not lost:
-            return code
+            return _follow(config, specs, lost, until_caught_up=options.until_caught_up)
+        except HistoryLost as loss:
+            lost = loss.streams
+            losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
+            if len(losses) > MOST_LOSSES:
+                raise EngineEnded(1, loss.error) from None
 
 
-def _follow(
-    config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *, until_caught_up: bool
-) -> tuple[int, frozenset[str]]:
-    """Run the streams to their end: the exit code, and those that must begin anew with a snapshot."""
+class HistoryLost(Exception):
+    """What these streams cover must be loaded again, before they begin anew."""
+
+    def __init__(self, streams: frozenset[str], error: HeadraceError) -> None:
+        super().__init__(str(error))
+        self.streams = streams
+        self.error = error
+
+
+def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *, until_caught_up: bool) -> int:
+    """Run the streams to their end; the exit code.
+
+    Raises:
+        HistoryLost: some of them must begin anew with a snapshot.
+        EngineEnded: it failed.
+    """
     from engine.backfill import finish, snapshot
     from engine.handover import hand_over
     from engine.progress import logged
-    from engine.supervisor import EngineEnded, Supervisor
+    from engine.supervisor import Supervisor
 
     work = snapshot(config, specs, lost)
     watch = logged(work.progress.values())
@@ -217,10 +250,10 @@ def _follow(
     try:
         code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
         finish(config, work)
-        return code, frozenset()
-    except EngineEnded:
-        if supervisor.lost:
-            return 1, supervisor.lost
+        return code
+    except EngineEnded as ended:
+        if supervisor.lost and not supervisor.interrupted:
+            raise HistoryLost(supervisor.lost, ended.error) from ended
         raise
     finally:
         supervisor.abandon()

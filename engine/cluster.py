@@ -8,6 +8,7 @@ worker is no place to spawn from, and its end must be the end of all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -21,10 +22,10 @@ from msgspec.structs import replace
 from engine.backfill import Work, plans_of
 from engine.config import Config
 from engine.core.messages import StreamSpec
-from engine.errors import ConfigError, FatalError
+from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
 from engine.telemetry import Watch, backfill_status
 
-POLL_S = 2.0
+POLL_S = 5.0
 CONNECT_S = 5.0
 TASKS_PER_CPU = 4
 
@@ -53,7 +54,7 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> None:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
             for each in done:
                 _get(ray, each)
-            with plans_of(config) as plans:
+            with contextlib.suppress(TransientError), plans_of(config) as plans:
                 watch([backfill_status(each) for each in plans.progress() if each.namespace in work.progress])
     finally:
         ray.shutdown()
@@ -108,8 +109,9 @@ def read_splits(task: _Task) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        pickle.dump(task, process.stdin)
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
+            pickle.dump(task, process.stdin)
+            process.stdin.flush()
         # The pipe stays open until the end: when this worker is killed, the engine sees it closed.
         said = process.stdout.read().decode()
         if process.wait():
@@ -119,19 +121,23 @@ def read_splits(task: _Task) -> None:
 def _main() -> int:
     """In the engine's process."""
     from engine.logs import configure_logging
-    from engine.supervisor import EngineEnded, Supervisor
+    from engine.supervisor import Supervisor
 
     config, splits = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_worker, daemon=True).start()
     configure_logging(config, "supervisor")
-    supervisor = Supervisor(config, (), Work(splits=splits))
     try:
-        return supervisor.run()
+        supervisor = Supervisor(config, (), Work(splits=splits))
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.abandon()
     except EngineEnded as ended:
         sys.stdout.write(config.redactor()(str(ended.error)))
         return ended.code
-    finally:
-        supervisor.abandon()
+    except HeadraceError as error:
+        sys.stdout.write(config.redactor()(str(error)))
+        return 1
 
 
 def _end_with_worker() -> None:

@@ -75,6 +75,15 @@ _BY_KIND: dict[FailureKind, type[HeadraceError]] = {
 }
 
 
+class EngineEnded(Exception):
+    """The engine has ended with an error and an exit code."""
+
+    def __init__(self, code: int, error: HeadraceError) -> None:
+        super().__init__(str(error))
+        self.code = code
+        self.error = error
+
+
 def error_of_kind(kind: FailureKind, operation: str, cause: str, remedy: str) -> HeadraceError:
     """The error that another process described by these fields."""
     return _BY_KIND[kind](operation, cause, remedy)

@@ -64,6 +64,7 @@ class Assignment:
         self.started = False
         self.finishing = False
         self.cut_now = False
+        self.grown = False
         self.idle_at = 0.0
 
     @property
@@ -87,6 +88,7 @@ class Reader:
         self._arena = arena
         self._client = connect(config.source.uri)
         backfill = config.backfill
+        self._primary = Members(self._client, config.source.uri, "primary")
         self._members = Members(self._client, config.source.uri, backfill.read_preference)
         share = backfill.readers
         limits = backfill.max_documents_per_s / share, backfill.max_bytes_per_s / share
@@ -196,14 +198,12 @@ class Reader:
         self._decoder = Decoder(_Registry(self), self._options, namespace)
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan:
-        config, reply_size = self._settings.config, self._settings.budget.reply
+        size = self._settings.budget.reply
         if not assign.spec.is_split:
-            await_ms = AWAIT_END_MS if assign.until else AWAIT_MS
-            return ChangeStream(
-                self._client, assign.spec, start, reply_size=reply_size, await_ms=await_ms, ahead=True
-            )
+            wait_ms = AWAIT_END_MS if assign.until else AWAIT_MS
+            return ChangeStream(self._primary, assign.spec, start, reply_size=size, await_ms=wait_ms, ahead=True)
         replay = [intent.end.token for intent in assign.replay]
-        return SplitScan(self._members, assign.spec, start, replay, reply_size=reply_size, pace=self._pace)
+        return SplitScan(self._members, assign.spec, start, replay, reply_size=size, pace=self._pace)
 
     def _note_started(self, assignment: Assignment) -> None:
         """The stream is open: say so, once, with the place that was found for it."""
@@ -248,6 +248,9 @@ class Reader:
                 assignment.finishing = True
                 return
             row = stop
+        if reply.is_last and assignment.grown:
+            cause = "its documents have fields that were not known; they are now"
+            raise TransientError(f"read {assignment.spec.stream}", cause)
         if reply.position is not None:
             assignment.scanned = reply.position
             self._report(assignment, segmenter.scanned(reply.token))
@@ -270,17 +273,21 @@ class Reader:
             != batch.schema_version
         ]
         if grown:
-            if assignment.uncut:
+            if assignment.spec.whole:
+                assignment.grown = True  # it is read on for the sake of its schema alone, and then once more
+            elif assignment.uncut:
                 cause = "a segment that must not be cut has a field that no version of the schema had"
                 raise TransientError("replay a segment", cause)  # it is known from now on: start over
-            self._report(assignment, segmenter.flush("schema"))
+            else:
+                self._report(assignment, segmenter.flush("schema"))
         for batch in decoded.batches:
             assignment.versions[batch.database, batch.collection] = batch.schema_version
         raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
         if decoded.dead_letters:
             fields = {"stream": assignment.spec.stream, "events": len(decoded.dead_letters)}
             log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
-        self._hand_over(assignment, plan, stop - row, raw_bytes)
+        if not assignment.grown:
+            self._hand_over(assignment, plan, stop - row, raw_bytes)
         return stop
 
     def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:

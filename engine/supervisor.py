@@ -44,7 +44,7 @@ from engine.core.coordinator import Coordinator
 from engine.core.position import split_time
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings, Stream
-from engine.errors import FatalError, HeadraceError, url_without_password
+from engine.errors import EngineEnded, FatalError, url_without_password
 from engine.memory import Arena
 from engine.process import ChildProcess, ChildSettings
 from engine.state import open_store
@@ -95,7 +95,7 @@ class Supervisor:
             retry=RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay),
             hang_timeout_s=config.supervision.hang_timeout,
             drain_timeout_s=config.shutdown.timeout,
-            start_at=config.source.start,
+            start_at=work.start_at or config.source.start,
             on_history_lost=config.source.on_history_lost,
             sink=sink_identity(config),
             pool=pool,
@@ -320,15 +320,6 @@ class Supervisor:
             memory_bytes=self._memory.get(str(child), 0),
             restarts=life.deaths,
         )
-
-
-class EngineEnded(Exception):
-    """The engine has ended with an error and an exit code."""
-
-    def __init__(self, code: int, error: HeadraceError) -> None:
-        super().__init__(str(error))
-        self.code = code
-        self.error = error
 
 
 def _stream_status(stream: Stream) -> StreamStatus:

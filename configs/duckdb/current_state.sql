@@ -1,8 +1,9 @@
 -- The collections as they are now, out of a lake of change events and backfilled documents.
 --
--- The rule: for each _cdc_key, the row with the latest _cdc_cluster_time. In the same second an event counts more
--- than a row that a backfill read, and of events the one with the greatest _cdc_token. A key whose last row is a
--- delete is gone; so is what lies before the drop of its collection.
+-- The rule: for each _id in _cdc_key (where the events of a sharded collection have the shard key as well), the row
+-- with the latest _cdc_cluster_time. In the same second an event counts more than a row that a backfill read, and of
+-- events the one with the greatest _cdc_token. An _id whose last row is a delete is gone; so is what lies before the
+-- drop of its collection.
 --
 -- Why it holds: a read row has the time at which its split was begun, and shows at least what was known then.
 -- A change that is later than that has an event of its own in the stream, which began before.
@@ -23,7 +24,7 @@ numbered AS (
     SELECT
         events.*,
         row_number() OVER (
-            PARTITION BY _cdc_database, _cdc_collection, _cdc_key
+            PARTITION BY _cdc_database, _cdc_collection, json_extract(_cdc_key, '$._id')
             ORDER BY _cdc_cluster_time DESC, _cdc_token DESC NULLS LAST
         ) AS newest
     FROM events

@@ -42,9 +42,14 @@ class Send(Struct, frozen=True):
 
 
 class Acquire(Struct, frozen=True):
-    """Ask the state store for the stream's lease; answered by ``acquired`` or ``held_elsewhere``."""
+    """Ask the state store for the stream's lease; answered by ``acquired`` or ``held_elsewhere``.
+
+    Attributes:
+        namespace: of a split: the collection whose plan it is of.
+    """
 
     stream: str
+    namespace: str = ""
 
 
 class Renew(Struct, frozen=True):

@@ -24,6 +24,11 @@ from engine.core.records import StreamRecord
 END = "~"
 
 
+def plan_document(namespace: str) -> str:
+    """The name of the shared document that holds a collection's plan."""
+    return f"backfill:{namespace}"
+
+
 def make_place(count: int, key: str) -> str:
     """A place as a token: how many documents of the split lie up to it, and the key of the last of them.
 

@@ -9,8 +9,9 @@ process or a segment has one answer: the stream is started over at its committed
 generation, and its outstanding intents are replayed to the same keys.
 
 A split of a backfill is a stream with an end. A change stream has a reader of its own; splits share a pool of
-readers, and there are streams for as many of them as these can read. Splits wait until every change stream has
-a position that is durable: what is read of the collections is then never older than what the streams bring.
+readers, and there are streams for as many of them as these can read. Splits wait until every change stream is
+being read from a position that is durable: what is read of the collections is then never older than what the
+streams bring.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class Coordinator:
         self._splits = deque(splits)
         self._generations = itertools.count(1)
         self.progress = dict(progress)
+        self._anew = set(settings.lost)
         self.lost: frozenset[str] = frozenset()
         writers = [Child("writer", number) for number in range(settings.writers)]
         self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
@@ -216,7 +218,9 @@ class Coordinator:
         record = records.read_record(fields)
         if (refusal := self._refusal(stream, record)) is not None:
             return self._exit(1 if self._has_run else 2, refusal)
-        stream.record = record
+        # ``rows`` as it was before this engine: what it has committed itself is counted apart.
+        rows_before = max(0, record.rows - stream.counters.events_committed)
+        stream.record = msgspec.structs.replace(record, rows=rows_before)
         stream.floors = {}
         stream.durable_seq = None if record.position is None else record.seq
         stream.ledger = Ledger(record.position, record.seq, record.intents)
@@ -229,7 +233,7 @@ class Coordinator:
             )
             remedy = "Start once more with the former [sink] until it has caught up, then change it."
             return self._exit(2, ConfigError(f"resume the stream {name}", cause, remedy))
-        if name in self.settings.lost and record.position is not None:
+        if name in self._anew and record.position is not None:
             self._begin_anew(stream)
         return self._settle([], now)
 
@@ -378,6 +382,7 @@ class Coordinator:
         stream.reading = True
         if message.start is None:
             return []
+        self._anew.discard(stream.name)
         stream.ledger.begin(message.start)
         begin = records.begin(*self._identity(stream), message.start)
         dropped = tuple(map(records.intent_field, stream.dropped))
@@ -481,7 +486,7 @@ class Coordinator:
             open_ = stream.status == "waiting" and not self.draining
             if open_ and stream.lease == "none" and now >= stream.acquire_at:
                 stream.lease = "asked"
-                actions.append(Acquire(name))
+                actions.append(Acquire(name, stream.spec.namespace))
         return actions
 
     def _assign_ready(self, now: float) -> list[Action]:
@@ -521,8 +526,8 @@ class Coordinator:
         A split whose documents are still on their way to the lake counts half: writers that cannot follow stop
         the reading.
         """
-        begun = all(each.ledger.committed or each.status == "failed" for each in self._change_streams())
-        if self.draining or not begun:
+        over = ("finished", "failed")
+        if self.draining or not all(each.reading or each.status in over for each in self._change_streams()):
             return []
         mine = [each for each in self.streams.values() if each.spec.is_split and not each.held_by]
         weight = sum(0.5 if each.reading_done else 1.0 for each in mine)
@@ -531,7 +536,7 @@ class Coordinator:
             spec = self._splits.popleft()
             self.streams[spec.stream] = stream = self._new_stream(spec, None)
             stream.lease = "asked"
-            actions.append(Acquire(spec.stream))
+            actions.append(Acquire(spec.stream, spec.namespace))
             weight += 1.0
         return actions
 
@@ -547,8 +552,7 @@ class Coordinator:
 
     def _progress_of(self, stream: Stream) -> Progress | None:
         """The backfill that the stream is a part of."""
-        spec = stream.spec
-        return self.progress.get(f"{spec.database}.{spec.collections[0]}") if spec.is_split else None
+        return self.progress.get(stream.spec.namespace)
 
     def _change_streams(self) -> list[Stream]:
         return [stream for stream in self.streams.values() if not stream.spec.is_split]
@@ -661,7 +665,7 @@ class Coordinator:
             return [Log("error", "stream stopped", fields), *self._start_over(stream)]
         if self.settings.on_history_lost == "snapshot":
             # It is planned before the stream has another position: a crash in between must not hide the gap.
-            self.lost = frozenset({stream.name})
+            self.lost = frozenset({stream.name, *self._anew})
             what = "history lost; loading the collections again, and going on from now"
             return [Log("error", what, fields), *self._exit(1, error)]
         fields["intents_dropped"] = len(stream.ledger.intents)
@@ -676,7 +680,8 @@ class Coordinator:
         """From now, whatever was committed; its numbers go on."""
         stream.dropped = tuple(stream.ledger.intents)
         stream.ledger = Ledger(None, max(stream.dropped, default=stream.ledger.committed_seq))
-        stream.start_at = "now"
+        if stream.name not in self._anew:
+            stream.start_at = "now"
 
     # --- finishing ---------------------------------------------------------------------------------------
 

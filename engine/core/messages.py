@@ -50,6 +50,11 @@ class StreamSpec(Struct, frozen=True):
     whole: bool = False
 
     @property
+    def namespace(self) -> str:
+        """Of a split: the collection, as MongoDB writes it; empty for a change stream."""
+        return f"{self.database}.{self.collections[0]}" if self.is_split else ""
+
+    @property
     def is_split(self) -> bool:
         """Whether it is a part of a backfill."""
         return self.level == "split"

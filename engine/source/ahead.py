@@ -43,6 +43,10 @@ class Ahead:
             self._asked = self._thread.submit(self._send, following)
         return raw
 
+    def close(self) -> None:
+        """End the thread, when it has nothing more to do."""
+        self._thread.shutdown(wait=False)
+
     def drop(self) -> None:
         """Forget what is on its way, when it is there: the session is not used by two at once."""
         if self._asked is not None:

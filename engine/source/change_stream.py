@@ -23,7 +23,7 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
 from engine.source.ahead import Ahead
 from engine.source.reply import Reply, SplitEvents
-from engine.source.session import Client, translate
+from engine.source.session import Client, Members, translate
 
 # How long the server waits for events before it answers with none; shorter while the end is looked for.
 AWAIT_MS = 1000
@@ -38,13 +38,14 @@ class ChangeStream:
     """Reads one stream from a position on.
 
     Args:
+        client: a client of the deployment; or whom to read from, chosen anew whenever the stream is opened.
         reply_size: bytes of a reply, about; the server makes none larger than ``SERVER_REPLY_SIZE``.
         ahead: ask for the next reply before the last one is looked at.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: Client | Members,
         spec: StreamSpec,
         position: Position,
         *,
@@ -52,7 +53,7 @@ class ChangeStream:
         await_ms: int = AWAIT_MS,
         ahead: bool = False,
     ) -> None:
-        self._client = client
+        self._members = client if isinstance(client, Members) else Members(client, "", "primary")
         self._spec = spec
         self._position = position
         self._skip_to = "" if position.exact else position.token
@@ -66,8 +67,8 @@ class ChangeStream:
         self._is_open = False
         self._split_events = SplitEvents()
         self._can_split_events = True
-        database = spec.database if spec.level != "deployment" else "admin"
-        self._database = client[database]
+        self._client: Client | None = None
+        self._database_name = spec.database if spec.level != "deployment" else "admin"
         self._operation = f"read the change stream {spec.stream}"
 
     def next(self) -> Reply:
@@ -104,14 +105,16 @@ class ChangeStream:
         cursor_id, self._cursor_id = self._cursor_id, 0
         self._ahead.drop()
         try:
-            if cursor_id:
+            if cursor_id and self._client is not None:
                 command = {"killCursors": self._cursor_collection, "cursors": [cursor_id]}
-                self._database.command(command, session=self._session)
+                self._client[self._database_name].command(command, session=self._session)
         except PyMongoError:
             pass  # it times out by itself
         self._forget_cursor()
+        self._ahead.close()
 
     def _open(self) -> Reply:
+        self._client = self._members.choose()
         if self._session is None:
             self._session = self._client.start_session(causal_consistency=False)
         cursor_options = {} if self._batch_size is None else {"batchSize": self._batch_size}
@@ -131,7 +134,8 @@ class ChangeStream:
         return self._ahead.reply(command)
 
     def _command(self, command: dict[str, Any]) -> bytes:
-        raw = self._database.command(command, session=self._session, codec_options=_RAW).raw
+        assert self._client is not None
+        raw = self._client[self._database_name].command(command, session=self._session, codec_options=_RAW).raw
         return raw if isinstance(raw, bytes) else bytes(raw)
 
     def _get_more(self) -> Reply:

@@ -5,6 +5,7 @@ Runs in a process of its own, once, before a backfill: the supervisor has no dri
 
 from __future__ import annotations
 
+import struct
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ from pymongo.errors import OperationFailure
 
 from engine.config import Config
 from engine.core.backfill import Plan, Selection, thinned
+from engine.core.position import split_time
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
 from engine.source.scan import key_of
-from engine.source.session import Client, connect, translated
+from engine.source.session import Client, connect, server_time, translated
 
 # Keys that are sampled for each split: the more, the more equal the splits.
 KEYS_PER_SPLIT = 20
@@ -47,10 +49,16 @@ def make_plans(
         ConfigError: a collection is not there or cannot be read, or the selection does not fit it.
         TransientError: no server answered.
     """
-    with connect(config.source.uri) as client:
+    with connect(config.source.uri, socket_timeout_ms=2 * _COMMAND_MS) as client:
         query = parse_filter(selection.filter)
         planners = [_Planner(client, config, namespace, selection, query) for namespace in wanted]
         return [planner.plan() for planner in planners if not present_only or planner.is_present()]
+
+
+def server_clock(config: Config) -> str:
+    """The server's time, as ``source.start`` takes it."""
+    with connect(config.source.uri) as client:
+        return datetime.fromtimestamp(split_time(server_time(client))[0], UTC).isoformat()
 
 
 def list_collections(config: Config) -> list[Namespace]:
@@ -176,8 +184,7 @@ class _Planner:
         """Splits by time; each is one segment, so they are small."""
         order = entry["options"]["timeseries"]["timeField"]
         lower, upper = _time(self._selection.since), _time(self._selection.until)
-        documents = self._collection.estimated_document_count()
-        size = self._size()[1]
+        documents, size = self._size()
         parts = max(self._parts(size), min(MOST_SPLITS, -(-size // LEAST_SPLIT)))
         between = {name: value for name, value in (("$gte", lower), ("$lt", upper)) if value}
         stages: list[dict[str, Any]] = [{"$match": {order: between}}] if between else []
@@ -227,14 +234,20 @@ class _Planner:
                     f"--since and --until go by ObjectIds, and there is an _id of type {type(end['_id']).__name__}"
                 )
                 raise ConfigError(self._operation, cause, "Use --filter with a field that holds a time.")
-        since, until = (ObjectId.from_datetime(time) if time else None for time in times)
+        try:
+            since, until = (ObjectId.from_datetime(time) if time else None for time in times)
+        except struct.error as error:
+            raise ConfigError(self._operation, "an ObjectId's time is of the years 1970 to 2105") from error
         return since, until
 
     def _size(self) -> tuple[int, int]:
         """Documents and bytes of BSON, as the server's counters have them."""
         found = list(self._collection.aggregate([{"$collStats": {"storageStats": {}}}]))
         stats = [each["storageStats"] for each in found]  # one for each shard
-        return sum(int(each.get("count", 0)) for each in stats), sum(int(each.get("size", 0)) for each in stats)
+        counts = [
+            each.get("timeseries", {}).get("numMeasurementsCommitted", each.get("count", 0)) for each in stats
+        ]
+        return sum(map(int, counts)), sum(int(each.get("size", 0)) for each in stats)
 
     def _parts(self, size: int) -> int:
         backfill = self._config.backfill

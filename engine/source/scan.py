@@ -44,8 +44,9 @@ from engine.source.session import Client, Members, translate
 _FIRST_BATCH = 100
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _EMPTY_RANGE = 51175  # min and max are equal in the index's order
-# CursorKilled, CappedPositionLost, QueryPlanKilled: the next cursor goes on behind the last place.
-_CURSOR_LOST = {136, 175, 237}
+# CursorKilled, CappedPositionLost, QueryPlanKilled, Interrupted, and a member that has not heard of the time yet
+# (InvalidOptions): the next cursor goes on behind the last place.
+_TRY_AGAIN = {72, 136, 175, 237, 11601}
 _BAD_FILTER = {2, 9, 14}  # BadValue, FailedToParse, TypeMismatch
 _MAX_KEY = bson.encode({"_id": MaxKey()}).hex()
 _INT32 = struct.Struct("<i")
@@ -151,6 +152,7 @@ class SplitScan:
         except PyMongoError:
             pass  # it times out by itself
         self._forget_cursor()
+        self._ahead.close()
 
     # --- what is read ------------------------------------------------------------------------------------
 
@@ -256,6 +258,8 @@ class SplitScan:
         assert self._client is not None
         if self._session is None:
             self._session = self._client.start_session(causal_consistency=False)
+            if self._members.cluster_time is not None:
+                self._session.advance_cluster_time(self._members.cluster_time)
         database = self._client[self._spec.database]
         raw = database.command(
             command, session=self._session, codec_options=_RAW, read_preference=self._members.preference
@@ -284,7 +288,7 @@ class SplitScan:
 
     def _translated(self, error: PyMongoError) -> HeadraceError:
         if isinstance(error, OperationFailure):
-            if error.code in _CURSOR_LOST:
+            if error.code in _TRY_AGAIN:
                 return TransientError(self._operation, str(error))
             if error.code in _BAD_FILTER and self._spec.filter:
                 return ConfigError(self._operation, str(error), "Check --filter.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -50,22 +50,22 @@ _OF_THE_SET = {"replicaset", "directconnection", "loadbalanced", "readpreference
 _BAD_PIPELINE = {9, 14, 72, 40324, 40415, 17276, 168, 16410, 31249}
 
 
-def connect(uri: str) -> Client:
+def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
     """A client for one process; nothing is sent before its first use.
 
     Raises:
         ConfigError: the connection string cannot be read.
     """
     with translated("read source.uri"):
-        return MongoClient(uri, **_defaults(uri))
+        return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
 
 
-def _defaults(uri: str) -> dict[str, Any]:
+def _defaults(uri: str, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> dict[str, Any]:
     """Options of a client; the timeouts that the connection string leaves open."""
     timeouts = {
         "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
         "connectTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
-        "socketTimeoutMS": SOCKET_TIMEOUT_MS,
+        "socketTimeoutMS": socket_timeout_ms,
     }
     left_open = {name: value for name, value in timeouts.items() if name.lower() not in uri.lower()}
     return {"appname": "headrace", "maxPoolSize": 4} | left_open
@@ -74,7 +74,8 @@ def _defaults(uri: str) -> dict[str, Any]:
 class Members:
     """Clients of single members, for cursors, which are known to one member only.
 
-    State: a client for each member that was chosen so far; ``preference`` goes with every command.
+    State: a client for each member that was chosen so far; ``preference`` goes with every command, and
+    ``cluster_time`` with the first: a member must know of the time that it is asked to have reached.
 
     Args:
         preference: ``primary``, ``secondary`` or ``secondary_preferred``.
@@ -84,6 +85,7 @@ class Members:
         self._client = client
         self._uri = uri
         self.preference = _PREFERENCES[preference]
+        self.cluster_time: Mapping[str, Any] | None = None
         self._members: dict[tuple[str, int | None], Client] = {}
 
     @property
@@ -97,13 +99,16 @@ class Members:
         Raises:
             PyMongoError: there is none.
         """
-        if self.preference is ReadPreference.PRIMARY:
+        with self._client.start_session() as session:
+            self._client.admin.command("ping", read_preference=self.preference, session=session)
+            self.cluster_time = session.cluster_time
+        if self._client.is_mongos:  # it goes by the preference itself; but a cursor is known to one mongos only
+            candidates = sorted(self._client.nodes) if len(self._client.nodes) > 1 else []
+        else:
+            candidates = sorted(self._client.secondaries) if self.preference is not ReadPreference.PRIMARY else []
+        if not candidates:
             return self._client
-        self._client.admin.command("ping", read_preference=self.preference)
-        secondaries = sorted(self._client.secondaries)
-        if not secondaries:
-            return self._client  # a primary alone; or a mongos, which goes by the preference itself
-        address = random.choice(secondaries)
+        address = random.choice(candidates)
         if address not in self._members:
             self._members[address] = self._connect(*address)
         return self._members[address]

@@ -79,10 +79,13 @@ class SqliteStore:
             leases = db.execute("SELECT stream, owner, expires_at FROM leases ORDER BY stream").fetchall()
             rows = db.execute("SELECT stream, name, value FROM fields").fetchall()
         now = time.time()
+        known: dict[str, dict[str, str]] = {}
+        for stream, name, value in rows:
+            known.setdefault(stream, {})[name] = value
         found: dict[str, tuple[dict[str, str], str]] = {}
         for stream, owner, expires_at in leases:
             if stream.startswith(self._prefix):
-                fields = {name: value for of, name, value in rows if of == stream}
+                fields = known.get(stream, {})
                 found[stream.removeprefix(self._prefix)] = (fields, owner if expires_at > now else "")
         return found
 

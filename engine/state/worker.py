@@ -17,7 +17,9 @@ import msgspec
 
 from engine.config.tree import RetryConfig
 from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
+from engine.core.backfill import END, Plan, plan_document
 from engine.core.coordinator import Coordinator
+from engine.core.position import Position
 from engine.core.schema import CollectionSchema, grow
 from engine.errors import FatalError, HeadraceError, LeaseLostError
 from engine.failpoints import failpoint
@@ -98,8 +100,8 @@ class StateWorker:
 
     def _perform(self, operation: Operation) -> None:
         match operation:
-            case Acquire(stream):
-                self._acquire(stream)
+            case Acquire(stream, namespace):
+                self._acquire(stream, namespace)
             case Renew(streams):
                 for stream in streams:
                     self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
@@ -112,7 +114,7 @@ class StateWorker:
             case GrowSchema():
                 self._grow_schema(operation)
 
-    def _acquire(self, stream: str) -> None:
+    def _acquire(self, stream: str, namespace: str) -> None:
         found = self._store.acquire(stream, self._owner, self._lease_ttl_s)
         if isinstance(found, HeldElsewhere) and is_certainly_dead(found.holder):
             log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})
@@ -120,9 +122,17 @@ class StateWorker:
         match found:
             case Acquired(lease, fields):
                 self._leases[stream] = lease
+                if namespace and "position" not in fields and self._is_over(stream, namespace):
+                    fields = {"position": msgspec.json.encode(Position(END)).decode()}
                 self._answer(lambda coordinator, now: coordinator.acquired(stream, fields, now))
             case HeldElsewhere(holder, expires_in_s):
                 self._answer(lambda c, now: c.held_elsewhere(stream, holder, expires_in_s, now))
+
+    def _is_over(self, stream: str, namespace: str) -> bool:
+        """Whether a split without a record is one of a backfill that was finished, or replaced, meanwhile."""
+        text = self._store.read_shared(plan_document(namespace))[1]
+        plan = msgspec.json.decode(text, type=Plan) if text else None
+        return plan is None or bool(plan.finished) or stream not in {spec.stream for spec in plan.splits()}
 
     def _write(self, write: Write) -> None:
         is_commit = "seq" in write.change.put and not write.seq

@@ -130,6 +130,20 @@ def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
     assert "the state store has lost its record" in str(exit_.error)
 
 
+def test_a_lost_history_begins_anew_once() -> None:
+    """A lease that is lost later must not make the stream forget where it stands."""
+    made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
+    ready(made, make_time(100, 0))
+    (assign,) = assigned(made.acquired("shop.a", record(SPECS[0], make_time(90, 1), seq=9_000_000_001), 2.0))
+    assert assign.start is None
+    made.from_child(READERS[0], Started(0, Position(time=make_time(100, 0))), 3.0)
+    made.lease_lost("shop.a", 4.0)
+    later = record(SPECS[0], make_time(120, 1), seq=9_000_000_005)
+    (assign,) = assigned(made.acquired("shop.a", later, 40.0))
+    assert assign.start is not None
+    assert assign.start.time == make_time(120, 1)
+
+
 def write_segment(made: Coordinator, seq: int) -> dict[str, str]:
     """One segment from its slab to its commit; what was written to the store."""
     actions = made.from_child(READERS[0], SlabRequest(0, seq, 1000), 4.0)

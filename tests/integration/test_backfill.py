@@ -203,6 +203,25 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
     assert numbers(lake) == Counter(range(5000))
 
 
+def test_two_engines_share_a_plan(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """The one that comes to a split late finds it done, also when its backfill is over meanwhile."""
+    documents = mixed_documents(8000)
+    mongo[config.name].orders.insert_many(documents)
+    config.set("backfill", max_documents_per_s=2000, readers=1)
+    config.set("telemetry", listen="")
+    with Engine(config, command="backfill") as one, Engine(config, command="backfill") as other:
+        assert one.end() == 0, one.log_tail()
+        assert other.end() == 0, other.log_tail()
+    assert numbers(lake) == Counter(range(len(documents)))
+
+
+def test_a_collection_named_twice(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    mongo[config.name].orders.insert_many([{"_id": n, "n": n, "text": "x" * 50} for n in range(3000)])
+    (report,) = backfill(config, "--collections", "orders,orders")
+    assert report["documents"] == 3000
+    assert numbers(lake) == Counter(range(3000))
+
+
 def test_large_documents_within_the_limit(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """Documents of 16 MB, and of 100 KB with many fields, by two readers."""
     config.set("memory", limit="768MiB")
@@ -354,6 +373,23 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
         line for line in map(json.loads, run_engine(config, "status").stdout.splitlines()) if "splits" in line
     ]
     assert status["splits"] == status["splits_total"] > 1
+
+
+def test_a_snapshot_behind_an_old_backfill(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """What changed between the two is in no stream, so it is loaded again."""
+    collection = mongo[config.name].orders
+    collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(2000)])
+    backfill(config)
+    collection.update_many({"_id": {"$lt": 500}}, {"$set": {"text": "changed between"}})
+    time.sleep(1.1)
+    config.set("source", start="snapshot")
+    with Engine(config) as engine:
+        engine.wait_for(is_loaded, "all is loaded")
+        engine.wait_reading()
+        collection.update_one({"_id": 7}, {"$set": {"text": "changed after"}})
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] > 0, "the event")
+        assert engine.terminate() == 0
+    assert current_state(lake) == {document["_id"]: document for document in collection.find()}
 
 
 def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:
