@@ -166,6 +166,7 @@ def prepare(
     """
     from engine.source.planning import list_collections, make_plans
 
+    names = names or (config.source.collections if config.source.watch == "collections" else ())
     named = [(config.source.database, name) for name in dict.fromkeys(names)]
     wanted = named or elsewhere(list_collections, config)
     with plans_of(config) as plans:

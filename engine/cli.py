@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,42 +146,49 @@ def _time(text: str) -> str:
 def _backfill(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import finish, prepare
     from engine.core.backfill import Selection
-    from engine.core.budget import divide
     from engine.logs import configure_logging
     from engine.progress import report, shown
 
     configure_logging(config, "supervisor")
-    if config.backfill.executor == "local":
-        divide(config.memory.limit, config.backfill.readers, config.writers.processes)
     selection = Selection(options.filter, options.since or "", options.until or "")
-    work = prepare(config, options.collections, selection, restart=options.restart)
-    while work.splits:
-        with shown(config, work.progress.values()) as watch:
-            if not _load(config, work, watch):
-                break
-        finish(config, work)
-        # Some may be left where another engine took a split over in its last moment.
-        work = prepare(config, options.collections, selection)
-    report(finish(config, work))
-    return 0
+    restart = options.restart
+    while True:
+        with _loader(config) as load:
+            work = prepare(config, options.collections, selection, restart=restart)
+            with shown(config, work.progress.values()) as watch:
+                interrupted = bool(work.splits) and not load(work, watch)
+        found = finish(config, work)
+        # Some splits may be left where another engine took one over in its last moment.
+        if interrupted or all(each.finished for each in found):
+            report(found)
+            return 0
+        restart = False
 
 
-def _load(config: Config, work: Work, watch: Watch) -> bool:
-    """Have the splits read; False when that was interrupted.
+@contextmanager
+def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
+    """What has splits read, and says whether that came to its end; its processes start while plans are made.
 
     Raises:
         EngineEnded: it failed.
     """
-    from engine.cluster import run_on_ray
     from engine.supervisor import Supervisor
 
     if config.backfill.executor == "ray":
-        run_on_ray(config, work, watch)
-        return True
-    supervisor = Supervisor(config, (), work, watch=watch)
-    try:
+        from engine.cluster import run_on_ray
+
+        yield lambda work, watch: run_on_ray(config, work, watch)
+        return
+    supervisor = Supervisor(config, (), pool=config.backfill.readers)
+    supervisor.launch()
+
+    def load(work: Work, watch: Watch) -> bool:
+        supervisor.load(work, watch)
         supervisor.run()
         return not supervisor.interrupted
+
+    try:
+        yield load
     finally:
         supervisor.abandon()
 
@@ -232,7 +240,11 @@ def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *
     watch = logged(work.progress.values())
 
     def launched() -> Supervisor:
-        made = Supervisor(config, specs, work, lost=lost, until_caught_up=until_caught_up, watch=watch)
+        pool = min(config.backfill.readers, len(work.splits))
+        made = Supervisor(
+            config, specs, pool=pool, start_at=work.start_at, lost=lost, until_caught_up=until_caught_up
+        )
+        made.load(work, watch)
         made.launch()
         return made
 

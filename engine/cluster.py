@@ -32,8 +32,8 @@ TASKS_PER_CPU = 4
 _Task = tuple[Config, tuple[StreamSpec, ...]]
 
 
-def run_on_ray(config: Config, work: Work, watch: Watch) -> None:
-    """Read all splits of the work on the configured cluster.
+def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
+    """Read all splits of the work on the configured cluster; True, when that is done.
 
     Raises:
         ConfigError: Ray is not installed or cannot be reached, or the state store or the sink is this machine's.
@@ -58,6 +58,7 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> None:
                 watch([backfill_status(each) for each in plans.progress() if each.namespace in work.progress])
     finally:
         ray.shutdown()
+    return True
 
 
 def _connect(config: Config) -> Any:
@@ -127,7 +128,8 @@ def _main() -> int:
     threading.Thread(target=_end_with_worker, daemon=True).start()
     configure_logging(config, "supervisor")
     try:
-        supervisor = Supervisor(config, (), Work(splits=splits))
+        supervisor = Supervisor(config, (), pool=config.backfill.readers)
+        supervisor.load(Work(splits=splits))
         try:
             return supervisor.run()
         finally:

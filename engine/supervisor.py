@@ -22,7 +22,7 @@ from types import FrameType
 import psutil
 
 from engine import __version__
-from engine.backfill import NOTHING, Work
+from engine.backfill import Work
 from engine.config import Config
 from engine.core import messages as msg
 from engine.core.actions import (
@@ -65,27 +65,26 @@ class Supervisor:
 
     Args:
         specs: the change streams.
-        work: what is to be loaded beside them.
+        pool: readers for splits; see ``load``.
+        start_at: where streams without a position start; ``source.start`` when empty.
         lost: change streams that begin anew, because their history is lost.
         until_caught_up: end when each stream has passed the cluster time of its start.
         common_end: end with all streams at one cluster time, and keep their leases.
-        watch: is called again and again with what has been loaded.
     """
 
     def __init__(
         self,
         config: Config,
         specs: Sequence[msg.StreamSpec],
-        work: Work = NOTHING,
         *,
+        pool: int = 0,
+        start_at: str = "",
         lost: frozenset[str] = frozenset(),
         until_caught_up: bool = False,
         common_end: bool = False,
-        watch: Watch | None = None,
     ) -> None:
         self._config = config
-        self._watch = watch
-        pool = min(config.backfill.readers, len(work.splits))
+        self._watch: Watch | None = None
         self._budget = budget = divide(config.memory.limit, len(specs) + pool, config.writers.processes)
         retry = config.retry
         settings = Settings(
@@ -95,7 +94,7 @@ class Supervisor:
             retry=RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay),
             hang_timeout_s=config.supervision.hang_timeout,
             drain_timeout_s=config.shutdown.timeout,
-            start_at=work.start_at or config.source.start,
+            start_at=start_at or config.source.start,
             on_history_lost=config.source.on_history_lost,
             sink=sink_identity(config),
             pool=pool,
@@ -104,7 +103,7 @@ class Supervisor:
             common_end=common_end,
             memory_limit=budget.limit,
         )
-        self._coordinator = Coordinator(settings, specs, random.Random(), work.splits, work.progress)
+        self._coordinator = Coordinator(settings, specs, random.Random())
         self._child_settings = ChildSettings(config, budget, __version__)
         self._arena = Arena.create(budget.arena)
         self._children: dict[Child, ChildProcess] = {}
@@ -138,6 +137,15 @@ class Supervisor:
     def launch(self) -> None:
         """Start the children, which takes them a while; ``run`` gives them work."""
         self._perform(self._coordinator.start(time.monotonic()))
+
+    def load(self, work: Work, watch: Watch | None = None) -> None:
+        """Give it splits to read, before it runs.
+
+        Args:
+            watch: is called again and again with what has been loaded.
+        """
+        self._coordinator.load(work.splits, work.progress)
+        self._watch = watch
 
     def abandon(self) -> None:
         """End what was launched and has not run; after a run there is nothing left to end."""

@@ -20,7 +20,6 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 
 import msgspec
 
@@ -93,8 +92,6 @@ class Coordinator:
     Args:
         specs: the change streams, each with a reader of its own.
         rng: for the jitter of delays.
-        splits: what is left to read of backfills, in order.
-        progress: of each collection's backfill, by namespace, as it stood before; kept up to date here.
     """
 
     def __init__(
@@ -102,8 +99,6 @@ class Coordinator:
         settings: Settings,
         specs: Sequence[StreamSpec],
         rng: random.Random,
-        splits: Iterable[StreamSpec] = (),
-        progress: Mapping[str, Progress] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
         self._rng = rng
@@ -113,9 +108,9 @@ class Coordinator:
         for reader, spec in zip(readers, specs, strict=False):
             self.streams[spec.stream] = self._by_reader[reader] = self._new_stream(spec, reader)
         self._pool = readers[len(specs) :]
-        self._splits = deque(splits)
+        self._splits: deque[StreamSpec] = deque()
         self._generations = itertools.count(1)
-        self.progress = dict(progress)
+        self.progress: dict[str, Progress] = {}
         self._anew = set(settings.lost)
         self.lost: frozenset[str] = frozenset()
         writers = [Child("writer", number) for number in range(settings.writers)]
@@ -140,13 +135,23 @@ class Coordinator:
 
     # --- what happens ------------------------------------------------------------------------------------
 
+    def load(self, splits: Iterable[StreamSpec], progress: Mapping[str, Progress]) -> None:
+        """Give it splits to read.
+
+        Args:
+            splits: what is left to read of backfills, in order.
+            progress: of each collection's backfill, by namespace, as it stood before; kept up to date here.
+        """
+        self._splits.extend(splits)
+        self.progress |= progress
+
     def start(self, now: float) -> list[Action]:
         """The engine starts: all readers, and one writer; more writers when there is work for them.
 
         Leases are asked for with the next ``tick``.
         """
         self._ticked_at = now
-        for reader in (*self._by_reader, *self._pool[: len(self._splits)]):
+        for reader in (*self._by_reader, *self._pool):
             self.children.want(reader)
         self.children.want(Child("writer", 0))
         return self.children.start_due(now)

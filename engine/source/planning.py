@@ -62,10 +62,8 @@ def server_clock(config: Config) -> str:
 
 
 def list_collections(config: Config) -> list[Namespace]:
-    """What the configuration watches, as it is now: no views, nothing of the system's."""
+    """What is in the watched database, or in all of them: no views, nothing of the system's."""
     source = config.source
-    if source.watch == "collections":
-        return [(source.database, name) for name in source.collections]
     with connect(config.source.uri) as client, translated("list the collections"):
         databases = [source.database]
         if source.watch == "deployment":

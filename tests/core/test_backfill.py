@@ -80,7 +80,8 @@ def coordinator(specs: list[StreamSpec], splits: list[StreamSpec], pool: int) ->
         pool=pool,
     )
     progress = {"shop.orders": Progress("shop.orders", splits_total=len(splits), documents_total=3000)}
-    made = Coordinator(settings, specs, random.Random(1), splits, progress)
+    made = Coordinator(settings, specs, random.Random(1))
+    made.load(splits, progress)
     made.start(0.0)
     return made
 

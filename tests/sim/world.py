@@ -318,7 +318,8 @@ class Engine:
             sink="lake",
             pool=world.pool,
         )
-        self.coordinator = Coordinator(settings, world.streams(), world.rng, world.splits())
+        self.coordinator = Coordinator(settings, world.streams(), world.rng)
+        self.coordinator.load(world.splits(), {})
         self.children: dict[Child, PlayedReader | PlayedWriter] = {}
         self.inboxes: dict[Child, deque[msg.ToChild]] = {}
         self.store_queue: deque[act.Action] = deque()
