@@ -20,7 +20,6 @@ from pymongo.errors import OperationFailure
 
 from engine.config import Config
 from engine.core.backfill import Plan, Selection, thinned
-from engine.core.position import split_time
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
 from engine.source.scan import key_of
@@ -56,9 +55,9 @@ def make_plans(
 
 
 def server_clock(config: Config) -> str:
-    """The server's time, as ``source.start`` takes it."""
+    """The server's cluster time, as ``starting_position`` takes it."""
     with connect(config.source.uri) as client:
-        return datetime.fromtimestamp(split_time(server_time(client))[0], UTC).isoformat()
+        return str(server_time(client))
 
 
 def list_collections(config: Config) -> list[Namespace]:

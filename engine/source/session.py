@@ -161,9 +161,15 @@ def server_time(client: Client) -> int:
 
 
 def starting_position(client: Client, start_at: str) -> Position:
-    """Where a stream without a position starts: ``now``, ``snapshot``, ``earliest``, or an RFC 3339 time."""
+    """Where a stream without a position starts.
+
+    Args:
+        start_at: ``now``, ``snapshot``, ``earliest``, an RFC 3339 time, or a cluster time in digits, to start behind.
+    """
     if start_at in ("now", "snapshot"):
         return Position(time=server_time(client) + 1)
+    if start_at.isdigit():
+        return Position(time=int(start_at) + 1)
     if start_at == "earliest":
         return Position(time=_oldest_time(client))
     return Position(time=make_time(int(datetime.fromisoformat(start_at).timestamp()), 0))
