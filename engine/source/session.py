@@ -164,7 +164,8 @@ def starting_position(client: Client, start_at: str) -> Position:
     """Where a stream without a position starts.
 
     Args:
-        start_at: ``now``, ``snapshot``, ``earliest``, an RFC 3339 time, or a cluster time in digits, to start behind.
+        start_at: ``now``, ``snapshot``, ``earliest``, an RFC 3339 time, or a cluster time in digits, to start
+            behind.
     """
     if start_at in ("now", "snapshot"):
         return Position(time=server_time(client) + 1)
