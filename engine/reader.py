@@ -36,6 +36,8 @@ from engine.source.session import Members, connect, sample, server_time, startin
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
 CHUNK_ROWS = 16_384
+LARGE_DOCUMENT = 2**14
+CHUNK_BYTES = 2**22
 UNCUT = Limits(1 << 62, 1 << 62, float("inf"))
 ARENA_SHARE = 8
 
@@ -316,8 +318,14 @@ class Reader:
         return plan, decoded, stop
 
     def _chunk_rows(self, reply: Reply, row: int) -> int:
-        """How many rows from here may be decoded together, so that they fit a part of the arena."""
-        budget = int(reply.offsets[row]) + int(self._arena.size / ARENA_SHARE / self._growth)
+        """How many rows from here may be decoded together, so that they fit a part of the arena.
+
+        Large documents have long arrays, whose elements take several times their size while they are found.
+        """
+        most = int(self._arena.size / ARENA_SHARE / self._growth)
+        if int(reply.offsets[-1] - reply.offsets[0]) > LARGE_DOCUMENT * len(reply):
+            most = min(most, CHUNK_BYTES)
+        budget = int(reply.offsets[row]) + most
         return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
 
     def _hand_over(self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int) -> None:
