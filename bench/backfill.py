@@ -1,7 +1,7 @@
 """Whole collections to Parquet, beside the server's limit and what else there is.
 
-- ``scan``: the same documents read as raw replies by one and by two processes, and thrown away. No client can be
-  faster.
+- ``scan``: the same documents read as raw replies by one and by two processes, one reply after the other, and
+  thrown away.
 - ``engine``: ``python -m engine backfill`` with one and with two readers, to Parquet on S3, its start, its
   planning and its end included.
 - ``pymongoarrow``: ``find_arrow_all``, ``write_table`` and s3fs, in an environment of its own.

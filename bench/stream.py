@@ -1,6 +1,7 @@
 """End to end on a change stream, beside the server's limit and what else Python has.
 
-- ``drain``: the same stream read as raw replies and thrown away. No client can be faster.
+- ``drain``: the same stream read as raw replies, one after the other, and thrown away. Only a client that asks
+  for the next reply before it has looked at the last one can be faster.
 - ``drains``: the same through as many streams as the engine has on a split collection, at once.
 - ``watch``: a bare ``for event in collection.watch()`` loop.
 - ``usual``: that loop, ``Table.from_pylist``, ``write_table`` and s3fs.

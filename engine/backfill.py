@@ -73,11 +73,12 @@ class Plans:
 
     def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
         """The plans of whole collections that these change streams cover."""
-        return [
-            plan
-            for plan in self.read_all()
-            if plan.selection == Selection() and any(overlap(plan.splits()[0], spec) for spec in specs)
-        ]
+
+        def is_covered(plan: Plan) -> bool:
+            collection = StreamSpec("", "split", plan.database, (plan.collection,))
+            return any(overlap(collection, spec) for spec in specs)
+
+        return [plan for plan in self.read_all() if plan.selection == Selection() and is_covered(plan)]
 
     def save(self, plan: Plan, former: Plan | None) -> Plan:
         """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""

@@ -12,6 +12,7 @@ from hypothesis import settings
 from pymongo import MongoClient
 
 from engine.local import LocalStack
+from engine.source.session import connect
 
 # The same examples every time, so that a change is not blamed for what was there before; EXPLORE=1 looks for
 # new ones.
@@ -32,6 +33,15 @@ def stack() -> Iterator[LocalStack]:
 def unique() -> str:
     """A name that no other test uses: for databases, prefixes in the bucket, prefixes in the state store."""
     return f"t{next(_numbers)}"
+
+
+@pytest.fixture
+def client(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A client as the engine makes its own."""
+    assert stack.mongo is not None
+    made = connect(stack.mongo.uri)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,13 @@ from engine.core.messages import Intent, StreamSpec
 from engine.core.position import Position
 from engine.core.segments import Limits, Segmenter
 from engine.errors import ConfigError, InterruptedScanError, TransientError
-from engine.local import LocalStack, Mongo
+from engine.local import Mongo
 from engine.source.pace import Pace, replication_lag_s
 from engine.source.scan import Documents, SplitScan
 from engine.source.session import Members, connect, server_time
 from tests.test_source import failing
 
 Client = MongoClient[dict[str, Any]]
-
-
-@pytest.fixture
-def client(stack: LocalStack) -> Iterator[Client]:
-    assert stack.mongo is not None
-    client = connect(stack.mongo.uri)
-    yield client
-    client.close()
 
 
 @pytest.fixture

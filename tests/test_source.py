@@ -18,24 +18,15 @@ from engine.config import RetryConfig
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time, token_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
-from engine.local import LocalStack
 from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply, SplitEvents
-from engine.source.session import connect, server_time, starting_position, survey
+from engine.source.session import server_time, starting_position, survey
 
 Client = MongoClient[dict[str, Any]]
 QUICK = RetryConfig(max_attempts=5, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def client(stack: LocalStack) -> Iterator[Client]:
-    assert stack.mongo is not None
-    client = connect(stack.mongo.uri)
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -94,12 +94,7 @@ class Coordinator:
         rng: for the jitter of delays.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: Sequence[StreamSpec],
-        rng: random.Random,
-    ) -> None:
+    def __init__(self, settings: Settings, specs: Sequence[StreamSpec], rng: random.Random) -> None:
         self.settings = settings
         self._rng = rng
         readers = [Child("reader", number) for number in range(len(specs) + settings.pool)]
@@ -208,9 +203,8 @@ class Coordinator:
             builds = child.role == "writer" and any(each.writer == child.index for each in segments)
             if stream.reader == child or builds:
                 actions += self._start_over(stream)
-            if builds and not stream.failures.failed(
-                now
-            ):  # other streams' commits forgive the writer, not this one
+            # Other streams' commits forgive the writer, not this one.
+            if builds and not stream.failures.failed(now):
                 cause = f"a writer died {stream.failures.count} times in a row before anything was committed"
                 remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
                 actions += self._exit(1, FatalError(f"write the stream {stream.name}", cause, remedy))

@@ -42,6 +42,11 @@ def split_id(database: str, collection: str, plan: str, number: int) -> str:
     return f"{stream_id(database, collection)}{_READ}{plan}-{number:06d}"
 
 
+def plan_of_split(stream: str) -> str:
+    """The id of the plan that a split is of."""
+    return stream.partition(_READ)[2].partition("-")[0]
+
+
 def is_split(stream: str) -> bool:
     """Whether this is the id of a split."""
     return _READ in stream

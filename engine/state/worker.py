@@ -19,6 +19,7 @@ from engine.config.tree import RetryConfig
 from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
 from engine.core.backfill import END, Plan, plan_document
 from engine.core.coordinator import Coordinator
+from engine.core.naming import plan_of_split
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, grow
 from engine.errors import FatalError, HeadraceError, LeaseLostError
@@ -132,7 +133,7 @@ class StateWorker:
         """Whether a split without a record is one of a backfill that was finished, or replaced, meanwhile."""
         text = self._store.read_shared(plan_document(namespace))[1]
         plan = msgspec.json.decode(text, type=Plan) if text else None
-        return plan is None or bool(plan.finished) or stream not in {spec.stream for spec in plan.splits()}
+        return plan is None or bool(plan.finished) or plan.id != plan_of_split(stream)
 
     def _write(self, write: Write) -> None:
         is_commit = "seq" in write.change.put and not write.seq

@@ -6,6 +6,7 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from engine.core import records
 from engine.core.actions import Acquire, Action, Child, Release, Send
@@ -22,11 +23,10 @@ from engine.core.backfill import (
 )
 from engine.core.coordinator import Coordinator
 from engine.core.messages import Assign, Finished, ReaderReady, Started, StreamSpec, WriterReady
-from engine.core.naming import is_split, stream_id
+from engine.core.naming import is_split, plan_of_split, stream_id
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord
-from engine.core.restarts import RetryPolicy
-from engine.core.stream import Settings
+from tests.core.test_coordinator import SETTINGS
 
 TIME = make_time(1_800_000_000, 1)
 PLAN = Plan("1f3a5c7e", "shop", "orders", Selection(), "", "", ("0a", "0b"), 3000, 900_000, 0.0)
@@ -37,6 +37,7 @@ def test_splits_cover_everything_once() -> None:
     assert [(each.lower, each.upper) for each in splits] == [("", "0a"), ("0a", "0b"), ("0b", "")]
     assert [each.stream for each in splits] == [f"shop.orders~read1f3a5c7e-00000{n}" for n in range(3)]
     assert all(is_split(each.stream) for each in splits)
+    assert {plan_of_split(each.stream) for each in splits} == {PLAN.id}
     assert not is_split(stream_id("shop", "a~read1-000000"))
 
 
@@ -67,18 +68,7 @@ def test_progress() -> None:
 
 
 def coordinator(specs: list[StreamSpec], splits: list[StreamSpec], pool: int) -> Coordinator:
-    settings = Settings(
-        writers=1,
-        arena_size=2**20,
-        lease_ttl_s=30.0,
-        retry=RetryPolicy(5, 0.1, 1.0),
-        hang_timeout_s=60.0,
-        drain_timeout_s=10.0,
-        start_at="snapshot",
-        on_history_lost="fail",
-        sink="s3://lake",
-        pool=pool,
-    )
+    settings = replace(SETTINGS, start_at="snapshot", pool=pool)
     progress = {"shop.orders": Progress("shop.orders", splits_total=len(splits), documents_total=3000)}
     made = Coordinator(settings, specs, random.Random(1))
     made.load(splits, progress)

@@ -35,19 +35,21 @@ READERS = [Child("reader", number) for number in range(2)]
 WRITER = Child("writer", 0)
 
 
+SETTINGS = Settings(
+    writers=1,
+    arena_size=2**20,
+    lease_ttl_s=30.0,
+    retry=RetryPolicy(5, 0.1, 1.0),
+    hang_timeout_s=60.0,
+    drain_timeout_s=10.0,
+    start_at="now",
+    on_history_lost="fail",
+    sink="s3://lake",
+)
+
+
 def coordinator(**settings: Any) -> Coordinator:
-    base = Settings(
-        writers=1,
-        arena_size=2**20,
-        lease_ttl_s=30.0,
-        retry=RetryPolicy(5, 0.1, 1.0),
-        hang_timeout_s=60.0,
-        drain_timeout_s=10.0,
-        start_at="now",
-        on_history_lost="fail",
-        sink="s3://lake",
-    )
-    made = Coordinator(msgspec.structs.replace(base, **settings), SPECS, random.Random(1))
+    made = Coordinator(msgspec.structs.replace(SETTINGS, **settings), SPECS, random.Random(1))
     asked = made.start(0.0) + made.tick(0.1)
     assert {each.stream for each in asked if isinstance(each, Acquire)} == {"shop.a", "shop.b"}
     return made
