@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import TypeVar
 
 import msgspec
@@ -257,6 +255,9 @@ def plans_of(config: Config) -> Iterator[Plans]:
 
 def elsewhere(function: Callable[..., _T], *arguments: object) -> _T:
     """Call a function that needs the driver, in a process of its own: this one stays as small as it is."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

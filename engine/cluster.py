@@ -20,7 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from engine.backfill import Work, plans_of
-from engine.config import Config
+from engine.config import Config, Size
 from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
 from engine.telemetry import Watch, backfill_status
@@ -36,7 +36,7 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
     """Read all splits of the work on the configured cluster; True, when that is done.
 
     Raises:
-        ConfigError: Ray is not installed or cannot be reached, or the state store or the sink is this machine's.
+        ConfigError: Ray is not installed or cannot be reached, or the state store is a file of this machine.
         FatalError: a task failed.
     """
     ray = _connect(config)
@@ -47,7 +47,7 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
         options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
         task = ray.remote(**options)(read_splits)
         pending = [
-            task.remote((_of_one_task(config), work.splits[start : start + size]))
+            task.remote((_of_one_task(config, cpus), work.splits[start : start + size]))
             for start in range(0, len(work.splits), size)
         ]
         while pending:
@@ -82,10 +82,17 @@ def _connect(config: Config) -> Any:
     return ray
 
 
-def _of_one_task(config: Config) -> Config:
+def _of_one_task(config: Config, at_once: int) -> Config:
+    """What one task is told, of so many at a time: one reader and one writer, and its share of the pace."""
+    backfill = config.backfill
     return replace(
         config,
-        backfill=replace(config.backfill, readers=1),
+        backfill=replace(
+            backfill,
+            readers=1,
+            max_documents_per_s=-(-backfill.max_documents_per_s // at_once),
+            max_bytes_per_s=Size(-(-backfill.max_bytes_per_s // at_once)),
+        ),
         writers=replace(config.writers, processes=1),
         telemetry=replace(config.telemetry, listen="", log_format="json"),
     )

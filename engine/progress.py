@@ -9,9 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from engine.config import Config, format_size
 from engine.core.backfill import Progress as Backfill
@@ -28,6 +25,10 @@ def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
     if not sys.stderr.isatty() or config.telemetry.log_format == "json":
         yield logged(backfills)
         return
+    # Only here: an engine that shows nothing need not hold it.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -40,7 +41,7 @@ def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
     )
     with Progress(*columns, console=console) as bars, _above_the_bars():
         rates = {each.namespace: _Rate(each.documents) for each in backfills}
-        tasks: dict[str, TaskID] = {
+        tasks = {
             each.namespace: bars.add_task(
                 each.namespace, total=each.size_total, completed=each.size, documents=each.documents, rate=0
             )
@@ -128,6 +129,9 @@ def report(backfills: Iterable[Backfill]) -> None:
         for each in found:
             sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("collection", "splits", "documents", "of about", "BSON", "finished", box=None)
     for each in found:
         table.add_row(
