@@ -247,7 +247,7 @@ def test_killed_at_random(mongo: Client, config: EngineConfig, lake: Lake) -> No
     mongo[config.name].orders.insert_many(documents)
     returned = documents_returned(mongo)
     # At this rate all is read in about twice the time that the kills take.
-    config.set("backfill", max_documents_per_s=1500, split_size="256KiB")
+    config.set("backfill", max_documents_per_s=800, split_size="256KiB")
     kills: Counter[str] = Counter()
     engine: Engine | None = None
     while kills.total() < 20:
