@@ -22,6 +22,7 @@ from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream
 from engine.source.prefetch import Prefetcher
+from engine.source.raw_cursor import cursor_of
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import server_time, starting_position, survey
 
@@ -263,7 +264,7 @@ def test_offsets_of_a_batch(count: int) -> None:
     assert [bson.decode(reply.document(n))["_id"]["_data"] for n in range(count)] == [
         f"{n:04}" for n in range(count)
     ]
-    assert (reply.token, reply.cursor_id, reply.cursor_collection) == ("9999", 7, "c")
+    assert (reply.token, *cursor_of(reply.data)) == ("9999", 7, "c")
 
 
 @pytest.mark.parametrize("count", [1499, 1500, 9_999, 10_001, 30_000])

@@ -3,8 +3,7 @@
 State: the server's cursor, the token up to which replies have been handed out, and the token up to which
 events are skipped, because they were taken under another selection. Owner: the prefetch thread of one reader.
 
-The commands are sent as they are, with a raw codec, because a reply then costs the client almost nothing and
-carries its ``postBatchResumeToken``. The rules for resuming are those of the change streams specification
+The rules for resuming are those of the change streams specification
 (https://github.com/mongodb/specifications, source/change-streams).
 """
 
@@ -13,15 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from bson import json_util
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
-from engine.source.ahead import Ahead
+from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import Client, Members, translate
 
@@ -29,7 +25,6 @@ from engine.source.session import Client, Members, translate
 AWAIT_MS = 1000
 AWAIT_END_MS = 100
 SERVER_REPLY_SIZE = 16 * 2**20
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _UNRECOGNIZED_STAGE = 40324
 _FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
 
@@ -53,22 +48,18 @@ class ChangeStream:
         await_ms: int = AWAIT_MS,
         ahead: bool = False,
     ) -> None:
-        self._members = client if isinstance(client, Members) else Members(client, "", "primary")
+        members = client if isinstance(client, Members) else Members(client, "", "primary")
+        database = spec.database if spec.level != "deployment" else "admin"
+        self._cursor = RawCursor(members, database, self._more_options, self._may_ask_ahead)
+        self._asks_ahead = ahead
         self._spec = spec
         self._position = position
         self._skip_to = "" if position.exact else position.token
         self._reply_size = reply_size
         self._await_ms = await_ms
         self._batch_size: int | None = None
-        self._session: ClientSession | None = None
-        self._ahead = Ahead(self._command, self._following if ahead else lambda _: None)
-        self._cursor_id = 0
-        self._cursor_collection = ""
-        self._is_open = False
         self._split_events = SplitEvents()
         self._can_split_events = True
-        self._client: Client | None = None
-        self._database_name = spec.database if spec.level != "deployment" else "admin"
         self._operation = f"read the change stream {spec.stream}"
 
     def next(self) -> Reply:
@@ -80,7 +71,7 @@ class ChangeStream:
             ConfigError: the pipeline, the options or the rights do not serve.
         """
         try:
-            reply = self._get_more() if self._is_open else self._open()
+            reply = self._take(self._cursor.more()) if self._cursor.is_open else self._open()
         except PyMongoError as error:
             self._forget_cursor()
             raise translate(self._operation, error) from error
@@ -102,22 +93,11 @@ class ChangeStream:
 
     def close(self) -> None:
         """End the cursor on the server, if it is there."""
-        cursor_id, self._cursor_id = self._cursor_id, 0
-        self._ahead.drop()
-        try:
-            if cursor_id and self._client is not None:
-                command = {"killCursors": self._cursor_collection, "cursors": [cursor_id]}
-                self._client[self._database_name].command(command, session=self._session)
-        except PyMongoError:
-            pass  # it times out by itself
-        self._forget_cursor()
-        self._ahead.close()
+        self._cursor.close()
+        self._split_events = SplitEvents()
 
     def _open(self) -> Reply:
-        self._client = self._members.choose()
-        if self._session is None:
-            self._session = self._client.start_session(causal_consistency=False)
-        cursor_options = {} if self._batch_size is None else {"batchSize": self._batch_size}
+        cursor_options = self._batch_options()
         try:
             raw = self._aggregate(cursor_options)
         except OperationFailure as error:
@@ -125,54 +105,36 @@ class ChangeStream:
                 raise
             self._can_split_events = False  # a server before 6.0.9 or 7.0
             raw = self._aggregate(cursor_options)
-        self._is_open = True
         return self._take(raw)
 
     def _aggregate(self, cursor_options: dict[str, int]) -> bytes:
         target: str | int = self._spec.collections[0] if self._spec.level == "collection" else 1
         command = {"aggregate": target, "pipeline": self._pipeline(), "cursor": cursor_options}
-        return self._ahead.reply(command)
+        return self._cursor.open(command)
 
-    def _command(self, command: dict[str, Any]) -> bytes:
-        assert self._client is not None
-        raw = self._client[self._database_name].command(command, session=self._session, codec_options=_RAW).raw
-        return raw if isinstance(raw, bytes) else bytes(raw)
+    def _may_ask_ahead(self) -> bool:
+        """Not before the size of events is known, and with it how many to ask for."""
+        return self._asks_ahead and self._batch_size is not None
 
-    def _get_more(self) -> Reply:
-        return self._take(self._ahead.reply(self._more(self._cursor_id)))
+    def _more_options(self) -> dict[str, int]:
+        return {"maxTimeMS": self._await_ms} | self._batch_options()
 
-    def _more(self, cursor_id: int) -> dict[str, Any]:
-        collection = self._cursor_collection
-        command: dict[str, Any] = {"getMore": cursor_id, "collection": collection, "maxTimeMS": self._await_ms}
-        if self._batch_size is not None:
-            command["batchSize"] = self._batch_size
-        return command
-
-    def _following(self, cursor_id: int) -> dict[str, Any] | None:
-        """What to ask for ahead: nothing before the size of events is known, and the cursor's name."""
-        return self._more(cursor_id) if self._batch_size is not None and self._cursor_collection else None
+    def _batch_options(self) -> dict[str, int]:
+        return {} if self._batch_size is None else {"batchSize": self._batch_size}
 
     def _take(self, raw: bytes) -> Reply:
         reply = Reply.parse(raw)
         reply.token = reply.token_behind()
-        self._cursor_id, self._cursor_collection = reply.cursor_id, reply.cursor_collection
         if self._skip_to:
             reply = reply.after(self._skip_to)
         reply = self._split_events.join(reply)
-        if reply.cursor_id == 0:
-            # The server closes a change stream only behind an invalidate event; a pipeline may hide it.
-            reply.ends_invalidated = True
-            self._is_open = False
+        # The server closes a change stream only behind an invalidate event; a pipeline may hide it.
+        reply.ends_invalidated = not self._cursor.is_open
         return reply
 
     def _forget_cursor(self) -> None:
-        self._ahead.drop()
-        self._is_open = False
-        self._cursor_id = 0
+        self._cursor.forget()
         self._split_events = SplitEvents()
-        if self._session is not None:
-            self._session.end_session()
-            self._session = None
 
     def _pipeline(self) -> list[dict[str, Any]]:
         spec = self._spec

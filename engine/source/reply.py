@@ -12,7 +12,6 @@ from engine.core.position import Position, token_time
 from engine.rawbson.elements import MalformedBSON, elements, find, read_string
 from engine.rawbson.offsets import Offsets, document_offsets
 
-INT64 = struct.Struct("<q").unpack_from
 _INT32 = struct.Struct("<i")
 # An event is split only when it would pass 16 MiB, so of its fragments one is large; looking for fragments
 # is left out where no event of a reply is.
@@ -32,14 +31,10 @@ class Reply:
         is_last: nothing comes behind it.
     """
 
-    def __init__(
-        self, data: bytes, offsets: Offsets, token: str, cursor_id: int = 0, collection: str = ""
-    ) -> None:
+    def __init__(self, data: bytes, offsets: Offsets, token: str) -> None:
         self.data = data
         self.offsets = offsets
         self.token = token
-        self.cursor_id = cursor_id
-        self.cursor_collection = collection
         self.ends_invalidated = False
         self.position: Position | None = None
         self.is_partial = False
@@ -55,25 +50,21 @@ class Reply:
         cursor = find(raw, 0, b"cursor")
         if cursor is None:
             raise MalformedBSON("a reply without a cursor")
-        offsets, token, cursor_id, collection = np.zeros(1, np.int64), "", 0, ""
+        offsets, token = np.zeros(1, np.int64), ""
         for _, name, at, _ in elements(raw, cursor[1]):
             match name:
                 case b"firstBatch" | b"nextBatch":
                     offsets = document_offsets(raw, at)
                 case b"postBatchResumeToken":
                     token = _token_in(raw, at)
-                case b"id":
-                    cursor_id = INT64(raw, at)[0]
-                case b"ns":
-                    collection = read_string(raw, at).partition(".")[2]
-        return cls(raw, offsets, token, cursor_id, collection)
+        return cls(raw, offsets, token)
 
     @classmethod
     def of_documents(cls, documents: Sequence[bytes], like: Reply) -> Self:
         """A reply of these events, with everything else as in ``like``."""
         offsets = np.zeros(len(documents) + 1, np.int64)
         np.cumsum([len(document) for document in documents], out=offsets[1:])
-        return cls(b"".join(documents), offsets, like.token, like.cursor_id, like.cursor_collection)
+        return cls(b"".join(documents), offsets, like.token)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -104,7 +95,7 @@ class Reply:
         row = 0
         while row < len(self) and self.token_at(row) <= token:
             row += 1
-        rest = Reply(self.data, self.offsets[row:], self.token, self.cursor_id, self.cursor_collection)
+        rest = Reply(self.data, self.offsets[row:], self.token)
         rest.ends_invalidated = self.ends_invalidated
         return rest
 

@@ -25,10 +25,8 @@ from typing import Any
 import bson
 import numpy as np
 from bson import MaxKey, json_util
-from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.backfill import END, make_place, split_place
@@ -36,13 +34,12 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
 from engine.errors import ConfigError, HeadraceError, InterruptedScanError, TransientError
 from engine.rawbson.elements import UNDEFINED, MalformedBSON, find
-from engine.source.ahead import Ahead
 from engine.source.pace import Pace
+from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply
-from engine.source.session import Client, Members, translate
+from engine.source.session import Members, translate
 
 _FIRST_BATCH = 100
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _EMPTY_RANGE = 51175  # min and max are equal in the index's order
 # CursorKilled, CappedPositionLost, QueryPlanKilled, Interrupted, and a member that has not heard of the time yet
 # (InvalidOptions): the next cursor goes on behind the last place.
@@ -75,7 +72,7 @@ class Documents(Reply):
 
     def without_first(self) -> Documents:
         """The same, but for the first document."""
-        rest = Documents(self.data, self.offsets[1:], "", self.cursor_id, self.cursor_collection)
+        rest = Documents(self.data, self.offsets[1:], "")
         rest.order = self.order
         return rest
 
@@ -99,20 +96,17 @@ class SplitScan:
         reply_size: int,
         pace: Pace | None = None,
     ) -> None:
-        self._members = members
-        self._client: Client | None = None
         self._spec = spec
         self._time = start.time
         self._count, self._after = split_place(start.token)
         self._owed = deque(replay)
-        self._ahead = Ahead(self._send, self._following)
         self._turn = self._read  # what the next call does
         self._reply_size = reply_size
         self._pace = pace or Pace()
         self._batch_size = self._pace.most_documents(_FIRST_BATCH)
-        self._session: ClientSession | None = None
-        self._cursor_id = 0
-        self._is_open = False
+        self._cursor = RawCursor(
+            members, spec.database, lambda: {"batchSize": self._batch_size}, self._may_ask_ahead
+        )
         self._has_read = False
         self._collection = spec.collections[0]
         self._filter: dict[str, Any] = json_util.loads(spec.filter) if spec.filter else {}
@@ -127,13 +121,11 @@ class SplitScan:
             ConfigError: the filter or the rights do not serve.
         """
         try:
-            if self._client is None:
-                self._client = self._members.choose()
-            if not self._pace.may_read(self._client):
+            if not self._pace.may_read(self._cursor.member):
                 return self._nothing()
             reply = self._turn()
         except PyMongoError as error:
-            self._forget_cursor()
+            self._cursor.forget()
             raise self._translated(error) from error
         if len(reply):
             size = int(reply.offsets[-1] - reply.offsets[0])
@@ -143,23 +135,14 @@ class SplitScan:
 
     def close(self) -> None:
         """End the cursor on the server, if it is there."""
-        cursor_id, self._cursor_id = self._cursor_id, 0
-        self._ahead.drop()
-        try:
-            if cursor_id and self._client is not None:
-                command = {"killCursors": self._collection, "cursors": [cursor_id]}
-                self._client[self._spec.database].command(command, session=self._session)
-        except PyMongoError:
-            pass  # it times out by itself
-        self._forget_cursor()
-        self._ahead.close()
+        self._cursor.close()
 
     # --- what is read ------------------------------------------------------------------------------------
 
     def _read(self) -> Documents:
         """The next documents of the range that is being read; and at its end, what that means."""
         behind_min = bool(self._after or self._spec.lower)
-        reply = self._get_more() if self._is_open else self._open()
+        reply = self._documents(self._cursor.more()) if self._cursor.is_open else self._open()
         self._has_read = True
         reply.count, reply.counting = self._count, not self._owed
         if len(reply) and not self._spec.whole:
@@ -168,7 +151,7 @@ class SplitScan:
             self._count += len(reply)
             reply.token = make_place(self._count, self._after)
             reply.position = Position(reply.token, self._time)
-        if self._is_open:
+        if self._cursor.is_open:
             return reply
         if self._owed and not self._spec.whole:
             self._turn = self._read_owed
@@ -233,58 +216,28 @@ class SplitScan:
     def _find_one(self, key: str) -> Documents:
         """The document with this key, if there is one that passes the filter."""
         wanted = {"$type": UNDEFINED} if bytes.fromhex(key)[4] == UNDEFINED else operand("$eq", key)
-        reply = self._find({"$and": [self._filter, {"_id": wanted}]}, {"limit": 1})
-        self._is_open, self._cursor_id = False, 0
-        return reply
+        return self._find({"$and": [self._filter, {"_id": wanted}]}, {"limit": 1, "singleBatch": True})
 
     def _find(self, query: dict[str, Any], options: dict[str, Any]) -> Documents:
         # Whoever answers must know at least what was known when the split was begun: the change stream brings
         # what came after.
         concern = {"level": "majority", "afterClusterTime": Timestamp(*split_time(self._time))}
         command = {"find": self._collection, "filter": query, "batchSize": self._batch_size, **options}
-        return self._take(command | {"readConcern": concern})
+        return self._documents(self._cursor.open(command | {"readConcern": concern}))
 
-    def _get_more(self) -> Documents:
-        return self._take(self._more(self._cursor_id))
+    def _may_ask_ahead(self) -> bool:
+        """Not while the pace is limited, and not before the size of documents is known."""
+        return self._has_read and not self._pace.is_limited
 
-    def _more(self, cursor_id: int) -> dict[str, Any]:
-        return {"getMore": cursor_id, "collection": self._collection, "batchSize": self._batch_size}
-
-    def _following(self, cursor_id: int) -> dict[str, Any] | None:
-        """What to ask for ahead: nothing while the pace is limited, and before the size of documents is known."""
-        return None if self._pace.is_limited or not self._has_read else self._more(cursor_id)
-
-    def _send(self, command: dict[str, Any]) -> bytes:
-        assert self._client is not None
-        if self._session is None:
-            self._session = self._client.start_session(causal_consistency=False)
-            if self._members.cluster_time is not None:
-                self._session.advance_cluster_time(self._members.cluster_time)
-        database = self._client[self._spec.database]
-        raw = database.command(
-            command, session=self._session, codec_options=_RAW, read_preference=self._members.preference
-        ).raw
-        return raw if isinstance(raw, bytes) else bytes(raw)
-
-    def _take(self, command: dict[str, Any]) -> Documents:
-        reply = Documents.parse(self._ahead.reply(command))
+    def _documents(self, raw: bytes) -> Documents:
+        reply = Documents.parse(raw)
         reply.order = self._spec.order
-        self._cursor_id = reply.cursor_id
-        self._is_open = bool(reply.cursor_id)
         return reply
 
     def _nothing(self) -> Documents:
         reply = Documents(b"", np.zeros(1, np.int64), "")
         reply.order = self._spec.order
         return reply
-
-    def _forget_cursor(self) -> None:
-        self._ahead.drop()
-        self._is_open, self._cursor_id = False, 0
-        if self._session is not None:
-            self._session.end_session()
-            self._session = None
-        self._client = None
 
     def _translated(self, error: PyMongoError) -> HeadraceError:
         if isinstance(error, OperationFailure):
