@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 import trustme
@@ -151,8 +152,8 @@ def test_what_was_written_is_there_for_the_next_owner(open_state: Open) -> None:
 def test_a_forgotten_stream_is_new(open_state: Open) -> None:
     store = open_state()
     store.write(acquired(store, "a").lease, {"x": "1"})
-    store.forget("s")
-    store.forget("never was")
+    store.forget(["s", "never was"])
+    store.forget([])
     assert store.read_all() == {}
     assert acquired(store, "b").fields == {}
 
@@ -328,6 +329,18 @@ def test_sqlite_says_when_the_file_is_something_else(tmp_path: Path) -> None:
     store = open_store(StateConfig(url=Secret(f"sqlite:///{tmp_path}/state.db")))
     with pytest.raises(ConfigError, match="Is it a SQLite file"):
         store.read_all()
+
+
+def test_a_closed_store_has_no_connection_to_a_sentinel_either(stack: LocalStack, tmp_path: Path) -> None:
+    def connections() -> int:
+        return sum(bool(each.raddr) and each.raddr.port == port for each in psutil.Process().net_connections())
+
+    with sentinel_before(stack.valkey, tmp_path) as port:
+        store = open_store(StateConfig(url=Secret(f"redis+sentinel://127.0.0.1:{port}/main/0")))
+        store.read_all()
+        assert connections() == 1
+        store.close()
+        assert connections() == 0
 
 
 def test_a_sentinel_failover_keeps_what_replicas_have(tmp_path: Path) -> None:

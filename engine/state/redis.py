@@ -9,8 +9,8 @@ each write wait until so many replicas have it (``WAIT``), which narrows that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
@@ -123,25 +123,26 @@ class RedisStore:
         """Every stream's fields and the present holder of its lease."""
 
         def act(client: redis.Redis) -> Any:
-            names: Any = client.smembers(f"{self._prefix}:streams")
-            found = {}
-            for stream in sorted(names):
-                lease, record = self._keys(stream)
-                fields: Any = client.hgetall(record)
-                if fields:
-                    found[stream] = (_fields(fields), client.get(lease) or "")
-            return found
+            names = sorted(cast("set[str]", client.smembers(f"{self._prefix}:streams")))
+            with client.pipeline(transaction=False) as batch:
+                for stream in names:
+                    lease, record = self._keys(stream)
+                    batch.hgetall(record).get(lease)
+                replies = batch.execute()
+            pairs = zip(names, replies[::2], replies[1::2], strict=True)
+            return {stream: (_fields(fields), holder or "") for stream, fields, holder in pairs if fields}
 
         return self._run("read the state", act)  # type: ignore[no-any-return]
 
-    def forget(self, stream: str) -> None:
-        """Remove the stream's record and lease."""
+    def forget(self, streams: Collection[str]) -> None:
+        """Remove the records and leases of these streams, where there are any."""
 
         def act(client: redis.Redis) -> Any:
-            client.delete(*self._keys(stream))
-            return client.srem(f"{self._prefix}:streams", stream)
+            client.delete(*(key for stream in streams for key in self._keys(stream)))
+            return client.srem(f"{self._prefix}:streams", *streams)
 
-        self._run(f"forget {stream}", act, writes=True)
+        if streams:
+            self._run(f"forget {len(streams)} streams", act, writes=True)
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
@@ -157,9 +158,11 @@ class RedisStore:
         return bool(self._run(f"write {name}", act, writes=True))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections: a client closes its own, and not those by which it asked the sentinels."""
         if self._client is not None:
-            self._client.close()
+            manager = getattr(self._client.connection_pool, "sentinel_manager", None)
+            for each in (self._client, *(manager.sentinels if manager else ())):
+                each.close()
             self._client = None
 
     def _record_ttl_ms(self, stream: str) -> int:
