@@ -105,13 +105,15 @@ class Plans:
     def finish(self, plans: Sequence[Plan]) -> list[Progress]:
         """Note which of these plans are done, and forget their splits; all of their progress."""
         known = self.records()
-        found = [progress_of(plan, known) for plan in plans]
-        for plan, progress in zip(plans, found, strict=True):
-            if progress.splits == progress.splits_total:
-                progress.finished = time.time()
-                self.save(replace(plan, finished=progress.finished, read=progress.documents), plan)
-                self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
-        return found
+        return [self._close(plan, progress_of(plan, known)) for plan in plans]
+
+    def _close(self, plan: Plan, progress: Progress) -> Progress:
+        if progress.splits < progress.splits_total:
+            return progress
+        closed = replace(plan, finished=time.time(), read=progress.documents)
+        self.save(closed, plan)
+        self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
+        return progress_of(closed, {})
 
     def refuse_if_held(self, plan: Plan) -> None:
         """A plan that somebody is at work on cannot be replaced.
@@ -129,10 +131,7 @@ class Plans:
 
     def forget(self, plan: Plan) -> None:
         """Forget what a plan's splits have come to."""
-        known = self._store.read_all()
-        for spec in plan.splits():
-            if spec.stream in known:
-                self._store.forget(spec.stream)
+        self._store.forget([spec.stream for spec in plan.splits()])
 
     def _list(self, namespace: str) -> None:
         while True:

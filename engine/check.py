@@ -20,7 +20,6 @@ from engine.core.records import StreamRecord, read_record
 from engine.errors import HeadraceError, url_without_password
 from engine.progress import report
 from engine.state import open_store
-from engine.telemetry import backfill_status
 
 
 def check(config: Config) -> int:
@@ -115,7 +114,7 @@ def show_state(config: Config, *, as_json: bool) -> int:
         _shown(name, read_record(fields), holder) for name, (fields, holder) in known.items() if not is_split(name)
     ]
     if as_json:
-        for row in (*rows, *map(backfill_status, backfills)):
+        for row in (*rows, *backfills):
             sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         return 0
     if rows or not backfills:

@@ -23,7 +23,7 @@ from engine.backfill import Work, plans_of
 from engine.config import Config, Size
 from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
-from engine.telemetry import Watch, backfill_status
+from engine.telemetry import Watch
 
 POLL_S = 5.0
 CONNECT_S = 5.0
@@ -55,7 +55,7 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
             for each in done:
                 _get(ray, each)
             with contextlib.suppress(TransientError), plans_of(config) as plans:
-                watch([backfill_status(each) for each in plans.progress() if each.namespace in work.progress])
+                watch([each for each in plans.progress() if each.collection in work.progress])
     finally:
         ray.shutdown()
     return True

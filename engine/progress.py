@@ -12,7 +12,7 @@ import msgspec
 
 from engine.config import Config, format_size
 from engine.core.backfill import Progress as Backfill
-from engine.telemetry import BackfillStatus, Watch
+from engine.telemetry import Watch
 
 LOG_EVERY_S = 10.0
 
@@ -40,15 +40,15 @@ def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as bars, _above_the_bars():
-        rates = {each.namespace: _Rate(each.documents) for each in backfills}
+        rates = {each.collection: _Rate(each.documents) for each in backfills}
         tasks = {
-            each.namespace: bars.add_task(
-                each.namespace, total=each.size_total, completed=each.size, documents=each.documents, rate=0
+            each.collection: bars.add_task(
+                each.collection, total=each.bytes_total, completed=each.bytes, documents=each.documents, rate=0
             )
             for each in backfills
         }
 
-        def watch(statuses: Sequence[BackfillStatus]) -> None:
+        def watch(statuses: Sequence[Backfill]) -> None:
             for each in statuses:
                 rate = int(rates[each.collection].per_s(each.documents))
                 total = max(each.bytes_total, each.bytes)
@@ -93,10 +93,10 @@ class _Rate:
 
 def logged(backfills: Iterable[Backfill]) -> Watch:
     """Log the progress of these backfills every ``LOG_EVERY_S``."""
-    rates = {each.namespace: _Rate(each.documents) for each in backfills}
+    rates = {each.collection: _Rate(each.documents) for each in backfills}
     next_at = time.monotonic() + LOG_EVERY_S
 
-    def watch(statuses: Sequence[BackfillStatus]) -> None:
+    def watch(statuses: Sequence[Backfill]) -> None:
         nonlocal next_at
         if time.monotonic() < next_at:
             return
@@ -109,7 +109,7 @@ def logged(backfills: Iterable[Backfill]) -> Watch:
     return watch
 
 
-def _fields(backfill: BackfillStatus, rate: float) -> dict[str, object]:
+def _fields(backfill: Backfill, rate: float) -> dict[str, object]:
     left = max(0, backfill.documents_total - backfill.documents)
     return {
         "collection": backfill.collection,
@@ -135,11 +135,11 @@ def report(backfills: Iterable[Backfill]) -> None:
     table = Table("collection", "splits", "documents", "of about", "BSON", "finished", box=None)
     for each in found:
         table.add_row(
-            each.namespace,
+            each.collection,
             f"{each.splits}/{each.splits_total}",
             f"{each.documents:,}",
             f"{each.documents_total:,}",
-            format_size(each.size),
+            format_size(each.bytes),
             time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(each.finished)) if each.finished else "not yet",
         )
     Console().print(table if found else "there is no backfill")

@@ -50,7 +50,7 @@ from engine.process import ChildProcess, ChildSettings
 from engine.state import open_store
 from engine.state.owner import this_owner
 from engine.state.worker import Answer, StateWorker
-from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch, backfill_status
+from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch
 
 TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
@@ -312,7 +312,7 @@ class Supervisor:
             slab_bytes=c.grants.arena.used,
             slab_limit_bytes=self._budget.arena,
             streams=tuple(_stream_status(each) for each in c.streams.values() if not each.spec.is_split),
-            backfills=tuple(map(backfill_status, c.progress.values())),
+            backfills=tuple(c.progress.values()),
             processes=tuple(self._process_status(child) for child in c.children),
         )
 

@@ -58,24 +58,7 @@ class ProcessStatus(Struct, frozen=True):
     restarts: int
 
 
-class BackfillStatus(Struct, frozen=True):
-    """The backfill of one collection, over all of its runs; totals are estimates.
-
-    Attributes:
-        collection: the namespace.
-        bytes: of BSON.
-    """
-
-    collection: str
-    splits: int
-    splits_total: int
-    documents: int
-    documents_total: int
-    bytes: int
-    bytes_total: int
-
-
-Watch = Callable[[Sequence[BackfillStatus]], None]
+Watch = Callable[[Sequence[Progress]], None]
 
 
 class Status(Struct, frozen=True):
@@ -91,20 +74,7 @@ class Status(Struct, frozen=True):
     slab_limit_bytes: int
     streams: tuple[StreamStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
-    backfills: tuple[BackfillStatus, ...] = ()
-
-
-def backfill_status(progress: Progress) -> BackfillStatus:
-    """Progress as it is shown."""
-    return BackfillStatus(
-        collection=progress.namespace,
-        splits=progress.splits,
-        splits_total=progress.splits_total,
-        documents=progress.documents,
-        documents_total=progress.documents_total,
-        bytes=progress.size,
-        bytes_total=progress.size_total,
-    )
+    backfills: tuple[Progress, ...] = ()
 
 
 class Telemetry:

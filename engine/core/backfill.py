@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from engine.core.messages import StreamSpec
 from engine.core.naming import split_id
@@ -114,27 +115,31 @@ class Plan(Struct, frozen=True):
         ]
 
 
-class Progress(Struct):
-    """How far a collection's backfill has come, over all of its runs.
+class Progress(Struct, frozen=True):
+    """How far a collection's backfill has come, over all of its runs; also as it is printed and served.
 
     Attributes:
-        documents, size: committed so far; ``size`` in bytes of BSON, by the documents' mean size.
-        documents_total, size_total: estimates, made with the plan.
+        collection: its namespace.
+        splits, documents: committed so far.
+        bytes: of BSON, committed so far, by the documents' mean size.
+        documents_total, bytes_total: estimates, made with the plan.
+        finished: seconds since 1970; 0 for not yet.
     """
 
-    namespace: str
+    collection: str
     splits: int = 0
     splits_total: int = 0
     documents: int = 0
     documents_total: int = 0
-    size: int = 0
-    size_total: int = 0
+    bytes: int = 0
+    bytes_total: int = 0
     finished: float = 0.0
 
-    def add(self, documents: int) -> None:
-        """So many more documents are in the lake."""
-        self.documents += documents
-        self.size = self.documents * self.size_total // max(1, self.documents_total)
+    def plus(self, documents: int, splits: int = 0) -> Progress:
+        """With so many more documents and splits in the lake."""
+        documents += self.documents
+        size = documents * self.bytes_total // max(1, self.documents_total)
+        return replace(self, documents=documents, splits=self.splits + splits, bytes=size)
 
 
 def is_end(position: Position | None) -> bool:
@@ -145,11 +150,11 @@ def is_end(position: Position | None) -> bool:
 def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
     """What the records of a plan's splits add up to."""
     splits = plan.splits()
-    found = Progress(plan.namespace, 0, len(splits), 0, plan.documents, 0, plan.size, plan.finished)
+    nothing = Progress(plan.namespace, 0, len(splits), 0, plan.documents, 0, plan.size, plan.finished)
+    if plan.finished:
+        return nothing.plus(plan.read, len(splits))
     records = [known[spec.stream] for spec in splits if spec.stream in known]
-    found.splits = len(splits) if plan.finished else sum(is_end(record.position) for record in records)
-    found.add(plan.read if plan.finished else sum(record.rows for record in records))
-    return found
+    return nothing.plus(sum(record.rows for record in records), sum(is_end(record.position) for record in records))
 
 
 def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:

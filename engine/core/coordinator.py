@@ -462,8 +462,7 @@ class Coordinator:
         stream.committed_at = now
         stream.counters.events_committed += commit.rows
         stream.counters.segments += len(commit.seqs)
-        if (progress := self._progress_of(stream)) is not None:
-            progress.add(commit.rows)
+        self._count(stream, commit.rows)
         total = stream.record.rows + stream.counters.events_committed
         actions: list[Action] = [self._write(stream, records.committed(commit, total))]
         if commit.seqs:
@@ -541,17 +540,15 @@ class Coordinator:
 
     def _close_split(self, stream: Stream, rows: int = 0) -> list[Action]:
         """All of the split is in the lake; ``rows`` of it by another engine."""
-        progress = self._progress_of(stream)
-        if progress is not None:
-            progress.splits += 1
-            progress.add(rows)
+        self._count(stream, rows, splits=1)
         self._free_reader(stream)
         del self.streams[stream.name]
         return [Release((stream.name,))]
 
-    def _progress_of(self, stream: Stream) -> Progress | None:
-        """The backfill that the stream is a part of."""
-        return self.progress.get(stream.spec.namespace)
+    def _count(self, stream: Stream, rows: int, splits: int = 0) -> None:
+        """So much more is in the lake of the backfill that the stream is a part of, if it is of one."""
+        if (namespace := stream.spec.namespace) in self.progress:
+            self.progress[namespace] = self.progress[namespace].plus(rows, splits)
 
     def _change_streams(self) -> list[Stream]:
         return [stream for stream in self.streams.values() if not stream.spec.is_split]

@@ -9,7 +9,7 @@ Both stores pass the same conformance suite (``tests/test_state.py``); a third o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -57,8 +57,8 @@ class StateStore(Protocol):
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
         """Every stream's fields and the present holder of its lease (``""`` for none)."""
 
-    def forget(self, stream: str) -> None:
-        """Remove the stream's record and lease: it will not be run again."""
+    def forget(self, streams: Collection[str]) -> None:
+        """Remove the records and leases of these streams, where there are any: they will not be run again."""
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text; ``(0, "")`` when there is none."""

@@ -63,7 +63,7 @@ def test_progress() -> None:
     begun = StreamRecord(second, position=Position(make_place(500, "0a"), TIME), rows=500)
     known = {first.stream: done, second.stream: begun}
     found = progress_of(PLAN, known)
-    assert (found.splits, found.splits_total, found.documents, found.size) == (1, 3, 1500, 450_000)
+    assert (found.splits, found.splits_total, found.documents, found.bytes) == (1, 3, 1500, 450_000)
     assert left_to_read(PLAN, known) == PLAN.splits()[1:]
 
 
