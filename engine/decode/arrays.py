@@ -1,12 +1,14 @@
 """The elements of many arrays, found together: all first elements, all second ones, and so on.
 
-Long arrays are taken one by one: a run of values of one fixed size (a vector of numbers) in one step, because
-the place of each is known once the first is; everything else element by element in plain Python.
+Where few arrays are long, each is taken by itself: a run of values of one fixed size (a vector of numbers) in one
+step, because the place of each is known once the first is; everything else element by element in plain Python.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain, count, islice
 from struct import Struct as Layout
 
 import numpy as np
@@ -29,25 +31,47 @@ from engine.decode.cursor import (
 from engine.rawbson import elements as raw
 from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, LEAST_SIZES, SIZED, MalformedBSON, value_size
 
-# Beyond so many elements, arrays are walked in step only while so many rows go on.
-_LONG = 16
-_MANY_ROWS = 40
-# A run of values is worth a step of its own from so many on.
+# Whether arrays are taken in step or each by itself is looked at again every so many elements.
+_REVIEW = 16
+# What each costs on one core: a step and each value in it; an array by itself, each value of it, and all of its
+# runs together, where it has values of a fixed size.
+_STEP_US, _VALUE_US = 60.0, 0.1
+_ARRAY_US, _WALK_US, _RUNS_US = 4.0, 0.3, 40.0
+# A run of values is worth a step of its own from so many on, and is looked for where keys have so few digits.
 _RUN = 24
-_DIGITS = 7
-# What a step costs, and each value in it; and what an array of some hundred values costs in runs.
-_STEP_US, _VALUE_US, _RUNS_US = 60.0, 0.04, 180.0
-_SIZE_OF_KIND = np.zeros(256, np.int64)
+_DIGITS = 5
+_KEYS = 4096
+_SIZE_OF_KIND = np.full(256, -1, np.int64)
 _SIZE_OF_KIND[list(FIXED_SIZES)] = list(FIXED_SIZES.values())
+_SIZED_KINDS = np.zeros(256, bool)
+_SIZED_KINDS[list(SIZED)] = True
 
 
 _INT32 = Layout("<i").unpack_from
 
+# Elements of one array: their numbers, where they begin and where they end.
+_Walked = tuple[list[int], list[int], list[int]]
 
-@lru_cache(maxsize=4096)
-def _key(index: int) -> bytes:
-    """The name of an array's element, with its NUL."""
-    return b"%d\0" % index
+
+@lru_cache(maxsize=256)
+def _first_headers(kind: int) -> list[bytes]:
+    return [b"%c%d\0" % (kind, index) for index in range(_KEYS)]
+
+
+def _headers(kind: int, index: int) -> Iterator[bytes]:
+    """The headers of an array's elements of one type, from number ``index`` on."""
+    more = (b"%c%d\0" % (kind, number) for number in count(max(index, _KEYS)))
+    return chain(islice(_first_headers(kind), index, None), more)
+
+
+@lru_cache(maxsize=_DIGITS)
+def _key_words(digits: int) -> npt.NDArray[np.uint64]:
+    """The keys of so many digits as they lie in a header's first eight bytes, at the place of their number."""
+    numbers = np.arange(10**digits)
+    words = np.zeros((len(numbers), 8), np.uint8)
+    for digit in range(digits):
+        words[:, digits - digit] = ord("0") + numbers // 10**digit % 10
+    return words.view("<u8")[:, 0]
 
 
 class ArrayLevel(Level):
@@ -83,7 +107,7 @@ class _ArrayScan:
 
     State:
         active: the arrays that have elements left; ``position`` and ``last`` belong to them.
-        found: by type, (arrays, their elements' numbers, where those lie).
+        found: by type, (arrays or the one array, their elements' numbers, where those lie).
     """
 
     def __init__(self, view: View, part: Part) -> None:
@@ -91,7 +115,7 @@ class _ArrayScan:
         count = len(part)
         self._lengths = np.zeros(count, np.int64)
         self._wrong: list[Ints] = []
-        self._found: dict[int, list[tuple[Ints, Ints, Part]]] = {}
+        self._found: dict[int, list[tuple[Ints | int, Ints, Part]]] = {}
         position, last = part.at + 4, part.stop - 1
         lies = view.int32[part.at] == part.stop - part.at
         if not lies.all():
@@ -100,23 +124,26 @@ class _ArrayScan:
         self._position, self._last = position[self._active], last[self._active]
 
     def run(self) -> None:
-        """All first elements, then all second ones; the long arrays one by one."""
+        """All first elements, then all second ones; where that is cheaper, an array by itself."""
         index = 0
         while len(self._active):
-            if index >= _LONG and len(self._active) < _MANY_ROWS:
-                self._finish_each(np.ones(len(self._active), bool), index)
-                break
-            if index == _LONG:
-                self._finish_each(self._in_runs(), index)
-            self._step(index)
+            if index % _REVIEW == 0:
+                self._finish_each(self._cheaper_alone(), index)
+            if len(self._active):
+                self._step(index)
             index += 1
 
-    def _in_runs(self) -> Bools:
-        """Which arrays are so long, and of values of one size, that a few runs each are cheaper than steps."""
-        sizes = _SIZE_OF_KIND[self._view.bytes[self._position]]
-        left = (self._last - self._position) // (sizes + _DIGITS)
-        step_us = _STEP_US / len(self._active) + _VALUE_US
-        return (sizes > 0) & (left * step_us > _RUNS_US)
+    def _cheaper_alone(self) -> Bools:
+        """Which arrays cost less by themselves than in step, if all of their elements are like the next."""
+        kinds = self._view.bytes[self._position]
+        sizes = _SIZE_OF_KIND[kinds]
+        fixed = sizes >= 0
+        sized = np.flatnonzero(_SIZED_KINDS[kinds])
+        sizes[sized] = self._view.int32[np.minimum(self._position[sized] + 3, len(self._view.int32) - 1)]
+        left = (self._last - self._position) // np.maximum(sizes + 3, 3)
+        alone_us = left * _WALK_US
+        alone_us[fixed] = np.minimum(alone_us[fixed], _RUNS_US)
+        return _ARRAY_US + alone_us < left * (_STEP_US / len(self._active) + _VALUE_US)
 
     def _finish_each(self, chosen: Bools, index: int) -> None:
         """Take these arrays to their ends, one by one."""
@@ -127,7 +154,10 @@ class _ArrayScan:
             strict=True,
         )
         for array, position, last in ends:
-            self._finish(array, position, last, index)
+            try:
+                self._finish(array, position, last, index)
+            except MalformedBSON:
+                self._wrong.append(np.array([array]))
         others = ~chosen
         self._active, self._position = self._active[others], self._position[others]
         self._last = self._last[others]
@@ -186,68 +216,59 @@ class _ArrayScan:
         return measured(self._view.data, kind, at, last) if kind == raw.REGEX else None
 
     def _finish(self, array: int, position: int, last: int, index: int) -> None:
-        """Take the rest of one array, from element number ``index`` on."""
-        data = self._view.data
-        walked: dict[int, list[tuple[int, int, int]]] = {}
-        begin, no_run_before = index, 0
-        try:
-            while position < last:
-                kind = data[position]
-                if kind in FIXED_SIZES and index >= no_run_before:
-                    if run := self._run(array, position, last, index):
-                        index += run[0]
-                        position = run[1]
-                        continue
-                    no_run_before = index + _RUN
-                key = _key(index)
-                at = position + 1 + len(key)
-                size = _INT32(data, at)[0] + SIZED[kind] if kind in SIZED else value_size(data, kind, at)
-                stop = at + size
-                if (
-                    stop > last
-                    or size < LEAST_SIZES.get(kind, 0)
-                    or (kind in ENDS_WITH_NUL and data[stop - 1])
-                    or not data.startswith(key, position + 1)
-                ):
-                    raise MalformedBSON(f"element {index} at byte {position}")
-                walked.setdefault(kind, []).append((index, at, stop))
-                index += 1
-                position = stop
-        except MalformedBSON:
-            self._wrong.append(np.array([array]))
-            return
-        for kind, values in walked.items():
-            indices, at_, stop_ = np.array(values, np.int64).T
-            payload = self._view.of_type[kind][at_] if kind in PAYLOADS else None
-            arrays = np.full(len(values), array)
-            self._found.setdefault(kind, []).append((arrays, indices, Part(None, at_, stop_, payload)))
+        """Take the rest of one array, from element number ``index`` on.
+
+        Raises:
+            MalformedBSON: an element breaks a rule.
+        """
+        view = self._view
+        begin, no_run_before = index, index
+        walked: dict[int, _Walked] = {}
+        while position < last:
+            kind = view.data[position]
+            if kind in FIXED_SIZES and index >= no_run_before:
+                if (run := self._run(kind, position, last, index)) is not None:
+                    if kind in walked:
+                        self._add_walked(array, kind, walked.pop(kind))
+                    self._found.setdefault(kind, []).append((array, np.arange(index, index + len(run)), run))
+                    index, position = index + len(run), int(run.stop[-1])
+                    continue
+                no_run_before = min(index + _RUN, 10 ** len(str(index)))
+            indices, at, stop = walked.setdefault(kind, ([], [], []))
+            known = len(at)
+            most = no_run_before - index if kind in FIXED_SIZES else None
+            _walk(view.data, position, last, islice(_headers(kind, index), most), at, stop)
+            indices += range(index, index + len(at) - known)
+            index, position = index + len(at) - known, stop[-1]
+        for kind, found in walked.items():
+            self._add_walked(array, kind, found)
         self._lengths[array] += index - begin
 
-    def _run(self, array: int, position: int, last: int, index: int) -> tuple[int, int] | None:
-        """A run of values of one fixed size whose keys have as many digits: how many, and where they end."""
-        view, kind = self._view, self._view.data[position]
+    def _add_walked(self, array: int, kind: int, walked: _Walked) -> None:
+        indices, at, stop = (np.array(each, np.int64) for each in walked)
+        payload = self._view.of_type[kind][at] if kind in PAYLOADS else None
+        self._found.setdefault(kind, []).append((array, indices, Part(None, at, stop, payload)))
+
+    def _run(self, kind: int, position: int, last: int, index: int) -> Part | None:
+        """A run of values of one fixed size whose keys have as many digits; None where there are few."""
         digits = len(str(index))
         header = digits + 2
         stride = header + FIXED_SIZES[kind]
         most = min(10**digits - index, (last - position) // stride)
-        if most < _RUN or digits > _DIGITS - 1:
+        if most < _RUN or digits > _DIGITS:
             return None
-        places = position + stride * np.arange(most, dtype=np.int64)
-        expected = np.zeros((most, 8), np.uint8)
-        expected[:, 0] = kind
-        numbers = np.arange(index, index + most)
-        for digit in range(digits):
-            expected[:, digits - digit] = ord("0") + numbers // 10**digit % 10
+        data = self._view.data
+        expected = _key_words(digits)[index : index + most] + np.uint64(kind)
         mask = np.uint64(int.from_bytes(b"\xff" * header, "little"))
-        alike = (view.of_type[raw.TIMESTAMP][places] & mask) == expected.view("<u8")[:, 0]
-        count = most if alike.all() else int(np.argmin(alike))
-        if count < _RUN:
+        alike = (np.ndarray((most,), "<u8", data, position, (stride,)) & mask) == expected
+        times = most if alike.all() else int(np.argmin(alike))
+        if times < _RUN:
             return None
-        at = places[:count] + header
-        payload = view.of_type[kind][at] if kind in PAYLOADS else None
-        part = Part(None, at, at + FIXED_SIZES[kind], payload)
-        self._found.setdefault(kind, []).append((np.full(count, array), numbers[:count], part))
-        return count, position + stride * count
+        first = position + header
+        at = np.arange(first, first + times * stride, stride)
+        dtype = PAYLOADS.get(kind)
+        payload = None if dtype is None else np.ndarray((times,), dtype, data, first, (stride,))
+        return Part(None, at, at + FIXED_SIZES[kind], payload)
 
     def level(self, owners: Ints) -> ArrayLevel:
         """What was found, in the order of the arrays; without the arrays that break a rule."""
@@ -256,23 +277,53 @@ class _ArrayScan:
         self._lengths[gone] = 0
         first = np.cumsum(self._lengths) - self._lengths
         level = ArrayLevel(np.repeat(owners, self._lengths), self._lengths)
-        for kind, steps in self._found.items():
-            arrays = np.concatenate([arrays for arrays, _, _ in steps])
-            rows = first[arrays] + np.concatenate([indices for _, indices, _ in steps])
-            order = _order(rows, np.flatnonzero(~gone[arrays]), level.count)
-            payloads = [part.payload for _, _, part in steps if part.payload is not None]
-            if len(order):
-                level.columns.setdefault(b"", {})[kind] = Part(
-                    None if len(order) == level.count else rows[order],
-                    np.concatenate([part.at for _, _, part in steps])[order],
-                    np.concatenate([part.stop for _, _, part in steps])[order],
-                    np.concatenate(payloads)[order] if payloads else None,
-                )
+        for kind, pieces in self._found.items():
+            rows = np.concatenate([first[arrays] + indices for arrays, indices, _ in pieces])
+            at = np.concatenate([part.at for _, _, part in pieces])
+            stop = np.concatenate([part.stop for _, _, part in pieces])
+            payloads = [part.payload for _, _, part in pieces if part.payload is not None]
+            part = Part(rows, at, stop, np.concatenate(payloads) if payloads else None)
+            if gone.any():
+                fine = [np.broadcast_to(~gone[arrays], len(indices)) for arrays, indices, _ in pieces]
+                part = part.select(np.concatenate(fine), level.count)
+            if len(part):
+                level.columns.setdefault(b"", {})[kind] = _in_order(part, level.count)
         return level
 
 
-def _order(rows: Ints, kept: Ints, count: int) -> Ints:
-    """The indices ``kept`` in the order of their ``rows``, which are different numbers below ``count``."""
-    places = np.full(count, -1, np.int64)
-    places[rows[kept]] = kept
-    return places if len(kept) == count else places[places >= 0]
+def _walk(data: bytes, position: int, last: int, headers: Iterable[bytes], at: list[int], stop: list[int]) -> None:
+    """Take the elements that follow each other under these headers, at least one: where their values lie.
+
+    Raises:
+        MalformedBSON: there is not one, or one breaks a rule.
+    """
+    kind, begin = data[position], position
+    fixed, extra, least = FIXED_SIZES.get(kind), SIZED.get(kind), LEAST_SIZES.get(kind, 0)
+    ends_with_nul = kind in ENDS_WITH_NUL
+    for header in headers:
+        if not data.startswith(header, position):
+            break
+        value = position + len(header)
+        if extra is not None:
+            position = value + _INT32(data, value)[0] + extra
+        else:
+            position = value + (value_size(data, kind, value) if fixed is None else fixed)
+        if position > last or position < value + least or (ends_with_nul and data[position - 1]):
+            raise MalformedBSON(f"the value at byte {value}")
+        at.append(value)
+        stop.append(position)
+    if position == begin:
+        raise MalformedBSON(f"not the expected element at byte {position}")
+
+
+def _in_order(part: Part, level_count: int) -> Part:
+    """The part with its rows, which are different, ascending; None for all of them."""
+    rows = part.rows
+    assert rows is not None
+    if not (rows[1:] > rows[:-1]).all():
+        places = np.full(level_count, -1, np.int64)
+        places[rows] = np.arange(len(rows))
+        part = part.select(places if len(rows) == level_count else places[places >= 0], level_count)
+    if len(rows) == level_count:
+        part.rows = None
+    return part
