@@ -56,9 +56,10 @@ def main() -> int:
 
 
 def _as_engine_processes_are(arguments: list[str]) -> None:
-    """Start this process anew with the allocator's settings that the engine's processes have."""
-    if any(os.environ.get(name) is None for name in MEMORY_ENVIRONMENT):
-        os.environ.update(MEMORY_ENVIRONMENT)
+    """Start this process anew with the allocator's settings that the engine's readers have."""
+    wanted = MEMORY_ENVIRONMENT["reader"]
+    if any(os.environ.get(name) is None for name in wanted):
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments[1:]])
 
 

@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from engine.config.tree import SinkConfig
 from engine.errors import ConfigError, HeadraceError, TransientError
 
-PART_SIZE = 8 * 2**20
+PART_SIZE = 6 * 2**20
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 _PROBE = "_headrace_probe"

@@ -11,11 +11,13 @@ from engine.core.records import Change
 from engine.core.schema import Field
 from engine.errors import HeadraceError
 
+Role = Literal["reader", "writer"]
+
 
 class Child(Struct, frozen=True, order=True):
     """One child process, by what it does and its number."""
 
-    role: Literal["reader", "writer"]
+    role: Role
     index: int
 
     def __str__(self) -> str:

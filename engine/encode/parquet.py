@@ -13,6 +13,10 @@ from engine.config.tree import SinkConfig
 # Past this a dictionary is given up: of many different values it costs more than it saves (measured: a quarter
 # of the time for documents that have some such columns, and a tenth of the size).
 _DICTIONARY_SIZE = 128 * 1024
+# Pages are cut at so many bytes, but only between batches of values: by default of 1024, which for large documents
+# made pages of a whole row group, of which the encoder holds three copies.
+_PAGE_BYTES = 2**20
+_MOST_BATCH_ROWS = 1024
 # Values that hardly ever come twice: a dictionary of them is only built to be thrown away.
 _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
 
@@ -26,26 +30,34 @@ class ParquetFile:
     """
 
     def __init__(self, file: Any, schema: pa.Schema, config: SinkConfig) -> None:
+        self._file = _Counted(file)
         self._schema = schema
-        levels = config.compression in ("zstd", "gzip")
-        self._writer = pq.ParquetWriter(
-            _Counted(file),
-            schema,
-            compression=config.compression,
-            compression_level=config.compression_level if levels else None,
-            use_dictionary=[name for name in _leaves(schema) if name not in _UNIQUE_COLUMNS],
-            dictionary_pagesize_limit=_DICTIONARY_SIZE,
-            write_statistics=True,
-            write_page_index=True,
-            write_page_checksum=True,
-            data_page_version="2.0",
-        )
+        self._config = config
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches as one row group."""
-        tables = [self._completed(batch) for batch in batches]
-        table = pa.concat_tables(tables)
-        self._writer.write_table(table, row_group_size=table.num_rows)
+        table = pa.concat_tables([self._completed(batch) for batch in batches])
+        self._opened(table.nbytes // max(1, table.num_rows)).write_table(table, row_group_size=table.num_rows)
+
+    def _opened(self, row_bytes: int) -> pq.ParquetWriter:
+        if self._writer is None:
+            levels = self._config.compression in ("zstd", "gzip")
+            self._writer = pq.ParquetWriter(
+                self._file,
+                self._schema,
+                compression=self._config.compression,
+                compression_level=self._config.compression_level if levels else None,
+                use_dictionary=[name for name in _leaves(self._schema) if name not in _UNIQUE_COLUMNS],
+                dictionary_pagesize_limit=_DICTIONARY_SIZE,
+                write_statistics=True,
+                write_page_index=True,
+                write_page_checksum=True,
+                data_page_version="2.0",
+                data_page_size=_PAGE_BYTES,
+                write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // max(1, row_bytes))),
+            )
+        return self._writer
 
     def _completed(self, batch: pa.RecordBatch) -> pa.Table:
         have = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -57,8 +69,9 @@ class ParquetFile:
 
     def close(self, metadata: Mapping[str, str]) -> None:
         """Write the footer, with these facts in it."""
-        self._writer.add_key_value_metadata(dict(metadata))
-        self._writer.close()
+        writer = self._opened(0)
+        writer.add_key_value_metadata(dict(metadata))
+        writer.close()
 
 
 class _Counted:
