@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -25,6 +26,9 @@ from engine.errors import ConfigError
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 _INDEX = "backfills"
 _T = TypeVar("_T")
@@ -50,6 +54,39 @@ class Work(Struct, frozen=True):
 
 
 NOTHING = Work()
+
+
+class Planner:
+    """Calls functions that need MongoDB's driver, in a process of its own: this one stays as small as it is.
+
+    State: the process, from ``start`` or the first call on; it ends with the context.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Executor | None = None
+
+    def start(self) -> None:
+        """Have the process start now, to be there when it is wanted."""
+        self._submit(import_module, "engine.source.planning")
+
+    def call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """What the function returns, or raises, there."""
+        return self._submit(function, *arguments).result()
+
+    def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        return self._pool.submit(function, *arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 class Plans:
@@ -145,6 +182,7 @@ class Plans:
 
 def prepare(
     config: Config,
+    planner: Planner,
     names: Sequence[str],
     selection: Selection,
     *,
@@ -166,7 +204,7 @@ def prepare(
 
     names = names or (config.source.collections if config.source.watch == "collections" else ())
     named = [(config.source.database, name) for name in dict.fromkeys(names)]
-    wanted = named or elsewhere(list_collections, config)
+    wanted = named or planner.call(list_collections, config)
     with plans_of(config) as plans:
         former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
         known = plans.records() if beginning else {}
@@ -179,7 +217,7 @@ def prepare(
         for namespace, plan in former.items():
             if plan is not None and namespace in fresh:
                 plans.refuse_if_held(plan)
-        for plan in elsewhere(make_plans, config, fresh, selection, beginning) if fresh else []:
+        for plan in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]
             found[namespace] = plans.save(plan, before)
@@ -191,7 +229,9 @@ def prepare(
         return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
 
 
-def snapshot(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()) -> Work:
+def snapshot(
+    config: Config, planner: Planner, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()
+) -> Work:
     """What is to be loaded beside change streams, by ``source.start`` or ``source.on_history_lost``.
 
     Plans are made for streams that have no position yet, before they get one. A stream that has one goes on, and
@@ -212,14 +252,14 @@ def snapshot(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str] =
     starts_so = config.source.start == "snapshot"
     fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
     # Everything that is there when the streams begin must be listed: so they begin before the listing.
-    start_at = elsewhere(server_clock, config) if fresh or lost else ""
+    start_at = planner.call(server_clock, config) if fresh or lost else ""
     for spec in specs:
         covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
         added = sorted(set(spec.collections).difference(*covered))
         if spec in fresh or spec.stream in lost:
-            prepare(config, spec.collections, Selection(), restart=spec.stream in lost, beginning=True)
+            prepare(config, planner, spec.collections, Selection(), restart=spec.stream in lost, beginning=True)
         elif starts_so and known and added:
-            prepare(config, added, Selection(), beginning=True)
+            prepare(config, planner, added, Selection(), beginning=True)
     if starts_so and not fresh and not known:
         what = "streams go on where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
@@ -250,15 +290,6 @@ def plans_of(config: Config) -> Iterator[Plans]:
         yield Plans(store)
     finally:
         store.close()
-
-
-def elsewhere(function: Callable[..., _T], *arguments: object) -> _T:
-    """Call a function that needs the driver, in a process of its own: this one stays as small as it is."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _is_void(plan: Plan | None, selection: Selection) -> bool:

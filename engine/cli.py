@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +144,7 @@ def _time(text: str) -> str:
 
 
 def _backfill(config: Config, options: argparse.Namespace) -> int:
-    from engine.backfill import finish, prepare
+    from engine.backfill import Planner, finish, prepare
     from engine.core.backfill import Selection
     from engine.logs import configure_logging
     from engine.progress import report, shown
@@ -153,10 +153,13 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     selection = Selection(options.filter, options.since or "", options.until or "")
     restart = options.restart
     while True:
-        with _loader(config) as load:
-            work = prepare(config, options.collections, selection, restart=restart)
-            with shown(config, work.progress.values()) as watch:
-                interrupted = bool(work.splits) and not load(work, watch)
+        with ExitStack() as stack:
+            with Planner() as planner:
+                planner.start()  # before the other processes, which wait for the plans
+                load = stack.enter_context(_loader(config))
+                work = prepare(config, planner, options.collections, selection, restart=restart)
+            watch = stack.enter_context(shown(config, work.progress.values()))
+            interrupted = bool(work.splits) and not load(work, watch)
         found = finish(config, work)
         # Some splits may be left where another engine took one over in its last moment.
         if interrupted or all(each.finished for each in found):
@@ -231,12 +234,13 @@ def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *
         HistoryLost: some of them must begin anew with a snapshot.
         EngineEnded: it failed.
     """
-    from engine.backfill import finish, snapshot
+    from engine.backfill import Planner, finish, snapshot
     from engine.handover import hand_over
     from engine.progress import logged
     from engine.supervisor import Supervisor
 
-    work = snapshot(config, specs, lost)
+    with Planner() as planner:
+        work = snapshot(config, planner, specs, lost)
     watch = logged(work.progress.values())
 
     def launched() -> Supervisor:

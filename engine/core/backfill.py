@@ -158,8 +158,17 @@ def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
 
 
 def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:
-    """The splits that are not in the lake yet."""
-    return [spec for spec in plan.splits() if spec.stream not in known or not is_end(known[spec.stream].position)]
+    """The splits that are not in the lake yet, the one behind all bounds first.
+
+    It may be much longer than the others: servers sample what has come last too rarely. Begun last, it would be
+    read alone.
+    """
+    splits = plan.splits()
+    return [
+        spec
+        for spec in (splits[-1], *splits[:-1])
+        if spec.stream not in known or not is_end(known[spec.stream].position)
+    ]
 
 
 def thinned(keys: Sequence[str], parts: int) -> tuple[str, ...]:

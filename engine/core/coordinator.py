@@ -521,14 +521,14 @@ class Coordinator:
     def _open_splits(self) -> list[Action]:
         """Ask for the leases of as many splits as there are readers, and of one more for the first that is free.
 
-        A split whose documents are still on their way to the lake counts half: writers that cannot follow stop
-        the reading.
+        A split whose documents are still on their way to the lake counts a quarter: writers that cannot follow
+        stop the reading.
         """
         over = ("finished", "failed")
         if self.draining or not all(each.reading or each.status in over for each in self._change_streams()):
             return []
         mine = [each for each in self.streams.values() if each.spec.is_split and not each.held_by]
-        weight = sum(0.5 if each.reading_done else 1.0 for each in mine)
+        weight = sum(0.25 if each.reading_done else 1.0 for each in mine)
         actions: list[Action] = []
         while self._splits and weight <= len(self._pool):
             spec = self._splits.popleft()
