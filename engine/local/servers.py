@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -35,15 +35,19 @@ class LocalServerError(RuntimeError):
 
 
 def free_ports(count: int) -> list[int]:
-    """``count`` TCP ports on 127.0.0.1 that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """So many TCP ports on 127.0.0.1 that were free a moment ago, all different.
+
+    None of those that systems give to outgoing connections (32768 and up, mostly): one of them could be taken
+    before its server has come to bind it.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = 10_000 + secrets.randbelow(22_000)
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
 
 
 def accepts_connections(port: int) -> bool:
