@@ -60,8 +60,8 @@ def _first_headers(kind: int) -> list[bytes]:
 
 def _headers(kind: int, index: int) -> Iterator[bytes]:
     """The headers of an array's elements of one type, from number ``index`` on."""
-    more = (b"%c%d\0" % (kind, number) for number in count(max(index, _KEYS)))
-    return chain(islice(_first_headers(kind), index, None), more)
+    first = map(_first_headers(kind).__getitem__, range(index, _KEYS))
+    return chain(first, (b"%c%d\0" % (kind, number) for number in count(max(index, _KEYS))))
 
 
 @lru_cache(maxsize=_DIGITS)
