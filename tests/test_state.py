@@ -343,6 +343,28 @@ def test_a_closed_store_has_no_connection_to_a_sentinel_either(stack: LocalStack
         assert connections() == 0
 
 
+def test_a_cluster_of_one_node(tmp_path: Path) -> None:
+    """It refuses commands with keys of several slots."""
+    server = Valkey(tmp_path, options=["--cluster-enabled", "yes"])
+    server.start()
+    try:
+        with closing(redis.Redis(port=server.port, decode_responses=True)) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", "the cluster")
+        store = open_store(StateConfig(url=Secret(server.url)))
+        for name in ("s", "t", "u"):
+            found = store.acquire(name, "a", TTL_S)
+            assert isinstance(found, Acquired)
+            store.write(found.lease, {"x": name})
+        assert store.write_shared("d", 1, "text")
+        assert {name: fields for name, (fields, _) in store.read_all().items()} == {n: {"x": n} for n in "stu"}
+        store.forget(["s", "t"])
+        assert store.read_all().keys() == {"u"}
+        store.close()
+    finally:
+        server.process.kill()
+
+
 def test_a_sentinel_failover_keeps_what_replicas_have(tmp_path: Path) -> None:
     first = Valkey(tmp_path, name="first")
     first.start()

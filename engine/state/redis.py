@@ -138,8 +138,13 @@ class RedisStore:
         """Remove the records and leases of these streams, where there are any."""
 
         def act(client: redis.Redis) -> Any:
-            client.delete(*(key for stream in streams for key in self._keys(stream)))
-            return client.srem(f"{self._prefix}:streams", *streams)
+            with client.pipeline(transaction=False) as batch:
+                for (
+                    stream
+                ) in streams:  # each by a command of its own: a cluster refuses keys of several slots in one
+                    batch.delete(*self._keys(stream))
+                batch.srem(f"{self._prefix}:streams", *streams)
+                return batch.execute()
 
         if streams:
             self._run(f"forget {len(streams)} streams", act, writes=True)
