@@ -150,7 +150,7 @@ class Plans:
         closed = replace(plan, finished=time.time(), read=progress.documents)
         self.save(closed, plan)
         self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
-        return progress_of(closed, {})
+        return replace(progress, finished=closed.finished)
 
     def refuse_if_held(self, plan: Plan) -> None:
         """A plan that somebody is at work on cannot be replaced.

@@ -40,6 +40,7 @@ _ARRAY_US, _WALK_US, _RUNS_US = 4.0, 0.3, 40.0
 # A run of values is worth a step of its own from so many on, and is looked for where keys have so few digits.
 _RUN = 24
 _DIGITS = 5
+# So many headers of a type are kept ready.
 _KEYS = 4096
 _SIZE_OF_KIND = np.full(256, -1, np.int64)
 _SIZE_OF_KIND[list(FIXED_SIZES)] = list(FIXED_SIZES.values())
@@ -53,7 +54,7 @@ _INT32 = Layout("<i").unpack_from
 _Walked = tuple[list[int], list[int], list[int]]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=len(raw.NAMES))
 def _first_headers(kind: int) -> list[bytes]:
     return [b"%c%d\0" % (kind, index) for index in range(_KEYS)]
 
@@ -128,19 +129,20 @@ class _ArrayScan:
         index = 0
         while len(self._active):
             if index % _REVIEW == 0:
-                self._finish_each(self._cheaper_alone(), index)
+                self._finish_each(self._cheaper_alone(index), index)
             if len(self._active):
                 self._step(index)
             index += 1
 
-    def _cheaper_alone(self) -> Bools:
-        """Which arrays cost less by themselves than in step, if all of their elements are like the next."""
+    def _cheaper_alone(self, index: int) -> Bools:
+        """Which arrays cost less by themselves than in step, if all their elements are like the next one."""
+        header = 2 + len(str(index))
         kinds = self._view.bytes[self._position]
         sizes = _SIZE_OF_KIND[kinds]
         fixed = sizes >= 0
         sized = np.flatnonzero(_SIZED_KINDS[kinds])
-        sizes[sized] = self._view.int32[np.minimum(self._position[sized] + 3, len(self._view.int32) - 1)]
-        left = (self._last - self._position) // np.maximum(sizes + 3, 3)
+        sizes[sized] = self._view.int32[np.minimum(self._position[sized] + header, len(self._view.int32) - 1)]
+        left = (self._last - self._position) // np.maximum(sizes + header, header)
         alone_us = left * _WALK_US
         alone_us[fixed] = np.minimum(alone_us[fixed], _RUNS_US)
         return _ARRAY_US + alone_us < left * (_STEP_US / len(self._active) + _VALUE_US)

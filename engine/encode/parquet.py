@@ -38,26 +38,27 @@ class ParquetFile:
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches as one row group."""
         table = pa.concat_tables([self._completed(batch) for batch in batches])
-        self._opened(table.nbytes // max(1, table.num_rows)).write_table(table, row_group_size=table.num_rows)
-
-    def _opened(self, row_bytes: int) -> pq.ParquetWriter:
         if self._writer is None:
-            levels = self._config.compression in ("zstd", "gzip")
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._schema,
-                compression=self._config.compression,
-                compression_level=self._config.compression_level if levels else None,
-                use_dictionary=[name for name in _leaves(self._schema) if name not in _UNIQUE_COLUMNS],
-                dictionary_pagesize_limit=_DICTIONARY_SIZE,
-                write_statistics=True,
-                write_page_index=True,
-                write_page_checksum=True,
-                data_page_version="2.0",
-                data_page_size=_PAGE_BYTES,
-                write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // max(1, row_bytes))),
-            )
-        return self._writer
+            self._writer = self._open(table.nbytes // max(1, table.num_rows))
+        self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def _open(self, row_bytes: int) -> pq.ParquetWriter:
+        """The writer, for rows of about this size."""
+        levels = self._config.compression in ("zstd", "gzip")
+        return pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression=self._config.compression,
+            compression_level=self._config.compression_level if levels else None,
+            use_dictionary=[name for name in _leaves(self._schema) if name not in _UNIQUE_COLUMNS],
+            dictionary_pagesize_limit=_DICTIONARY_SIZE,
+            write_statistics=True,
+            write_page_index=True,
+            write_page_checksum=True,
+            data_page_version="2.0",
+            data_page_size=_PAGE_BYTES,
+            write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // max(1, row_bytes))),
+        )
 
     def _completed(self, batch: pa.RecordBatch) -> pa.Table:
         have = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -69,7 +70,7 @@ class ParquetFile:
 
     def close(self, metadata: Mapping[str, str]) -> None:
         """Write the footer, with these facts in it."""
-        writer = self._opened(0)
+        writer = self._writer or self._open(0)
         writer.add_key_value_metadata(dict(metadata))
         writer.close()
 
