@@ -29,6 +29,9 @@ STOP_TIMEOUT_S = 15.0
 # launcher and not a preexec_fn, because the parent has threads.
 _DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
+# Systems give outgoing connections ports from 32768 up, mostly; Ray its workers those below 20000.
+_PORTS = range(20_000, 32_000)
+
 
 class LocalServerError(RuntimeError):
     """A local server could not be found, started or reached; the message holds the remedy or the log's end."""
@@ -37,16 +40,22 @@ class LocalServerError(RuntimeError):
 def free_ports(count: int) -> list[int]:
     """So many TCP ports on 127.0.0.1 that were free a moment ago, all different.
 
-    None of those that systems give to outgoing connections (32768 and up, mostly): one of them could be taken
+    None of those that systems give to outgoing connections, or Ray to its workers: one of them could be taken
     before its server has come to bind it.
+
+    Raises:
+        LocalServerError: there are not so many.
     """
     found: list[int] = []
-    while len(found) < count:
-        port = 10_000 + secrets.randbelow(22_000)
+    first = secrets.randbelow(len(_PORTS))
+    for port in (*_PORTS[first:], *_PORTS[:first]):
+        if len(found) == count:
+            break
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            if port not in found:
-                found.append(port)
+            found.append(port)
+    else:
+        raise LocalServerError(f"there are no {count} free ports from {_PORTS.start} to {_PORTS.stop}")
     return found
 
 
