@@ -12,9 +12,11 @@ import os
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+
 from bench.results import append, context, show
 from bench.suite import BENCHMARKS, Options
-from engine.process import MEMORY_ENVIRONMENT
+from engine.forks import ALLOCATION
 
 
 def main() -> int:
@@ -56,11 +58,16 @@ def main() -> int:
 
 
 def _as_engine_processes_are(arguments: list[str]) -> None:
-    """Start this process anew with the allocator's settings that the engine's readers have."""
-    wanted = MEMORY_ENVIRONMENT["reader"]
-    if any(os.environ.get(name) is None for name in wanted):
-        os.environ.update(wanted)
+    """Start this process anew with the allocator's settings that the engine's readers have.
+
+    They are for what is measured in this process; what it runs beside itself is to start as users start it.
+    """
+    if any(os.environ.get(name) is None for name in ALLOCATION):
+        os.environ.update(ALLOCATION)
         os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments[1:]])
+    assert pa.default_memory_pool().backend_name == "system"
+    for name in ALLOCATION:
+        del os.environ[name]
 
 
 if __name__ == "__main__":

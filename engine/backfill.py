@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
@@ -23,12 +22,13 @@ from engine.core.handover import overlap
 from engine.core.messages import StreamSpec
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError
+from engine.forks import CONTEXT, end_with_parent, start_template
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
 _INDEX = "backfills"
 _T = TypeVar("_T")
@@ -59,27 +59,20 @@ NOTHING = Work()
 class Planner:
     """Calls functions that need MongoDB's driver, in a process of its own: this one stays as small as it is.
 
-    State: the process, from ``start`` or the first call on; it ends with the context.
+    State: the process, from the first call on; it ends with the context.
     """
 
     def __init__(self) -> None:
         self._pool: Executor | None = None
 
-    def start(self) -> None:
-        """Have the process start now, to be there when it is wanted."""
-        self._submit(import_module, "engine.source.planning")
-
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """What the function returns, or raises, there."""
-        return self._submit(function, *arguments).result()
-
-    def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
         from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
 
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"))
-        return self._pool.submit(function, *arguments)
+            start_template()
+            self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
+        return self._pool.submit(function, *arguments).result()
 
     def __enter__(self) -> Self:
         return self

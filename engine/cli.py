@@ -18,6 +18,7 @@ from engine import __version__
 from engine.config import Config, load
 from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, EngineEnded, HeadraceError, Redactor, TransientError
+from engine.forks import template
 
 if TYPE_CHECKING:
     from engine.backfill import Work
@@ -143,6 +144,7 @@ def _time(text: str) -> str:
     return text
 
 
+@template()
 def _backfill(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import Planner, finish, prepare
     from engine.core.backfill import Selection
@@ -155,7 +157,6 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     while True:
         with ExitStack() as stack:
             with Planner() as planner:
-                planner.start()  # before the other processes, which wait for the plans
                 load = stack.enter_context(_loader(config))
                 work = prepare(config, planner, options.collections, selection, restart=restart)
             watch = stack.enter_context(shown(config, work.progress.values()))
@@ -196,6 +197,7 @@ def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
         supervisor.abandon()
 
 
+@template()
 def _run(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import snapshot_readers
     from engine.core.budget import divide

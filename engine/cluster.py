@@ -3,7 +3,7 @@
 Ray finds the machines, starts the tasks and starts them again; what a split has come to is in the state store,
 under its lease, so that a task which is started again goes on where the first one was killed. Nothing is sent
 back but the end. A task is one engine of its own, with one reader and one writer, as a child process: Ray's
-worker is no place to spawn from, and its end must be the end of all of them.
+worker is no place to fork from, and its end must be the end of all of them.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def read_splits(task: _Task) -> None:
 
 def _main() -> int:
     """In the engine's process."""
+    from engine.forks import template
     from engine.logs import configure_logging
     from engine.supervisor import Supervisor
 
@@ -135,12 +136,13 @@ def _main() -> int:
     threading.Thread(target=_end_with_worker, daemon=True).start()
     configure_logging(config, "supervisor")
     try:
-        supervisor = Supervisor(config, (), pool=config.backfill.readers)
-        supervisor.load(Work(splits=splits))
-        try:
-            return supervisor.run()
-        finally:
-            supervisor.abandon()
+        with template():
+            supervisor = Supervisor(config, (), pool=config.backfill.readers)
+            supervisor.load(Work(splits=splits))
+            try:
+                return supervisor.run()
+            finally:
+                supervisor.abandon()
     except EngineEnded as ended:
         sys.stdout.write(config.redactor()(str(ended.error)))
         return ended.code

@@ -1,49 +1,45 @@
-"""Child processes: how they are spawned, and what happens first in each of them.
+"""Child processes: how they are started, and what happens first in each of them.
 
-Children are spawned, never forked. A child gets its settings and its end of a pipe as arguments, ignores the
-terminal's signals (the supervisor decides), and ends at once when its supervisor is gone.
+Children are forked from a template (``forks``), never from this process. A child gets its settings and its end of
+a pipe as arguments, ignores the terminal's signals (the supervisor decides), and ends at once when its supervisor
+is gone.
 """
 
 from __future__ import annotations
 
-import gc
+import contextlib
+import ctypes
 import logging
-import multiprocessing
 import os
 import queue
 import signal
 import threading
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from msgspec import Struct
 
 from engine.config import Config
 from engine.core import messages as msg
-from engine.core.actions import Child, Role
+from engine.core.actions import Child
 from engine.core.budget import Budget
 from engine.errors import HeadraceError
+from engine.forks import CONTEXT, end_with_parent, start_template
 from engine.logs import configure_logging
 
 if TYPE_CHECKING:
     from engine.reader import Reader
     from engine.writer import Writer
 
-_CONTEXT = multiprocessing.get_context("spawn")
-# How children allocate, read by their C library and by Arrow at their start: large blocks are mapped, and so
-# given back when they are freed. Without it they kept up to 100 MiB of freed memory, at the same speed. What a
-# reader has at a time is smaller and shorter lived than a writer's rows: mapping that too cost it a tenth.
-_ALLOCATION = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": "16777216",
-}
-MEMORY_ENVIRONMENT: dict[Role, dict[str, str]] = {
-    "reader": _ALLOCATION | {"MALLOC_MMAP_THRESHOLD_": "4194304"},
-    "writer": _ALLOCATION | {"MALLOC_MMAP_THRESHOLD_": "2097152"},
-}
+# glibc's M_MMAP_THRESHOLD, and what it is in a writer: a writer's rows are larger and live longer than what a
+# reader has at a time, of which mapping more cost it a tenth.
+_M_MMAP_THRESHOLD = -3
+_WRITER_MMAP_THRESHOLD = 2 * 2**20
+# What multiprocessing says when it does not know the exit code.
+_UNKNOWN = 255
 log = logging.getLogger("headrace")
 
 
@@ -64,10 +60,10 @@ class ChildProcess:
     """
 
     def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
-        os.environ.update(MEMORY_ENVIRONMENT[child.role])
-        ours, theirs = _CONTEXT.Pipe()
-        # DupFd works only while a process is being spawned, which start() does.
-        self.process: BaseProcess = _CONTEXT.Process(
+        start_template()
+        ours, theirs = CONTEXT.Pipe()
+        # DupFd works only while a process is being started, which start() does.
+        self.process: BaseProcess = CONTEXT.Process(
             target=_main, args=(child, settings, theirs, _Fd(arena_fd), arena_size), name=str(child), daemon=True
         )
         self.process.start()
@@ -96,11 +92,20 @@ class ChildProcess:
         """After its end: take its exit code and drop the pipe."""
         self.process.join()
         code = self.process.exitcode
+        if code == _UNKNOWN:
+            self._make_sure_of_its_end()
         self._outbox.put(None)
         self._postman.join()
         self.connection.close()
         self.process.close()
         return code
+
+    def _make_sure_of_its_end(self) -> None:
+        """The template died, which says nothing of its children: this one may still write where another will."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan = psutil.Process(self.process.pid)
+            orphan.kill()
+            orphan.wait()
 
 
 class _Fd:
@@ -121,7 +126,7 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
     """The first thing that runs in a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    end_with_parent()
     configure_logging(settings.config, process=str(child))
     from engine.memory import Arena
 
@@ -135,8 +140,8 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
         else:
             from engine import writer
 
+            _map_from(_WRITER_MMAP_THRESHOLD)
             loop = writer.Writer(settings, connection, arena)
-        gc.freeze()  # what is imported stays, and need not be looked at again
         loop.run()
         os._exit(0)  # everything is closed; taking the interpreter apart would only take time
     except HeadraceError as error:
@@ -149,11 +154,11 @@ def _main(child: Child, settings: ChildSettings, connection: Connection, arena_f
         os._exit(1)
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+def _map_from(size: int) -> None:
+    """Have blocks of this size be mapped, where the C library is glibc and the user has not said otherwise."""
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def send_failure(connection: Connection, error: HeadraceError, stream: str = "", generation: int = -1) -> None:

@@ -115,7 +115,7 @@ class Supervisor:
         self._exit: Exit | None = None
         self._telemetry = Telemetry()
         self._started_at = time.time()
-        self._memory: dict[str, int] = {}
+        self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = 0.0
         self._state: StateWorker | None = None
 
@@ -295,9 +295,8 @@ class Supervisor:
         if now - self._measured_at < MEASURE_EVERY_S:
             return
         self._measured_at = now
-        pids = {"supervisor": os.getpid()}
-        pids |= {str(name): child.process.pid or 0 for name, child in self._children.items()}
-        self._memory = {name: proportional_size(pid) for name, pid in pids.items()}
+        tree = (psutil.Process(), *psutil.Process().children(recursive=True))
+        self._memory = {each.pid: proportional_size(each) for each in tree}
         self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
 
     def _status(self) -> Status:
@@ -319,13 +318,14 @@ class Supervisor:
     def _process_status(self, child: Child) -> ProcessStatus:
         life = self._coordinator.children[child]
         process = self._children.get(child)
+        pid = (process.process.pid or 0) if process else 0
         return ProcessStatus(
             process=str(child),
-            pid=(process.process.pid or 0) if process else 0,
+            pid=pid,
             ready=life.ready,
             doing=life.doing,
             cpu_s=life.cpu_s + life.cpu_s_before,
-            memory_bytes=self._memory.get(str(child), 0),
+            memory_bytes=self._memory.get(pid, 0),
             restarts=life.deaths,
         )
 
@@ -361,10 +361,10 @@ def sink_identity(config: Config) -> str:
     return f"{url} partition_by={sink.partition_by} prefix_shards={sink.prefix_shards}"
 
 
-def proportional_size(pid: int) -> int:
+def proportional_size(process: psutil.Process) -> int:
     """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone."""
     try:
-        info = psutil.Process(pid).memory_full_info()
+        info = process.memory_full_info()
     except psutil.Error:
         return 0
     return int(getattr(info, "pss", info.rss))

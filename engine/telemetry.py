@@ -221,6 +221,8 @@ class _Collector:
             restarts.add_metric([process.process], process.restarts)
             memory.add_metric([process.process], process.memory_bytes)
         yield from (cpu, restarts, memory)
+        used = "Proportional set size of the whole process tree."
+        yield GaugeMetricFamily("headrace_memory_used_bytes", used, value=status.memory_bytes)
         yield GaugeMetricFamily("headrace_memory_limit_bytes", "memory.limit", value=status.memory_limit_bytes)
         yield GaugeMetricFamily("headrace_slab_bytes", "Shared memory in use for slabs.", value=status.slab_bytes)
         yield GaugeMetricFamily(

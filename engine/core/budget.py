@@ -16,12 +16,14 @@ from engine.errors import ConfigError
 
 MIB = 2**20
 
-# Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. A writer's includes
-# a part on its way, which the libraries below hold about three times.
+# Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. What children share
+# with the template that they are forked from is in SHARED. A writer's includes a part on its way, which the
+# libraries below hold about three times.
 SUPERVISOR = 48 * MIB
-READER = 64 * MIB
-WRITER = 96 * MIB
-SHARED_LIBRARIES = 56 * MIB
+TEMPLATE = 32 * MIB
+SHARED = 64 * MIB
+READER = 40 * MIB
+WRITER = 72 * MIB
 
 # One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
 LEAST_REPLY = 4 * MIB
@@ -56,7 +58,8 @@ class Budget(Struct, frozen=True):
         readers, writers = self.readers, self.writers
         return [
             ("supervisor", SUPERVISOR),
-            ("libraries, shared by all", SHARED_LIBRARIES),
+            ("what children are forked from", TEMPLATE),
+            ("libraries, shared by all", SHARED),
             (f"{readers} reader(s) x {format_size(READER)}", readers * READER),
             (f"{writers} writer(s) x {format_size(WRITER)}", writers * WRITER),
             (

@@ -144,6 +144,11 @@ class Engine:
         status = self.status() or {"processes": []}
         return [each["pid"] for each in status["processes"] if each["process"].startswith(role) and each["ready"]]
 
+    def template(self) -> list[int]:
+        """The pid of the process that children are forked from."""
+        children = [each for each in self._children() if each.ppid() == self.process.pid]
+        return [each.pid for each in children if "multiprocessing.forkserver" in " ".join(each.cmdline())]
+
     def kill_tree(self) -> None:
         """SIGKILL everything at once."""
         kill_all([self.process.pid, *(child.pid for child in self._children())])

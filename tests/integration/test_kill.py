@@ -54,14 +54,14 @@ def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]],
             if engine is None:
                 engine = Engine(config)
             time.sleep(rng.random() * 2.5)
-            victim = rng.choice(["tree", "supervisor", "reader", "writer"])
+            victim = rng.choice(["tree", "supervisor", "template", "reader", "writer"])
             if victim == "tree":
                 engine.kill_tree()
                 engine = None
             elif victim == "supervisor":
                 orphans += engine.kill_supervisor()
                 engine = None
-            elif pids := engine.pids(victim):
+            elif pids := engine.template() if victim == "template" else engine.pids(victim):
                 kill_all([rng.choice(pids)])
             else:
                 continue
@@ -74,7 +74,7 @@ def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]],
     expected = plain.stop()
     assert lake.check_no_token_twice() == expected
     assert len(expected) > 1000
-    assert set(kills) == {"tree", "supervisor", "reader", "writer"}
+    assert set(kills) == {"tree", "supervisor", "template", "reader", "writer"}
     kill_all(orphans)
 
 

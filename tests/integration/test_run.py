@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pytest
 from bson import ObjectId
 from pymongo import MongoClient
@@ -88,6 +90,23 @@ def test_starts_now(mongo: Client, config: EngineConfig, lake: Lake) -> None:
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1, "the insert")
         assert engine.terminate() == 0
     assert [row["n"] for row in lake.rows()] == [2]
+
+
+def test_a_signal_to_all_of_its_processes_ends_it_in_order(
+    mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
+    """As service managers send it."""
+    with Engine(config) as engine:
+        engine.wait_reading()
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
+        engine.wait_for(lambda status: status["streams"][0]["events_read"] == 500, "reads all")
+        children = engine.template() + engine.pids("reader") + engine.pids("writer")
+        os.killpg(engine.process.pid, signal.SIGTERM)
+        assert engine.end() == 0
+        assert '"level":"warning"' not in engine.log()
+    assert len(children) >= 3
+    assert not any(psutil.pid_exists(pid) for pid in children)
+    assert len(lake.rows()) == 500
 
 
 def test_the_start_is_kept_although_nothing_has_happened_yet(
