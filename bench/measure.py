@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -73,11 +74,13 @@ def tree_size(root: psutil.Process) -> tuple[int, int]:
     """The proportional set size of a process and all below it, in bytes, and how many they are."""
     total = count = 0
     try:
-        for process in (root, *root.children(recursive=True)):
+        tree = (root, *root.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return 0, 0
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
             total += process.memory_full_info().pss
             count += 1
-    except psutil.Error:
-        pass  # one has just ended
     return total, count
 
 

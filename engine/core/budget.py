@@ -19,11 +19,11 @@ MIB = 2**20
 # Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. What children share
 # with the template that they are forked from is in SHARED. A writer's includes a part on its way, which the
 # libraries below hold about three times.
-SUPERVISOR = 48 * MIB
+SUPERVISOR = 52 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
-READER = 40 * MIB
-WRITER = 72 * MIB
+READER = 48 * MIB
+WRITER = 88 * MIB
 
 # One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
 LEAST_REPLY = 4 * MIB

@@ -232,7 +232,7 @@ class TestBudget:
         with pytest.raises(ConfigError) as caught:
             divide(512 * MIB, 8, 2)
         text = str(caught.value)
-        assert "8 reader(s) x 40MiB" in text
+        assert "8 reader(s) x 48MiB" in text
         assert "in all" in text
         assert caught.value.remedy
 
