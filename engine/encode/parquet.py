@@ -17,6 +17,9 @@ _DICTIONARY_SIZE = 128 * 1024
 # made pages of a whole row group, of which the encoder holds three copies.
 _PAGE_BYTES = 2**20
 _MOST_BATCH_ROWS = 1024
+# A small object of a stream of many collections is made of many batches of few rows: putting them together takes
+# less than encoding them one by one.
+_SMALL_TABLE = 4 * 2**20
 # Values that hardly ever come twice: a dictionary of them is only built to be thrown away.
 _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
 
@@ -38,6 +41,8 @@ class ParquetFile:
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches as one row group."""
         table = pa.concat_tables([self._completed(batch) for batch in batches])
+        if table.nbytes < _SMALL_TABLE:
+            table = table.combine_chunks()
         if self._writer is None:
             self._writer = self._open(table.nbytes // max(1, table.num_rows))
         self._writer.write_table(table, row_group_size=table.num_rows)
