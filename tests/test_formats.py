@@ -10,6 +10,8 @@ import json
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from engine.core.schema import parse_type
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file, suffix_of
+from engine.encode.parquet import ParquetFile
 from tests.decode import values
 from tests.decode.test_properties import milliseconds
 
@@ -95,6 +98,40 @@ def test_parquet(format_: str, compression: str) -> None:
         assert repr(milliseconds(table.column(name)).to_pylist()) == repr(
             milliseconds(batch.column(name)).to_pylist()
         )
+
+
+def test_parquet_has_dictionaries_of_what_comes_again() -> None:
+    count = 3000
+    columns: dict[str, tuple[pa.DataType, Callable[[int], Any]]] = {
+        "string": (pa.string(), str),
+        "int64": (pa.int64(), int),
+        "int32": (pa.int32(), int),
+        "float64": (pa.float64(), float),
+        "timestamp": (pa.timestamp("ms", "UTC"), int),
+        "binary": (pa.binary(), lambda n: b"%d" % n),
+        "object_id": (pa.binary(12), lambda n: b"%012d" % n),
+        "decimal": (pa.decimal128(9, 2), Decimal),
+        "struct": (pa.struct([("x", pa.string())]), lambda n: {"x": str(n)} if n % 7 else None),
+        "list": (pa.list_(pa.int64()), lambda n: [n, -n] if n % 7 else None),
+    }
+    arrays = {
+        f"{name}_{word}": pa.array([make(n % period) for n in range(count)], type_)
+        for name, (type_, make) in columns.items()
+        for word, period in (("again", 100), ("once", count))
+    }
+    arrays |= {"bool": pa.array([n % 2 > 0 for n in range(count)]), "_id": pa.array(["same"] * count)}
+    arrays["few"] = pa.array([str(n) if n < 20 else None for n in range(count)])
+    rows = pa.RecordBatch.from_pydict(arrays)
+    file = Collected()
+    encoder = ParquetFile(file, rows.schema, SinkConfig(url="file:///"))
+    encoder.write([rows.slice(0, 1100), rows.slice(1100)])
+    encoder.close({})
+    found = pq.ParquetFile(io.BytesIO(file.data))
+    assert found.read().equals(pa.table(rows))
+    group = found.metadata.row_group(0)
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    dictionaries = {each.path_in_schema.split(".")[0] for each in chunks if each.has_dictionary_page}
+    assert dictionaries == {f"{name}_again" for name in columns} | {"few"}
 
 
 @pytest.mark.parametrize(("format_", "compression"), [each for each in WRAPPED if each[0] == "json"])

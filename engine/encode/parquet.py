@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
@@ -20,8 +21,12 @@ _MOST_BATCH_ROWS = 1024
 # A small object of a stream of many collections is made of many batches of few rows: putting them together takes
 # less than encoding them one by one.
 _SMALL_TABLE = 4 * 2**20
-# Values that hardly ever come twice: a dictionary of them is only built to be thrown away.
+# Values that hardly ever come twice: a dictionary of them takes time and makes the file larger.
 _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
+# Of other columns that is found out by the first rows: so many of them, or so many bytes, and no fewer values.
+# With so many different ones among them a column has some thousands in all, and a dictionary still pays.
+_LOOK_ROWS, _LOOK_BYTES, _LOOK_VALUES = 500, 2**20, 32
+_MOST_DIFFERENT = 0.9
 
 
 class ParquetFile:
@@ -44,25 +49,27 @@ class ParquetFile:
         if table.nbytes < _SMALL_TABLE:
             table = table.combine_chunks()
         if self._writer is None:
-            self._writer = self._open(table.nbytes // max(1, table.num_rows))
+            self._writer = self._open(table)
         self._writer.write_table(table, row_group_size=table.num_rows)
 
-    def _open(self, row_bytes: int) -> pq.ParquetWriter:
-        """The writer, for rows of about this size."""
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        """The writer, for rows like these first ones."""
         levels = self._config.compression in ("zstd", "gzip")
+        row_bytes = max(1, first.nbytes // max(1, first.num_rows))
+        looked_at = max(1, min(_LOOK_ROWS, _LOOK_BYTES // row_bytes))
         return pq.ParquetWriter(
             self._file,
             self._schema,
             compression=self._config.compression,
             compression_level=self._config.compression_level if levels else None,
-            use_dictionary=[name for name in _leaves(self._schema) if name not in _UNIQUE_COLUMNS],
+            use_dictionary=list(_repeating(first.slice(0, looked_at))),
             dictionary_pagesize_limit=_DICTIONARY_SIZE,
             write_statistics=True,
             write_page_index=True,
             write_page_checksum=True,
             data_page_version="2.0",
             data_page_size=_PAGE_BYTES,
-            write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // max(1, row_bytes))),
+            write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // row_bytes)),
         )
 
     def _completed(self, batch: pa.RecordBatch) -> pa.Table:
@@ -75,7 +82,7 @@ class ParquetFile:
 
     def close(self, metadata: Mapping[str, str]) -> None:
         """Write the footer, with these facts in it."""
-        writer = self._writer or self._open(0)
+        writer = self._writer or self._open(self._schema.empty_table())
         writer.add_key_value_metadata(dict(metadata))
         writer.close()
 
@@ -113,19 +120,23 @@ class _Counted:
         return False
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """The paths of all leaf columns, as Parquet names them."""
-    found: list[str] = []
+def _repeating(table: pa.Table) -> Iterator[str]:
+    """The paths of the leaf columns, as Parquet names them, whose values come again and again."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in _UNIQUE_COLUMNS:
+            continue
+        for path, leaf in _leaves(name, column.combine_chunks()):
+            values = leaf.slice(0, _LOOK_ROWS)
+            count = len(values) - values.null_count
+            if count < _LOOK_VALUES or pc.count_distinct(values).as_py() <= count * _MOST_DIFFERENT:
+                yield path
 
-    def walk(field: pa.Field, path: str) -> None:
-        if pa.types.is_struct(field.type):
-            for child in field.type:
-                walk(child, f"{path}.{child.name}")
-        elif pa.types.is_list(field.type):
-            walk(field.type.value_field.with_name("element"), f"{path}.list.element")
-        else:
-            found.append(path)
 
-    for field in schema:
-        walk(field, field.name)
-    return found
+def _leaves(path: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    if pa.types.is_struct(values.type):
+        for field, child in zip(values.type, values.flatten(), strict=True):
+            yield from _leaves(f"{path}.{field.name}", child)
+    elif pa.types.is_list(values.type):
+        yield from _leaves(f"{path}.list.element", values.flatten())
+    else:
+        yield path, values
