@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -32,17 +33,24 @@ FORMER = "_HEADRACE_FORMER_ENVIRONMENT"
 
 
 def start_template() -> None:
-    """Start the template, unless it runs; it loads while this process goes on."""
+    """Start the template, unless it runs; it loads while this process goes on.
+
+    SIGINT and SIGTERM are blocked in it and in its children: terminals and service managers send them to every
+    process, and what children do then is the supervisor's to say.
+    """
     forkserver.set_forkserver_preload(["engine.template"])
+    resource_tracker.ensure_running()  # by itself it would come between, and unblock them
     # It is to load what this process would, whatever lies in the working directory.
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is where we are
     changes = ALLOCATION | {name: value for name, value in os.environ.items() if name in ALLOCATION}
     changes |= {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     former = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes | {FORMER: json.dumps(former)})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         restore_environment()
 
 

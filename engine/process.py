@@ -1,8 +1,7 @@
 """Child processes: how they are started, and what happens first in each of them.
 
 Children are forked from a template (``forks``), never from this process. A child gets its settings and its end of
-a pipe as arguments, ignores the terminal's signals (the supervisor decides), and ends at once when its supervisor
-is gone.
+a pipe as arguments, and ends at once when its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -40,6 +40,7 @@ _M_MMAP_THRESHOLD = -3
 _WRITER_MMAP_THRESHOLD = 2 * 2**20
 # What multiprocessing says when it does not know the exit code.
 _UNKNOWN = 255
+_DEATH_S = 5.0
 log = logging.getLogger("headrace")
 
 
@@ -94,6 +95,7 @@ class ChildProcess:
         code = self.process.exitcode
         if code == _UNKNOWN:
             self._make_sure_of_its_end()
+            code = -signal.SIGKILL
         self._outbox.put(None)
         self._postman.join()
         self.connection.close()
@@ -105,7 +107,10 @@ class ChildProcess:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan = psutil.Process(self.process.pid)
             orphan.kill()
-            orphan.wait()
+            deadline = time.monotonic() + _DEATH_S
+            # Whoever inherits it may leave it a zombie.
+            while orphan.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.01)
 
 
 class _Fd:
@@ -124,8 +129,6 @@ def _detach(duplicate: Any) -> int:
 
 def _main(child: Child, settings: ChildSettings, connection: Connection, arena_fd: int, arena_size: int) -> None:
     """The first thing that runs in a child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
     configure_logging(settings.config, process=str(child))
     from engine.memory import Arena

@@ -199,6 +199,14 @@ def kill_all(pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def run_engine(config: EngineConfig, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Run an engine to its end."""
     return subprocess.run(

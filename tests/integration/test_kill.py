@@ -17,7 +17,16 @@ from pymongo import MongoClient
 from engine.failpoints import POINTS, VARIABLE
 from engine.local import LocalStack
 from tests.integration import workload
-from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, kill_all, operation_time
+from tests.integration.harness import (
+    Engine,
+    EngineConfig,
+    Lake,
+    PlainStream,
+    catch_up,
+    is_alive,
+    kill_all,
+    operation_time,
+)
 
 KILLS = 32
 COLLECTIONS = ["orders", "items"]
@@ -76,6 +85,28 @@ def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]],
     assert len(expected) > 1000
     assert set(kills) == {"tree", "supervisor", "template", "reader", "writer"}
     kill_all(orphans)
+
+
+def test_without_their_template_children_are_replaced(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
+) -> None:
+    """None of them is left to write beside its successor."""
+    lake = Lake(stack, config.name)
+    with Engine(config) as engine:
+        engine.wait_reading()
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        former = engine.pids("reader") + engine.pids("writer")
+        (template,) = engine.template()
+        kill_all([template])
+        engine.wait_for(
+            lambda status: sum(each["restarts"] and each["ready"] for each in status["processes"]) == len(former),
+            "new ones",
+        )
+        assert not any(map(is_alive, former))
+        assert engine.template() not in ([], [template])
+        assert engine.terminate() == 0
+    catch_up(config)
+    assert len(lake.check_no_token_twice()) == 100
 
 
 @pytest.mark.parametrize("point", POINTS)

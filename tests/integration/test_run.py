@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import psutil
 import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
 from engine.local import LocalStack, Mongo
-from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_engine
+from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_alive, run_engine
 
 Client = MongoClient[dict[str, Any]]
 
@@ -105,7 +104,7 @@ def test_a_signal_to_all_of_its_processes_ends_it_in_order(
         assert engine.end() == 0
         assert '"level":"warning"' not in engine.log()
     assert len(children) >= 3
-    assert not any(psutil.pid_exists(pid) for pid in children)
+    assert not any(map(is_alive, children))
     assert len(lake.rows()) == 500
 
 
