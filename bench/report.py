@@ -247,7 +247,8 @@ def _plots(name: str, found: Sequence[Result], directory: Path) -> list[str]:
             rates = {"raw drain": "drain", "watch()": "watch", "usual way": "usual", "Headrace": "engine"}
             throughput = {label: [each[f"{key}_per_s"] for each in found] for label, key in rates.items()}
             cpu = {label: [each[f"{key}_cpu_us"] for each in found] for label, key in rates.items()}
-            pss = {"PSS peak": [each["pss_peak"] / 2**20 for each in found]}
+            sizes = {"PSS peak": "pss_peak", "memory.limit": "memory_limit"}
+            pss = {label: [each[key] / 2**20 for each in found] for label, key in sizes.items()}
             return [
                 _bars(directory / "throughput.png", labels, throughput, "events per second", log=True),
                 _bars(directory / "cpu.png", labels, cpu, "CPU per event, microseconds", log=True),
@@ -273,12 +274,12 @@ def _bars(
     for number, (name, values) in enumerate(series.items()):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(labels))]
         axes.bar(places, values, width, label=name, color=_COLORS[number])
-    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
     axes.set_ylabel(unit)
     if log:
         axes.set_yscale("log")
-    if len(series) > 1:
-        axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     return path.name
 
