@@ -56,13 +56,17 @@ def start_template() -> None:
 
 @contextmanager
 def template() -> Iterator[None]:
-    """The template loads from the beginning on; at the end it is gone, as the children are."""
+    """The template loads from the beginning on; at the end it is gone, and all children with it."""
     start_template()
     try:
         yield
     finally:
-        # CPython has no public way. Without it the template would notice by itself, a moment later.
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        for child in multiprocessing.active_children():  # none, unless it ends by an exception
+            child.kill()
+        # Interrupted in the midst of a start there may be a child that nobody knows: it and the template end a
+        # moment after this process. Else they can be waited for; CPython has no public way.
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:

@@ -151,8 +151,12 @@ class Engine:
 
     def kill_tree(self) -> None:
         """SIGKILL everything at once."""
-        kill_all([self.process.pid, *(child.pid for child in self._children())])
+        kill_all([self.process.pid, *self.children()])
         self.process.wait()
+
+    def children(self) -> list[int]:
+        """The pids of all processes below the supervisor."""
+        return [child.pid for child in self._children()]
 
     def _children(self) -> list[psutil.Process]:
         try:
@@ -162,7 +166,7 @@ class Engine:
 
     def kill_supervisor(self) -> list[int]:
         """SIGKILL the supervisor alone; the children that it leaves."""
-        children = [child.pid for child in self._children()]
+        children = self.children()
         kill_all([self.process.pid])
         self.process.wait()
         return children

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,25 @@ def test_a_signal_to_all_of_its_processes_ends_it_in_order(
     assert len(children) >= 3
     assert not any(map(is_alive, children))
     assert len(lake.rows()) == 500
+
+
+@pytest.mark.parametrize("command", ["run", "backfill"])
+def test_interrupted_while_it_starts_it_leaves_nobody(
+    mongo: Client, config: EngineConfig, command: str, tmp_path: Path
+) -> None:
+    mongo[config.name].orders.insert_one({"n": 1})
+    for delay_s in (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2):
+        config.set("state", url=f"sqlite:///{tmp_path}/{delay_s}.db")
+        with Engine(config, command=command) as engine:
+            time.sleep(delay_s)
+            children = engine.children()
+            with suppress(ProcessLookupError):
+                os.killpg(engine.process.pid, signal.SIGINT)
+            engine.end(20)
+        deadline = time.monotonic() + 10
+        while any(map(is_alive, children)):
+            assert time.monotonic() < deadline, "some are left"
+            time.sleep(0.05)
 
 
 def test_the_start_is_kept_although_nothing_has_happened_yet(
