@@ -63,7 +63,7 @@ def _stream(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for name in options.each(_STREAMS):
             workload, _, plain = name.partition("-")
-            events = max(1, int(options.events * _EVENTS.get(workload, 1.0)))
+            events = _scaled(options.events, workload)
             baselines = ("drain", "watch", "usual") if name == "orders" else ("drain", "watch")
             case = Case(workload, events, options.rounds, options.memory, lookup=not plain, baselines=baselines)
             yield measure_stream(stack, uri, case, options.tell)
@@ -106,11 +106,11 @@ def _backfill(options: Options) -> Iterator[Struct]:
 
 
 def _encode(options: Options) -> Iterator[Struct]:
-    return parts.encode(options.workload, options.events, options.rounds)
+    return parts.encode(options.workload, _scaled(options.events, options.workload), options.rounds)
 
 
 def _slab(options: Options) -> Iterator[Struct]:
-    return parts.slab(options.workload, options.events, options.rounds)
+    return parts.slab(options.workload, _scaled(options.events, options.workload), options.rounds)
 
 
 def _upload(options: Options) -> Iterator[Struct]:
@@ -155,12 +155,18 @@ def _startup(options: Options) -> Iterator[Struct]:
 def _memory(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for workload in options.each(tuple(WORKLOADS)):
-            events = max(1, int(options.events * _EVENTS.get(workload, 1.0)))
+            events = _scaled(options.events, workload)
             yield live.memory(stack, uri, workload, events, options.memory)
 
 
 # Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
 _EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.4, "wide": 0.4, "fat": 0.03}
+
+
+def _scaled(events: int, workload: str) -> int:
+    return max(1, int(events * _EVENTS.get(workload, 1.0)))
+
+
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # The server scans its log once for each stream: with it on the same two cores, a second one costs more than it
 # brings.
@@ -197,8 +203,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": Benchmark(
         "the size of the process tree over time, beside memory.limit", _memory, events=200_000, workload="all"
     ),
-    "encode": Benchmark("record batches to files: formats and compressions", _encode, events=100_000),
-    "slab": Benchmark("record batches through shared memory", _slab, events=100_000),
+    "encode": Benchmark("record batches to files: formats and compressions", _encode, events=25_000),
+    "slab": Benchmark("record batches through shared memory", _slab, events=25_000),
     "upload": Benchmark("objects to S3 in two phases", _upload, events=0),
     "state": Benchmark("intents and commits to the state store", _state, events=300),
 }
