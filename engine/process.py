@@ -109,7 +109,11 @@ class ChildProcess:
             orphan.kill()
             deadline = time.monotonic() + _DEATH_S
             # Whoever inherits it may leave it a zombie.
-            while orphan.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            while orphan.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    fields = {"pid": orphan.pid, "waited_s": _DEATH_S}
+                    log.error("a killed process does not end", extra={"fields": fields})
+                    break
                 time.sleep(0.01)
 
 

@@ -263,9 +263,7 @@ class Supervisor:
                     if child in self._children:
                         self._children[child].send(message)
                 case Spawn(child):
-                    self._children[child] = ChildProcess(
-                        child, self._child_settings, self._arena.fd, self._arena.size
-                    )
+                    self._spawn(child)
                 case Kill(child):
                     self._children[child].kill()
                 case Acquire() | Renew() | Release() | Write() | GrowSchema():
@@ -275,6 +273,16 @@ class Supervisor:
                     log.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": fields})
                 case Exit():
                     self._exit = action
+
+    def _spawn(self, child: Child) -> None:
+        """Start a child; where that fails it is one that has died, and is tried again as such."""
+        try:
+            settings, arena = self._child_settings, self._arena
+            self._children[child] = ChildProcess(child, settings, arena.fd, arena.size)
+            return
+        except (EOFError, OSError) as error:  # what it is forked from died meanwhile, or the system has no more
+            log.warning("process not started", extra={"fields": {"child": str(child), "cause": repr(error)}})
+        self._perform(self._coordinator.child_exited(child, None, time.monotonic()))
 
     def _end_children(self) -> None:
         """Children that were told to stop get some time for it; nobody outlives the supervisor."""

@@ -96,7 +96,11 @@ class Children:
             self._lives[child].failures.succeeded()
 
     def exited(self, child: Child, code: int | None, now: float) -> list[Action]:
-        """The process is gone, and will be started again after a delay, unless that has been tried too often."""
+        """The process is gone, and will be started again after a delay, unless that has been tried too often.
+
+        Args:
+            code: its exit code; None when it could not be started.
+        """
         life = self._lives[child]
         life.alive = life.ready = False
         life.deaths += 1
@@ -104,7 +108,7 @@ class Children:
         life.cpu_s = 0.0
         if life.ended:
             return []
-        ended = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        ended = "a failed start" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
         if not life.failures.failed(now):
             cause = f"{life.failures.count} times in a row, at last by {ended}"
             remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."

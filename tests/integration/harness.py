@@ -146,8 +146,12 @@ class Engine:
 
     def template(self) -> list[int]:
         """The pid of the process that children are forked from."""
-        children = [each for each in self._children() if each.ppid() == self.process.pid]
-        return [each.pid for each in children if "multiprocessing.forkserver" in " ".join(each.cmdline())]
+        found = []
+        for each in self._children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if each.ppid() == self.process.pid and "multiprocessing.forkserver" in " ".join(each.cmdline()):
+                    found.append(each.pid)
+        return found
 
     def kill_tree(self) -> None:
         """SIGKILL everything at once."""

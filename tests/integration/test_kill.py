@@ -109,6 +109,23 @@ def test_without_their_template_children_are_replaced(
     assert len(lake.check_no_token_twice()) == 100
 
 
+def test_a_template_that_dies_while_it_loads_is_replaced(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
+) -> None:
+    with Engine(config) as engine:
+        engine.wait_reading()
+        killed: list[int] = []
+        while len(killed) < 4:
+            assert engine.process.poll() is None, engine.log_tail()
+            fresh = [pid for pid in engine.template() if pid not in killed]
+            kill_all(fresh)
+            killed += fresh
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 100, "all")
+        assert engine.terminate() == 0
+    assert len(Lake(stack, config.name).check_no_token_twice()) == 100
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_failpoint(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, point: str
