@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import psutil
 from msgspec import Struct
+
+from engine.supervisor import proportional_size
 
 # What is built or installed to be measured beside the engine, once for all runs.
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"
@@ -78,9 +79,8 @@ def tree_size(root: psutil.Process) -> tuple[int, int]:
     except psutil.NoSuchProcess:
         return 0, 0
     for process in tree:
-        with suppress(psutil.NoSuchProcess):  # it has just ended
-            total += process.memory_full_info().pss
-            count += 1
+        size = proportional_size(process)
+        total, count = total + size, count + bool(size)
     return total, count
 
 

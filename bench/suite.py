@@ -59,6 +59,10 @@ def _servers(options: Options) -> Iterator[tuple[LocalStack, str]]:
         yield stack, options.uri or (stack.mongo.uri if stack.mongo else "")
 
 
+def _scaled(events: int, workload: str) -> int:
+    return max(1, int(events * _EVENTS.get(workload, 1.0)))
+
+
 def _stream(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for name in options.each(_STREAMS):
@@ -161,12 +165,6 @@ def _memory(options: Options) -> Iterator[Struct]:
 
 # Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
 _EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.4, "wide": 0.4, "fat": 0.03}
-
-
-def _scaled(events: int, workload: str) -> int:
-    return max(1, int(events * _EVENTS.get(workload, 1.0)))
-
-
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # The server scans its log once for each stream: with it on the same two cores, a second one costs more than it
 # brings.

@@ -139,9 +139,8 @@ class RedisStore:
 
         def act(client: redis.Redis) -> Any:
             with client.pipeline(transaction=False) as batch:
-                for (
-                    stream
-                ) in streams:  # each by a command of its own: a cluster refuses keys of several slots in one
+                # Each by a command of its own: a cluster refuses keys of several slots in one.
+                for stream in streams:
                     batch.delete(*self._keys(stream))
                 batch.srem(f"{self._prefix}:streams", *streams)
                 return batch.execute()
