@@ -7,7 +7,9 @@
 - ``usual``: that loop, ``Table.from_pylist``, ``write_table`` and s3fs.
 - ``engine``: ``python -m engine --until-caught-up``, to Parquet on S3, its start and end included.
 
-All read the same events from the same time on, one after the other, several rounds.
+All read the same events from the same time on, one after the other, several rounds; the loops, being slow, end
+after the first quarter. Cases that are measured by turns have new events in each round, so that no stream has to
+look at those of another case.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from engine.config import Size
 from engine.config.quantities import decode_quantity
 from engine.local import LocalStack
 
+# Much slower than the rest, and steady: a quarter of the events tells their rate.
+_LOOPS = ("watch", "usual")
+
 
 class StreamResult(Struct):
     """Medians over the rounds; rates per second, CPU in microseconds per event, sizes in bytes.
@@ -44,7 +49,7 @@ class StreamResult(Struct):
         drain_server_us, engine_server_us: CPU that mongod takes per event meanwhile; 0 for a server of the user's.
         processes: most processes of the engine at one time.
         exact: every event landed once, by a count of its tokens.
-        hash: of the tokens and rows that landed; the same for every round.
+        hash: of the tokens and rows that landed; the same for every round on the same events.
     """
 
     workload: str
@@ -108,33 +113,130 @@ class _Landed(Struct):
 
 def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> StreamResult:
     """Make the events once, then read them in rounds."""
-    tag = uuid4().hex[:8]
-    start = make_events(uri, tag, case, tell)
-    costs: dict[str, list[Cost]] = {name: [] for name in (*case.baselines, "engine")}
-    server = stack.mongo.members[0].pid if stack.mongo else None
-    reading: list[float] = []
-    lookup = "lookup" if case.lookup else "plain"
-    for number in range(case.rounds):
-        for name in case.baselines:
-            usual = [f"{stack.bucket}/usual-{tag}-{number}", json.dumps(_s3_options(stack))]
-            more = {"usual": usual, "drains": [str(case.split)]}.get(name, [])
-            arguments = [name, uri, tag, start, str(case.events), lookup, *more]
-            costs[name].append(run(python("-m", "bench.baselines", *arguments), server=server))
-            tell(f"round {number + 1}: {name:6} {case.events / costs[name][-1].seconds:9,.0f}/s")
+    rounds = _Rounds(stack, uri, case, tell)
+    database = uuid4().hex[:8]
+    start = make_events(uri, database, case, tell)
+    for _ in range(case.rounds):
+        rounds.run(database, start)
+    return rounds.result()
+
+
+def measure_by_turns(
+    stack: LocalStack, uri: str, cases: Sequence[Case], tell: Callable[[str], None]
+) -> list[StreamResult]:
+    """One round of each case after the other, as many times as they have rounds: what drifts, drifts for all."""
+    turns = [_Rounds(stack, uri, case, tell) for case in cases]
+    for _ in range(max(case.rounds for case in cases)):
+        for rounds in turns:
+            database = uuid4().hex[:8]
+            rounds.run(database, make_events(uri, database, rounds.case, tell))
+            with MongoClient[dict[str, Any]](uri) as client:
+                client.drop_database(database)
+    return [rounds.result() for rounds in turns]
+
+
+class _Rounds:
+    """The rounds of one case: runs them, then sums them up.
+
+    State: what each run took, how long the engine read, and where it wrote.
+    """
+
+    def __init__(self, stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> None:
+        self.case = case
+        self._stack = stack
+        self._uri = uri
+        self._tell = tell
+        self._server = stack.mongo.members[0].pid if stack.mongo else None
+        self._costs: dict[str, list[Cost]] = {name: [] for name in (*case.baselines, "engine")}
+        self._reading: list[float] = []
+        self._prefixes: list[str] = []
+        self._databases: set[str] = set()
+
+    def run(self, database: str, start: str) -> None:
+        """The baselines, then the engine, on the events of this database from that time on."""
+        number = len(self._prefixes) + 1
+        prefix = f"{database}-{number}"
+        for name in self.case.baselines:
+            cost = self._baseline(name, database, start, prefix)
+            self._tell(f"round {number}: {name:6} {self._events(name) / cost.seconds:9,.0f}/s")
+        cost = self._engine(database, start, prefix)
+        self._tell(
+            f"round {number}: engine {self.case.events / cost.seconds:9,.0f}/s"
+            f"  {cost.cpu_s / self.case.events * 1e6:.1f} us  {cost.pss_peak / 2**20:.0f} MiB"
+        )
+        self._prefixes.append(prefix)
+        self._databases.add(database)
+
+    def _events(self, name: str) -> int:
+        return max(1, self.case.events // 4) if name in _LOOPS else self.case.events
+
+    def _baseline(self, name: str, database: str, start: str, prefix: str) -> Cost:
+        usual = [f"{self._stack.bucket}/usual-{prefix}", json.dumps(_s3_options(self._stack))]
+        more = {"usual": usual, "drains": [str(self.case.split)]}.get(name, [])
+        lookup = "lookup" if self.case.lookup else "plain"
+        arguments = [name, self._uri, database, start, str(self._events(name)), lookup, *more]
+        self._costs[name].append(run(python("-m", "bench.baselines", *arguments), server=self._server))
+        return self._costs[name][-1]
+
+    def _engine(self, database: str, start: str, prefix: str) -> Cost:
         with tempfile.TemporaryDirectory() as directory:
             log = Path(directory) / "engine.log"
             path = Path(directory) / "engine.toml"
-            path.write_text(config_toml(stack, uri, tag, case, f"{tag}-{number}", start))
-            arguments = python("-m", "engine", "--config", str(path), "--until-caught-up")
-            costs["engine"].append(run(arguments, log=str(log), server=server))
-            reading.append(_reading_seconds(log))
-        cost = costs["engine"][-1]
-        tell(
-            f"round {number + 1}: engine {case.events / cost.seconds:9,.0f}/s"
-            f"  {cost.cpu_s / case.events * 1e6:.1f} us  {cost.pss_peak / 2**20:.0f} MiB"
+            path.write_text(config_toml(self._stack, self._uri, database, self.case, prefix, start))
+            command = python("-m", "engine", "--config", str(path), "--until-caught-up")
+            self._costs["engine"].append(run(command, log=str(log), server=self._server))
+            self._reading.append(_reading_seconds(log))
+        return self._costs["engine"][-1]
+
+    def result(self) -> StreamResult:
+        """Medians over the rounds, and whether all that landed is right."""
+        case, costs = self.case, self._costs
+        events = case.events
+        landed = [landed_in(self._stack, prefix) for prefix in self._prefixes]
+        counted = all(each.events == each.tokens == events for each in landed)
+        alike = len({each.hash for each in landed}) == len(self._databases)
+        rates = {name: self._events(name) / median(cost.seconds for cost in each) for name, each in costs.items()}
+        cpu_us = {
+            name: median(cost.cpu_s for cost in each) / self._events(name) * 1e6 for name, each in costs.items()
+        }
+        server_us = {
+            name: median(cost.server_cpu_s for cost in each) / self._events(name) * 1e6
+            for name, each in costs.items()
+        }
+        drain = rates.get("drain", 0.0)
+        watch_cpu_us = cpu_us.get("watch", 0.0)
+        reading_per_s = events / median(self._reading)
+        times = [cost.seconds for cost in costs["engine"]]
+        return StreamResult(
+            workload=case.workload if case.lookup or case.workload != "updates" else "updates, no lookup",
+            events=events,
+            rounds=case.rounds,
+            split=case.split,
+            collections=case.collections,
+            drain_per_s=drain,
+            drains_per_s=rates.get("drains", 0.0),
+            watch_per_s=rates.get("watch", 0.0),
+            usual_per_s=rates.get("usual", 0.0),
+            engine_per_s=rates["engine"],
+            reading_per_s=reading_per_s,
+            of_drain=rates["engine"] / drain if drain else 0.0,
+            reading_of_drain=reading_per_s / drain if drain else 0.0,
+            cpu_of_watch=cpu_us["engine"] / watch_cpu_us if watch_cpu_us else 0.0,
+            drain_cpu_us=cpu_us.get("drain", 0.0),
+            watch_cpu_us=watch_cpu_us,
+            usual_cpu_us=cpu_us.get("usual", 0.0),
+            engine_cpu_us=cpu_us["engine"],
+            drain_server_us=server_us.get("drain", 0.0),
+            engine_server_us=server_us["engine"],
+            spread=max(times) / min(times),
+            pss_peak=max(cost.pss_peak for cost in costs["engine"]),
+            memory_limit=int(decode_quantity(Size, case.memory)),
+            processes=max(cost.processes for cost in costs["engine"]),
+            bytes_per_event=landed[-1].size / events,
+            objects=landed[-1].objects,
+            exact=counted and alike,
+            hash=landed[-1].hash,
         )
-    landed = [landed_in(stack, f"{tag}-{number}") for number in range(case.rounds)]
-    return _result(case, costs, reading, landed)
 
 
 def make_events(uri: str, database: str, case: Case, tell: Callable[[str], None]) -> str:
@@ -148,49 +250,6 @@ def make_events(uri: str, database: str, case: Case, tell: Callable[[str], None]
         else:
             insert(collections, case.workload, case.events)
         return f"{stamp.time},{stamp.inc + 1}"
-
-
-def _result(
-    case: Case, costs: dict[str, list[Cost]], reading: Sequence[float], landed: Sequence[_Landed]
-) -> StreamResult:
-    events = case.events
-    seconds = {name: median(cost.seconds for cost in each) for name, each in costs.items()}
-    cpu_us = {name: median(cost.cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
-    rates = {name: events / each for name, each in seconds.items()}
-    server_us = {name: median(cost.server_cpu_s for cost in each) / events * 1e6 for name, each in costs.items()}
-    drain = rates.get("drain", 0.0)
-    watch_cpu_us = cpu_us.get("watch", 0.0)
-    times = [cost.seconds for cost in costs["engine"]]
-    return StreamResult(
-        workload=case.workload if case.lookup or case.workload != "updates" else "updates, no lookup",
-        events=events,
-        rounds=case.rounds,
-        split=case.split,
-        collections=case.collections,
-        drain_per_s=drain,
-        drains_per_s=rates.get("drains", 0.0),
-        watch_per_s=rates.get("watch", 0.0),
-        usual_per_s=rates.get("usual", 0.0),
-        engine_per_s=rates["engine"],
-        reading_per_s=events / median(reading),
-        of_drain=rates["engine"] / drain if drain else 0.0,
-        reading_of_drain=events / median(reading) / drain if drain else 0.0,
-        cpu_of_watch=cpu_us["engine"] / watch_cpu_us if watch_cpu_us else 0.0,
-        drain_cpu_us=cpu_us.get("drain", 0.0),
-        watch_cpu_us=watch_cpu_us,
-        usual_cpu_us=cpu_us.get("usual", 0.0),
-        engine_cpu_us=cpu_us["engine"],
-        drain_server_us=server_us.get("drain", 0.0),
-        engine_server_us=server_us["engine"],
-        spread=max(times) / min(times),
-        pss_peak=max(cost.pss_peak for cost in costs["engine"]),
-        memory_limit=int(decode_quantity(Size, case.memory)),
-        processes=max(cost.processes for cost in costs["engine"]),
-        bytes_per_event=landed[-1].size / events,
-        objects=landed[-1].objects,
-        exact=all(each.events == each.tokens == events for each in landed) and len({e.hash for e in landed}) == 1,
-        hash=landed[-1].hash,
-    )
 
 
 def config_toml(

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from bench import decode, live, parts, peer
 from bench.backfill import measure_backfill
-from bench.stream import Case, measure_stream
+from bench.stream import Case, measure_by_turns, measure_stream
 from bench.workloads import WORKLOADS
 from engine.local import LocalStack
 
@@ -89,8 +89,8 @@ def _split(options: Options) -> Iterator[Struct]:
 
 def _collections(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
-        for collections in (1, 4, 20, 100):
-            case = Case(
+        cases = [
+            Case(
                 options.workload,
                 options.events,
                 options.rounds,
@@ -99,7 +99,9 @@ def _collections(options: Options) -> Iterator[Struct]:
                 readers=_READERS,
                 baselines=(),
             )
-            yield measure_stream(stack, uri, case, options.tell)
+            for collections in (1, 4, 20, 100)
+        ]
+        yield from measure_by_turns(stack, uri, cases, options.tell)
 
 
 def _backfill(options: Options) -> Iterator[Struct]:
@@ -164,7 +166,7 @@ def _memory(options: Options) -> Iterator[Struct]:
 
 
 # Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
-_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.4, "wide": 0.4, "fat": 0.03}
+_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.5, "wide": 0.5, "fat": 0.02}
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # The server scans its log once for each stream: with it on the same two cores, a second one costs more than it
 # brings.
@@ -184,12 +186,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "stream": Benchmark(
         "a change stream end to end, beside its raw drain, a watch() loop, and the usual Python way",
         _stream,
-        events=500_000,
+        events=1_000_000,
         workload="all",
         workloads=_STREAMS,
     ),
     "split": Benchmark("one hot collection through one and through two change streams", _split, events=500_000),
-    "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=1_000_000, rounds=1),
+    "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=2_000_000),
     "backfill": Benchmark(
         "a whole collection, beside raw scans, pymongoarrow, mongodump and mongoexport",
         _backfill,
@@ -199,7 +201,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),
     "memory": Benchmark(
-        "the size of the process tree over time, beside memory.limit", _memory, events=200_000, workload="all"
+        "the size of the process tree over time, beside memory.limit", _memory, events=300_000, workload="all"
     ),
     "encode": Benchmark("record batches to files: formats and compressions", _encode, events=25_000),
     "slab": Benchmark("record batches through shared memory", _slab, events=25_000),

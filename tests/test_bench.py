@@ -9,7 +9,7 @@ import pytest
 
 from bench import decode, live, parts, report, results
 from bench.backfill import measure_backfill
-from bench.stream import Case, measure_stream
+from bench.stream import Case, measure_by_turns, measure_stream
 from bench.suite import BENCHMARKS
 from bench.workloads import WORKLOADS, documents
 from engine.local import LocalStack
@@ -70,9 +70,8 @@ def test_memory(stack: LocalStack, uri: str) -> None:
         Case("updates", 2000, 1, baselines=("drain", "watch")),
         Case("updates", 2000, 1, lookup=False, baselines=("drain",)),
         Case(events=4000, rounds=1, memory="1GiB", split=2, baselines=()),
-        Case(events=20_000, rounds=1, memory="1GiB", collections=4, readers=2, baselines=()),
     ],
-    ids=["orders", "updates", "updates-plain", "split", "collections"],
+    ids=["orders", "updates", "updates-plain", "split"],
 )
 def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
     found = measure_stream(stack, uri, case, lambda _: None)
@@ -80,6 +79,17 @@ def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
     assert found.engine_per_s > 0
     assert (found.drain_per_s > 0) == ("drain" in case.baselines)
     assert found.processes >= 3
+
+
+def test_collections_by_turns(stack: LocalStack, uri: str) -> None:
+    cases = [
+        Case(events=10_000, rounds=2, memory="1GiB", collections=collections, readers=1, baselines=())
+        for collections in (1, 4)
+    ]
+    found = measure_by_turns(stack, uri, cases, lambda _: None)
+    assert [each.collections for each in found] == [1, 4]
+    assert all(each.exact for each in found)
+    assert {each.rounds for each in found} == {2}
 
 
 def test_backfill(stack: LocalStack, uri: str) -> None:
