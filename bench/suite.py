@@ -190,7 +190,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         workload="all",
         workloads=_STREAMS,
     ),
-    "split": Benchmark("one hot collection through one and through two change streams", _split, events=500_000),
+    "split": Benchmark("one hot collection through one and through two change streams", _split, events=1_000_000),
     "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=2_000_000),
     "backfill": Benchmark(
         "a whole collection, beside raw scans, pymongoarrow, mongodump and mongoexport",
