@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ settings.register_profile("repeatable", derandomize=not os.environ.get("EXPLORE"
 settings.load_profile("repeatable")
 
 _numbers = itertools.count()
+
+# A shell's background jobs ignore SIGINT, and so would the engines that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

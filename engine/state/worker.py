@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import msgspec
 
@@ -77,17 +78,17 @@ class StateWorker:
         return not self._thread.is_alive() and not self._failed
 
     def _run(self) -> None:
-        while (operation := self._queue.get()) is not None:
-            try:
-                self._with_retries(operation)
-            except HeadraceError as error:
-                self._fail(error)
-                return
-            except Exception as error:
-                log.exception("the state thread failed")
-                self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
-                return
-        self._store.close()
+        with closing(self._store):
+            while (operation := self._queue.get()) is not None:
+                try:
+                    self._with_retries(operation)
+                except HeadraceError as error:
+                    self._fail(error)
+                    return
+                except Exception as error:
+                    log.exception("the state thread failed")
+                    self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
+                    return
 
     def _fail(self, error: HeadraceError) -> None:
         self._failed = True
