@@ -166,7 +166,7 @@ def _memory(options: Options) -> Iterator[Struct]:
 
 
 # Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
-_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.5, "wide": 0.5, "fat": 0.02}
+_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.5, "wide": 0.5, "updates": 0.5, "fat": 0.02}
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # The server scans its log once for each stream: with it on the same two cores, a second one costs more than it
 # brings.
