@@ -124,10 +124,12 @@ def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str]
 def measure_by_turns(
     stack: LocalStack, uri: str, cases: Sequence[Case], tell: Callable[[str], None]
 ) -> list[StreamResult]:
-    """One round of each case after the other, as many times as they have rounds: what drifts, drifts for all."""
+    """One round of each case after the other, until each has had its rounds: what drifts, drifts for all."""
     turns = [_Rounds(stack, uri, case, tell) for case in cases]
-    for _ in range(max(case.rounds for case in cases)):
+    for number in range(max(case.rounds for case in cases)):
         for rounds in turns:
+            if number >= rounds.case.rounds:
+                continue
             database = uuid4().hex[:8]
             rounds.run(database, make_events(uri, database, rounds.case, tell))
             with MongoClient[dict[str, Any]](uri) as client:
@@ -195,14 +197,16 @@ class _Rounds:
         landed = [landed_in(self._stack, prefix) for prefix in self._prefixes]
         counted = all(each.events == each.tokens == events for each in landed)
         alike = len({each.hash for each in landed}) == len(self._databases)
-        rates = {name: self._events(name) / median(cost.seconds for cost in each) for name, each in costs.items()}
-        cpu_us = {
-            name: median(cost.cpu_s for cost in each) / self._events(name) * 1e6 for name, each in costs.items()
-        }
-        server_us = {
-            name: median(cost.server_cpu_s for cost in each) / self._events(name) * 1e6
-            for name, each in costs.items()
-        }
+
+        def per_event(what: str) -> dict[str, float]:
+            return {
+                name: median(getattr(cost, what) for cost in each) / self._events(name)
+                for name, each in costs.items()
+            }
+
+        rates = {name: 1 / each for name, each in per_event("seconds").items()}
+        cpu_us = {name: each * 1e6 for name, each in per_event("cpu_s").items()}
+        server_us = {name: each * 1e6 for name, each in per_event("server_cpu_s").items()}
         drain = rates.get("drain", 0.0)
         watch_cpu_us = cpu_us.get("watch", 0.0)
         reading_per_s = events / median(self._reading)
@@ -210,7 +214,7 @@ class _Rounds:
         return StreamResult(
             workload=case.workload if case.lookup or case.workload != "updates" else "updates, no lookup",
             events=events,
-            rounds=case.rounds,
+            rounds=len(self._prefixes),
             split=case.split,
             collections=case.collections,
             drain_per_s=drain,

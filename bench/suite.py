@@ -59,7 +59,7 @@ def _servers(options: Options) -> Iterator[tuple[LocalStack, str]]:
         yield stack, options.uri or (stack.mongo.uri if stack.mongo else "")
 
 
-def _scaled(events: int, workload: str) -> int:
+def _scaled(events: float, workload: str) -> int:
     return max(1, int(events * _EVENTS.get(workload, 1.0)))
 
 
@@ -107,7 +107,7 @@ def _collections(options: Options) -> Iterator[Struct]:
 def _backfill(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for workload in options.each(tuple(WORKLOADS)):
-            count = max(1, int(options.events * _EVENTS.get(workload, 1.0) / _EVENTS["orders"]))
+            count = _scaled(options.events / _EVENTS["orders"], workload)
             yield measure_backfill(stack, uri, workload, count, options.rounds, _MORE_MEMORY, options.tell)
 
 

@@ -70,8 +70,9 @@ def test_memory(stack: LocalStack, uri: str) -> None:
         Case("updates", 2000, 1, baselines=("drain", "watch")),
         Case("updates", 2000, 1, lookup=False, baselines=("drain",)),
         Case(events=4000, rounds=1, memory="1GiB", split=2, baselines=()),
+        Case(events=20_000, rounds=1, memory="1GiB", collections=4, readers=2, baselines=()),
     ],
-    ids=["orders", "updates", "updates-plain", "split"],
+    ids=["orders", "updates", "updates-plain", "split", "collections"],
 )
 def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
     found = measure_stream(stack, uri, case, lambda _: None)
