@@ -41,7 +41,7 @@ from engine.core.actions import (
 )
 from engine.core.budget import divide
 from engine.core.coordinator import Coordinator
-from engine.core.position import split_time
+from engine.core.position import split_time, token_data
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings, Stream
 from engine.errors import EngineEnded, FatalError, url_without_password
@@ -344,7 +344,7 @@ def _stream_status(stream: Stream) -> StreamStatus:
         stream=stream.name,
         status=stream.status,
         reading=stream.reading,
-        committed_token=at.token if at else "",
+        committed_token=token_data(at.token) if at else "",
         committed_cluster_time=at.time if at else 0,
         committed_seq=stream.ledger.committed_seq,
         lag_s=round(max(0.0, time.time() - split_time(at.time)[0]), 1) if at and at.time else 0.0,

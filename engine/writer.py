@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from engine.config.tree import Config
 from engine.core import messages as msg
-from engine.core.naming import object_key, partition_of_seconds
-from engine.core.position import split_time, token_time
+from engine.core.naming import is_split, object_key, partition_of_seconds
+from engine.core.position import split_time, token_document, token_time
 from engine.core.schema import CollectionSchema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.errors import HeadraceError
@@ -134,12 +134,16 @@ class SegmentBuild:
         facts = {
             "headrace.stream": self._stream,
             "headrace.seq": str(self._seq),
-            "headrace.first_token": intent.first_token,
-            "headrace.last_token": intent.end.token,
+            "headrace.first_token": self._footer_token(intent.first_token),
+            "headrace.last_token": self._footer_token(intent.end.token),
             "headrace.version": version,
         }
         for build in self.objects.values():
             build.seal(facts)
+
+    def _footer_token(self, token: str) -> str:
+        """A whole resume token as the digits of its BSON; a split's place as it is."""
+        return token_document(token).hex() if token and not is_split(self._stream) else token
 
     def discard(self) -> None:
         """Leave nothing behind."""

@@ -70,7 +70,7 @@ from engine.core.messages import (
     Unassign,
     WriterReady,
 )
-from engine.core.position import Position
+from engine.core.position import Position, token_data
 from engine.core.records import StreamRecord
 from engine.core.restarts import Failures
 from engine.core.schema import CollectionSchema
@@ -593,7 +593,7 @@ class Coordinator:
         at = ledger.committed
         fields = {"stream": stream.name, "next_seq": assign.next_seq or "", "replay": len(replay)}
         if not stream.spec.is_split:
-            fields["from"] = stream.start_at if at is None else at.token or at.time
+            fields["from"] = stream.start_at if at is None else token_data(at.token) or at.time
         if former:
             fields["selection"] = "former, to finish its segments"
         return [*actions, Log(stream.log_level, "stream assigned", fields), Send(reader, assign)]

@@ -137,7 +137,7 @@ class Envelopes:
             token_shaped[slice(None) if data.rows is None else data.rows] = True
         for name, kinds in level.columns.items():
             for kind, other in kinds.items():
-                if (name, kind) != (b"_data", raw.STRING):
+                if (name, kind) not in ((b"_data", raw.STRING), (b"_typeBits", raw.BINARY)):
                     token_shaped[slice(None) if other.rows is None else other.rows] = False
         rows = np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
         self._odd(rows[~token_shaped[rows]])

@@ -276,8 +276,8 @@ def envelope(event: Event) -> dict[str, Any]:
         match name, value.kind:
             case "operationType", raw.STRING:
                 found["_cdc_op"] = value.text()
-            case "_id", raw.DOCUMENT if (token := _token(value)) is not None:
-                found["_cdc_token"] = token
+            case "_id", raw.DOCUMENT:
+                found["_cdc_token"] = _token(value)
             case "clusterTime", raw.TIMESTAMP:
                 found["_cdc_cluster_time"] = int.from_bytes(value.data[value.at + 4 : value.stop], "little") * 1000
             case "wallTime", raw.DATE:
@@ -300,10 +300,13 @@ def envelope(event: Event) -> dict[str, Any]:
     return found
 
 
-def _token(value: Value) -> str | None:
-    """The resume token in ``_id``, which is a document that has nothing but a string in ``_data``."""
-    fields = value.fields()
-    return fields["_data"].text() if fields is not None and fields.keys() == {"_data"} else None
+def _token(value: Value) -> str:
+    """The resume token in ``_id``: its ``_data``, or the digits of the whole BSON where it is of another shape."""
+    fields = value.fields() or {}
+    kinds = {name: field.kind for name, field in fields.items()}
+    known = kinds in ({"_data": raw.STRING}, {"_data": raw.STRING, "_typeBits": raw.BINARY})
+    text = fields["_data"].text() if known else None
+    return value.data[value.at : value.stop].hex() if text is None else text
 
 
 def object_json(members: Mapping[str, str]) -> str:

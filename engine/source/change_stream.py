@@ -5,18 +5,25 @@ events are skipped, because they were taken under another selection. Owner: the 
 
 The rules for resuming are those of the change streams specification
 (https://github.com/mongodb/specifications, source/change-streams).
+
+A server does not find every token that was its own: not the last fragment's of a split event whose document has
+shrunk or gone since, and no token whose type bits were not kept (records of former versions of this engine). The
+stream then starts at the token's cluster time, and what lies up to the token is skipped by the order of tokens.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from bson import json_util
+from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
+from msgspec.structs import replace
 from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
-from engine.core.position import Position, split_time
+from engine.core.position import Position, is_behind, split_time, token_document
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import Client, Members, translate
@@ -26,7 +33,12 @@ AWAIT_MS = 1000
 AWAIT_END_MS = 100
 SERVER_REPLY_SIZE = 16 * 2**20
 _UNRECOGNIZED_STAGE = 40324
+# InvalidResumeToken, ChangeStreamFatalError; and what a server says that cannot read the KeyString in a token.
+_TOKEN_REFUSED = {260, 280}
+_KEY_STRING_ERRORS = range(50790, 50900)
 _FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
+
+log = logging.getLogger("headrace")
 
 
 class ChangeStream:
@@ -71,12 +83,12 @@ class ChangeStream:
             ConfigError: the pipeline, the options or the rights do not serve.
         """
         try:
-            reply = self._take(self._cursor.more()) if self._cursor.is_open else self._open()
+            reply = self._read()
         except PyMongoError as error:
             self._forget_cursor()
             raise translate(self._operation, error) from error
-        if self._skip_to and reply.token >= self._skip_to:
-            self._skip_to = ""  # the server has passed what was taken under the former selection
+        if self._skip_to and reply.token and not is_behind(self._skip_to, reply.token):
+            self._skip_to = ""  # the server has passed what was taken before
         if reply.token and not self._skip_to and (reply.token != self._position.token or not self._position.exact):
             time = reply.token_time or self._position.time
             self._position = Position(reply.token, time, after_invalidate=reply.ends_invalidated)
@@ -96,20 +108,28 @@ class ChangeStream:
         self._cursor.close()
         self._split_events = SplitEvents()
 
-    def _open(self) -> Reply:
-        cursor_options = self._batch_options()
-        try:
-            raw = self._aggregate(cursor_options)
-        except OperationFailure as error:
-            if error.code != _UNRECOGNIZED_STAGE or not self._can_split_events:
-                raise
-            self._can_split_events = False  # a server before 6.0.9 or 7.0
-            raw = self._aggregate(cursor_options)
-        return self._take(raw)
+    def _read(self) -> Reply:
+        while True:
+            try:
+                return self._take(self._cursor.more() if self._cursor.is_open else self._open())
+            except OperationFailure as error:
+                if error.code == _UNRECOGNIZED_STAGE and self._can_split_events:
+                    self._can_split_events = False  # a server before 6.0.9 or 7.0
+                elif _refuses_token(error) and self._position.token and self._position.exact:
+                    self._forget_cursor()
+                    self._start_at_time(error)
+                else:
+                    raise
 
-    def _aggregate(self, cursor_options: dict[str, int]) -> bytes:
+    def _start_at_time(self, error: OperationFailure) -> None:
+        fields = {"stream": self._spec.stream, "code": error.code, "token": self._position.token}
+        log.warning("the server does not find the resume token; starting at its time", extra={"fields": fields})
+        self._position = replace(self._position, exact=False)
+        self._skip_to = self._position.token
+
+    def _open(self) -> bytes:
         target: str | int = self._spec.collections[0] if self._spec.level == "collection" else 1
-        command = {"aggregate": target, "pipeline": self._pipeline(), "cursor": cursor_options}
+        command = {"aggregate": target, "pipeline": self._pipeline(), "cursor": self._batch_options()}
         return self._cursor.open(command)
 
     def _may_ask_ahead(self) -> bool:
@@ -158,11 +178,16 @@ class ChangeStream:
         return stages
 
 
+def _refuses_token(error: OperationFailure) -> bool:
+    """Whether the server cannot resume from the token, which its cluster time may serve instead of."""
+    return error.code in _TOKEN_REFUSED or error.code in _KEY_STRING_ERRORS
+
+
 def _start_option(position: Position) -> dict[str, Any]:
     if not position.token or not position.exact:
         return {"startAtOperationTime": Timestamp(*split_time(position.time))}
     name = "startAfter" if position.after_invalidate else "resumeAfter"
-    return {name: {"_data": position.token}}
+    return {name: RawBSONDocument(token_document(position.token))}
 
 
 def _collections_stage(spec: StreamSpec) -> dict[str, Any]:

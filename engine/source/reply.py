@@ -8,8 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from engine.core.position import Position, token_time
-from engine.rawbson.elements import MalformedBSON, elements, find, read_string
+from engine.core.position import Position, make_token, token_time
+from engine.core.segments import first_behind
+from engine.rawbson.elements import STRING, MalformedBSON, elements, find, read_string
 from engine.rawbson.offsets import Offsets, document_offsets
 
 _INT32 = struct.Struct("<i")
@@ -92,9 +93,7 @@ class Reply:
 
     def after(self, token: str) -> Reply:
         """The events behind ``token``."""
-        row = 0
-        while row < len(self) and self.token_at(row) <= token:
-            row += 1
+        row = first_behind(self, 0, len(self), token)
         rest = Reply(self.data, self.offsets[row:], self.token)
         rest.ends_invalidated = self.ends_invalidated
         return rest
@@ -162,8 +161,11 @@ def _joined(fragments: Sequence[bytes]) -> bytes:
 
 
 def _token_in(data: bytes, at: int) -> str:
-    """The ``_data`` of the resume token document at ``at``."""
+    """The resume token document at ``at``, as ``core.position`` has it."""
     found = find(data, at, b"_data")
-    if found is None or found[0] != 0x02:
-        raise MalformedBSON("a resume token without a text _data")
-    return read_string(data, found[1])
+    document = data[at : at + _INT32.unpack_from(data, at)[0]]
+    try:
+        text = read_string(data, found[1]) if found is not None and found[0] == STRING else None
+    except UnicodeDecodeError:
+        text = None
+    return make_token(text, document)

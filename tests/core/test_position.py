@@ -1,0 +1,103 @@
+"""Resume tokens, as real servers have written them: whole, and in the stream's order."""
+
+from __future__ import annotations
+
+import bson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core.position import (
+    Position,
+    is_behind,
+    is_same,
+    make_token,
+    token_data,
+    token_document,
+    token_time,
+)
+from engine.errors import FatalError
+
+# Of 6.0.27: each event twice, from a stream without and from one with $changeStreamSplitLargeEvent.
+INSERT = (
+    "826B06585F000000052B022C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D461E5F6964002B020004",
+    "826B06585F000000052B042C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D463C6F7065726174696F6E54797065003C"
+    "696E736572740046646F63756D656E744B657900461E5F6964002B02000004",
+)
+DROP = (
+    "826B06585F000000032B022C0100296E5A10041F4E77F32DE64C568B1F554FCAFA271304",
+    "826B06585F000000032B042C0100296E5A10041F4E77F32DE64C568B1F554FCAFA2713463C6F7065726174696F6E54797065003C"
+    "64726F70000004",
+)
+INVALIDATE = (
+    DROP[0].replace("296E", "296F"),
+    DROP[1].replace("296E", "296F"),
+)
+POINT = ("826B06585F000000052B0229296E04", "826B06585F000000052B0429296E1404")
+UPDATE = (
+    "826B06585F000000012B042C0100296E5A10041F4E77F32DE64C568B1F554FCAFA2713463C6F7065726174696F6E54797065003C"
+    "7570646174650046646F63756D656E744B657900463C5F6964003C626967000000"
+)
+WHOLE, FIRST, SECOND = UPDATE + "04", UPDATE + "2904", UPDATE + "2B0204"
+IN_ORDER = [(WHOLE, FIRST, SECOND), DROP, INVALIDATE, POINT, INSERT]
+
+
+@pytest.mark.parametrize("one", range(len(IN_ORDER)))
+@pytest.mark.parametrize("other", range(len(IN_ORDER)))
+def test_tokens_of_all_versions_are_in_the_order_of_the_stream(one: int, other: int) -> None:
+    for first in IN_ORDER[one]:
+        for second in IN_ORDER[other]:
+            assert is_behind(first, second) == (one > other)
+            assert is_same(first, second) == (one == other)
+
+
+def test_where_two_versions_meet_on_different_events_of_one_time_nobody_guesses() -> None:
+    """Two shards can write at one cluster time; their order is by the key, which the versions write differently."""
+    other_key = INSERT[1].replace("461E5F6964002B020000", "461E5F6964002B040000")
+    with pytest.raises(FatalError, match="run the former version once more"):
+        is_behind(INSERT[0], other_key)
+    assert not Position(INSERT[0]).precedes(Position(other_key))
+    assert is_behind(other_key, INSERT[1])  # one version tells
+
+
+def test_a_uuid_that_looks_like_a_fragment_is_none() -> None:
+    head, tail = INSERT[0][: -len("461E5F6964002B020004")], "04"
+    one = f"{head}465A5F6964005A1004{'00' * 14}002B00{tail}"
+    other = f"{head}465A5F6964005A1004{'00' * 14}002C00{tail}"
+    assert is_behind(other, one)
+    assert not is_same(one, other)
+
+
+def test_tokens_of_another_make_are_only_ever_equal() -> None:
+    one, other = (make_token(None, bson.encode({"_data": data})) for data in (b"a", b"b"))
+    assert is_same(one, one)
+    assert token_data(one) == ""
+    with pytest.raises(FatalError, match="not of MongoDB's form"):
+        is_behind(one, other)
+
+
+def test_no_token_is_before_every_token() -> None:
+    assert is_behind(INSERT[0], "")
+    assert not is_behind("", INSERT[0])
+    assert is_same("", "")
+
+
+@given(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"_data": st.text()}, optional={"_typeBits": st.binary(), "more": st.integers(0, 9)}
+        ),
+        st.dictionaries(st.text("abc_"), st.binary()),
+    )
+)
+def test_a_token_comes_back_byte_for_byte(document: dict[str, object]) -> None:
+    raw = bson.encode(document)
+    data = document.get("_data")
+    assert token_document(make_token(data if isinstance(data, str) else None, raw)) == raw
+
+
+def test_the_time_is_read_with_and_without_type_bits() -> None:
+    whole = make_token(INSERT[0], bson.encode({"_data": INSERT[0], "_typeBits": b"\x81\x80"}))
+    assert whole != INSERT[0]
+    assert token_time(whole) == token_time(INSERT[0]) == 0x6B06585F00000005
+    assert is_same(whole, INSERT[0])
