@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import fsspec
 import psutil
@@ -95,6 +95,50 @@ class Sink:
         if isinstance(self._fs, LocalFileSystem):
             return LocalUpload(Path(path), proved=self._proved)
         return StagedUpload(self._fs, path, proved=self._proved)
+
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        """The keys that begin with ``prefix`` and come after ``after``, ascending; relative to the sink's URL."""
+        with translated(f"list {self._url}/{prefix}", proved=self._proved):
+            if hasattr(self._fs, "call_s3"):
+                yield from (key for page in self._pages(prefix, after) for key in page.keys)
+            else:
+                yield from sorted(key for key in self._find(prefix) if key > after)
+
+    def directories(self, prefix: str) -> list[str]:
+        """What ``prefix`` can go on with up to the next ``/``, with it, each with ``prefix`` in front."""
+        with translated(f"list {self._url}/{prefix}", proved=self._proved):
+            if hasattr(self._fs, "call_s3"):
+                return [each for page in self._pages(prefix, "", "/") for each in page.directories]
+            found = {
+                key[: key.index("/", len(prefix)) + 1] for key in self._find(prefix) if "/" in key[len(prefix) :]
+            }
+            return sorted(found)
+
+    def _pages(self, prefix: str, after: str, delimiter: str = "") -> Iterator[_Page]:
+        bucket, _, path = self._root.partition("/")
+        base = f"{path}/" if path else ""
+        asked = {"Bucket": bucket, "Prefix": base + prefix, "Delimiter": delimiter, "StartAfter": base + after}
+        asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
+        while True:
+            answer = self._fs.call_s3("list_objects_v2", **asked)
+            keys = [each["Key"].removeprefix(base) for each in answer.get("Contents", ())]
+            yield _Page(keys, [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())])
+            if not answer.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _find(self, prefix: str) -> list[str]:
+        """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
+        directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
+        found = (path.removeprefix(f"{self._root}/") for path in self._fs.find(directory))
+        return [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(".")]
+
+
+class _Page(NamedTuple):
+    """One answer of a listing."""
+
+    keys: list[str]
+    directories: list[str]
 
 
 class StagedUpload:

@@ -342,6 +342,8 @@ def _stream_status(stream: Stream) -> StreamStatus:
     at, counters = stream.ledger.committed, stream.counters
     return StreamStatus(
         stream=stream.name,
+        database=stream.spec.database,
+        collections=stream.spec.collections,
         status=stream.status,
         reading=stream.reading,
         committed_token=token_data(at.token) if at else "",

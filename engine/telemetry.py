@@ -27,6 +27,8 @@ class StreamStatus(Struct, frozen=True):
     """One stream, for people and machines. Times are seconds since 1970; 0 for never."""
 
     stream: str
+    database: str
+    collections: tuple[str, ...]
     status: str
     reading: bool
     committed_token: str
@@ -199,6 +201,15 @@ class _Collector:
             for stream in status.streams:
                 gauge.add_metric([stream.stream], getattr(stream, attribute))
             yield gauge
+        carried = GaugeMetricFamily(
+            "headrace_stream_collection",
+            "1 for each collection that the stream carries; an empty one where it carries all.",
+            labels=["stream", "database", "collection"],
+        )
+        for stream in status.streams:
+            for collection in stream.collections or ("",):
+                carried.add_metric([stream.stream, stream.database, collection], 1)
+        yield carried
         reading = GaugeMetricFamily("headrace_reading", "1 while the stream is being read.", labels=["stream"])
         for stream in status.streams:
             reading.add_metric([stream.stream], int(stream.reading))

@@ -24,6 +24,7 @@ from engine.core.schema import CollectionSchema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.errors import HeadraceError
 from engine.failpoints import failpoint
+from engine.lake import object_beyond
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
 from engine.sink import Sink, Upload
@@ -194,8 +195,23 @@ class Writer:
                     self._segments.pop(key).discard()
             case msg.FlushBuffers():
                 self._flush_pending(0)
+            case msg.Survey():
+                self._survey(message)
             case _:
                 raise AssertionError(message)
+
+    def _survey(self, asked: msg.Survey) -> None:
+        def beat(seen: int) -> None:
+            self._progress += seen
+            self._beat("looking at the lake")
+
+        sink, name = self._settings.config.sink, asked.spec.stream
+        try:
+            beyond = object_beyond(self._sink, sink, asked.spec, asked.since, asked.known, self._pool, beat)
+        except HeadraceError as error:
+            send_failure(self._connection, error, name, asked.generation)
+        else:
+            self._send(msg.Surveyed(name, asked.generation, beyond))
 
     def _guarded(
         self, message: msg.Batch | msg.Seal | msg.Publish, stream: str, generation: int, seq: int

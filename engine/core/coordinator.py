@@ -67,9 +67,12 @@ from engine.core.messages import (
     Started,
     Stop,
     StreamSpec,
+    Survey,
+    Surveyed,
     Unassign,
     WriterReady,
 )
+from engine.core.naming import number_in
 from engine.core.position import Position, token_data
 from engine.core.records import StreamRecord
 from engine.core.restarts import Failures
@@ -187,7 +190,7 @@ class Coordinator:
             case SlabFreed():
                 self.grants.free(message.offset)
                 actions = []
-            case Sealed() | Published():
+            case Sealed() | Published() | Surveyed():
                 actions = self._from_writer(message, now)
             case _:
                 actions = self._from_reader(child, message, now)
@@ -201,6 +204,8 @@ class Coordinator:
         for stream in self.streams.values():
             segments = stream.ledger.segments.values()
             builds = child.role == "writer" and any(each.writer == child.index for each in segments)
+            if stream.surveyor == child:
+                stream.surveyor = None
             if stream.reader == child or builds:
                 actions += self._start_over(stream)
             # Other streams' commits forgive the writer, not this one.
@@ -220,9 +225,13 @@ class Coordinator:
         # ``rows`` as it was before this engine: what it has committed itself is counted apart.
         rows_before = max(0, record.rows - stream.counters.events_committed)
         stream.record = msgspec.structs.replace(record, rows=rows_before)
+        stream.surveyed, stream.surveyor = stream.spec.is_split, None
         stream.floors = {}
         stream.durable_seq = None if record.position is None else record.seq
         stream.ledger = Ledger(record.position, record.seq, record.intents)
+        beyond, stream.beyond = stream.beyond, ""
+        if beyond and (number_in(beyond, name) or 0) > stream.ledger.last_known:
+            return self._settle(self._stop(stream, _older_than_the_lake(stream, beyond)), now)
         if stream.spec.is_split and is_end(record.position):  # by another engine, meanwhile
             return self._settle(self._close_split(stream, record.rows), now)
         if record.intents and record.sink != self.settings.sink:
@@ -243,6 +252,10 @@ class Coordinator:
             cause = "another configuration has taken over what this stream covered"
             remedy = "Start with that configuration; to begin anew with this one, use another state.prefix."
             return ConfigError(operation, cause, remedy)
+        if record.spec is not None and record.spec.coverage != stream.spec.coverage:
+            cause = "its record in the state store is of a stream that covers something else"
+            remedy = "Another engine keeps its state there: use another state.prefix."
+            return ConfigError(operation, cause, remedy)
         if durable is not None and (record.position is None or record.seq < durable):
             cause = f"the state store has lost its record: segment {durable} was committed"
             remedy = (
@@ -259,7 +272,7 @@ class Coordinator:
     def held_elsewhere(self, name: str, holder: str, expires_in_s: float, now: float) -> list[Action]:
         """Another engine has the lease; ask again later."""
         stream = self.streams[name]
-        stream.lease = "none"
+        stream.lease, stream.beyond = "none", ""
         stream.acquire_at = now + min(max(expires_in_s, 0.1), self.settings.lease_ttl_s / 3)
         if stream.held_by == holder:
             return self._settle([], now)
@@ -426,10 +439,12 @@ class Coordinator:
 
     # --- writers and the store ---------------------------------------------------------------------------
 
-    def _from_writer(self, message: Sealed | Published, now: float) -> list[Action]:
+    def _from_writer(self, message: Sealed | Published | Surveyed, now: float) -> list[Action]:
         stream = self.streams.get(message.stream)
         if stream is None or message.generation != stream.generation:
             return []
+        if isinstance(message, Surveyed):
+            return self._on_surveyed(stream, message.beyond)
         if isinstance(message, Published):
             return self._apply(stream, stream.ledger.published(message.seq), now)
         counters = stream.counters
@@ -437,6 +452,36 @@ class Coordinator:
         counters.objects += len(message.objects)
         counters.dead_letters += message.dead_letters
         return self._apply(stream, stream.ledger.sealed(message.seq, message.objects), now)
+
+    def _survey_ready(self) -> list[Action]:
+        """Have the lake looked at for every stream that has just been acquired: is the state older than it?"""
+        writers = self.children.ready("writer")
+        actions: list[Action] = []
+        for stream in self.streams.values():
+            waits = stream.lease == "held" and not stream.surveyed and stream.surveyor is None
+            if writers and waits and stream.status in ("waiting", "running") and not self.draining:
+                at = stream.ledger.committed
+                asked = Survey(stream.spec, stream.generation, at.time if at else 0, stream.ledger.last_known)
+                stream.surveyor = writers[len(actions) % len(writers)]
+                actions.append(Send(stream.surveyor, asked))
+        return actions
+
+    def _on_surveyed(self, stream: Stream, beyond: str) -> list[Action]:
+        """The lake was looked at; an object too many may also be of an engine that has the stream meanwhile.
+
+        So the record is read once more: whatever was published before that has left a trace in it.
+        """
+        stream.surveyed, stream.surveyor = not beyond, None
+        if not beyond:
+            return []
+        stream.beyond, stream.lease = beyond, "asked"
+        return [Acquire(stream.name, stream.spec.namespace)]
+
+    def _stop(self, stream: Stream, error: HeadraceError) -> list[Action]:
+        """This stream cannot go on; the others do."""
+        stream.status, stream.error = "failed", error
+        fields = {"stream": stream.name, "error": str(error)}
+        return [Log("error", "stream stopped", fields), *self._start_over(stream)]
 
     def _apply(self, stream: Stream, effects: Iterable[Effect], now: float) -> list[Action]:
         """The ledger's effects as actions."""
@@ -496,6 +541,7 @@ class Coordinator:
             if (
                 stream.lease == "held"
                 and stream.status in ("waiting", "running")
+                and stream.surveyed
                 and not stream.assigned
                 and not self.draining
                 and now >= stream.failures.retry_at
@@ -628,6 +674,7 @@ class Coordinator:
         self._free_reader(stream)
         if stream.assigned:
             stream.counters.restarts += 1
+        stream.surveyor = None
         stream.assigned = stream.reading = stream.reading_done = False
         if stream.lease == "none" and stream.status == "running":
             stream.status = "waiting"
@@ -655,10 +702,9 @@ class Coordinator:
         return [Log("warning", "stream failed; starting over", fields), *self._start_over(stream)]
 
     def _on_stream_lost(self, stream: Stream, error: HeadraceError) -> list[Action]:
-        fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self.settings.on_history_lost == "fail":
-            stream.status, stream.error = "failed", error
-            return [Log("error", "stream stopped", fields), *self._start_over(stream)]
+            return self._stop(stream, error)
+        fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self.settings.on_history_lost == "snapshot":
             # It is planned before the stream has another position: a crash in between must not hide the gap.
             self.lost = frozenset({stream.name, *self._anew})
@@ -684,7 +730,7 @@ class Coordinator:
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         """``actions``, and what has become possible or done with them."""
         if self._exiting is None:
-            actions = actions + self._open_splits() + self._assign_ready(now)
+            actions = actions + self._open_splits() + self._survey_ready() + self._assign_ready(now)
             actions += self._serve()
             actions += self._enlist_writers(now)
             for stream in list(self.streams.values()):
@@ -770,3 +816,13 @@ class Coordinator:
         return holds_slab or any(
             each.writer == child.index and each.phase.value in ("cut", "publishing") for each in segments
         )
+
+
+def _older_than_the_lake(stream: Stream, beyond: str) -> FatalError:
+    record = "has no record of it" if stream.ledger.is_new else "does not know of that segment"
+    cause = f"the lake holds {beyond}, and the state store {record}: it was lost, or is older than the lake"
+    remedy = (
+        "Restore the newest state. To begin anew without it, give another sink.url: what lies here stays as it "
+        "is, and what happened since its newest object is not captured. Nothing has been written."
+    )
+    return FatalError(f"resume the stream {stream.name}", cause, remedy)

@@ -53,7 +53,8 @@ def plan_handover(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpe
             (old.stream, new.stream)
             for new in desired
             for old in running.values()
-            if overlap(old, new) and (old.stream != new.stream or old.stream in closing or new.stream in opening)
+            if (overlap(old, new) and (old.stream != new.stream or old.stream in closing or new.stream in opening))
+            or (old.stream in closing and new.stream not in running and _bring_the_same_database(old, new))
         }
         before = len(closing), len(opening)
         for old, new in found:
@@ -65,6 +66,11 @@ def plan_handover(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpe
         return None
     by_id = sorted(closing), sorted(opening)
     return HandoverPlan(tuple(closing[each] for each in by_id[0]), tuple(opening[each] for each in by_id[1]))
+
+
+def _bring_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
+    """Whether both bring what concerns a whole database, though perhaps no collection is in both."""
+    return one.carries_database and other.carries_database and one.database == other.database
 
 
 def overlap(one: StreamSpec, other: StreamSpec) -> bool:

@@ -121,6 +121,11 @@ class Ledger:
         return self.committed is None and not self.committed_seq
 
     @property
+    def last_known(self) -> int:
+        """The last segment of which objects may exist."""
+        return max(self.intents, default=self.committed_seq)
+
+    @property
     def in_flight(self) -> int:
         """Segments between their first batch and their commit."""
         return len(self.segments)

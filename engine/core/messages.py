@@ -28,6 +28,7 @@ class StreamSpec(Struct, frozen=True):
         collections: for the levels ``collection`` and ``split``, the one; for ``database``, those that pass
             (empty: all).
         part, parts: which share of the documents, by a hash of ``_id``.
+        carries_database: of a stream that collections share: it also brings what concerns the whole database.
         pipeline: further stages, as Extended JSON text of a list.
         lower, upper: of a split: the first key, and the one behind the last; empty for the collection's ends.
         filter, order, whole: of a split: see ``core.backfill``.
@@ -39,6 +40,7 @@ class StreamSpec(Struct, frozen=True):
     collections: tuple[str, ...] = ()
     part: int = 0
     parts: int = 1
+    carries_database: bool = False
     full_document: str = "default"
     full_document_before_change: str = "off"
     expanded_events: bool = False
@@ -53,6 +55,13 @@ class StreamSpec(Struct, frozen=True):
     def namespace(self) -> str:
         """Of a split: the collection, as MongoDB writes it; empty for a change stream."""
         return f"{self.database}.{self.collections[0]}" if self.is_split else ""
+
+    @property
+    def coverage(self) -> tuple[object, ...]:
+        """What it covers, as its id says: a stream with another coverage is another stream."""
+        share = self.part, self.parts, self.carries_database
+        bounds = self.lower, self.upper, self.filter, self.order, self.whole
+        return self.level, self.database, self.collections, *share, *bounds
 
     @property
     def is_split(self) -> bool:
@@ -256,6 +265,20 @@ class FlushBuffers(Struct, frozen=True, tag=True):
     """Memory is short: write out what is being collected."""
 
 
+class Survey(Struct, frozen=True, tag=True):
+    """Look for objects of the stream in the lake that its record does not account for; answer ``Surveyed``.
+
+    Attributes:
+        since: no such object can hold events before this cluster time; 0 when that is not known.
+        known: the last segment that the record knows of.
+    """
+
+    spec: StreamSpec
+    generation: int
+    since: int
+    known: int
+
+
 # --- from a writer ---------------------------------------------------------------------------------------
 
 
@@ -282,6 +305,14 @@ class Sealed(Struct, frozen=True, tag=True):
     rows: int
     size: int
     dead_letters: int = 0
+
+
+class Surveyed(Struct, frozen=True, tag=True):
+    """``beyond`` is the key of an object that the record does not account for; empty when there is none."""
+
+    stream: str
+    generation: int
+    beyond: str
 
 
 class Published(Struct, frozen=True, tag=True):
@@ -337,8 +368,8 @@ FromReader = (
     | Heartbeat
     | Failed
 )
-ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Stop
-FromWriter = WriterReady | SlabFreed | Sealed | Published | Heartbeat | Failed
+ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Survey | Stop
+FromWriter = WriterReady | SlabFreed | Sealed | Published | Surveyed | Heartbeat | Failed
 FromChild = FromReader | FromWriter
 ToChild = ToReader | ToWriter
 

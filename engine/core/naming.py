@@ -2,11 +2,18 @@
 
 A key is a function of (stream, seq, database, collection, event-time partition) and of nothing else: no wall
 clock, no random part, no host. A replay therefore rewrites the very keys that the first attempt may have made.
+The function is injective, and a stream's id follows from what the stream selects: two streams never write one key.
+
+``~`` never stands in an encoded name. It begins what is added to names: a hash behind one that is too long, the
+suffix of a stream's id, and (twice) the collection of an object whose place does not tell it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import zlib
+from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote
 
@@ -18,23 +25,56 @@ Partitioning = Literal["hour", "day", "collection", "none"]
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"
 DEAD_LETTER_PREFIX = "_dead_letter"
 _READ = "~read"
+# S3 takes 1,024 bytes for a key, file systems 255 for each part of one. A name of 80 CJK characters has 720 when
+# encoded, and stands in a key twice. A file's name also gets a number, an ending, and what hides it at first.
+_DATABASE_MAX, _COLLECTION_MAX, _STEM_MAX, _OWN_MIN = 60, 100, 200, 26
+# What a stream's id has behind the name of what it selects.
+_SUFFIX = re.compile(r"(~\d+of\d+|~[0-9a-f]{12}|~read[0-9a-z]+-\d+)?")
+_HASH_DIGITS = 16
+_SHARED_DIGITS = 12
 
 
-def safe_name(name: str) -> str:
-    """A database's or collection's name, percent-encoded where a key or Hive would choke.
+def safe_name(name: str, most: int = _COLLECTION_MAX) -> str:
+    """A database's or collection's name, percent-encoded where a key or Hive would choke, and not too long."""
+    encoded = quote(name, safe="").replace("~", "%7E")
+    if encoded == NO_NAME:
+        encoded = encoded.replace("_", "%5F", 1)
+    return _shortened(encoded, most) if name else NO_NAME
 
-    ``~`` is encoded too, so that a stream's suffix can never be part of a name.
-    """
-    return quote(name, safe="").replace("~", "%7E") if name else NO_NAME
+
+def _shortened(text: str, most: int) -> str:
+    """``text``, or its beginning and its hash."""
+    if len(text) <= most:
+        return text
+    beginning = re.sub("%.?$", "", text[: most - _HASH_DIGITS - 1])
+    return f"{beginning}~{hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]}"
+
+
+def _file_name(database: str) -> str:
+    """A database's name at the begin of a file's: hidden files begin with ``.`` or ``_``, and a ``.`` ends it."""
+    encoded = safe_name(database, _DATABASE_MAX).replace(".", "%2E")
+    return encoded.replace("_", "%5F", 1) if encoded.startswith("_") else encoded
 
 
 def stream_id(database: str = "", collection: str = "", part: int = 0, parts: int = 1) -> str:
-    """The id of a stream: ``shop.orders``, ``shop.orders~0of2``, ``shop``, ``shop~1of3``, ``deployment~``.
+    """The id of a stream: ``shop.orders``, ``shop.orders~0of2``, ``shop``, ``deployment~``.
 
     Two streams that select differently by level or split have different ids.
     """
-    base = ".".join(safe_name(name) for name in (database, collection) if name) or "deployment~"
+    if not database and not collection:
+        return "deployment~"
+    base = f"{_file_name(database)}.{safe_name(collection)}" if collection else _file_name(database)
     return f"{base}~{part}of{parts}" if parts > 1 else base
+
+
+def shared_stream_id(database: str, collections: Sequence[str], *, carries_database: bool) -> str:
+    """The id of a stream that some collections share: ``shop~1f3a5c7e9b2d``.
+
+    Args:
+        carries_database: whether it also brings what concerns the whole database.
+    """
+    selected = "\0".join([str(int(carries_database)), *sorted(collections)])
+    return f"{stream_id(database)}~{hashlib.sha256(selected.encode()).hexdigest()[:_SHARED_DIGITS]}"
 
 
 def split_id(database: str, collection: str, plan: str, number: int) -> str:
@@ -71,18 +111,33 @@ def object_key(
         suffix: the format's file name ending.
         dead_letter: whether the object holds raw events that no decoder took.
     """
-    name = f"{stream}-{seq:012d}{suffix}"
-    if dead_letter:
-        return f"{DEAD_LETTER_PREFIX}/{name}"
-    if partition == "none":
+    stem = stream
+    if partition == "none" and not dead_letter:
         # No directory tells the collections apart, so the name must, where the stream's id does not.
         own = stream_id(database, collection)
-        directory = "" if stream == own or stream.startswith(f"{own}~") else f"{own}-"
-    else:
-        directory = f"database={safe_name(database)}/collection={safe_name(collection)}/"
+        if not (stream.startswith(own) and _SUFFIX.fullmatch(stream, len(own))):
+            stem = f"{stream}~~{_shortened(own, max(_OWN_MIN, _STEM_MAX - len(stream) - 2))}"
+    name = f"{stem}-{seq:012d}{suffix}"
+    if dead_letter:
+        return f"{DEAD_LETTER_PREFIX}/{name}"
+    directory = "" if partition == "none" else collection_directory(database, collection)
     times = "" if partition in ("none", "collection") else f"{partition}/"
     shard = f"{zlib.crc32(f'{directory}{times}{name}'.encode()) % shards:04x}/" if shards else ""
     return f"{shard}{directory}{times}{name}"
+
+
+def number_in(key: str, stream: str) -> int | None:
+    """The number of the segment that an object is of; None for an object of another stream."""
+    stem, _, rest = key.rpartition("/")[2].rpartition("-")
+    number = rest.partition(".")[0]
+    own = stem.removeprefix(f"{stream}~~")
+    is_own = stem == stream or (own != stem and not own.startswith("~"))
+    return int(number) if is_own and number.isdecimal() else None
+
+
+def collection_directory(database: str, collection: str) -> str:
+    """Where the objects of a collection lie, unless ``sink.partition_by`` is ``none``."""
+    return f"database={safe_name(database, _DATABASE_MAX)}/collection={safe_name(collection)}/"
 
 
 def partition_of(cluster_time: int, partitioning: Partitioning) -> str:

@@ -1,8 +1,8 @@
 """Which streams a configuration means, and how collections share them.
 
 A collection has a stream of its own while there are readers enough; a split collection has one per part. When
-there are more collections than readers, those that are not split share database-level streams: which one a
-collection is in depends on its name alone, so that another collection moves nothing.
+there are more collections than readers, those that are not split share database-level streams: which others it
+shares with depends on its name alone. The first of these streams also brings what concerns the whole database.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from engine.config.tree import SourceConfig
 from engine.core.messages import StreamSpec
-from engine.core.naming import stream_id
+from engine.core.naming import shared_stream_id, stream_id
 from engine.errors import ConfigError
 
 
@@ -77,10 +77,9 @@ def _plan_collections(source: SourceConfig, base: StreamSpec) -> list[StreamSpec
     return streams + [
         replace(
             base,
-            stream=stream_id(source.database, "", number, left) if left > 1 else stream_id(source.database) + "~",
+            stream=shared_stream_id(source.database, names, carries_database=number == min(packs)),
             collections=tuple(names),
-            part=0 if number == min(packs) else number,
-            parts=left,
+            carries_database=number == min(packs),
         )
         for number, names in sorted(packs.items())
     ]

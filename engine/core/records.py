@@ -18,16 +18,20 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from engine.core.ledger import WriteCommit
 from engine.core.messages import Intent, StreamSpec
 from engine.core.position import Position
 
 _INTENT = "intent:"
+# Ids of streams that collections shared, before these were made of what they share.
+_NUMBERED = re.compile(r"~(\d+of\d+)?$")
 
 
 class StreamRecord(Struct, frozen=True):
@@ -56,7 +60,7 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
     """The record in a store's fields; an empty one for no fields."""
     intents = [msgspec.json.decode(text, type=Intent) for name, text in fields.items() if name.startswith(_INTENT)]
     return StreamRecord(
-        spec=msgspec.json.decode(fields["spec"], type=StreamSpec) if "spec" in fields else None,
+        spec=_read_spec(fields["spec"]) if "spec" in fields else None,
         sink=fields.get("sink", ""),
         deployment=fields.get("deployment", ""),
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
@@ -67,6 +71,13 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
         updated=float(fields.get("updated", "0")),
         intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
     )
+
+
+def _read_spec(text: str) -> StreamSpec:
+    spec = msgspec.json.decode(text, type=StreamSpec)
+    if spec.level == "database" and spec.collections and _NUMBERED.search(spec.stream):
+        return replace(spec, carries_database=spec.part == 0)
+    return spec
 
 
 def begin(spec: StreamSpec, sink: str, deployment: str, position: Position | None) -> Change:

@@ -69,6 +69,9 @@ class Stream(Struct):
         floors, durable_seq: the last commit that left before each intent; and the last one that is known to be
             durable, because an intent that left later is. None before anything is.
         held_by: who holds the lease, when we do not.
+        surveyed: the lake has been looked at, and holds nothing of it that the record does not account for.
+        surveyor: the writer that looks at it.
+        beyond: an object there that an earlier reading of the record does not account for.
     """
 
     spec: StreamSpec
@@ -92,6 +95,9 @@ class Stream(Struct):
     floors: dict[int, int] = {}
     durable_seq: int | None = None
     held_by: str = ""
+    surveyed: bool = False
+    surveyor: Child | None = None
+    beyond: str = ""
 
     @property
     def name(self) -> str:

@@ -191,9 +191,9 @@ def _start_option(position: Position) -> dict[str, Any]:
 
 
 def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
-    """Only these collections; what concerns the whole database goes with the first of such streams."""
+    """Only these collections; what concerns the whole database goes with one of such streams."""
     wanted: list[dict[str, Any]] = [{"ns.coll": {"$in": list(spec.collections)}}]
-    if spec.part == 0:
+    if spec.carries_database:
         wanted.append({"ns.coll": {"$exists": False}})
     return {"$match": {"$or": wanted}}
 

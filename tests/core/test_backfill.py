@@ -22,7 +22,7 @@ from engine.core.backfill import (
     thinned,
 )
 from engine.core.coordinator import Coordinator
-from engine.core.messages import Assign, Finished, ReaderReady, Started, StreamSpec, WriterReady
+from engine.core.messages import Assign, Finished, ReaderReady, Started, StreamSpec, Surveyed, WriterReady
 from engine.core.naming import is_split, plan_of_split, stream_id
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord
@@ -102,7 +102,8 @@ def test_splits_wait_for_the_streams_position() -> None:
     made = coordinator([stream], PLAN.splits(), pool=2)
     actions = made.tick(0.5) + ready(made)
     assert asked(actions) == ["shop.orders"]
-    actions = made.acquired("shop.orders", {}, 1.5)
+    made.acquired("shop.orders", {}, 1.5)
+    actions = made.from_child(Child("writer", 0), Surveyed("shop.orders", 0, ""), 1.5)
     assert list(assigned(actions)) == ["shop.orders"]
     assert asked(made.tick(2.0)) == []
     actions = made.from_child(Child("reader", 0), Started(0, Position(time=TIME)), 2.5)

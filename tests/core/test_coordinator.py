@@ -24,8 +24,11 @@ from engine.core.messages import (
     SlabRequest,
     Started,
     StreamSpec,
+    Survey,
+    Surveyed,
     WriterReady,
 )
+from engine.core.naming import object_key
 from engine.core.position import Position, make_time
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings
@@ -69,6 +72,13 @@ def ready(made: Coordinator, server_time: int) -> list[Action]:
     return actions + made.from_child(WRITER, WriterReady(), 1.0)
 
 
+def surveyed(made: Coordinator, actions: list[Action], beyond: str = "") -> list[Action]:
+    """The actions, and those that follow when the lake has been looked at."""
+    asked = [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Survey)]
+    answers = [Surveyed(each.spec.stream, each.generation, beyond) for each in asked]
+    return actions + [action for answer in answers for action in made.from_child(WRITER, answer, 2.5)]
+
+
 def assigned(actions: list[Action]) -> list[Assign]:
     return [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Assign)]
 
@@ -85,8 +95,9 @@ def test_a_common_end_lies_behind_all_that_was_committed() -> None:
     """Another engine may have run the streams on until just before their leases became ours."""
     made = coordinator(common_end=True)
     assert not assigned(ready(made, make_time(100, 0)))
-    assert not assigned(made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)), "not all are ours yet"
-    actions = made.acquired("shop.b", record(SPECS[1], make_time(250, 7)), 3.0)
+    one = surveyed(made, made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0))
+    assert not assigned(one), "not all are ours yet"
+    actions = surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(250, 7)), 3.0))
     assert [each.until for each in assigned(actions)] == [make_time(250, 7)] * 2
 
 
@@ -105,7 +116,7 @@ def test_leases_are_kept_for_the_handover() -> None:
     ready(made, make_time(100, 0))
     actions: list[Action] = []
     for spec in SPECS:
-        made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0)
+        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
     for number in range(len(SPECS)):
         actions += made.from_child(READERS[number], Started(0, None), 3.0)
         end = Position(f"82{make_time(100, 1):016X}", make_time(100, 1))
@@ -119,7 +130,7 @@ def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
     """Numbers would begin anew, and objects that are there would be replaced by others."""
     made = coordinator()
     ready(made, make_time(100, 0))
-    made.acquired("shop.a", {}, 2.0)
+    surveyed(made, made.acquired("shop.a", {}, 2.0))
     start = Position(time=make_time(100, 1))
     made.from_child(READERS[0], Started(0, start), 3.0)
     fields: dict[str, str] = {}
@@ -136,14 +147,59 @@ def test_a_lost_history_begins_anew_once() -> None:
     """A lease that is lost later must not make the stream forget where it stands."""
     made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
     ready(made, make_time(100, 0))
-    (assign,) = assigned(made.acquired("shop.a", record(SPECS[0], make_time(90, 1), seq=9_000_000_001), 2.0))
+    found = record(SPECS[0], make_time(90, 1), seq=9_000_000_001)
+    (assign,) = assigned(surveyed(made, made.acquired("shop.a", found, 2.0)))
     assert assign.start is None
     made.from_child(READERS[0], Started(0, Position(time=make_time(100, 0))), 3.0)
     made.lease_lost("shop.a", 4.0)
     later = record(SPECS[0], make_time(120, 1), seq=9_000_000_005)
-    (assign,) = assigned(made.acquired("shop.a", later, 40.0))
+    (assign,) = assigned(surveyed(made, made.acquired("shop.a", later, 40.0)))
     assert assign.start is not None
     assert assign.start.time == make_time(120, 1)
+
+
+BEYOND = object_key("shop.a", 9_000_000_002, "shop", "a", "collection")
+
+
+@pytest.mark.parametrize("known", [None, 9_000_000_001], ids=["gone", "older"])
+def test_a_state_that_is_older_than_the_lake_stops_the_stream_alone(known: int | None) -> None:
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    found = record(SPECS[0], make_time(90, 1), known) if known else {}
+    actions = surveyed(made, made.acquired("shop.a", found, 2.0), BEYOND)
+    assert [each for each in actions if isinstance(each, Acquire)] == [Acquire("shop.a")]
+    actions = made.acquired("shop.a", found, 3.0)
+    assert not assigned(actions)
+    assert "it was lost, or is older than the lake" in str(made.streams["shop.a"].error)
+    other = surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 3.0))
+    assert [each.spec.stream for each in assigned(other)] == ["shop.b"]
+
+
+def test_an_object_that_another_engine_has_made_meanwhile_is_no_loss() -> None:
+    """The lake was looked at late: by then the lease had gone to another engine, and come back."""
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    surveyed(made, made.acquired("shop.a", record(SPECS[0], make_time(90, 1), 9_000_000_001), 2.0), BEYOND)
+    later = made.acquired("shop.a", record(SPECS[0], make_time(95, 1), 9_000_000_002), 3.0)
+    assert [each.next_seq for each in assigned(surveyed(made, later))] == [9_000_000_003]
+
+
+def test_a_writer_that_dies_while_it_looks_at_the_lake_is_replaced() -> None:
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    made.child_exited(WRITER, -9, 3.0)
+    made.tick(60.0)
+    actions = made.from_child(WRITER, WriterReady(), 61.0)
+    assert [each.spec.stream for each in assigned(surveyed(made, actions))] == ["shop.a"]
+
+
+def test_a_record_of_another_stream_is_refused() -> None:
+    made = coordinator()
+    foreign = StreamSpec("shop.a", "collection", "shop", ("b",))
+    (exit_,) = [e for e in made.acquired("shop.a", record(foreign, 1), 0.5) if isinstance(e, Exit)]
+    assert exit_.code == 2
+    assert "use another state.prefix" in str(exit_.error)
 
 
 def write_segment(made: Coordinator, seq: int) -> dict[str, str]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import random
+from typing import NamedTuple
 
-from engine.core.naming import object_key, partition_of, safe_name, stream_id
+import pytest
+
+from engine.core.naming import (
+    NO_NAME,
+    Partitioning,
+    number_in,
+    object_key,
+    partition_of,
+    safe_name,
+    shared_stream_id,
+    split_id,
+    stream_id,
+)
 from engine.core.position import make_time
 
 SEVEN = make_time(1_777_618_800 + 59, 3)  # 2026-05-01T07:00:59Z
+PAIRS = 100_000
 
 
 @pytest.mark.parametrize(
@@ -21,8 +33,8 @@ SEVEN = make_time(1_777_618_800 + 59, 3)  # 2026-05-01T07:00:59Z
         ("none", "none"),
     ],
 )
-def test_partitions(partitioning: str, partition: str) -> None:
-    assert partition_of(SEVEN, partitioning) == partition  # type: ignore[arg-type]
+def test_partitions(partitioning: Partitioning, partition: str) -> None:
+    assert partition_of(SEVEN, partitioning) == partition
 
 
 def test_a_key() -> None:
@@ -35,7 +47,7 @@ def test_a_key() -> None:
 def test_without_directories_the_name_tells_collections_apart() -> None:
     assert object_key("shop.orders", 7, "shop", "orders", "none") == "shop.orders-000000000007.parquet"
     assert object_key("shop.orders~0of2", 7, "shop", "orders", "none") == "shop.orders~0of2-000000000007.parquet"
-    assert object_key("shop", 7, "shop", "orders", "none") == "shop.orders-shop-000000000007.parquet"
+    assert object_key("shop", 7, "shop", "orders", "none") == "shop~~shop.orders-000000000007.parquet"
 
 
 def test_dead_letters_lie_apart() -> None:
@@ -51,21 +63,23 @@ def test_shards_go_in_front() -> None:
 def test_an_event_without_a_collection_is_under_hives_null() -> None:
     key = object_key("shop", 7, "shop", "", "collection")
     assert key.startswith("database=shop/collection=__HIVE_DEFAULT_PARTITION__/")
+    assert safe_name(NO_NAME) == "%5F_HIVE_DEFAULT_PARTITION__"
 
 
-@pytest.mark.parametrize("name", ["a/b", "a=b", "a b", "ü", "a%b", "a~0of2", "..", "a\0b"])
+@pytest.mark.parametrize("name", ["a/b", "a=b", "a b", "ü", "a%b", "a~0of2", "..", "a\0b", "表" * 80])
 def test_safe_names(name: str) -> None:
     safe = safe_name(name)
-    assert not set(safe) & set("/= ~\0")
+    assert not set(safe) & set("/= \0")
     assert safe.isascii()
+    assert len(safe) <= 100
 
 
-@given(st.text(min_size=1), st.text(min_size=1), st.integers(0, 9), st.integers(1, 9))
-def test_stream_ids_are_unique(database: str, collection: str, part: int, parts: int) -> None:
-    plain = stream_id(database.replace(".", ""), collection)
-    if parts > 1:
-        assert stream_id(database.replace(".", ""), collection, part, parts) != plain
-    assert plain != stream_id(database.replace(".", ""))
+@pytest.mark.parametrize("database", ["_private", ".hidden"])
+def test_no_file_is_hidden(database: str) -> None:
+    """Spark, Hive and ``pyarrow.dataset`` pass over files whose names begin with ``_`` or ``.``."""
+    for partition in ("none", "collection"):
+        key = object_key(stream_id(database, "c"), 7, database, "c", partition)
+        assert key.rpartition("/")[2][0] not in "_."
 
 
 def test_the_ids() -> None:
@@ -75,3 +89,105 @@ def test_the_ids() -> None:
         "shop.orders",
         "shop.orders~0of2",
     ]
+
+
+def test_a_long_name_is_not_taken_for_its_own_beginning() -> None:
+    stream = stream_id("shop", "x" * 200)
+    beginning = safe_name("x" * 200).partition("~")[0]
+    assert object_key(stream, 7, "shop", "x" * 200, "none") != object_key(stream, 7, "shop", beginning, "none")
+
+
+# --- hostile names ---------------------------------------------------------------------------------------
+
+# What other parts of a key look like, or are made of; and what encodes long.
+PIECES = [
+    *"a-._~%=/ 0",
+    "a-shop",
+    "shop",
+    "deployment~",
+    "deployment",
+    "~1of2",
+    "~read1f3a5c7e-000012",
+    "-000000000007.parquet",
+    "%7E",
+    "%2E",
+    "~~",
+    NO_NAME,
+    "year=2026",
+    "database=",
+    "0123456789abcdef",
+    "表",
+    "\U0001f600",
+    "x" * 90,
+    "表" * 30,
+]
+
+
+class Written(NamedTuple):
+    """What an object is of: which stream selects what, which segment, whose rows, of what time."""
+
+    stream: tuple[object, ...]
+    seq: int
+    database: str
+    collection: str
+    partition: str
+
+
+def a_name(rng: random.Random) -> str:
+    return "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 5)))
+
+
+def a_stream(rng: random.Random, names: list[str]) -> tuple[tuple[object, ...], str]:
+    """What a stream selects, and its id."""
+    database, collection = rng.choice(names), rng.choice(names)
+    match rng.randrange(6):
+        case 0:
+            return ("deployment",), stream_id()
+        case 1:
+            return ("database", database), stream_id(database)
+        case 2:
+            parts = rng.choice((1, 2, 3, 12))
+            part = rng.randrange(parts)
+            return ("collection", database, collection, part, parts), stream_id(database, collection, part, parts)
+        case 3:
+            plan, number = rng.choice(("1f3a5c7e", "00000000")), rng.randrange(20)
+            return ("split", database, collection, plan, number), split_id(database, collection, plan, number)
+        case _:
+            shared = tuple(sorted(set(rng.choices(names, k=rng.randrange(1, 4)))))
+            first = rng.random() < 0.5
+            return ("shared", database, shared, first), shared_stream_id(database, shared, carries_database=first)
+
+
+def a_written(rng: random.Random, names: list[str], partitioning: Partitioning) -> tuple[Written, str, str]:
+    """Something written, its key, and the id of its stream."""
+    selected, stream = a_stream(rng, names)
+    seq = rng.choice((1, 7, 12, 170_000_000_001))
+    database, collection = rng.choice([*names, ""]), rng.choice([*names, ""])
+    if not database:
+        collection = ""
+    partition = partition_of(make_time(1_777_618_800 + rng.choice((0, 3600, 86400)), 0), partitioning)
+    key = object_key(stream, seq, database, collection, partition)
+    return Written(selected, seq, database, collection, partition), key, stream
+
+
+@pytest.mark.parametrize("partitioning", ["hour", "day", "collection", "none"])
+def test_no_two_segments_ever_write_one_key(partitioning: Partitioning) -> None:
+    """100,000 pairs of hostile (stream, seq, collection, partition): those that differ have different keys."""
+    rng = random.Random(partitioning)
+    pairs = 0
+    while pairs < PAIRS // 4:
+        names = [a_name(rng) for _ in range(3)]
+        made: dict[str, Written] = {}
+        ids: dict[str, tuple[object, ...]] = {}
+        for _ in range(30):
+            written, key, stream = a_written(rng, names, partitioning)
+            assert made.setdefault(key, written) == written, key
+            assert ids.setdefault(stream, written.stream) == written.stream, stream
+            assert number_in(key, stream) == written.seq
+            name = key.rpartition("/")[2]
+            assert name.startswith(stream)
+            assert name[0] not in "_."
+            assert len(key) < 700
+            assert max(map(len, key.split("/"))) <= 235
+            assert all(number_in(key, other) is None for other in ids if other != stream)
+        pairs += len(made) * (len(made) - 1) // 2

@@ -52,7 +52,7 @@ def test_tokens_of_all_versions_are_in_the_order_of_the_stream(one: int, other: 
 
 
 def test_where_two_versions_meet_on_different_events_of_one_time_nobody_guesses() -> None:
-    """Two shards can write at one cluster time; their order is by the key, which the versions write differently."""
+    """Two shards can write at one cluster time; their order is then by the key."""
     other_key = INSERT[1].replace("461E5F6964002B020000", "461E5F6964002B040000")
     with pytest.raises(FatalError, match="run the former version once more"):
         is_behind(INSERT[0], other_key)

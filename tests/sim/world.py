@@ -22,7 +22,7 @@ from engine.core.backfill import END, is_end, make_place
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import Intent, ObjectName, StreamSpec
-from engine.core.naming import object_key, partition_of, split_id
+from engine.core.naming import number_in, object_key, partition_of, split_id
 from engine.core.position import Position, make_time
 from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
@@ -245,6 +245,8 @@ class PlayedWriter:
                 objects = self._sealed.pop((message.stream, message.generation, message.seq))
                 self.uploads.extend(objects.items())
                 self.uploads.append(msg.Published(message.stream, message.generation, message.seq))
+            case msg.Survey():
+                self._survey(message)
             case msg.Abandon():
                 for table in (self._open, self._sealed):
                     for key in [key for key in table if key[0] == message.stream and key[1] < message.generation]:
@@ -268,6 +270,12 @@ class PlayedWriter:
         listed = tuple(sorted(names.values()))
         size = len(rows)
         self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size, size))
+
+    def _survey(self, asked: msg.Survey) -> None:
+        stream = asked.spec.stream
+        numbers = {key: number_in(key, stream) for key in self._world.lake.objects}
+        beyond = [key for key, number in numbers.items() if number is not None and number > asked.known]
+        self.outbox.append(msg.Surveyed(stream, asked.generation, min(beyond, default="")))
 
     def can_step(self) -> bool:
         return bool(self.uploads)

@@ -1,0 +1,96 @@
+"""What the lake itself tells of streams: their objects, by listing.
+
+The state store says which segments of a stream may be in the lake. Where the lake has more, the state was lost or
+is older than the lake, and to go on from it would lose events or double them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from typing import NamedTuple
+
+from engine.config.tree import SinkConfig
+from engine.core.messages import StreamSpec
+from engine.core.naming import collection_directory, number_in, partition_of
+from engine.sink import Sink
+
+WAIT_S = 1.0
+
+
+class Range(NamedTuple):
+    """Keys to list: those with a prefix that come after ``after``."""
+
+    prefix: str
+    after: str = ""
+
+
+def object_beyond(
+    sink: Sink,
+    config: SinkConfig,
+    spec: StreamSpec,
+    since: int,
+    known: int,
+    pool: Executor,
+    beat: Callable[[int], None],
+) -> str:
+    """The key of an object of the stream whose segment is later than ``known``; empty when there is none.
+
+    Args:
+        since: the cluster time before which such an object has no events; 0 to look everywhere.
+        pool: threads that list; a stream of many collections has as many ranges to look at.
+        beat: is called again and again meanwhile, with the number of keys that were looked at so far.
+    """
+    seen = 0
+
+    def first_beyond(range_: Range) -> str:
+        nonlocal seen
+        for key in sink.keys(range_.prefix, range_.after):
+            seen += 1
+            number = number_in(key, spec.stream)
+            if number is not None and number > known:
+                return key
+        return ""
+
+    left = {pool.submit(first_beyond, range_) for range_ in ranges(sink, config, spec, since)}
+    try:
+        while left:
+            done, left = wait(left, WAIT_S, FIRST_COMPLETED)
+            beat(seen)
+            if found := next((key for each in done if (key := each.result())), ""):
+                return found
+        return ""
+    finally:
+        for each in left:
+            each.cancel()
+
+
+def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iterator[Range]:
+    """Where objects of a stream can lie, with events from the cluster time ``since`` on."""
+    shards = [f"{number:04x}/" for number in range(config.prefix_shards)] or [""]
+    for shard in shards:
+        if config.partition_by == "none":
+            yield Range(shard + spec.stream)
+            continue
+        for directory in _directories(sink, spec, shard):
+            if config.partition_by == "collection":
+                yield Range(directory + spec.stream)
+            elif since:  # the order of keys is the order of times
+                yield Range(directory, f"{directory}{partition_of(since, config.partition_by)}/")
+            else:
+                yield Range(directory)
+
+
+def _directories(sink: Sink, spec: StreamSpec, shard: str) -> Iterator[str]:
+    """The directories of the collections that a stream can bring."""
+    if spec.collections:
+        names = (*spec.collections, "") if spec.carries_database else spec.collections
+        yield from (shard + collection_directory(spec.database, name) for name in names)
+        return
+    databases = (
+        [shard + collection_directory(spec.database, "").partition("/")[0] + "/"]
+        if spec.database
+        else [each for each in sink.directories(shard) if each.startswith(f"{shard}database=")]
+    )
+    for database in databases:
+        yield from sink.directories(database)
