@@ -20,6 +20,9 @@ import duckdb
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bson import json_util
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.json_util import RELAXED_JSON_OPTIONS as RELAXED
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
@@ -289,6 +292,13 @@ class Lake:
         ]
         return sorted(found, key=lambda row: row["_cdc_token"] or "")
 
+    def keys(self) -> dict[str, Any]:
+        """The document key of each event that has one, by token."""
+        columns = ["_cdc_token", "_cdc_key"]
+        tables = [self.table(key, columns) for key in self.object_keys() if key.endswith(".parquet")]
+        found = pa.concat_tables(tables).to_pylist()
+        return {row["_cdc_token"]: json.loads(row["_cdc_key"]) for row in found if row["_cdc_key"] is not None}
+
     def check_no_token_twice(self) -> set[str]:
         """All tokens; complains when one is in two objects, or twice in one."""
         seen: dict[str, str] = {}
@@ -300,12 +310,18 @@ class Lake:
 
 
 class PlainStream:
-    """An independent change stream of a database, read by the plain driver in a thread."""
+    """An independent change stream of a database, read by the plain driver in a thread.
+
+    State: each event's token, and its document key as the driver writes it in relaxed Extended JSON.
+    """
 
     def __init__(self, client: MongoClient[dict[str, Any]], database: str, start: Timestamp) -> None:
         self.tokens: list[str] = []
+        self.keys: dict[str, Any] = {}
         self._stopped = threading.Event()
-        self._stream = client[database].watch(start_at_operation_time=start, max_await_time_ms=200)
+        lenient = CodecOptions[dict[str, Any]](datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+        source = client.get_database(database, codec_options=lenient)
+        self._stream = source.watch(start_at_operation_time=start, max_await_time_ms=200)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -313,7 +329,10 @@ class PlainStream:
         while True:
             event = self._stream.try_next()
             if event is not None:
-                self.tokens.append(event["_id"]["_data"])
+                token = event["_id"]["_data"]
+                self.tokens.append(token)
+                if "documentKey" in event:
+                    self.keys[token] = json.loads(json_util.dumps(event["documentKey"], json_options=RELAXED))
             elif self._stopped.is_set():
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -28,8 +29,11 @@ from tests.integration.harness import (
     operation_time,
 )
 
-KILLS = 32
+KILLS = 40
+VICTIMS = ["tree", "supervisor", "template", "reader", "writer"]
 COLLECTIONS = ["orders", "items"]
+# With EXPLORE=1, each seed with each state store.
+RUNS = [(1, "redis"), (2, "sqlite"), *([(2, "redis"), (1, "sqlite")] if os.environ.get("EXPLORE") else [])]
 
 
 @pytest.fixture
@@ -51,19 +55,24 @@ def writing(stack: LocalStack, database: str, seed: int) -> Iterator[None]:
         assert int(out) > 100
 
 
-def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig) -> None:
-    rng = random.Random(1)
+@pytest.mark.parametrize(("seed", "state"), RUNS)
+def test_killed_at_random(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, seed: int, state: str
+) -> None:
+    rng = random.Random(seed)
+    if state == "sqlite":
+        config.set("state", url=f"sqlite:///{config.directory}/state.db")
     lake = Lake(stack, config.name)
     plain = PlainStream(mongo, config.name, operation_time(mongo))
     engine: Engine | None = None
     kills: dict[str, int] = {}
     orphans: list[int] = []
-    with writing(stack, config.name, seed=1):
-        while sum(kills.values()) < KILLS:
+    with writing(stack, config.name, seed):
+        while sum(kills.values()) < KILLS or len(kills) < len(VICTIMS):
             if engine is None:
                 engine = Engine(config)
             time.sleep(rng.random() * 2.5)
-            victim = rng.choice(["tree", "supervisor", "template", "reader", "writer"])
+            victim = rng.choice(VICTIMS)
             if victim == "tree":
                 engine.kill_tree()
                 engine = None
@@ -82,8 +91,9 @@ def test_killed_at_random(stack: LocalStack, mongo: MongoClient[dict[str, Any]],
     catch_up(config)
     expected = plain.stop()
     assert lake.check_no_token_twice() == expected
+    assert lake.keys() == plain.keys
     assert len(expected) > 1000
-    assert set(kills) == {"tree", "supervisor", "template", "reader", "writer"}
+    assert set(kills) == set(VICTIMS)
     kill_all(orphans)
 
 

@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
+from engine.core import segments
 from engine.core.actions import Acquire
 from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommit, WriteIntent
-from engine.core.messages import Intent
+from engine.core.messages import Intent, Survey, Surveyed
 from engine.core.segments import SegmentEnd, Segmenter
 from tests.sim import world
-from tests.sim.world import SplitWorld, World
+from tests.sim.world import ForgetfulWorld, SplitWorld, World
 
 SEEDS = 10_000
 SEEDS_OF_SPLITS = 3_000
+SEEDS_OF_LOSSES = 2_000
 SEEDS_FOR_BROKEN = 2_000
 
 
@@ -51,6 +53,16 @@ def test_no_seed_loses_or_doubles_an_event() -> None:
 
 def test_no_seed_loses_or_doubles_a_document() -> None:
     assert play_all(SEEDS_OF_SPLITS, SplitWorld) > 100 * SEEDS_OF_SPLITS
+
+
+def test_no_seed_goes_on_from_a_state_that_was_lost() -> None:
+    assert play_all(SEEDS_OF_LOSSES, ForgetfulWorld) > 100 * SEEDS_OF_LOSSES
+    refusals = 0
+    for seed in range(100):
+        played = ForgetfulWorld(seed)
+        played.run()
+        refusals += played.refusals
+    assert refusals > 10
 
 
 def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
@@ -112,6 +124,25 @@ BROKEN: dict[str, list[tuple[type, str, Callable[..., Any]]]] = {
 }
 
 
+def compares_tokens_as_strings(one: str, other: str) -> bool:
+    return one > other
+
+
+def test_tokens_that_are_compared_as_strings_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "is_behind", compares_tokens_as_strings)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN))
+
+
+def test_a_lake_that_nobody_looks_at_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sees_nothing(self: world.PlayedWriter, asked: Survey) -> None:
+        self.outbox.append(Surveyed(asked.spec.stream, asked.generation, ""))
+
+    monkeypatch.setattr(world.PlayedWriter, "_survey", sees_nothing)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN), ForgetfulWorld)
+
+
 @pytest.mark.parametrize("defect", BROKEN)
 def test_a_broken_protocol_is_found_out(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     for owner, name, replacement in BROKEN[defect]:
@@ -135,5 +166,5 @@ def test_an_unfenced_store_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    for kind in (World, SplitWorld):
+    for kind in (World, SplitWorld, ForgetfulWorld):
         print(f"{kind.__name__}: {number} seeds, {play_all(number, kind)} steps: exact")

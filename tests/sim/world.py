@@ -5,20 +5,27 @@ themselves, as pipes do, and nothing else is ordered. Processes are killed, engi
 lease while their children go on, orphans finish what they were at, and replays see a different selection
 where a pipeline filters on looked-up documents.
 
-After every step that changes the lake: no token is in two objects. At the end: none is missing.
+Tokens are as real servers write them: with type bits for some keys, in two versions, and with the number of a
+fragment where a server splits events, which may be another one when the event is read again. Which event is which
+is known here by its number, never by the engine's own idea of tokens.
+
+After every step that changes the lake: no event is in two objects. At the end: none is missing.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import bson
+
 from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
-from engine.core.backfill import END, is_end, make_place
+from engine.core.backfill import END, is_end, make_place, split_place
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import Intent, ObjectName, StreamSpec
@@ -35,26 +42,36 @@ LEASE_TTL_S = 10.0
 
 @dataclass(frozen=True)
 class Event:
-    """A change event; a fickle one may or may not pass the pipeline, each time it is read."""
+    """A change event; a fickle one may or may not pass the pipeline, each time it is read.
 
-    token: str
+    Attributes:
+        number: which event it is, in the order of its stream.
+        index: within its transaction.
+        key: what kind of key its document has: ``plain``, or ``long``, whose tokens have type bits.
+        large: whether servers that split events split it.
+    """
+
+    number: int
     time: int
     collection: str
     fickle: bool
+    index: int = 0
+    key: str = "plain"
+    large: bool = False
 
 
 @dataclass
 class Replies:
-    """The events of one getMore, as the segmenter sees them."""
+    """The events of one getMore, each with its token, as the segmenter sees them."""
 
-    events: Sequence[Event]
+    events: Sequence[tuple[Event, str]]
     ends_invalidated: bool = False
 
     def __len__(self) -> int:
         return len(self.events)
 
     def token_at(self, row: int) -> str:
-        return self.events[row].token
+        return self.events[row][1]
 
     @property
     def offsets(self) -> Sequence[int]:
@@ -62,34 +79,69 @@ class Replies:
 
 
 class Mongo:
-    """A stream of events that grows, and can be read again from any token."""
+    """A stream of events that grows, and can be read again from any token that it has given.
+
+    State: the events, the version of the tokens that it gives at present, and what every token given so far means:
+    the number of the last event up to it.
+    """
 
     def __init__(self, rng: random.Random, count: int) -> None:
         self._rng = rng
         self.to_come = count
         self.events: list[Event] = []
+        self.version = rng.choice((1, 1, 2))
+        self.given: dict[str, int] = {"": -1}
         self._seconds = 1_800_000_000
         self._increment = 0
+        self._index = 0
+        self._passed = False  # a token behind the last event was given: its transaction is over
 
     def append(self) -> None:
         """One more event; now and then in another hour, or in the same transaction as the one before."""
         roll = self._rng.random()
+        self._index += 1
+        if roll < 0.8 or self._passed:
+            self._increment, self._index = self._increment + 2, 0
         if roll < 0.03:
             self._seconds += 1800
-        elif roll < 0.8:
-            self._increment += 1
+        self._passed = False
         time = make_time(self._seconds, self._increment)
-        token = f"82{time:016x}{len(self.events):06x}"
+        key = self._rng.choice(("plain", "long"))
+        fickle, large = self._rng.random() < 0.08, self._rng.random() < 0.1
         collection = self._rng.choice(("orders", "items"))
-        self.events.append(Event(token, time, collection, self._rng.random() < 0.08))
+        self.events.append(Event(len(self.events), time, collection, fickle, self._index, key, large))
         self.to_come -= 1
 
-    def read(self, after: Position, most: int) -> tuple[list[Event], str]:
+    def read(self, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """Events after a position as they pass the pipeline this time, and the token scanned up to."""
-        start = next((n for n, e in enumerate(self.events) if e.token > after.token), len(self.events))
-        scanned = self.events[start : start + most]
-        passing = [event for event in scanned if not event.fickle or self._rng.random() < 0.5]
-        return passing, scanned[-1].token if scanned else after.token
+        start = self.given[after.token] + 1  # a server finds the very tokens that it has given, and no others
+        scanned = [(event, self._token(event)) for event in self.events[start : start + most]]
+        passing = [each for each in scanned if not each[0].fickle or self._rng.random() < 0.5]
+        if self.events and start + most >= len(self.events) and self._rng.random() < 0.3:
+            return passing, self._point_behind_all()
+        return passing, scanned[-1][1] if scanned else after.token
+
+    def _token(self, event: Event) -> str:
+        key = f"461E5F6964002D{event.number:06X}00"
+        if self.version == 2:
+            insert = "463C6F7065726174696F6E54797065003C696E7365727400"
+            key = f"{insert}46646F63756D656E744B657900{key}00"
+            if event.large:
+                key += self._rng.choice(("", "29", "2B02", "2B04"))
+        index = f"2C{2 * event.index:04X}" if event.index else "29"
+        head = f"82{event.time:016X}2B0{2 * self.version}2C0100{index}6E"
+        token = f"{head}5A1004{'0123456789ABCDEF' * 2}{key}04"
+        if event.key == "long":
+            token += f":{bson.encode({'_data': token, '_typeBits': b'bits'}).hex()}"
+        self.given[token] = event.number
+        return token
+
+    def _point_behind_all(self) -> str:
+        """A token between events, as servers give it when they have looked at everything."""
+        last = self.events[-1]
+        token = f"82{last.time + 1:016X}2B0{2 * self.version}29296E{'14' if self.version == 2 else ''}04"
+        self.given[token], self._passed = last.number, True
+        return token
 
 
 @dataclass
@@ -100,22 +152,25 @@ class StoredStream:
     fields: dict[str, str] = field(default_factory=dict)
 
 
+Landed = tuple[str, int]
+
+
 class Lake:
-    """Objects and the tokens in them; complains at once when a token is in two."""
+    """Objects and what is in them, by stream and number; complains at once when an event is in two."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, tuple[str, ...]] = {}
+        self.objects: dict[str, tuple[Landed, ...]] = {}
 
-    def put(self, key: str, tokens: Sequence[str]) -> None:
-        self.objects[key] = tuple(tokens)
-        seen: dict[str, str] = {}
+    def put(self, key: str, events: Sequence[Landed]) -> None:
+        self.objects[key] = tuple(events)
+        seen: dict[Landed, str] = {}
         for other, others in self.objects.items():
-            for token in others:
-                assert token not in seen, f"{token} is in {seen[token]} and in {other}"
-                seen[token] = other
+            for event in others:
+                assert event not in seen, f"{event} is in {seen[event]} and in {other}"
+                seen[event] = other
 
-    def tokens(self) -> set[str]:
-        return {token for tokens in self.objects.values() for token in tokens}
+    def events(self) -> set[Landed]:
+        return {event for events in self.objects.values() for event in events}
 
 
 class PlayedReader:
@@ -174,7 +229,8 @@ class PlayedReader:
         seq = 0
         if self._asked is not None and grant.generation == self._generation:
             stop, rows, seq = self._asked
-            self._world.arena[self._world.slab_key(self, grant.offset)] = self._events.events[stop - rows : stop]
+            taken = [event for event, _ in self._events.events[stop - rows : stop]]
+            self._world.arena[self._world.slab_key(self, grant.offset)] = taken
         ready = msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, rows * 10)
         self.outbox.append(ready)
         if self._asked is not None and grant.generation == self._generation:
@@ -215,9 +271,8 @@ class PlayedReader:
             return
         if not segmenter.is_open and not segmenter.replaying and self._scanned and self._world.rng.random() < 0.2:
             self.outbox.append(msg.Idle(self._generation, Position(self._scanned, 0)))
-        after = Position(max(self._scanned, self._position.token), self._position.time)
-        events, scanned = self._world.read(self._spec, after, self._world.rng.randrange(1, 12))
-        self._scanned = max(scanned, self._scanned)
+        after = Position(self._scanned, self._position.time)
+        events, self._scanned = self._world.read(self._spec, after, self._world.rng.randrange(1, 12))
         self._events, self._row = Replies(events), 0
 
 
@@ -230,8 +285,8 @@ class PlayedWriter:
         self._slabs_of = slabs_of
         outbox.append(msg.WriterReady())
         self._open: dict[tuple[str, int, int], list[Event]] = {}
-        self._sealed: dict[tuple[str, int, int], dict[str, list[str]]] = {}
-        self.uploads: deque[tuple[str, list[str]] | msg.Published] = deque()
+        self._sealed: dict[tuple[str, int, int], dict[str, list[Landed]]] = {}
+        self.uploads: deque[tuple[str, list[Landed]] | msg.Published] = deque()
 
     def receive(self, message: msg.ToChild) -> None:
         match message:
@@ -259,12 +314,12 @@ class PlayedWriter:
             self.outbox.append(failed)
             return
         rows = self._open.pop((message.stream, message.generation, message.intent.seq), [])
-        objects: dict[str, list[str]] = {name.key: [] for name in message.intent.objects}
+        objects: dict[str, list[Landed]] = {name.key: [] for name in message.intent.objects}
         names = {name.key: name for name in message.intent.objects}
         for event in rows:
             partition = partition_of(event.time, "hour")
             key = object_key(message.stream, message.intent.seq, "shop", event.collection, partition)
-            objects.setdefault(key, []).append(event.token)
+            objects.setdefault(key, []).append((message.stream, event.number))
             names.setdefault(key, ObjectName(key, "shop", event.collection))
         self._sealed[message.stream, message.generation, message.intent.seq] = objects
         listed = tuple(sorted(names.values()))
@@ -478,6 +533,7 @@ class World:
         self.orphans: list[Orphan] = []
         self.orphan_stores: list[Engine] = []
         self.steps_taken = 0
+        self.refusals = 0
 
     pool = 0
 
@@ -489,9 +545,13 @@ class World:
         """What is left to read of a backfill for an engine that starts now."""
         return []
 
-    def read(self, _: StreamSpec, after: Position, most: int) -> tuple[list[Event], str]:
+    def read(self, _: StreamSpec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """What a getMore of this stream gives behind a position, and the token scanned up to."""
         return self.mongo.read(after, most)
+
+    def reached(self, _: str, position: Position | None) -> int:
+        """The number of the last event of a stream up to a position."""
+        return self.mongo.given[position.token] if position is not None else -1
 
     def lags(self, what: str) -> bool:
         """Whether this part is the slow one, and does not get its turn this time."""
@@ -506,12 +566,11 @@ class World:
         after = self.records[stream].fields.get("position")
         if after is None or after == before:
             return
-        position = read_record(self.records[stream].fields).position
-        assert position is not None
-        landed = self.lake.tokens()
+        reached = self.reached(stream, read_record(self.records[stream].fields).position)
+        landed = self.lake.events()
         for event in self.events_of(stream):
-            if event.token <= position.token and not event.fickle:
-                assert event.token in landed, f"{event.token} is committed, and in no object"
+            if event.number <= reached and not event.fickle:
+                assert (stream, event.number) in landed, f"{event} is committed, and in no object"
 
     def events_of(self, _: str) -> Sequence[Event]:
         """All that a stream will ever bring."""
@@ -539,13 +598,17 @@ class World:
                 break
         else:
             raise AssertionError(f"not done after {most_steps} steps: {self.engines[-1].coordinator.streams}")
-        events = [event for stream in self.records for event in self.events_of(stream)]
-        missing = {event.token for event in events if not event.fickle} - self.lake.tokens()
+        events = [(stream, event) for stream in self.records for event in self.events_of(stream)]
+        missing = {(stream, event.number) for stream, event in events if not event.fickle} - self.lake.events()
         assert not missing, f"missing in the lake: {sorted(missing)}"
+
+    faults: tuple[str, ...] = ("child", "child", "child", "engine", "pause", "second", "drain", "upgrade")
 
     def _fault(self) -> None:
         engine = self.rng.choice(self.engines)
-        match self.rng.choice(("child", "child", "child", "engine", "pause", "second", "drain")):
+        match self.rng.choice(self.faults):
+            case "upgrade":
+                self.mongo.version = 2
             case "child" if engine.children:
                 engine.kill_child(self.rng.choice(list(engine.children)))
             case "drain":
@@ -589,10 +652,8 @@ class World:
     def _is_done(self) -> bool:
         if any(engine.paused_until > self.now for engine in self.engines):
             return False
-        last = self.mongo.events[-1].token if self.mongo.events else ""
         record = read_record(self.records[STREAM].fields)
-        position = record.position
-        return position is not None and position.token >= last and not record.intents
+        return self.reached(STREAM, record.position) == len(self.mongo.events) - 1 and not record.intents
 
 
 class SplitWorld(World):
@@ -605,7 +666,7 @@ class SplitWorld(World):
         for number in range(rng.randrange(1, 7)):
             stream = split_id("shop", "orders", "a", number)
             self._documents[stream] = [
-                Event(f"{make_place(place, str(number))}", 1_800_000_000 << 32, "orders", rng.random() < 0.08)
+                Event(place, 1_800_000_000 << 32, "orders", rng.random() < 0.08)
                 for place in range(1, rng.randrange(0, 25))
             ]
         super().__init__(seed, events=0)
@@ -625,11 +686,19 @@ class SplitWorld(World):
     def _is_in(self, stream: str) -> bool:
         return is_end(read_record(self.records[stream].fields).position)
 
-    def read(self, spec: StreamSpec, after: Position, most: int) -> tuple[list[Event], str]:
+    def read(self, spec: StreamSpec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """The next documents of a split; of fickle ones, those that are there this time."""
-        left = [event for event in self._documents[spec.stream] if event.token > after.token]
+        reached = self.reached(spec.stream, after)
+        left = [event for event in self._documents[spec.stream] if event.number > reached]
         there = [event for event in left[:most] if not event.fickle or self.rng.random() < 0.5]
-        return there, left[most - 1].token if len(left) > most else END
+        tokens = [(event, make_place(event.number, "key")) for event in there]
+        return tokens, make_place(left[most - 1].number, "key") if len(left) > most else END
+
+    def reached(self, stream: str, position: Position | None) -> int:
+        """The number of the last document of a split up to a place."""
+        if position is None or not position.token:
+            return 0
+        return len(self._documents[stream]) if position.token == END else split_place(position.token)[0]
 
     def events_of(self, stream: str) -> Sequence[Event]:
         """All documents of a split."""
@@ -637,3 +706,56 @@ class SplitWorld(World):
 
     def _is_done(self) -> bool:
         return all(self._is_in(stream) for stream in self._documents)
+
+
+class ForgetfulWorld(World):
+    """The state is lost, or an older one comes back, while no engine runs: engines go on exactly, or stop.
+
+    State: copies of the records as they once were, and the true ones where they were taken away.
+    """
+
+    faults = (*World.faults, "forget", "forget", "forget")
+
+    def __init__(self, seed: int) -> None:
+        self._once: list[dict[str, StoredStream]] = [{}]
+        self._truth: dict[str, StoredStream] | None = None
+        super().__init__(seed, faults=8)
+
+    def check_commit(self, stream: str, before: str | None) -> None:
+        """Also: keep a copy of the records now and then; what was written to others than the true ones is true."""
+        super().check_commit(stream, before)
+        self._truth = None  # nobody writes before the lake was looked at
+        if self.rng.random() < 0.3:
+            self._once.append(copy.deepcopy(dict(self.records)))
+
+    def _fault(self) -> None:
+        quiet = not any(orphan.can_step() for orphan in self.orphans)
+        if self._truth is None and quiet and self.rng.random() < 0.4:
+            self.engines.clear()
+            self.orphan_stores.clear()
+            self._truth = dict(self.records)
+            self.records = defaultdict(StoredStream, copy.deepcopy(self.rng.choice(self._once)))
+            for stored in self.records.values():
+                stored.owner = ""
+            self._start_engine()
+        else:
+            super()._fault()
+
+    def _end_engine(self, engine: Engine) -> None:
+        assert engine.exited is not None
+        if engine.exited.error is not None and self._truth is not None:
+            assert "older than the lake" in str(engine.exited.error)
+            self.refusals += 1
+            self.records = defaultdict(StoredStream, self._truth)
+            self._truth = None
+            for stored in self.records.values():
+                stored.owner = ""
+            self.engines.clear()
+            self.orphan_stores.clear()
+            self._start_engine()
+        else:
+            super()._end_engine(engine)
+
+    def _is_done(self) -> bool:
+        accepted = all(engine.coordinator.streams[STREAM].surveyed for engine in self.engines)
+        return (self._truth is None or accepted) and super()._is_done()
