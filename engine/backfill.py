@@ -19,7 +19,10 @@ from msgspec.structs import replace
 from engine.config import Config
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, plan_document, progress_of
 from engine.core.handover import overlap
+from engine.core.ledger import Ledger
 from engine.core.messages import StreamSpec
+from engine.core.naming import number_in
+from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError
 from engine.forks import CONTEXT, end_with_parent, start_template
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 _INDEX = "backfills"
+# A plan has the time of this machine's clock, and its objects that of the server's.
+_CLOCK_SKEW_S = 86_400
 _T = TypeVar("_T")
 
 log = logging.getLogger("headrace")
@@ -210,6 +215,8 @@ def prepare(
         for namespace, plan in former.items():
             if plan is not None and namespace in fresh:
                 plans.refuse_if_held(plan)
+        if not restart:
+            _refuse_lost_state(config, planner, plans, former)
         for plan in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]
@@ -220,6 +227,41 @@ def prepare(
             if before is not None and found[namespace] == plan:
                 plans.forget(before)
         return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
+
+
+def _refuse_lost_state(
+    config: Config, planner: Planner, plans: Plans, former: Mapping[tuple[str, str], Plan | None]
+) -> None:
+    """Hold the state of backfills that go on, or that nobody knows of, against the lake.
+
+    Raises:
+        ConfigError: the lake has more than the state store knows of.
+    """
+    from engine.lake import Wanted, newest_of_splits
+
+    for namespace, plan in former.items():
+        if plan is not None and plan.finished:
+            continue
+        since = make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if plan else 0
+        newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else "", since))
+        # The state is read behind the lake: what another engine has written meanwhile is then known.
+        if not newest or plans.read(".".join(namespace)) != plan:
+            continue
+        records = plans.records()
+        for split, key in newest.items():
+            record = records.get(split, StreamRecord())
+            if (number_in(key, split) or 0) > Ledger(record.position, record.seq, record.intents).last_known:
+                raise _older_than_the_lake(".".join(namespace), plan, key)
+
+
+def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigError:
+    known = "is older than that" if plan else "knows of no backfill"
+    cause = f"the lake holds {key}, and the state store {known}: documents would be loaded twice"
+    remedy = (
+        "Restore the newest state. Or delete that collection's objects of the backfill (their names have ~read in "
+        "them), or keep them and load everything again with --restart."
+    )
+    return ConfigError(f"load {namespace}", cause, remedy)
 
 
 def snapshot(

@@ -1,4 +1,4 @@
-"""What the lake itself tells of streams: their objects, by listing.
+"""What the lake itself tells of streams and backfills: their objects, by listing.
 
 The state store says which segments of a stream may be in the lake. Where the lake has more, the state was lost or
 is older than the lake, and to go on from it would lose events or double them.
@@ -12,10 +12,24 @@ from typing import NamedTuple
 
 from engine.config.tree import SinkConfig
 from engine.core.messages import StreamSpec
-from engine.core.naming import collection_directory, number_in, partition_of
+from engine.core.naming import collection_directory, number_in, partition_of, split_prefix
 from engine.sink import Sink
 
 WAIT_S = 1.0
+
+
+class Wanted(NamedTuple):
+    """A collection to load.
+
+    Attributes:
+        plan: the id of its unfinished plan; empty when there is none.
+        since: the cluster time of the plan, before which nothing of it was read.
+    """
+
+    database: str
+    collection: str
+    plan: str = ""
+    since: int = 0
 
 
 class Range(NamedTuple):
@@ -63,6 +77,20 @@ def object_beyond(
     finally:
         for each in left:
             each.cancel()
+
+
+def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
+    """The key of the newest object of each split of a collection's backfills that has any, by the split's id."""
+    sink = Sink(config)
+    prefix = split_prefix(wanted.database, wanted.collection, wanted.plan)
+    spec = StreamSpec(prefix, "split", wanted.database, (wanted.collection,))
+    newest: dict[str, str] = {}
+    for range_ in ranges(sink, config, spec, wanted.since):
+        for key in sink.keys(range_.prefix, range_.after):
+            split = key.rpartition("/")[2].rpartition("-")[0]
+            if split.startswith(prefix) and number_in(key, split) is not None:
+                newest[split] = max(newest.get(split, ""), key, key=lambda each: number_in(each, split) or 0)
+    return newest
 
 
 def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iterator[Range]:

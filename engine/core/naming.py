@@ -77,9 +77,14 @@ def shared_stream_id(database: str, collections: Sequence[str], *, carries_datab
     return f"{stream_id(database)}~{hashlib.sha256(selected.encode()).hexdigest()[:_SHARED_DIGITS]}"
 
 
+def split_prefix(database: str, collection: str, plan: str = "") -> str:
+    """How the ids of a collection's splits begin: of one plan, or of all."""
+    return f"{stream_id(database, collection)}{_READ}{plan}"
+
+
 def split_id(database: str, collection: str, plan: str, number: int) -> str:
     """The id of a split of a backfill: ``shop.orders~read1f3a5c7e-000012``."""
-    return f"{stream_id(database, collection)}{_READ}{plan}-{number:06d}"
+    return f"{split_prefix(database, collection, plan)}-{number:06d}"
 
 
 def plan_of_split(stream: str) -> str:

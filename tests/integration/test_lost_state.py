@@ -1,0 +1,141 @@
+"""The state is lost, or an older one comes back: the engine goes on exactly, or stops with the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_engine
+
+Client = MongoClient[dict[str, Any]]
+OLDER = "it was lost, or is older than the lake"
+
+
+def landed(lake: Lake) -> dict[str, list[str]]:
+    """The tokens of each object; none is anywhere twice."""
+    lake.check_no_token_twice()
+    return lake.tokens()
+
+
+def use_sqlite(config: EngineConfig) -> Path:
+    path = config.directory / "state.db"
+    config.set("state", url=f"sqlite:///{path}")
+    return path
+
+
+def forget(path: Path) -> None:
+    for each in path.parent.glob(f"{path.name}*"):
+        each.unlink()
+
+
+@pytest.mark.parametrize("partition_by", ["hour", "day", "collection", "none"])
+@pytest.mark.parametrize("start", ["earliest", "now"])
+def test_without_its_state_nothing_is_replaced_and_nothing_is_left_out(
+    mongo: Client, config: EngineConfig, lake: Lake, partition_by: str, start: str
+) -> None:
+    """Other batch sizes give other segments the same numbers, and what happened meanwhile would be in none."""
+    state = use_sqlite(config)
+    config.set("sink", partition_by=partition_by, prefix_shards=3)
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
+    catch_up(config)
+    before = landed(lake)
+    assert sum(map(len, before.values())) == 500
+    forget(state)
+    config.set("source", start=start)
+    config.set("batch", rows=77)
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(300)])
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert OLDER in done.stderr
+    assert "Restore the newest state" in done.stderr
+    assert landed(lake) == before
+
+
+@pytest.mark.parametrize("watch", ["collections", "database"])
+def test_an_older_state_is_noticed(mongo: Client, config: EngineConfig, lake: Lake, watch: str) -> None:
+    state = use_sqlite(config)
+    if watch == "database":
+        config.set("source", watch=watch, collections=[])
+    orders = mongo[config.name].orders
+    orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    shutil.copy(state, state.with_suffix(".backup"))
+    orders.insert_many([{"n": n} for n in range(900)])
+    catch_up(config)
+    newest = state.read_bytes()
+    before = landed(lake)
+    shutil.copy(state.with_suffix(".backup"), state)
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert OLDER in done.stderr
+    assert landed(lake) == before
+    state.write_bytes(newest)
+    orders.insert_many([{"n": n} for n in range(10)])
+    catch_up(config)
+    assert len(lake.check_no_token_twice()) == 1010
+
+
+def test_one_stream_without_its_record_stops_alone(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    state = use_sqlite(config)
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    forget(state)
+    config.set("source", collections=["orders", "items"])
+    with Engine(config) as engine:
+        status = engine.wait_for(
+            lambda status: (
+                {each["status"] for each in status["streams"]} >= {"failed"}
+                and any(each["reading"] for each in status["streams"])
+            ),
+            "one reads",
+        )
+        mongo[config.name]["items"].insert_many([{"n": n} for n in range(50)])
+        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 50, "items")
+        assert engine.terminate() == 1
+    errors = {each["stream"]: each["error"] for each in status["streams"]}
+    assert OLDER in errors[f"{config.name}.orders"]
+    assert errors[f"{config.name}.items"] == ""
+    assert len(lake.check_no_token_twice()) == 150
+
+
+def test_a_backfill_without_its_state_is_not_loaded_twice(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    state = use_sqlite(config)
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
+    assert run_engine(config, "backfill").returncode == 0
+    keys = lake.object_keys()
+    forget(state)
+    done = run_engine(config, "backfill")
+    assert done.returncode == 2, done.stderr
+    assert "documents would be loaded twice" in done.stderr
+    assert lake.object_keys() == keys
+    assert run_engine(config, "backfill", "--restart").returncode == 0
+    assert len(lake.rows()) == 1000
+
+
+def test_a_backfill_with_an_older_state_is_not_loaded_twice(
+    mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
+    state = use_sqlite(config)
+    config.set("batch", rows=100, interval="10m")
+    config.set("backfill", max_documents_per_s=2000)
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(6000)])
+    with Engine(config, command="backfill") as engine:
+        engine.wait_for(lambda status: bool(status["backfills"][0]["documents"]), "some")
+        shutil.copy(state, state.with_suffix(".backup"))
+        shutil.copy(f"{state}-wal", state.with_suffix(".backup-wal"))
+        some = len(lake.object_keys())
+        while len(lake.object_keys()) < some + 4:
+            assert engine.process.poll() is None, engine.log_tail()
+        engine.kill_tree()
+    forget(state)
+    shutil.copy(state.with_suffix(".backup"), state)
+    shutil.copy(state.with_suffix(".backup-wal"), f"{state}-wal")
+    keys = lake.object_keys()
+    done = run_engine(config, "backfill")
+    assert done.returncode == 2, done.stderr
+    assert "is older than that: documents would be loaded twice" in done.stderr
+    assert lake.object_keys() == keys
