@@ -292,6 +292,10 @@ class Lake:
         ]
         return sorted(found, key=lambda row: row["_cdc_token"] or "")
 
+    def rows_in(self, directory: Path) -> list[dict[str, Any]]:
+        """All rows of all objects below a directory of this machine."""
+        return [row for path in directory.rglob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()]
+
     def keys(self) -> dict[str, Any]:
         """The document key of each event that has one, by token."""
         columns = ["_cdc_token", "_cdc_key"]

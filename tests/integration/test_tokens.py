@@ -1,0 +1,173 @@
+"""Resume tokens as real servers make them: with type bits, in two versions, of split events."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from bson import Int64
+from pymongo import MongoClient
+
+from engine.failpoints import VARIABLE
+from engine.local import LocalStack, Mongo, Process
+from engine.local.servers import latest_mongod
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
+from tests.integration.workload import a_document, an_id
+
+Client = MongoClient[dict[str, Any]]
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def latest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A server that splits large events."""
+    mongo = Mongo(tmp_path_factory.mktemp("latest"), latest=True, cache_gib=0.5)
+    mongo.start()
+    yield mongo
+    mongo.stop()
+
+
+@pytest.fixture(params=["6.0.5", "6.0.27"])
+def server(request: pytest.FixtureRequest, stack: LocalStack) -> Iterator[Client]:
+    mongo = stack.mongo if request.param == "6.0.5" else request.getfixturevalue("latest")
+    with Client(mongo.uri) as client:
+        client.uri = mongo.uri  # type: ignore[attr-defined]
+        yield client
+
+
+def use_sqlite(config: EngineConfig) -> Path:
+    path = config.directory / "state.db"
+    config.set("state", url=f"sqlite:///{path}")
+    return path
+
+
+def test_resumes_behind_events_of_every_kind_of_key(server: Client, config: EngineConfig, lake: Lake) -> None:
+    rng = random.Random(5)
+    config.set("source", uri=server.uri)
+    plain = PlainStream(server, config.name, operation_time(server))
+    for _ in range(12):
+        for _ in range(rng.randrange(1, 6)):
+            server[config.name].orders.insert_one({"_id": an_id(rng)} | a_document(rng))
+        server[config.name].orders.insert_one(
+            {"_id": rng.choice((Int64(rng.randrange(2**60, 2**61)), rng.random()))}
+        )
+        catch_up(config)  # the position is that of the last event, which has type bits
+    expected = plain.stop()
+    assert lake.check_no_token_twice() == expected
+    assert lake.keys() == plain.keys
+
+
+def test_footers_have_whole_tokens(server: Client, config: EngineConfig, lake: Lake) -> None:
+    from bson import decode
+
+    config.set("source", uri=server.uri)
+    start = operation_time(server)
+    server[config.name].orders.insert_one({"_id": Int64(2**60 + 1)})
+    server[config.name].orders.insert_one({"_id": 70.5})
+    catch_up(config)
+    (key,) = lake.object_keys()
+    with lake._fs.open(f"{lake._root}/{key}", "rb") as file:
+        facts = pq.ParquetFile(file).schema_arrow.metadata
+    with server[config.name].watch(start_at_operation_time=start) as stream:
+        events = [stream.next() for _ in range(2)]
+    found = [
+        decode(bytes.fromhex(facts[f"headrace.{each}_token".encode()].decode())) for each in ("first", "last")
+    ]
+    assert [each["_typeBits"] for each in found] == [each["_id"]["_typeBits"] for each in events]
+    assert [row["_cdc_token"] for row in lake.rows()] == [each["_data"] for each in found]
+
+
+def test_a_position_without_type_bits_goes_on_from_its_time(
+    server: Client, config: EngineConfig, lake: Lake
+) -> None:
+    """As a former version has kept it."""
+    config.set("source", uri=server.uri)
+    state = use_sqlite(config)
+    orders = server[config.name].orders
+    orders.insert_many([{"_id": Int64(2**60 + n)} for n in range(20)])
+    catch_up(config)
+    with sqlite3.connect(state) as db:
+        ((text,),) = db.execute("select value from fields where name = 'position'").fetchall()
+        position = json.loads(text)
+        position["token"], bits, _ = position["token"].partition(":")
+        assert bits
+        db.execute("update fields set value = ? where name = 'position'", (json.dumps(position),))
+    db.close()
+    orders.insert_many([{"_id": 0.1 + n} for n in range(20)])
+    with Engine(config, "--until-caught-up") as engine:
+        assert engine.end() == 0, engine.log_tail()
+        assert "the server does not find the resume token" in engine.log()
+    catch_up(config)
+    assert len(lake.check_no_token_twice()) == 40
+
+
+@pytest.mark.parametrize("then", ["shrinks", "is gone", "grows", "stays"])
+def test_goes_on_behind_a_split_event(latest: Mongo, config: EngineConfig, lake: Lake, then: str) -> None:
+    """Its last fragment's token is found again only while the document is as large as it was."""
+    config.set("source", uri=latest.uri, full_document_before_change="when_available", collections=["orders"])
+    with Client(latest.uri) as client:
+        database = client[config.name]
+        database.create_collection("orders", changeStreamPreAndPostImages={"enabled": True})
+        database.orders.insert_one({"_id": Int64(2**60 + 7), "p": os.urandom(7 * MIB)})
+        catch_up(config)
+        database.orders.update_one({}, {"$set": {"p": os.urandom(10 * MIB)}})
+        catch_up(config)
+        match then:
+            case "shrinks":
+                database.orders.update_one({}, {"$set": {"p": b""}})
+            case "is gone":
+                database.orders.delete_one({})
+            case "grows":
+                database.orders.update_one({}, {"$set": {"q": os.urandom(5 * MIB)}})
+        database.orders.insert_one({"_id": 70.5})
+        catch_up(config)
+        catch_up(config)
+    assert len(lake.check_no_token_twice()) == {"stays": 4}.get(then, 5) - 1
+    update = next(row for row in lake.rows() if row["_cdc_op"] == "update")
+    assert update["_cdc_before"] is not None
+
+
+@pytest.mark.parametrize("point", ["before_publish", "after_publish", "before_commit"])
+def test_a_server_is_upgraded_while_segments_are_outstanding(
+    stack: LocalStack, tmp_path: Path, unique: str, point: str
+) -> None:
+    """Intents with tokens of version 1 are replayed by a stream that gives version 2."""
+    mongo = Mongo(tmp_path, cache_gib=0.5)
+    mongo.start()
+    try:
+        config = EngineConfig(stack, tmp_path, unique, {"source": {"uri": mongo.uri}, "batch": {"rows": 7}})
+        lake = Lake(stack, unique)
+        rng = random.Random(6)
+        with Client(mongo.uri) as client:
+            documents = [{"_id": an_id(rng)} | a_document(rng) for _ in range(60)]
+            for document in documents[:30]:
+                client[unique].orders.insert_one(document)
+            with Engine(config, environment={VARIABLE: f"{point}:3"}) as engine:
+                if point == "before_commit":
+                    assert engine.end() == -9
+                else:
+                    engine.wait_for(lambda s: any(each["restarts"] for each in s["processes"]), "a writer dies")
+                    engine.kill_tree()
+            (member,) = mongo.members
+            member.stop()
+            binary, environment = latest_mongod()
+            newer = Process("newer", [binary, *member.arguments[1:]], tmp_path, environment=environment)
+            mongo.members = [newer]
+            mongo.start()
+            assert client.server_info()["version"] == "6.0.27"
+            for document in documents[30:]:
+                client[unique].orders.insert_one(document)
+            catch_up(config)
+        rows = lake.rows()
+        assert len(rows) == len(documents)
+        assert len({row["_cdc_key"] for row in rows}) == len(documents)
+        assert {token[18:22] for token in lake.check_no_token_twice()} == {"2B02", "2B04"}
+    finally:
+        mongo.stop()
