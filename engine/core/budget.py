@@ -84,9 +84,7 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     least = Budget(limit, LEAST_ARENA, LEAST_REPLY, LEAST_PENDING, readers, writers)
     needed = sum(size for _, size in least.terms())
     if needed > limit:
-        lines = "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in least.terms())
-        total = f"\n  {needed / MIB:6.0f} MiB  in all"
-        cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{lines}{total}"
+        cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{_sum(least)}"
         remedy = "Raise memory.limit, or lower source.max_readers, backfill.readers or writers.processes."
         raise ConfigError("divide memory.limit", cause, remedy)
     spare = limit - needed
@@ -94,3 +92,35 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     arena = min(MOST_ARENA, LEAST_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MOST_PENDING, LEAST_PENDING + spare * 4 // 10 // writers)
     return Budget(limit, arena, reply, pending, readers, writers)
+
+
+def refuse_beyond(most: int, budget: Budget) -> None:
+    """Refuse a limit above what the process may have: the kernel would kill children again and again.
+
+    Args:
+        most: what the container may have, in bytes.
+
+    Raises:
+        ConfigError: it is above; the sum is in the message.
+    """
+    if budget.limit <= most:
+        return
+    cause = (
+        f"memory.limit is {format_size(budget.limit)}, and this container (control group) may have "
+        f"{format_size(most)}:{_sum(budget)}"
+    )
+    try:
+        divide(most, budget.readers, budget.writers)
+        remedy = f"Set memory.limit to at most {format_size(most)}, or give the container more."
+    except ConfigError as error:
+        remedy = (
+            f"Give the container at least {format_size(budget.limit)}. It has too little for any limit: "
+            f"{error.cause}\n{error.remedy}"
+        )
+    raise ConfigError("divide memory.limit", cause, remedy)
+
+
+def _sum(budget: Budget) -> str:
+    """The terms and their sum, each on a line."""
+    terms = [*budget.terms(), ("in all", sum(size for _, size in budget.terms()))]
+    return "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in terms)
