@@ -158,27 +158,27 @@ class StagedUpload:
         self._file: Any = None
 
     def write(self, data: bytes) -> int:
-        """Add bytes; a part that is full is uploaded."""
-        view = memoryview(data)
-        for at in range(0, len(view), PART_SIZE):  # the library below would hold large data as a whole
-            self._write(view[at : at + PART_SIZE])
-        return len(view)
-
-    def _write(self, data: memoryview) -> None:
-        if self._small is not None and self._small.tell() + len(data) <= PART_SIZE:
-            self._small.write(data)
-            return
-        self._become_large()
-        with self._translated("upload"):
-            self._file.write(data)
+        """Add bytes; a part that is full is uploaded, so that large data is never held here as a whole."""
+        rest = memoryview(data)
+        while rest:
+            if self._small is not None and self._small.tell() == PART_SIZE:
+                self._become_large()
+            piece = rest[: PART_SIZE - self.held]
+            if self._small is not None:
+                self._small.write(piece)
+            else:
+                with self._translated("upload"):
+                    self._file.write(piece)
+            rest = rest[len(piece) :]
+        return len(data)
 
     def _become_large(self) -> None:
-        if self._small is not None:
-            with self._translated("upload"):
-                filesystem = self._store.filesystem
-                self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
-                data, self._small = self._small.getvalue(), None
-                self._file.write(data)
+        assert self._small is not None
+        with self._translated("upload"):
+            filesystem = self._store.filesystem
+            self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
+            data, self._small = self._small.getvalue(), None
+            self._file.write(data)
 
     @property
     def held(self) -> int:

@@ -6,22 +6,29 @@ import gc
 import os
 import weakref
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
 from engine.config import Config, Secret, SinkConfig
-from engine.config.tree import SourceConfig
+from engine.config.tree import SourceConfig, TelemetryConfig
 from engine.core import messages as msg
+from engine.core.actions import Child
+from engine.core.budget import MIB, divide
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.decode.schema import METADATA_COLUMNS
 from engine.errors import TransientError
+from engine.forks import template
 from engine.local import LocalStack
+from engine.memory import Arena
+from engine.process import ChildProcess, ChildSettings
 from engine.sink import PART_SIZE, Sink
-from engine.slab import Content
+from engine.slab import Content, SlabPlan
 from engine.writer import SegmentBuild
 from tests.test_sink import s3_config
 
@@ -92,7 +99,7 @@ def test_what_is_published_is_given_back(config: Config, kind: str) -> None:
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_what_is_abandoned_is_given_back_and_writes_no_more(config: Config, kind: str, sealed: bool) -> None:
-    """An encoder that is dropped writes the end of its file: nowhere, and without a complaint (which would fail)."""
+    """An encoder that is dropped writes the end of its file: nowhere, and without a complaint."""
     segment, things = built(config, kind)
     if sealed:
         segment.seal(intent(1, 40), "test")
@@ -119,3 +126,52 @@ def test_what_fails_is_given_back(config: Config, kind: str, monkeypatch: pytest
     monkeypatch.undo()
     del segment, build, fail
     assert still_there(things) == []
+
+
+SEGMENTS = 2000
+WARM_UP = 200
+EVERY = 20
+
+
+@pytest.mark.parametrize("place", ["file", "s3"])
+def test_many_segments_take_no_more_memory_than_few(
+    place: str, stack: LocalStack, tmp_path: Path, unique: str
+) -> None:
+    """A real writer process, told what a supervisor tells it."""
+    sink = SinkConfig(url=f"file://{tmp_path}/lake")
+    if place == "s3":
+        sink = s3_config(stack, f"s3://{stack.bucket}/{unique}")
+    source = SourceConfig(uri=Secret("mongodb://x"), database="shop")
+    config = Config(source=source, sink=sink, telemetry=TelemetryConfig(log_level="error"))
+    settings = ChildSettings(config, divide(config.memory.limit, 1, 1), "test")
+    arena = Arena.create(1 << 22)
+    plan = SlabPlan([(CONTENT, rows(20, 1000))])
+    plan.write(arena.slab(0, plan.size))
+    with template():
+        writer = ChildProcess(Child("writer", 0), settings, arena.fd, arena.size)
+        sizes = []
+        try:
+            for start in range(0, SEGMENTS, EVERY):
+                for seq in range(start, start + EVERY):
+                    writer.send(msg.Batch("s", 1, seq, 0, plan.size))
+                    writer.send(msg.Seal("s", 1, intent(seq, 20)))
+                    writer.send(msg.Publish("s", 1, seq))
+                await_published(writer, start + EVERY - 1)
+                if start >= WARM_UP:
+                    sizes.append(psutil.Process(writer.process.pid).memory_full_info().uss)
+        finally:
+            writer.kill()
+            writer.close()
+            arena.close()
+    quarter = len(sizes) // 4
+    first, last = median(sizes[:quarter]), median(sizes[-quarter:])
+    assert last <= first * 1.05 + MIB, [size >> 10 for size in sizes]
+
+
+def await_published(writer: ChildProcess, seq: int) -> None:
+    while True:
+        assert writer.connection.poll(60), "the writer says nothing"
+        message = msg.decode_from_child(writer.connection.recv_bytes())
+        assert not isinstance(message, msg.Failed), message
+        if isinstance(message, msg.Published) and message.seq == seq:
+            return

@@ -18,14 +18,16 @@ MIB = 2**20
 
 # Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. What children share
 # with the template that they are forked from is in SHARED. A writer's includes a part on its way, which the
-# libraries below hold about three times.
+# libraries below hold about three times, and what the encoder holds of one value of 16 MiB beside the row group
+# that it is in: as a page, compressed, and as what is written.
 SUPERVISOR = 52 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
-WRITER = 88 * MIB
+WRITER = 100 * MIB
 
-# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
+# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that, a
+# reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).
 LEAST_REPLY = 4 * MIB
 MOST_REPLY = 8 * MIB
 LEAST_ARENA = 64 * MIB
