@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.backfill import Plans, snapshot_readers
+from engine.cgroup import divide_within
 from engine.config import Config, format_size
-from engine.core.budget import divide
 from engine.core.naming import is_split
 from engine.core.plan import plan_streams
 from engine.core.position import split_time
@@ -83,7 +83,7 @@ def _check_state(config: Config) -> str:
 
 def _check_memory(config: Config) -> str:
     readers = len(plan_streams(config.source)) + snapshot_readers(config)
-    budget = divide(config.memory.limit, readers, config.writers.processes)
+    budget = divide_within(config, readers)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
     return "\n".join(lines)

@@ -200,14 +200,14 @@ def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
 @template()
 def _run(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import snapshot_readers
-    from engine.core.budget import divide
+    from engine.cgroup import divide_within
     from engine.core.plan import plan_streams
     from engine.logs import configure_logging
 
     configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
     readers = len(specs) + snapshot_readers(config)
-    divide(config.memory.limit, readers, config.writers.processes)
+    divide_within(config, readers)
     lost: frozenset[str] = frozenset()
     losses: list[float] = []
     while True:

@@ -9,27 +9,32 @@ store has acknowledged it. The only room that imports s3fs, and the one that tra
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import io
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import fsspec
-import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
 from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.state.owner import is_certainly_dead, this_owner
 
 PART_SIZE = 6 * 2**20
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 _PROBE = "_headrace_probe"
-_STALE_AFTER_S = 3600
+# Hidden files of a machine (or a container) that cannot be asked: an engine there may still be writing them, but
+# not for so long without a word.
+_STALE_AFTER_S = 24 * 3600
+_HIDDEN = ".headrace_"
 _numbers = itertools.count()
 
 
@@ -50,7 +55,11 @@ class Upload(Protocol):
 
     @property
     def held(self) -> int:
-        """Bytes that wait in memory for the object to be published."""
+        """Bytes that wait in memory."""
+
+    @property
+    def spillable(self) -> int:
+        """How many of them ``spill`` can bring to the store at present."""
 
     def spill(self) -> None:
         """Bring what is held to the store, where it is still invisible."""
@@ -67,8 +76,9 @@ class Sink:
         self._url = config.url.rstrip("/")
         self._proved = False
         with translated(f"open the sink {self._url}"):
-            options = _s3_options(config) if self._url.startswith(("s3://", "s3a://")) else {}
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **options)
+            self._store = Store(config)
+        self._root = self._store.root
+        self._is_local = isinstance(self._store.filesystem, LocalFileSystem)
 
     def check(self) -> None:
         """Make sure that objects can be made here, without making one.
@@ -78,23 +88,56 @@ class Sink:
             TransientError: nobody answers.
         """
         with translated(f"write to the sink {self._url}"):
-            if isinstance(self._fs, LocalFileSystem):
+            if self._is_local:
                 Path(self._root).mkdir(parents=True, exist_ok=True)
-            elif hasattr(self._fs, "call_s3"):
+            elif hasattr(self._store.filesystem, "call_s3"):
                 bucket = self._root.partition("/")[0]
-                self._fs.call_s3("head_bucket", Bucket=bucket)
+                self._store.filesystem.call_s3("head_bucket", Bucket=bucket)
         probe = self.open(_PROBE)
-        probe.write(b"x")
-        probe.spill()  # to begin a multipart upload takes the right to write
-        probe.discard()
+        try:
+            probe.write(b"x")
+            probe.seal()
+            probe.spill()  # to begin a multipart upload takes the right to write
+        finally:
+            probe.discard()
         self._proved = True
 
     def open(self, key: str) -> Upload:
         """Begin an object; ``key`` is relative to the sink's URL."""
         path = f"{self._root}/{key}"
-        if isinstance(self._fs, LocalFileSystem):
+        if self._is_local:
             return LocalUpload(Path(path), proved=self._proved)
-        return StagedUpload(self._fs, path, proved=self._proved)
+        return StagedUpload(self._store, path, proved=self._proved)
+
+    def sweep(self) -> None:
+        """Clear the hidden files of processes that are gone; only local disks have such."""
+        if self._is_local:
+            for directory, _, names in os.walk(self._root):
+                for name in names:
+                    if name.startswith(_HIDDEN) and _is_stale(path := Path(directory, name)):
+                        with contextlib.suppress(OSError):  # somebody else has cleared it
+                            path.unlink(missing_ok=True)
+
+
+class Store:
+    """The file system of a sink, set up anew when the store no longer takes our credentials.
+
+    State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
+    begun keep the one that they began with, and fail with it. ``renew`` is called from the publishing threads too.
+    """
+
+    def __init__(self, config: SinkConfig) -> None:
+        url = config.url.rstrip("/")
+        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
+        self._lock = threading.Lock()
+        self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
+        self.filesystem, self.root = self._make()
+
+    def renew(self, refused: Any) -> None:
+        """The store refuses this file system: read files, environment and chain again, once for all who notice."""
+        with self._lock:
+            if self.filesystem is refused:
+                self.filesystem, _ = self._make()
 
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         """The keys that begin with ``prefix`` and come after ``after``, ascending; relative to the sink's URL."""
@@ -150,8 +193,8 @@ class StagedUpload:
         proved: the store has let us write before; see ``translated``.
     """
 
-    def __init__(self, filesystem: Any, path: str, *, proved: bool) -> None:
-        self._fs = filesystem
+    def __init__(self, store: Store, path: str, *, proved: bool) -> None:
+        self._store = store
         self._path = path
         self._proved = proved
         self._sealed = False
@@ -159,67 +202,98 @@ class StagedUpload:
         self._file: Any = None
 
     def write(self, data: bytes) -> int:
-        """Add bytes; a part that is full is uploaded."""
-        if self._small is not None:
-            self._small.write(data)
-            if self._small.tell() > PART_SIZE:
-                self.spill()
-        else:
-            with translated(f"upload {self._path}", proved=self._proved):
-                self._file.write(data)
+        """Add bytes; a part that is full is uploaded, so that large data is never held here as a whole."""
+        rest = memoryview(data)
+        while rest:
+            if self._small is not None and self._small.tell() == PART_SIZE:
+                self._become_large()
+            piece = rest[: PART_SIZE - self.held]
+            if self._small is not None:
+                self._small.write(piece)
+            else:
+                with self._translated("upload"):
+                    self._file.write(piece)
+            rest = rest[len(piece) :]
         return len(data)
+
+    def _become_large(self) -> None:
+        assert self._small is not None
+        with self._translated("upload"):
+            filesystem = self._store.filesystem
+            self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
+            data, self._small = self._small.getvalue(), None
+            self._file.write(data)
 
     @property
     def held(self) -> int:
-        """Bytes that wait in memory for the object to be published."""
+        """Bytes that wait in memory: those of a small object, or of a part that is not full."""
+        if self._file is not None:
+            return 0 if self._file.buffer is None else int(self._file.buffer.tell())
         return 0 if self._small is None else self._small.tell()
 
+    @property
+    def spillable(self) -> int:
+        """A store takes no part that is small, but the last."""
+        return self.held if self._sealed else 0
+
     def spill(self) -> None:
-        """Go from memory to a multipart upload."""
-        assert self._small is not None
-        data, self._small = self._small.getvalue(), None
-        with translated(f"upload {self._path}", proved=self._proved):
-            self._file = self._fs.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
-            self._file.write(data)
-            self._file.flush()
-            if self._sealed:
-                self._file.close()
+        """Go from memory to a multipart upload, once all is written."""
+        if self._sealed and self._file is None:
+            self._become_large()
+            self._upload_rest()
 
     def seal(self) -> None:
         """Upload the last part, if there are parts."""
         self._sealed = True
         if self._file is not None:
-            with translated(f"upload {self._path}", proved=self._proved):
-                self._file.close()
+            self._upload_rest()
+
+    def _upload_rest(self) -> None:
+        with self._translated("upload"):
+            self._file.close()
 
     def publish(self) -> None:
-        """Complete the multipart upload, or put the small object in one request."""
-        with translated(f"publish {self._path}", proved=self._proved):
+        """Complete the multipart upload, or put the small object in one request; it is let go of then."""
+        with self._translated("publish"):
             if self._file is not None:
                 self._file.commit()
             else:
                 assert self._small is not None
-                self._fs.pipe_file(self._path, self._small.getvalue())
+                self._store.filesystem.pipe_file(self._path, self._small.getvalue())
+        self._small = self._file = None
 
     def discard(self) -> None:
         """Abort the multipart upload, if there is one."""
-        self._small = None
-        if self._file is not None:
-            with contextlib.suppress(HeadraceError), translated(f"abort {self._path}"):
-                self._file.discard()
-            self._file.closed = True  # else it would upload what is left in it when it is collected
+        file, self._small, self._file = self._file, None, None
+        if file is not None:
+            file.fs = self._store.filesystem  # whose credentials may have been read again meanwhile
+            with contextlib.suppress(HeadraceError), self._translated("abort"):
+                file.discard()
+            file.closed = True  # else it would upload what is left in it when it is collected
+
+    @contextlib.contextmanager
+    def _translated(self, verb: str) -> Iterator[None]:
+        used = self._store.filesystem if self._file is None else self._file.fs
+        try:
+            with translated(f"{verb} {self._path}", proved=self._proved):
+                yield
+        except HeadraceError as error:
+            if self._proved and _is_refused(error.__cause__):
+                self._store.renew(used)
+            raise
 
 
 class LocalUpload:
     """A file under a hidden name beside its own, until it is renamed.
 
+    The hidden name says which process made it (``state.owner``), so that those of dead ones can be cleared.
     fsspec's own two-phase file lies in the system's temporary directory, from where a rename need not be atomic.
     """
 
     def __init__(self, path: Path, *, proved: bool) -> None:
         self._path = path
         self._proved = proved
-        self._hidden = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
+        self._hidden = path.with_name(_hidden_name())
         with translated(f"write {path}", proved=proved):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._hidden.open("wb")
@@ -234,6 +308,11 @@ class LocalUpload:
         """Nothing waits in memory."""
         return 0
 
+    @property
+    def spillable(self) -> int:
+        """Nothing, therefore."""
+        return 0
+
     def spill(self) -> None:
         """Nothing to do."""
 
@@ -245,7 +324,7 @@ class LocalUpload:
             self._file.close()
 
     def publish(self) -> None:
-        """Rename, and bring the rename to the disk; then clear what crashed processes left of this object."""
+        """Rename, and bring the rename to the disk."""
         with translated(f"publish {self._path}", proved=self._proved):
             self._hidden.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
@@ -253,22 +332,25 @@ class LocalUpload:
                 os.fsync(directory)
             finally:
                 os.close(directory)
-            for hidden in self._path.parent.glob(f".{glob.escape(self._path.name)}.*.tmp"):
-                if _is_stale(hidden):
-                    hidden.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the hidden file."""
+        """Remove the hidden file, although its last bytes may find no room."""
         with contextlib.suppress(OSError):
             self._file.close()
+        with contextlib.suppress(OSError):
             self._hidden.unlink(missing_ok=True)
 
 
+def _hidden_name() -> str:
+    _, where, pid, started = this_owner().split("/")
+    return f"{_HIDDEN}{where}_{pid}_{started}_{next(_numbers)}.tmp"
+
+
 def _is_stale(hidden: Path) -> bool:
-    """Whether a hidden file is a crashed process's; an engine on another machine may be writing it just now."""
-    pid = hidden.name.split(".")[-3]
-    if not pid.isdecimal() or psutil.pid_exists(int(pid)):
-        return False
+    """Whether the process that made a hidden file is gone."""
+    maker = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
+    if is_certainly_dead(f"/{maker}"):
+        return True
     with contextlib.suppress(FileNotFoundError):  # somebody else has cleared it
         return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
     return False
@@ -303,23 +385,122 @@ def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
-        found = _translate(operation, error)
-        if proved and isinstance(found, ConfigError):
-            found = TransientError(found.operation, found.cause, found.remedy)
-        raise found from error
+        _forget_frames(error)
+        raise _translate(operation, error, proved=proved) from error
 
 
-def _translate(operation: str, error: Exception) -> HeadraceError:
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the failed calls were given: a part of an upload, rows, until a collector comes around."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+_RENEW = (
+    "Renew the credentials where they come from (the AWS chain or [sink.s3]), with s3:PutObject, "
+    "s3:AbortMultipartUpload and s3:ListBucket; files and chain are read again at each attempt."
+)
+_GIVE = (
+    "Give credentials by the AWS chain or [sink.s3], with s3:PutObject, s3:AbortMultipartUpload and s3:ListBucket."
+)
+_NO_SPACE = "Free space there, or raise the quota: it goes on by itself, within [retry]."
+_BUSY = "The store is busy or has a fault of its own; it is tried again, within [retry]."
+_UNREACHABLE = "Is the store up, and sink.s3.endpoint_url right?"
+
+# What stores answer when they do not take the credentials (any more); 403 is what a HEAD request has of it.
+_REFUSED_CODES = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestExpired",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_NO_CREDENTIALS = {
+    "CredentialRetrievalError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+_FULL_CODES = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
+_FULL_NUMBERS = {errno.ENOSPC, errno.EDQUOT}
+_BUSY_CODES = {
+    "429",
+    "500",
+    "502",
+    "503",
+    "504",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+}
+
+
+def _code(error: BaseException | None) -> str:
+    """What an S3 store called its error; empty for what is none of a store's."""
+    while error is not None:
+        if isinstance(response := getattr(error, "response", None), dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether other credentials might be taken where these were not."""
+    return _code(error) in _REFUSED_CODES or type(error).__name__ in _NO_CREDENTIALS
+
+
+def _translate(operation: str, error: Exception, *, proved: bool) -> HeadraceError:
+    code = _code(error)
     cause = f"{type(error).__name__}: {error}"
-    name = type(error).__name__
-    if isinstance(error, ImportError | ValueError):
-        return ConfigError(operation, cause, "Check sink.url; a URL of another kind needs its fsspec package.")
+    if code and code not in cause:
+        cause += f" ({code})"
+    kind, remedy = _class_of(error, code, proved=proved)
+    return kind(operation, cause, remedy)
+
+
+def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[HeadraceError], str]:
+    """The kind of an error, and what can be done about it."""
+    lasting: type[HeadraceError] = TransientError if proved else ConfigError
+    if _is_refused(error):
+        return lasting, _RENEW if proved else _GIVE
+    if code in _FULL_CODES or (not code and getattr(error, "errno", None) in _FULL_NUMBERS):
+        return TransientError, _NO_SPACE
+    if code in _BUSY_CODES:
+        return TransientError, _BUSY
+    if isinstance(error, FileNotFoundError) and code == "NoSuchUpload":
+        return TransientError, "Its upload was aborted, by a rule of the bucket or by hand; it is made again."
     if isinstance(error, FileNotFoundError):
-        return ConfigError(operation, cause, "Create the bucket (or directory), or correct sink.url.")
-    if isinstance(error, PermissionError) or name in ("NoCredentialsError", "PartialCredentialsError"):
-        remedy = (
-            "Give credentials by the AWS chain or [sink.s3], with s3:PutObject, s3:AbortMultipartUpload "
-            "and s3:ListBucket."
-        )
-        return ConfigError(operation, cause, remedy)
-    return TransientError(operation, cause, "Is the store up, and sink.s3.endpoint_url right?")
+        return lasting, "Create the bucket (or directory), or correct sink.url."
+    if isinstance(error, PermissionError):
+        return lasting, _GIVE if code else "Let the engine's user write there, or correct sink.url."
+    if isinstance(error, ImportError | ValueError):
+        return lasting, "Check sink.url; a URL of another kind needs its fsspec package."
+    if _is_unreachable(error):
+        return TransientError, _UNREACHABLE
+    return TransientError, _OTHER_REMEDIES.get(getattr(error, "errno", None) or 0, "") if not code else ""
+
+
+_OTHER_REMEDIES = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or make fewer objects (sink.partition_by).",
+    errno.EROFS: "The file system is read-only: mount it for writing, or correct sink.url.",
+    errno.ENAMETOOLONG: "A name is too long for this file system: use another one, or S3.",
+    errno.ENOTDIR: "Something that is no directory is in the way: correct sink.url.",
+}
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Nobody answers, or not in time; the libraries below have classes of their own for it."""
+    names = {each.__name__ for each in type(error).__mro__}
+    ours = isinstance(error, ConnectionError | TimeoutError)
+    return ours or bool(
+        names & {"BotoConnectionError", "HTTPClientError", "ConnectionError", "ClientConnectionError"}
+    )

@@ -23,6 +23,7 @@ import psutil
 
 from engine import __version__
 from engine.backfill import Work
+from engine.cgroup import divide_within, oom_kills
 from engine.config import Config
 from engine.core import messages as msg
 from engine.core.actions import (
@@ -39,7 +40,6 @@ from engine.core.actions import (
     Spawn,
     Write,
 )
-from engine.core.budget import divide
 from engine.core.coordinator import Coordinator
 from engine.core.position import split_time, token_data
 from engine.core.restarts import RetryPolicy
@@ -85,7 +85,7 @@ class Supervisor:
     ) -> None:
         self._config = config
         self._watch: Watch | None = None
-        self._budget = budget = divide(config.memory.limit, len(specs) + pool, config.writers.processes)
+        self._budget = budget = divide_within(config, len(specs) + pool)
         retry = config.retry
         settings = Settings(
             writers=config.writers.processes,
@@ -117,6 +117,7 @@ class Supervisor:
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = 0.0
+        self._oom_kills = self._oom_kills_before = oom_kills() or 0
         self._state: StateWorker | None = None
 
     @property
@@ -231,7 +232,8 @@ class Supervisor:
         """A child has ended: hear its last words, then tell the coordinator."""
         self._hear(name, most=1 << 30)
         code = self._children.pop(name).close()
-        self._perform(self._coordinator.child_exited(name, code, time.monotonic()))
+        starved = code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before
+        self._perform(self._coordinator.child_exited(name, code, time.monotonic(), out_of_memory=starved))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals += 1
@@ -303,6 +305,8 @@ class Supervisor:
         if now - self._measured_at < MEASURE_EVERY_S:
             return
         self._measured_at = now
+        # A death is told from what was counted at least one measurement ago: the count may be ahead of the news.
+        self._oom_kills_before, self._oom_kills = self._oom_kills, oom_kills() or 0
         tree = (psutil.Process(), *psutil.Process().children(recursive=True))
         self._memory = {each.pid: proportional_size(each) for each in tree}
         self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))

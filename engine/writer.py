@@ -8,8 +8,9 @@ it replayed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -27,12 +28,33 @@ from engine.failpoints import failpoint
 from engine.lake import object_beyond
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
-from engine.sink import Sink, Upload
+from engine.sink import PART_SIZE, Sink, Upload
 from engine.slab import Content, read_slab
 
 BEAT_S = 1.0
 ROW_GROUP_BYTES = 48 * 2**20
 PUBLISH_THREADS = 8
+
+
+class Outflow:
+    """The way of an object's bytes from its encoder to its upload, and how many they are.
+
+    An encoder is given this, and not the build that owns the encoder: Arrow holds its file where the garbage
+    collector does not see it, and a way back from there would keep the build for ever.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload: Upload | None = upload
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Called by the encoder: bytes for the upload."""
+        self.size += len(data)
+        return len(data) if self._upload is None else self._upload.write(data)
+
+    def cut(self) -> None:
+        """Nothing arrives any more: an encoder that is dropped writes the end of its file all the same."""
+        self._upload = None
 
 
 class ObjectBuild:
@@ -43,11 +65,16 @@ class ObjectBuild:
         self.upload = upload
         self.schema = schema
         self._config = config
+        self._outflow = Outflow(upload)
         self._file: Encoder | None = None
         self._pending: list[pa.RecordBatch] = []
         self.pending_bytes = 0
         self.rows = 0
-        self.size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object so far."""
+        return self._outflow.size
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Collect rows."""
@@ -65,19 +92,22 @@ class ObjectBuild:
     def _open(self) -> Encoder:
         if self._file is None:
             raw = self._config.schema.raw
-            self._file = open_file(self.name.key, self, self.schema, self._config.sink, raw=raw)
+            self._file = open_file(self.name.key, self._outflow, self.schema, self._config.sink, raw=raw)
         return self._file
-
-    def write(self, data: bytes) -> int:
-        """Called by the encoder: bytes for the upload."""
-        self.size += len(data)
-        return self.upload.write(data)
 
     def seal(self, facts: dict[str, str]) -> None:
         """Write everything, footer included, without making it visible."""
         self.flush()
         self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
+        self._file = None  # what is sealed may wait long for its turn, and takes little
         self.upload.seal()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._outflow.cut()
+        self._file = None
+        self._pending, self.pending_bytes = [], 0
+        self.upload.discard()
 
 
 class SegmentBuild:
@@ -149,7 +179,7 @@ class SegmentBuild:
     def discard(self) -> None:
         """Leave nothing behind."""
         for build in self.objects.values():
-            build.upload.discard()
+            build.discard()
 
 
 class Writer:
@@ -235,14 +265,16 @@ class Writer:
         send_failure(self._connection, error, key[0], key[1])
 
     def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
+        # The slab waits until there is room for what is in it: so its reader does not run ahead.
+        self._flush_pending(max(0, self._settings.budget.writer_pending - batch.size))
         contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
         self._send(msg.SlabFreed(batch.offset))
         segment = self._segments.get(key)
         if segment is None:
             segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
             self._segments[key] = segment
-        for content, rows in contents:
-            segment.add(content, rows)
+        while contents:  # and each is let go of: what is written at once must not be kept here
+            segment.add(*contents.pop(0))
         for build in list(segment.pending()):
             if build.pending_bytes >= ROW_GROUP_BYTES:
                 build.flush()
@@ -251,7 +283,7 @@ class Writer:
     def _flush_pending(self, most_bytes: int) -> None:
         """Write row groups early, then upload small objects early, until at most so many bytes are held here."""
         self._release(most_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
-        self._release(most_bytes, lambda build: build.upload.held, lambda build: build.upload.spill())
+        self._release(most_bytes, lambda build: build.upload.spillable, lambda build: build.upload.spill())
 
     def _release(
         self, most_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
@@ -261,7 +293,7 @@ class Writer:
             builds = [
                 (key, build) for key, segment in self._segments.items() for build in segment.objects.values()
             ]
-            held = sum(build.pending_bytes + build.upload.held for _, build in builds)
+            held = sum(build.pending_bytes + build.upload.spillable for _, build in builds)
             key, largest = max(builds, key=lambda each: size(each[1]), default=(None, None))
             if held <= most_bytes or key is None or largest is None or not size(largest):
                 return
@@ -289,17 +321,36 @@ class Writer:
         segment = self._segments.get(key)
         if segment is None:
             return  # it failed after it was sealed, and that has been reported
-        uploads = [build.upload for build in segment.objects.values()]
         failpoint("before_publish")
-        for done in [self._pool.submit(upload.publish) for upload in uploads]:
-            done.result()
-            self._progress += 1
-            self._beat("publishing")
+        self._publish_all([build.upload for build in segment.objects.values()])
         failpoint("after_publish")
         del self._segments[key]
         failpoint("before_acknowledge")
         self._send(msg.Published(*key))
         failpoint("after_acknowledge")
+
+    def _publish_all(self, uploads: Sequence[Upload]) -> None:
+        """Several at once, as long as what they carry is no more than a part; those under way are waited for.
+
+        Raises:
+            HeadraceError: the first failure.
+        """
+        waiting = deque(uploads)
+        under_way: dict[Future[None], int] = {}
+        failed: BaseException | None = None
+        while under_way or (waiting and failed is None):
+            while waiting and failed is None and _may_join(waiting[0].held, under_way.values()):
+                upload = waiting.popleft()
+                held = upload.held
+                under_way[self._pool.submit(upload.publish)] = held
+            done, _ = wait(under_way, BEAT_S, FIRST_COMPLETED)
+            for each in done:
+                del under_way[each]
+                failed = failed or each.exception()
+                self._progress += 1
+            self._beat("publishing")
+        if failed is not None:
+            raise failed
 
     def _beat(self, doing: str) -> None:
         now = time.monotonic()
@@ -309,6 +360,11 @@ class Writer:
 
     def _send(self, message: msg.FromWriter) -> None:
         self._connection.send_bytes(msg.encode(message))
+
+
+def _may_join(size: int, others: Collection[int]) -> bool:
+    """Whether a request with a body of this size may be on its way together with others."""
+    return len(others) < PUBLISH_THREADS and (not others or size + sum(others) <= PART_SIZE)
 
 
 def _by_partition(batch: pa.RecordBatch, partition_by: str) -> Iterator[tuple[str, pa.RecordBatch]]:

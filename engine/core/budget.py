@@ -18,14 +18,16 @@ MIB = 2**20
 
 # Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. What children share
 # with the template that they are forked from is in SHARED. A writer's includes a part on its way, which the
-# libraries below hold about three times.
+# libraries below hold about three times, and what the encoder holds of one value of 16 MiB beside the row group
+# that it is in: as a page, compressed, and as what is written.
 SUPERVISOR = 52 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
-WRITER = 88 * MIB
+WRITER = 100 * MIB
 
-# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab.
+# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that, a
+# reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).
 LEAST_REPLY = 4 * MIB
 MOST_REPLY = 8 * MIB
 LEAST_ARENA = 64 * MIB
@@ -84,9 +86,7 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     least = Budget(limit, LEAST_ARENA, LEAST_REPLY, LEAST_PENDING, readers, writers)
     needed = sum(size for _, size in least.terms())
     if needed > limit:
-        lines = "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in least.terms())
-        total = f"\n  {needed / MIB:6.0f} MiB  in all"
-        cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{lines}{total}"
+        cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{_sum(least)}"
         remedy = "Raise memory.limit, or lower source.max_readers, backfill.readers or writers.processes."
         raise ConfigError("divide memory.limit", cause, remedy)
     spare = limit - needed
@@ -94,3 +94,35 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     arena = min(MOST_ARENA, LEAST_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MOST_PENDING, LEAST_PENDING + spare * 4 // 10 // writers)
     return Budget(limit, arena, reply, pending, readers, writers)
+
+
+def refuse_beyond(most: int, budget: Budget) -> None:
+    """Refuse a limit above what the process may have: the kernel would kill children again and again.
+
+    Args:
+        most: what the container may have, in bytes.
+
+    Raises:
+        ConfigError: it is above; the sum is in the message.
+    """
+    if budget.limit <= most:
+        return
+    cause = (
+        f"memory.limit is {format_size(budget.limit)}, and this container (control group) may have "
+        f"{format_size(most)}:{_sum(budget)}"
+    )
+    try:
+        divide(most, budget.readers, budget.writers)
+        remedy = f"Set memory.limit to at most {format_size(most)}, or give the container more."
+    except ConfigError as error:
+        remedy = (
+            f"Give the container at least {format_size(budget.limit)}. It has too little for any limit: "
+            f"{error.cause}\n{error.remedy}"
+        )
+    raise ConfigError("divide memory.limit", cause, remedy)
+
+
+def _sum(budget: Budget) -> str:
+    """The terms and their sum, each on a line."""
+    terms = [*budget.terms(), ("in all", sum(size for _, size in budget.terms()))]
+    return "".join(f"\n  {size / MIB:6.0f} MiB  {name}" for name, size in terms)

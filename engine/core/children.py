@@ -18,6 +18,9 @@ from engine.core.messages import Heartbeat
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError
 
+OUT_OF_MEMORY = "killed by the kernel: out of memory"
+MORE_MEMORY = "Give the container (or the machine) more memory than memory.limit, or lower memory.limit."
+
 
 class Life(Struct):
     """What is known of one child; it is started once it is ``wanted``."""
@@ -95,11 +98,12 @@ class Children:
         if self._lives[child].ready:
             self._lives[child].failures.succeeded()
 
-    def exited(self, child: Child, code: int | None, now: float) -> list[Action]:
+    def exited(self, child: Child, code: int | None, now: float, *, out_of_memory: bool = False) -> list[Action]:
         """The process is gone, and will be started again after a delay, unless that has been tried too often.
 
         Args:
             code: its exit code; None when it could not be started.
+            out_of_memory: the kernel has killed some process for want of memory just now.
         """
         life = self._lives[child]
         life.alive = life.ready = False
@@ -108,13 +112,18 @@ class Children:
         life.cpu_s = 0.0
         if life.ended:
             return []
-        ended = "a failed start" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        starved = out_of_memory and code == -9 and not life.kill_sent
+        ended = OUT_OF_MEMORY if starved else _ended(code)
         if not life.failures.failed(now):
-            cause = f"{life.failures.count} times in a row, at last by {ended}"
+            cause = f"{life.failures.count} times in a row, at last {'' if starved else 'by '}{ended}"
             remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
+            if starved:
+                remedy = f"{MORE_MEMORY} Nothing is lost."
             return [Exit(1, FatalError(f"{child} died", cause, remedy))]
         delay_s = round(life.failures.retry_at - now, 2)
-        fields = {"child": str(child), "ended": ended, "restart_in_s": delay_s}
+        fields: dict[str, object] = {"child": str(child), "ended": ended, "restart_in_s": delay_s}
+        if starved:
+            fields["remedy"] = MORE_MEMORY
         return [Log("warning", "process died", fields)]
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
@@ -139,3 +148,9 @@ class Children:
     def end(self, child: Child) -> None:
         """The child is to end, and stays ended."""
         self._lives[child].ended = True
+
+
+def _ended(code: int | None) -> str:
+    if code is None:
+        return "a failed start"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

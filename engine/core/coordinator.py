@@ -196,9 +196,11 @@ class Coordinator:
                 actions = self._from_reader(child, message, now)
         return self._settle(actions, now)
 
-    def child_exited(self, child: Child, code: int | None, now: float) -> list[Action]:
+    def child_exited(
+        self, child: Child, code: int | None, now: float, *, out_of_memory: bool = False
+    ) -> list[Action]:
         """A child process is dead and its messages have all been handed in."""
-        actions = self.children.exited(child, code, now)
+        actions = self.children.exited(child, code, now, out_of_memory=out_of_memory)
         self.grants.reclaim(child)
         self._waiting_for_schema.discard(child)
         for stream in self.streams.values():

@@ -27,6 +27,12 @@ _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc
 # With so many different ones among them a column has some thousands in all, and a dictionary still pays.
 _LOOK_ROWS, _LOOK_BYTES, _LOOK_VALUES = 500, 2**20, 32
 _MOST_DIFFERENT = 0.9
+# Nobody looks for text like this by its least and greatest, and the encoder keeps several copies of both, for each
+# page and each row group: of documents of 16 MB these were 120 MiB.
+_WITHOUT_STATISTICS = {"_cdc_update", "_cdc_before", "_cdc_extra", "_cdc_rescued", "_cdc_raw"}
+# The same is true of columns that begin with values of such a length, and of their dictionaries. (Parquet itself
+# leaves out the statistics of a page whose least or greatest is longer than 4 KiB.)
+_LARGE_VALUE = 2**16
 
 
 class ParquetFile:
@@ -56,15 +62,17 @@ class ParquetFile:
         """The writer, for rows like these first ones."""
         levels = self._config.compression in ("zstd", "gzip")
         row_bytes = max(1, first.nbytes // max(1, first.num_rows))
+        large = _large_columns(first)
+        without = large | _WITHOUT_STATISTICS
         looked_at = max(1, min(_LOOK_ROWS, _LOOK_BYTES // row_bytes))
         return pq.ParquetWriter(
             self._file,
             self._schema,
             compression=self._config.compression,
             compression_level=self._config.compression_level if levels else None,
-            use_dictionary=list(_repeating(first.slice(0, looked_at))),
+            use_dictionary=[path for path in _repeating(first.slice(0, looked_at)) if path not in large],
             dictionary_pagesize_limit=_DICTIONARY_SIZE,
-            write_statistics=True,
+            write_statistics=[path for path, _ in _leaves_of(self._schema.empty_table()) if path not in without],
             write_page_index=True,
             write_page_checksum=True,
             data_page_version="2.0",
@@ -85,6 +93,7 @@ class ParquetFile:
         writer = self._writer or self._open(self._schema.empty_table())
         writer.add_key_value_metadata(dict(metadata))
         writer.close()
+        self._writer = None
 
 
 class _Counted:
@@ -122,14 +131,31 @@ class _Counted:
 
 def _repeating(table: pa.Table) -> Iterator[str]:
     """The paths of the leaf columns, as Parquet names them, whose values come again and again."""
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if name in _UNIQUE_COLUMNS:
+    for path, leaf in _leaves_of(table):
+        if path in _UNIQUE_COLUMNS:
             continue
-        for path, leaf in _leaves(name, column.combine_chunks()):
-            values = leaf.slice(0, _LOOK_ROWS)
-            count = len(values) - values.null_count
-            if count < _LOOK_VALUES or pc.count_distinct(values).as_py() <= count * _MOST_DIFFERENT:
-                yield path
+        values = leaf.slice(0, _LOOK_ROWS)
+        count = len(values) - values.null_count
+        if count < _LOOK_VALUES or pc.count_distinct(values).as_py() <= count * _MOST_DIFFERENT:
+            yield path
+
+
+def _large_columns(table: pa.Table) -> set[str]:
+    """The paths of the leaf columns that have very long values."""
+    return {
+        path
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        for chunk in column.chunks
+        for path, leaf in _leaves(name, chunk)
+        if (pa.types.is_string(leaf.type) or pa.types.is_binary(leaf.type))
+        and (pc.max(pc.binary_length(leaf)).as_py() or 0) > _LARGE_VALUE
+    }
+
+
+def _leaves_of(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+    """The leaf columns by their paths, as Parquet names them."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        yield from _leaves(name, column.combine_chunks())
 
 
 def _leaves(path: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:

@@ -133,8 +133,8 @@ class ChangeStream:
         return self._cursor.open(command)
 
     def _may_ask_ahead(self) -> bool:
-        """Not before the size of events is known, and with it how many to ask for."""
-        return self._asks_ahead and self._batch_size is not None
+        """Not before the size of events is known, and not where each of them is a reply by itself."""
+        return self._asks_ahead and self._batch_size is not None and self._batch_size > 1
 
     def _more_options(self) -> dict[str, int]:
         return {"maxTimeMS": self._await_ms} | self._batch_options()

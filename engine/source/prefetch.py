@@ -18,6 +18,8 @@ from engine.retries import retrying
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
+# Above what is asked for: few documents, which are large themselves. They do not gain by having two wait.
+_LARGE_REPLY = 12 * 2**20
 
 
 class Stream(Protocol):
@@ -41,6 +43,7 @@ class Prefetcher:
         self._stream = stream
         self._replies: queue.Queue[Reply | HeadraceError] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
+        self._taken = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
         self.attempts = 0
         self.last_error = ""
@@ -63,6 +66,7 @@ class Prefetcher:
         except queue.Empty:
             return None
         os.read(self._wake_read, 1)
+        self._taken.set()
         if isinstance(reply, HeadraceError):
             raise reply
         return reply
@@ -78,7 +82,11 @@ class Prefetcher:
             while not is_last and not self._stopped.is_set():
                 reply = self._fetch()
                 is_last = reply.is_last
+                is_large = len(reply.data) > _LARGE_REPLY
                 self._hand_over(reply)
+                del reply
+                if is_large:
+                    self._await_taken()
         except HeadraceError as error:
             self._hand_over(error)
         except Exception as error:  # our own bug: the reader's loop must hear of it, and crash
@@ -104,7 +112,12 @@ class Prefetcher:
         self.last_error = ""
         return reply
 
+    def _await_taken(self) -> None:
+        while not self._stopped.is_set() and not self._taken.wait(_PUT_TIMEOUT_S):
+            pass
+
     def _hand_over(self, reply: Reply | HeadraceError) -> None:
+        self._taken.clear()
         while not self._stopped.is_set():
             try:
                 self._replies.put(reply, timeout=_PUT_TIMEOUT_S)

@@ -160,6 +160,32 @@ class TestChildren:
         assert children.start_due(1.1) == []
         assert children.start_due(3.0) == [Spawn(self.CHILD)]
 
+    def test_a_kill_for_want_of_memory_is_called_one(self, children: Children) -> None:
+        for _ in range(2):
+            children.start_due(100.0)
+            (log,) = children.exited(self.CHILD, -9, 0.0, out_of_memory=True)
+            assert isinstance(log, Log)
+            assert log.fields["ended"] == "killed by the kernel: out of memory"
+            assert "more memory" in str(log.fields["remedy"])
+        children.start_due(100.0)
+        (last,) = children.exited(self.CHILD, -9, 0.0, out_of_memory=True)
+        assert isinstance(last, Exit)
+        assert "3 times in a row, at last killed by the kernel: out of memory. Give the" in str(last.error)
+
+    @pytest.mark.parametrize(("code", "ended"), [(1, "exit code 1"), (-11, "signal 11"), (None, "a failed start")])
+    def test_another_end_is_no_want_of_memory(self, children: Children, code: int | None, ended: str) -> None:
+        children.start_due(0.0)
+        (log,) = children.exited(self.CHILD, code, 1.0, out_of_memory=True)
+        assert isinstance(log, Log)
+        assert log.fields["ended"] == ended
+
+    def test_our_own_kill_is_no_want_of_memory(self, children: Children) -> None:
+        children.start_due(0.0)
+        assert Kill(self.CHILD) in children.hung(lambda _: True, 61.0)
+        (log,) = children.exited(self.CHILD, -9, 62.0, out_of_memory=True)
+        assert isinstance(log, Log)
+        assert log.fields["ended"] == "signal 9"
+
     def test_a_child_that_dies_again_and_again_ends_the_engine(self, children: Children) -> None:
         for _ in range(2):
             children.start_due(100.0)

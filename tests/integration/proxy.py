@@ -1,0 +1,76 @@
+"""A TCP proxy that lets so many bytes through in a second: a slow store."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+_AT_ONCE = 64 * 1024
+_POLL_S = 0.2
+
+
+class SlowProxy:
+    """Stands before a server; what clients send passes at ``bytes_per_s`` in all, answers pass as they come.
+
+    Little waits in between: the buffers of the sockets are small, so that clients feel the pace.
+    """
+
+    def __init__(self, port: int, bytes_per_s: float) -> None:
+        self._server = port
+        self.bytes_per_s = bytes_per_s
+        self._pace = threading.Lock()
+        self._free_at = 0.0
+        self._stopped = threading.Event()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _AT_ONCE)
+        self._listening.settimeout(_POLL_S)
+        self.port: int = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """Pass bytes both ways until one side ends."""
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._server)) as server:
+            client.settimeout(None)
+            others = {client: server, server: client}
+            while not self._stopped.is_set():
+                for ready in select.select([client, server], [], [], _POLL_S)[0]:
+                    data = ready.recv(_AT_ONCE)
+                    if not data:
+                        return
+                    if ready is client:
+                        self._wait(len(data))
+                    others[ready].sendall(data)
+
+    def _wait(self, size: int) -> None:
+        with self._pace:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + size / self.bytes_per_s
+            wait_s = self._free_at - now
+        time.sleep(max(0.0, wait_s))

@@ -1,0 +1,92 @@
+"""The memory that the engine takes, and what it says when it gets less."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from bench.measure import PeakMemory
+from engine.core.budget import MIB
+from tests.integration.harness import Engine, EngineConfig, Lake
+from tests.integration.proxy import SlowProxy
+
+Client = MongoClient[dict[str, Any]]
+
+
+@pytest.fixture
+def group(unique: str) -> Iterator[Callable[[int], Path]]:
+    """Makes a control group below our own, with a memory limit; skips where that is not allowed."""
+    made: list[Path] = []
+
+    def make(limit: int) -> Path:
+        own = {}
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own[controllers] = path.lstrip("/")
+        if "memory" in own:
+            above, name = Path("/sys/fs/cgroup/memory", own["memory"]), "memory.limit_in_bytes"
+        else:
+            above, name = Path("/sys/fs/cgroup", own.get("", "")), "memory.max"
+        directory = above / f"headrace-{os.getpid()}-{unique}"
+        try:
+            directory.mkdir()
+            made.append(directory)
+            (directory / name).write_text(str(limit))
+        except OSError as error:
+            pytest.skip(f"no control group with a limit can be made here: {error}")
+        return directory
+
+    yield make
+    for directory in made:
+        deadline = time.monotonic() + 30
+        while (directory / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        directory.rmdir()
+
+
+@pytest.mark.parametrize("command", ["run", "backfill", "check"])
+def test_a_container_with_less_than_the_limit(
+    config: EngineConfig, group: Callable[[int], Path], command: str
+) -> None:
+    procs = group(230 * MIB) / "cgroup.procs"
+    inside = f'echo $$ > {procs} && exec "$@"'
+    engine = [sys.executable, "-m", "engine", command, "--config", str(config.path)]
+    done = subprocess.run(["sh", "-c", inside, "sh", *engine], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "memory.limit is 1GiB, and this container (control group) may have 230MiB" in said
+    assert "in all" in said
+    assert "Give the container at least" in said
+
+
+def test_a_kill_for_want_of_memory_is_called_one(
+    mongo: Client, config: EngineConfig, lake: Lake, group: Callable[[int], Path]
+) -> None:
+    config.set("writers", processes=1)
+    with Engine(config) as engine:
+        engine.wait_for(lambda status: all(each["ready"] for each in status["processes"]), "all ready")
+        (writer,) = engine.pids("writer")
+        procs = group(400 * MIB) / "cgroup.procs"
+        for pid in (engine.process.pid, *engine.children()):
+            procs.write_text(str(pid))
+        Path(f"/proc/{writer}/oom_score_adj").write_text("1000")  # it is to go first, and then what takes the most
+        hog = f"import pathlib, os; pathlib.Path({str(procs)!r}).write_text(str(os.getpid())); bytearray({600 * MIB})"
+        subprocess.run([sys.executable, "-c", hog], check=False)
+        engine.wait_for(
+            lambda status: any(each["restarts"] for each in status["processes"]), "the writer is killed"
+        )
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "it goes on")
+        assert "killed by the kernel: out of memory" in engine.log()
+        assert "Give the container (or the machine) more memory than memory.limit" in engine.log()
+        assert engine.terminate() == 0
+    assert len(lake.check_no_token_twice()) == 100

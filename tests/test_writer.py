@@ -1,0 +1,177 @@
+"""What a writer is done with, it gives back: builds, encoders, uploads, rows."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from msgspec.structs import replace
+
+from engine.config import Config, Secret, SinkConfig
+from engine.config.tree import SourceConfig, TelemetryConfig
+from engine.core import messages as msg
+from engine.core.actions import Child
+from engine.core.budget import MIB, divide
+from engine.core.position import Position
+from engine.core.schema import CollectionSchema, DataType, Field
+from engine.decode.schema import METADATA_COLUMNS
+from engine.errors import TransientError
+from engine.forks import template
+from engine.local import LocalStack
+from engine.memory import Arena
+from engine.process import ChildProcess, ChildSettings
+from engine.sink import PART_SIZE, Sink
+from engine.slab import Content, SlabPlan
+from engine.writer import SegmentBuild
+from tests.test_sink import s3_config
+
+SCHEMA = CollectionSchema(1, (Field("_id", DataType("string"), 1), Field("text", DataType("string"), 1)))
+CONTENT = Content("shop", "orders", 0, 0, 0, SCHEMA)
+FORMATS = ["parquet", "avro", "bson", "csv", "json"]
+KINDS = ["file", "s3 small", "s3 large"]
+
+
+def rows(count: int, size: int) -> pa.RecordBatch:
+    """Events with so much text each, which no compression makes smaller."""
+    types = {name: METADATA_COLUMNS[name] for name in ("_cdc_token", "_cdc_cluster_time", "_cdc_raw")}
+    texts = [os.urandom(-(-size // 2)).hex() for _ in range(count)]
+    columns = [
+        pa.array([f"82{n:030}" for n in range(count)], types["_cdc_token"]),
+        pa.array([1_777_593_600_000] * count, types["_cdc_cluster_time"]),
+        pa.array([text.encode() for text in texts], types["_cdc_raw"]),
+        pa.array(map(str, range(count)), pa.string()),
+        pa.array(texts, pa.string()),
+    ]
+    return pa.record_batch(columns, names=[*types, "_id", "text"])
+
+
+def intent(seq: int, count: int) -> msg.Intent:
+    return msg.Intent(seq, "a", Position("b", 1), (), count)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=FORMATS)
+def config(request: pytest.FixtureRequest, kind: str, stack: LocalStack, tmp_path: Path, unique: str) -> Config:
+    place = SinkConfig(url=f"file://{tmp_path}/lake")
+    if kind.startswith("s3"):
+        place = s3_config(stack, f"s3://{stack.bucket}/{unique}")
+    sink = replace(place, format=request.param, compression="none")
+    return Config(source=SourceConfig(uri=Secret("mongodb://x"), database="shop"), sink=sink)
+
+
+def built(config: Config, kind: str, seq: int = 1) -> tuple[SegmentBuild, list[weakref.ref[Any]]]:
+    """A segment with one object whose first row group is written, and what must go with it."""
+    segment = SegmentBuild("s", seq, Sink(config.sink), config)
+    batch = rows(20, PART_SIZE // 10 if kind == "s3 large" else 100)
+    segment.add(CONTENT, batch)
+    (build,) = segment.objects.values()
+    build.flush()
+    segment.add(CONTENT, batch)  # and a second one waits
+    things = [segment, build, build.upload, build._outflow, build._file, batch]
+    return segment, [weakref.ref(each) for each in things if each is not None]
+
+
+def still_there(references: list[weakref.ref[Any]]) -> list[str]:
+    gc.collect()
+    return [type(each()).__name__ for each in references if each() is not None]
+
+
+def test_what_is_published_is_given_back(config: Config, kind: str) -> None:
+    segment, things = built(config, kind)
+    segment.seal(intent(1, 40), "test")
+    for build in segment.objects.values():
+        build.upload.publish()
+        assert build.upload.held == 0
+    del segment, build
+    assert still_there(things) == []
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_abandoned_is_given_back_and_writes_no_more(config: Config, kind: str, sealed: bool) -> None:
+    """An encoder that is dropped writes the end of its file: nowhere, and without a complaint."""
+    segment, things = built(config, kind)
+    if sealed:
+        segment.seal(intent(1, 40), "test")
+    segment.discard()
+    (build,) = segment.objects.values()
+    assert build.upload.held == 0
+    assert build.pending_bytes == 0
+    del segment, build
+    assert still_there(things) == []
+
+
+def test_what_fails_is_given_back(config: Config, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what happened; it does not keep what was to be written."""
+    segment, things = built(config, kind)
+    (build,) = segment.objects.values()
+
+    def fail(_: bytes) -> int:
+        raise TransientError("upload", "no")
+
+    monkeypatch.setattr(build.upload, "write", fail)
+    with pytest.raises(TransientError):
+        segment.seal(intent(1, 40), "test")
+    segment.discard()
+    monkeypatch.undo()
+    del segment, build, fail
+    assert still_there(things) == []
+
+
+SEGMENTS = 2000
+WARM_UP = 200
+EVERY = 20
+
+
+@pytest.mark.parametrize("place", ["file", "s3"])
+def test_many_segments_take_no_more_memory_than_few(
+    place: str, stack: LocalStack, tmp_path: Path, unique: str
+) -> None:
+    """A real writer process, told what a supervisor tells it."""
+    sink = SinkConfig(url=f"file://{tmp_path}/lake")
+    if place == "s3":
+        sink = s3_config(stack, f"s3://{stack.bucket}/{unique}")
+    source = SourceConfig(uri=Secret("mongodb://x"), database="shop")
+    config = Config(source=source, sink=sink, telemetry=TelemetryConfig(log_level="error"))
+    settings = ChildSettings(config, divide(config.memory.limit, 1, 1), "test")
+    arena = Arena.create(1 << 22)
+    plan = SlabPlan([(CONTENT, rows(20, 1000))])
+    plan.write(arena.slab(0, plan.size))
+    with template():
+        writer = ChildProcess(Child("writer", 0), settings, arena.fd, arena.size)
+        sizes = []
+        try:
+            for start in range(0, SEGMENTS, EVERY):
+                for seq in range(start, start + EVERY):
+                    writer.send(msg.Batch("s", 1, seq, 0, plan.size))
+                    writer.send(msg.Seal("s", 1, intent(seq, 20)))
+                    writer.send(msg.Publish("s", 1, seq))
+                await_published(writer, start + EVERY - 1)
+                if start >= WARM_UP:
+                    sizes.append(psutil.Process(writer.process.pid).memory_full_info().uss)
+        finally:
+            writer.kill()
+            writer.close()
+            arena.close()
+    quarter = len(sizes) // 4
+    first, last = median(sizes[:quarter]), median(sizes[-quarter:])
+    assert last <= first * 1.05 + MIB, [size >> 10 for size in sizes]
+
+
+def await_published(writer: ChildProcess, seq: int) -> None:
+    while True:
+        assert writer.connection.poll(60), "the writer says nothing"
+        message = msg.decode_from_child(writer.connection.recv_bytes())
+        assert not isinstance(message, msg.Failed), message
+        if isinstance(message, msg.Published) and message.seq == seq:
+            return
