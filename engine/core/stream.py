@@ -69,6 +69,7 @@ class Stream(Struct):
         floors, durable_seq: the last commit that left before each intent; and the last one that is known to be
             durable, because an intent that left later is. None before anything is.
         held_by: who holds the lease, when we do not.
+        schemas: the versions that the record tells of, by the schemas' names.
     """
 
     spec: StreamSpec
@@ -92,6 +93,7 @@ class Stream(Struct):
     floors: dict[int, int] = {}
     durable_seq: int | None = None
     held_by: str = ""
+    schemas: dict[str, int] = {}
 
     @property
     def name(self) -> str:
