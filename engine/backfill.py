@@ -101,24 +101,24 @@ class Plans:
     def read(self, namespace: str) -> Plan | None:
         """A collection's plan."""
         text = self._store.read_shared(plan_document(namespace))[1]
-        if not text and namespace in self._listed():
+        if not text and namespace in self._index()[1]:
             cause = f"the state store has lost the plan of the backfill of {namespace}"
             raise StateLostError("read the plans of backfills", cause)
         return msgspec.json.decode(text, type=Plan) if text else None
 
     def read_all(self) -> list[Plan]:
         """Every plan there is."""
-        return [plan for name in self._listed() if (plan := self.read(name)) is not None]
+        return [plan for name in self._index()[1] if (plan := self.read(name)) is not None]
 
-    def _listed(self) -> list[str]:
-        """The collections that there are plans of: plans are replaced, and never removed."""
+    def _index(self) -> tuple[int, list[str]]:
+        """The collections that there are plans of, and the version: plans are replaced, and never removed."""
         version, text = self._store.read_shared(_INDEX)
         if not version and not self._is_new:
             if any(map(is_split, self._store.read_all())):
                 cause = "the state store has lost the list of backfills, of which it has splits"
                 raise StateLostError("read the plans of backfills", cause)
             self._is_new = True
-        return msgspec.json.decode(text, type=list[str]) if text else []
+        return version, msgspec.json.decode(text, type=list[str]) if text else []
 
     def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
         """The plans of whole collections that these change streams cover."""
@@ -187,8 +187,7 @@ class Plans:
     def enlist(self, namespace: str) -> None:
         """See to it that a plan is listed: whoever kept it may have been killed before that."""
         while True:
-            version, text = self._store.read_shared(_INDEX)
-            names = msgspec.json.decode(text, type=list[str]) if text else []
+            version, names = self._index()
             if namespace in names or self._store.write_shared(
                 _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
             ):

@@ -30,6 +30,7 @@ _CODES: dict[type[redis.RedisError], str] = {
     exceptions.MasterDownError: "MASTERDOWN",
     exceptions.ClusterDownError: "CLUSTERDOWN",
     exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.ExecAbortError: "EXECABORT",
     exceptions.AskError: "MOVED",  # MovedError is one too
     exceptions.ClusterCrossSlotError: "CROSSSLOT",
 }
