@@ -180,7 +180,7 @@ def state(stack: LocalStack, rounds: int, commits: int = 300) -> Iterator[PartRe
                     intent = Intent(
                         seq, end.token, end, (ObjectName(f"key-{seq}", "bench", "events", False),), 1000
                     )
-                    change = records.intended(intent)
+                    change = records.intended(intent, {})
                     store.write(lease, change.put, change.remove)
                     commit = records.committed(WriteCommit(seq, end, (seq,), 1000), seq * 1000)
                     store.write(lease, commit.put, commit.remove)

@@ -17,14 +17,22 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from engine.config import Config
-from engine.core.backfill import Plan, Progress, Selection, left_to_read, plan_document, progress_of
+from engine.core.backfill import (
+    Plan,
+    Progress,
+    Selection,
+    latest_schema,
+    left_to_read,
+    plan_document,
+    progress_of,
+)
 from engine.core.handover import overlap
 from engine.core.ledger import Ledger
 from engine.core.messages import StreamSpec
-from engine.core.naming import number_in
+from engine.core.naming import is_split, number_in
 from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StateLostError
 from engine.forks import CONTEXT, end_with_parent, start_template
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import StateStore, open_store
@@ -92,17 +100,29 @@ class Plans:
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
+        self._is_new = False  # there was no list, and nothing that it would have told of
 
     def read(self, namespace: str) -> Plan | None:
         """A collection's plan."""
         text = self._store.read_shared(plan_document(namespace))[1]
+        if not text and namespace in self._index()[1]:
+            cause = f"the state store has lost the plan of the backfill of {namespace}"
+            raise StateLostError("read the plans of backfills", cause)
         return msgspec.json.decode(text, type=Plan) if text else None
 
     def read_all(self) -> list[Plan]:
         """Every plan there is."""
-        text = self._store.read_shared(_INDEX)[1]
-        names = msgspec.json.decode(text, type=list[str]) if text else []
-        return [plan for name in names if (plan := self.read(name)) is not None]
+        return [plan for name in self._index()[1] if (plan := self.read(name)) is not None]
+
+    def _index(self) -> tuple[int, list[str]]:
+        """The collections that there are plans of, and the version: plans are replaced, and never removed."""
+        version, text = self._store.read_shared(_INDEX)
+        if not version and not self._is_new:
+            if any(map(is_split, self._store.read_all())):
+                cause = "the state store has lost the list of backfills, of which it has splits"
+                raise StateLostError("read the plans of backfills", cause)
+            self._is_new = True
+        return version, msgspec.json.decode(text, type=list[str]) if text else []
 
     def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
         """The plans of whole collections that these change streams cover."""
@@ -124,7 +144,7 @@ class Plans:
             kept = self.read(plan.namespace)
             assert kept is not None
             return kept
-        self._list(plan.namespace)
+        self.enlist(plan.namespace)
         return plan
 
     def records(self) -> dict[str, StreamRecord]:
@@ -140,12 +160,12 @@ class Plans:
     def finish(self, plans: Sequence[Plan]) -> list[Progress]:
         """Note which of these plans are done, and forget their splits; all of their progress."""
         known = self.records()
-        return [self._close(plan, progress_of(plan, known)) for plan in plans]
+        return [self._close(plan, progress_of(plan, known), latest_schema(plan, known)) for plan in plans]
 
-    def _close(self, plan: Plan, progress: Progress) -> Progress:
+    def _close(self, plan: Plan, progress: Progress, schema: int) -> Progress:
         if progress.splits < progress.splits_total:
             return progress
-        closed = replace(plan, finished=time.time(), read=progress.documents)
+        closed = replace(plan, finished=time.time(), read=progress.documents, schema=schema)
         self.save(closed, plan)
         self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
         return replace(progress, finished=closed.finished)
@@ -168,10 +188,10 @@ class Plans:
         """Forget what a plan's splits have come to."""
         self._store.forget([spec.stream for spec in plan.splits()])
 
-    def _list(self, namespace: str) -> None:
+    def enlist(self, namespace: str) -> None:
+        """See to it that a plan is listed: whoever kept it may have been killed before that."""
         while True:
-            version, text = self._store.read_shared(_INDEX)
-            names = msgspec.json.decode(text, type=list[str]) if text else []
+            version, names = self._index()
             if namespace in names or self._store.write_shared(
                 _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
             ):
@@ -217,6 +237,8 @@ def prepare(
                 plans.refuse_if_held(plan)
         if not restart:
             _refuse_lost_state(config, planner, plans, former)
+        for plan in found.values():
+            plans.enlist(plan.namespace)
         for plan in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
             namespace = plan.database, plan.collection
             before = former[namespace]

@@ -11,6 +11,11 @@ from collections.abc import Iterable
 from typing import Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
+_RESTORE = (
+    "Restore the store's data, and see to it that it is durable and never evicts (Redis: appendonly and "
+    "maxmemory-policy noeviction). The footers of the newest objects tell where the lake stands."
+)
+
 FailureKind = Literal["config", "transient", "stream_lost", "lease_lost", "fatal"]
 
 
@@ -68,6 +73,13 @@ class LeaseLostError(HeadraceError):
 
 class FatalError(HeadraceError):
     """The engine cannot go on; exit code 1."""
+
+
+class StateLostError(FatalError):
+    """The state store has less than it has acknowledged. To go on would make anew what is in the lake already."""
+
+    def __init__(self, operation: str, cause: str, remedy: str = "") -> None:
+        super().__init__(operation, cause, remedy or _RESTORE)
 
 
 _BY_KIND: dict[FailureKind, type[HeadraceError]] = {

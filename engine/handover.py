@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -19,12 +20,13 @@ from engine.core.ledger import first_segment
 from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StateLostError
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import Acquired, Lease, StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
 _DOCUMENT = "handover"
+_OPERATION = "hand streams over"
 _OTHER_FIRST = "Stop the other engine first."
 # Runs these streams until they have caught up: the one cluster time that all have come to; 0 when interrupted.
 RunToEnd = Callable[[Sequence[StreamSpec]], int]
@@ -56,10 +58,13 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
         if not time:
             return False
         stands = store.read_all()
+        if lost := [spec.stream for spec in plan.close if spec.stream not in stands]:
+            raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
         ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
-        _save(store, Handover(uuid.uuid4().hex, time, ends, plan.open))
+        streams = {*ends, *(spec.stream for spec in plan.open)}
+        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open))
         if not _carry_out_pending(store, config):
-            raise ConfigError("hand streams over", "another engine went on with them", _OTHER_FIRST)
+            raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
         return True
     finally:
         store.close()
@@ -85,6 +90,8 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         ConfigError: another engine holds one of the streams.
     """
     version, text = store.read_shared(_DOCUMENT)
+    if not version:
+        _refuse_if_lost(store)
     if not text:
         return True
     handover = msgspec.json.decode(text, type=Handover)
@@ -101,7 +108,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         ]
         if moved and done:
             cause = f"{', '.join(moved)} went on while {', '.join(sorted(done))} had been handed over already"
-            raise ConfigError("hand streams over", cause, "Use another state.prefix, and begin anew.")
+            raise ConfigError(_OPERATION, cause, "Use another state.prefix, and begin anew.")
         if moved:
             log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
         else:
@@ -117,6 +124,16 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
             store.release(lease)
 
 
+def _refuse_if_lost(store: StateStore) -> None:
+    """There is no document of a handover, and never was: unless some records, but not all, were part of one."""
+    records = [read_record(fields) for fields, _ in store.read_all().values()]
+    for id_, count in Counter(record.handover for record in records).items():
+        streams, _, name = id_.partition("-")
+        if name and count < int(streams):
+            cause = f"the state store has lost the handover {id_}, which {count} of {streams} streams tell of"
+            raise StateLostError(_OPERATION, cause)
+
+
 def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
     """A stream's lease, and its record as it stands from then on."""
     owner = this_owner()
@@ -124,7 +141,7 @@ def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRe
     if not isinstance(found, Acquired) and is_certainly_dead(found.holder):
         found = store.acquire(name, owner, config.lease.ttl, replacing=found.holder)
     if not isinstance(found, Acquired):
-        raise ConfigError("hand streams over", f"{found.holder} runs the stream {name}", _OTHER_FIRST)
+        raise ConfigError(_OPERATION, f"{found.holder} runs the stream {name}", _OTHER_FIRST)
     return found.lease, read_record(found.fields)
 
 
@@ -143,4 +160,4 @@ def _save(store: StateStore, handover: Handover) -> None:
     version, text = store.read_shared(_DOCUMENT)
     written = not text and store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode())
     if not written:
-        raise ConfigError("hand streams over", "another engine does so too", _OTHER_FIRST)
+        raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -118,39 +119,18 @@ class Sink:
                         with contextlib.suppress(OSError):  # somebody else has cleared it
                             path.unlink(missing_ok=True)
 
-
-class Store:
-    """The file system of a sink, set up anew when the store no longer takes our credentials.
-
-    State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
-    begun keep the one that they began with, and fail with it. ``renew`` is called from the publishing threads too.
-    """
-
-    def __init__(self, config: SinkConfig) -> None:
-        url = config.url.rstrip("/")
-        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
-        self._lock = threading.Lock()
-        self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
-        self.filesystem, self.root = self._make()
-
-    def renew(self, refused: Any) -> None:
-        """The store refuses this file system: read files, environment and chain again, once for all who notice."""
-        with self._lock:
-            if self.filesystem is refused:
-                self.filesystem, _ = self._make()
-
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         """The keys that begin with ``prefix`` and come after ``after``, ascending; relative to the sink's URL."""
-        with translated(f"list {self._url}/{prefix}", proved=self._proved):
-            if hasattr(self._fs, "call_s3"):
+        with self._translated(f"list {self._url}/{prefix}"):
+            if hasattr(self._store.filesystem, "call_s3"):
                 yield from (key for page in self._pages(prefix, after) for key in page.keys)
             else:
                 yield from sorted(key for key in self._find(prefix) if key > after)
 
     def directories(self, prefix: str) -> list[str]:
         """What ``prefix`` can go on with up to the next ``/``, with it, each with ``prefix`` in front."""
-        with translated(f"list {self._url}/{prefix}", proved=self._proved):
-            if hasattr(self._fs, "call_s3"):
+        with self._translated(f"list {self._url}/{prefix}"):
+            if hasattr(self._store.filesystem, "call_s3"):
                 return [each for page in self._pages(prefix, "", "/") for each in page.directories]
             found = {
                 key[: key.index("/", len(prefix)) + 1] for key in self._find(prefix) if "/" in key[len(prefix) :]
@@ -163,7 +143,7 @@ class Store:
         asked = {"Bucket": bucket, "Prefix": base + prefix, "Delimiter": delimiter, "StartAfter": base + after}
         asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
         while True:
-            answer = self._fs.call_s3("list_objects_v2", **asked)
+            answer = self._store.filesystem.call_s3("list_objects_v2", **asked)
             keys = [each["Key"].removeprefix(base) for each in answer.get("Contents", ())]
             yield _Page(keys, [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())])
             if not answer.get("IsTruncated"):
@@ -173,8 +153,11 @@ class Store:
     def _find(self, prefix: str) -> list[str]:
         """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
         directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
-        found = (path.removeprefix(f"{self._root}/") for path in self._fs.find(directory))
+        found = (path.removeprefix(f"{self._root}/") for path in self._store.filesystem.find(directory))
         return [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(".")]
+
+    def _translated(self, operation: str) -> AbstractContextManager[None]:
+        return self._store.translated(operation, self._store.filesystem, proved=self._proved)
 
 
 class _Page(NamedTuple):
@@ -182,6 +165,38 @@ class _Page(NamedTuple):
 
     keys: list[str]
     directories: list[str]
+
+
+class Store:
+    """The file system of a sink, set up anew when the store no longer takes our credentials.
+
+    State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
+    begun keep the one that they began with, and fail with it. Publishing threads renew it too.
+    """
+
+    def __init__(self, config: SinkConfig) -> None:
+        url = config.url.rstrip("/")
+        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
+        self._lock = threading.Lock()
+        self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
+        self.filesystem, self.root = self._make()
+
+    @contextlib.contextmanager
+    def translated(self, operation: str, used: Any, *, proved: bool) -> Iterator[None]:
+        """As the function, for what is done by the file system ``used``."""
+        try:
+            with translated(operation, proved=proved):
+                yield
+        except HeadraceError as error:
+            if proved and _is_refused(error.__cause__):
+                self._renew(used)
+            raise
+
+    def _renew(self, refused: Any) -> None:
+        """The store refuses this file system: read files, environment and chain again, once for all who notice."""
+        with self._lock:
+            if self.filesystem is refused:
+                self.filesystem, _ = self._make()
 
 
 class StagedUpload:
@@ -271,16 +286,9 @@ class StagedUpload:
                 file.discard()
             file.closed = True  # else it would upload what is left in it when it is collected
 
-    @contextlib.contextmanager
-    def _translated(self, verb: str) -> Iterator[None]:
+    def _translated(self, verb: str) -> AbstractContextManager[None]:
         used = self._store.filesystem if self._file is None else self._file.fs
-        try:
-            with translated(f"{verb} {self._path}", proved=self._proved):
-                yield
-        except HeadraceError as error:
-            if self._proved and _is_refused(error.__cause__):
-                self._store.renew(used)
-            raise
+        return self._store.translated(f"{verb} {self._path}", used, proved=self._proved)
 
 
 class LocalUpload:

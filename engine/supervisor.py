@@ -188,9 +188,8 @@ class Supervisor:
             raise EngineEnded(self._exit.code, self._exit.error)
         if not stored:
             cause = f"the state store did not take the last writes within {STOP_TIMEOUT_S:.0f} s"
-            raise EngineEnded(
-                1, FatalError("end", cause, "Nothing is lost: what was not committed is replayed next time.")
-            )
+            late = FatalError("end", cause, "Nothing is lost: what was not committed is replayed next time.")
+            raise EngineEnded(1, self._state.error or late)
         return self._exit.code
 
     # --- one turn ----------------------------------------------------------------------------------------

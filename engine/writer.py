@@ -198,6 +198,7 @@ class Writer:
     def run(self) -> None:
         """Until told to stop."""
         self._sink.check()
+        self._sink.sweep()
         self._send(msg.WriterReady())
         while True:
             self._beat("waiting")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import redis
 import trustme
+from redis._parsers.base import BaseParser
 
 from engine.config import Secret
 from engine.config.tree import StateConfig
 from engine.core.naming import split_id
-from engine.errors import ConfigError, LeaseLostError, TransientError
+from engine.errors import ConfigError, LeaseLostError, StateLostError, TransientError
 from engine.local import LocalStack
 from engine.local.servers import Process, Valkey, free_ports, valkey_path, wait_until
-from engine.state import Acquired, HeldElsewhere, StateStore, open_store
+from engine.state import Acquired, HeldElsewhere, Lease, StateStore, open_store
+from engine.state.redis import RedisStore
+from engine.state.replies import translated
+from tests.conditions import CONDITIONS, full_of_clients, with_another_password
 
 TTL_S = 30.0
 SHORT_TTL_S = 0.2
@@ -269,6 +275,219 @@ def test_only_one_of_many_writers_wins_a_version(open_state: Open) -> None:
     assert open_state().read_shared("d")[0] == sum(won)
 
 
+class Tables:
+    """What is behind a store, to be broken by hand: each stream's record, and the shared documents."""
+
+    def __init__(self, name: str, stack: LocalStack, directory: Path, prefix: str) -> None:
+        self.path = directory / "state.db"
+        self.redis = redis.Redis(port=stack.valkey.port) if name == "redis" else None
+        self.prefix = prefix
+        url = stack.valkey.url if self.redis else f"sqlite:///{self.path}"
+        self._config = StateConfig(url=Secret(url), prefix=prefix)
+        self._opened: list[StateStore] = []
+
+    def open(self) -> StateStore:
+        self._opened.append(open_store(self._config))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for store in self._opened:
+            store.close()
+        if self.redis:
+            self.redis.close()
+
+    def remove_record(self, *, with_lease: bool = True) -> None:
+        if self.redis:
+            keys = [f"{self.prefix}:{{s}}:record", f"{self.prefix}:{{s}}:lease"]
+            self.redis.delete(*keys[: 1 + with_lease])
+        else:
+            self._sql("DELETE FROM leases", "DELETE FROM fields")
+
+    def remove_shared(self, name: str) -> None:
+        if self.redis:
+            self.redis.delete(f"{self.prefix}:{{{name}}}:shared")
+        else:
+            self._sql(f"DELETE FROM shared WHERE name = '{self.prefix}:{name}'")
+
+    def copy_record(self) -> Callable[[], None]:
+        """Keeps the record as it is; what puts it back."""
+        if self.redis:
+            client, key = self.redis, f"{self.prefix}:{{s}}:record"
+            kept: Any = client.dump(key)
+
+            def put_back() -> None:
+                client.restore(key, 0, kept, replace=True)
+
+            return put_back
+        with closing(sqlite3.connect(self.path)) as db:
+            rows = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in ("leases", "fields")}
+
+        def restore() -> None:
+            self.remove_record()
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                for table, found in rows.items():
+                    for row in found:
+                        db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+        return restore
+
+    def _sql(self, *statements: str) -> None:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def tables(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Tables]:
+    made = Tables(request.param, stack, tmp_path, unique)
+    yield made
+    made.close()
+
+
+def every_act(store: StateStore, lease: Lease) -> list[Callable[[], object]]:
+    """All that can be done under a lease, and to get it again."""
+    return [
+        lambda: store.write(lease, {"x": "2"}),
+        lambda: store.renew(lease, TTL_S),
+        lambda: store.release(lease),
+        lambda: store.acquire("s", "a", TTL_S),
+    ]
+
+
+def test_a_record_that_is_gone_is_lost_and_not_made_again(tables: Tables) -> None:
+    store = tables.open()
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1"})
+    tables.remove_record()
+    for act in every_act(store, lease):
+        with pytest.raises(StateLostError, match="has lost its record of the stream s"):
+            act()
+    assert tables.open().read_all() == {}
+
+
+def test_a_record_that_is_gone_alone_is_lost_too(tables: Tables) -> None:
+    """The lease may still be there."""
+    store = tables.open()
+    lease = acquired(store, "a").lease
+    tables.remove_record(with_lease=False)
+    for act in every_act(store, lease):
+        with pytest.raises(StateLostError):
+            act()
+
+
+def test_an_older_record_is_lost_state_and_not_another_owner(tables: Tables) -> None:
+    store = tables.open()
+    acquired(store, "a")
+    restore = tables.copy_record()
+    lease = acquired(store, "a").lease
+    restore()
+    for act in every_act(store, lease):
+        with pytest.raises(StateLostError, match="has gone back to an older record of the stream s"):
+            act()
+
+
+def test_another_owner_of_our_epoch_goes_on_from_an_older_record(tables: Tables) -> None:
+    store = tables.open()
+    store.release(acquired(store, "a").lease)
+    restore = tables.copy_record()
+    lease = acquired(store, "a").lease
+    store.release(lease)
+    restore()
+    assert acquired(tables.open(), "b").lease.epoch == lease.epoch
+    for act in every_act(store, lease)[:2]:
+        with pytest.raises(StateLostError, match=r"older record .* by b"):
+            act()
+
+
+def test_who_stands_by_does_not_begin_anew_what_was_lost(tables: Tables) -> None:
+    first, second = tables.open(), tables.open()
+    acquired(first, "a")
+    assert isinstance(second.acquire("s", "b", TTL_S), HeldElsewhere)
+    tables.remove_record()
+    with pytest.raises(StateLostError):
+        second.acquire("s", "b", TTL_S)
+
+
+@pytest.mark.parametrize("by", ["write", "renew"])
+def test_last_writes_that_were_lost_are_put_back(tables: Tables, by: str) -> None:
+    """A failover loses what was not replicated yet. Nobody else wrote: we know all that was there."""
+    store = tables.open()
+    lease = acquired(store, "a").lease
+    store.write(lease, {"position": "1", "intent:1": "x"})
+    restore = tables.copy_record()
+    store.write(lease, {"intent:2": "y"})
+    store.write(lease, {"position": "2"}, ["intent:1"])
+    restore()
+    if by == "renew":
+        store.renew(lease, TTL_S)
+        assert tables.open().read_all()["s"][0] == {"position": "2", "intent:2": "y"}
+    store.write(lease, {"position": "3"}, ["intent:2"])
+    assert tables.open().read_all()["s"][0] == {"position": "3"}
+
+
+def test_a_lease_that_another_took_is_lost_and_the_state_is_not(tables: Tables) -> None:
+    store = tables.open()
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1"})
+    acquired(tables.open(), "b", replacing="a")
+    for act in every_act(store, lease)[:2]:
+        with pytest.raises(LeaseLostError, match="b has it"):
+            act()
+    store.release(lease)
+    assert isinstance(store.acquire("s", "a", TTL_S), HeldElsewhere)
+
+
+def test_a_document_can_be_written_again_when_no_answer_came(tables: Tables) -> None:
+    store = tables.open()
+    assert store.write_shared("d", 1, "one")
+    assert store.write_shared("d", 1, "one")
+    assert not store.write_shared("d", 1, "another's")
+    assert store.read_shared("d") == (1, "one")
+
+
+def test_a_record_of_before_revisions_were_counted(tables: Tables) -> None:
+    store = tables.open()
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1"})
+    if tables.redis:
+        tables.redis.hdel(f"{tables.prefix}:{{s}}:record", "_revision")
+    else:
+        tables._sql("DELETE FROM fields WHERE name = '_revision'")
+    again = tables.open()
+    found = acquired(again, "b", replacing="a")
+    assert found.fields == {"x": "1"}
+    again.write(found.lease, {"x": "2"})
+    assert again.read_all()["s"] == ({"x": "2"}, "b")
+
+
+def test_a_write_that_comes_late_changes_nothing(stack: LocalStack, unique: str) -> None:
+    """Its answer was not awaited, it was made again, and others followed: the network may deliver it still."""
+    store = RedisStore(StateConfig(url=Secret(stack.valkey.url), prefix=unique))
+    lease = acquired(store, "a").lease
+    sent: list[tuple[Any, ...]] = []
+    with closing(redis.Redis(port=stack.valkey.port, decode_responses=True)) as client:
+        store._run = lambda _, act, **__: act(Recorder(client, sent))  # type: ignore[method-assign]
+        store.write(lease, {"position": "1"})
+        store.write(lease, {"position": "2"})
+        client.eval(*sent[0])
+        assert store.read_all()["s"][0] == {"position": "2"}
+
+
+class Recorder:
+    """A client that keeps what it was asked to run."""
+
+    def __init__(self, client: redis.Redis, sent: list[tuple[Any, ...]]) -> None:
+        self._client = client
+        self._sent = sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def eval(self, *arguments: Any) -> Any:
+        self._sent.append(arguments)
+        return self._client.eval(*arguments)
+
+
 def test_redis_forgets_a_stream_that_nobody_runs(stack: LocalStack, unique: str) -> None:
     store = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=unique))
     store.write(acquired(store, "a").lease, {"x": "1"})
@@ -304,6 +523,131 @@ def test_redis_waits_for_its_replicas(stack: LocalStack, tmp_path: Path, unique:
     finally:
         store.close()
         replica.process.kill()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    """A server of our own, to be put into every state."""
+    made = Valkey(tmp_path)
+    made.start()
+    yield made
+    made.process.kill()
+
+
+@pytest.mark.parametrize(("condition", "remedy"), CONDITIONS, ids=[each.__name__ for each, _ in CONDITIONS])
+def test_what_passes_in_a_redis_is_worth_a_retry(
+    server: Valkey, condition: Callable[[Valkey], AbstractContextManager[None]], remedy: str
+) -> None:
+    store = open_store(StateConfig(url=Secret(server.url)))
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1"})
+    if condition is full_of_clients:
+        store.close()  # the next use connects
+    with condition(server):
+        if condition is with_another_password:
+            store.close()
+        for act in (
+            lambda: store.write(lease, {"x": "2"}),
+            lambda: store.renew(lease, TTL_S),
+            lambda: store.acquire("s", "a", TTL_S),
+            lambda: store.write_shared("d", 1, "text"),
+        ):
+            with pytest.raises(TransientError, match=remedy):
+                act()
+    store.write(lease, {"x": "3"})
+    assert store.write_shared("d", 1, "text")
+    assert store.read_all()["s"] == ({"x": "3"}, "a")
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "remedy"),
+    [
+        (
+            "ERR Error running script (call to f_1): @user_script:9: -OOM command not allowed",
+            TransientError,
+            "maxmem",
+        ),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", TransientError, "this passes"),
+        ("CLUSTERDOWN Hash slot not served", TransientError, "CLUSTER INFO"),
+        ("LOADING Redis is loading the dataset in memory", TransientError, "loading"),
+        ("UNBLOCKED force unblock from blocking operation", TransientError, "own log"),
+        ("EXECABORT Transaction discarded because of previous errors.", TransientError, "own log"),
+        ("ERR something that nobody has thought of", TransientError, "own log"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", ConfigError, "another one"),
+        ("ERR unknown command 'EVAL', with args beginning with:", ConfigError, "allows Lua"),
+        ("ERR DB index is out of range", ConfigError, "database's number"),
+        ("MOVED 3999 127.0.0.1:6381", ConfigError, "one that has all slots"),
+        ("NOPERM this user has no permissions to run the 'eval' command", ConfigError, "rights"),
+        ("DENIED Redis is running in protected mode", ConfigError, "protected mode"),
+    ],
+)
+def test_a_reply_that_is_not_known_to_be_configuration_may_pass(
+    reply: str, kind: type[Exception], remedy: str
+) -> None:
+    """What no server here can be brought to say, in the words of those that do."""
+    error = BaseParser.parse_error(reply)
+    found = translated("write", "redis://host/0", error, worked=False)
+    assert type(found) is kind
+    assert remedy in found.remedy
+    assert reply.removeprefix("ERR ").split(" ")[0] in found.cause
+
+
+def sqlite_store(path: Path) -> StateStore:
+    return open_store(StateConfig(url=Secret(f"sqlite:///{path}")))
+
+
+@pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_another_sqlite_file_than_the_opened_one_is_lost_state(tmp_path: Path, how: str, name: str) -> None:
+    """Who opens it then finds nothing of what is written here."""
+    store = sqlite_store(tmp_path / "state.db")
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1"})
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if how == "replaced":
+        (tmp_path / "other").write_bytes(content)
+        (tmp_path / "other").rename(tmp_path / name)
+    acts = [*every_act(store, lease), store.read_all, lambda: store.read_shared("d")]
+    for act in (*acts, lambda: store.write_shared("d", 1, "text")):
+        with pytest.raises(StateLostError, match=f"{how}.*while it was in use"):
+            act()
+    store.close()
+    if name == "state.db":
+        with pytest.raises(StateLostError):
+            store.read_all()
+        assert how == "replaced" or not (tmp_path / name).exists()
+    store.close()
+
+
+def test_a_sqlite_file_that_was_closed_is_not_another(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "state.db")
+    lease = acquired(store, "a").lease
+    store.close()
+    assert not (tmp_path / "state.db-wal").exists()
+    store.write(lease, {"x": "1"})
+    assert store.read_all()["s"] == ({"x": "1"}, "a")
+    store.close()
+
+
+@pytest.mark.parametrize("size", [0, 4096, 5000])
+def test_a_truncated_sqlite_file_is_lost_state(tmp_path: Path, size: int) -> None:
+    store = sqlite_store(tmp_path / "state.db")
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1" * 100_000})
+    store.close()
+    store.renew(lease, TTL_S)
+    with (tmp_path / "state.db").open("r+b") as file:
+        file.truncate(size)
+
+    def use() -> None:
+        store.write(lease, {"x": "2"})
+        store.read_all()
+
+    with pytest.raises(StateLostError):
+        use()
+    store.close()
 
 
 @pytest.mark.parametrize(

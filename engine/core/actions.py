@@ -80,12 +80,17 @@ class Write(Struct, frozen=True):
 
 
 class GrowSchema(Struct, frozen=True):
-    """Add these fields to a collection's schema; answered by ``schema_stored``."""
+    """Add these fields to a collection's schema; answered by ``schema_stored``.
+
+    Attributes:
+        least: the version that the store must have, because objects were written under it.
+    """
 
     reader: Child
     database: str
     collection: str
     fields: tuple[Field, ...]
+    least: int = 0
 
 
 class Log(Struct, frozen=True):

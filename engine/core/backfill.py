@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from engine.core.messages import StreamSpec
 from engine.core.naming import split_id
 from engine.core.position import Position
-from engine.core.records import StreamRecord
+from engine.core.records import StreamRecord, schema_document
 
 # The position behind a split's last document: greater than every place.
 END = "~"
@@ -74,6 +74,7 @@ class Plan(Struct, frozen=True):
         documents, size: estimates of what there is, in bytes for ``size``.
         made, finished: seconds since 1970; 0 for not yet.
         read: documents that were read, once it is finished.
+        schema: the version of the collection's schema by then; 0 for none.
     """
 
     id: str
@@ -90,6 +91,7 @@ class Plan(Struct, frozen=True):
     whole: bool = False
     finished: float = 0.0
     read: int = 0
+    schema: int = 0
 
     @property
     def namespace(self) -> str:
@@ -155,6 +157,13 @@ def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
         return nothing.plus(plan.read, len(splits))
     records = [known[spec.stream] for spec in splits if spec.stream in known]
     return nothing.plus(sum(record.rows for record in records), sum(is_end(record.position) for record in records))
+
+
+def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int:
+    """The version of the collection's schema that the records of a plan's splits tell of."""
+    name = schema_document(plan.database, plan.collection)
+    splits = (known[spec.stream] for spec in plan.splits() if spec.stream in known)
+    return max((record.schemas.get(name, 0) for record in splits), default=0)
 
 
 def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:

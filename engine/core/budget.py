@@ -26,8 +26,8 @@ SHARED = 64 * MIB
 READER = 48 * MIB
 WRITER = 100 * MIB
 
-# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that, a
-# reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).
+# One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that,
+# a reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).
 LEAST_REPLY = 4 * MIB
 MOST_REPLY = 8 * MIB
 LEAST_ARENA = 64 * MIB

@@ -54,6 +54,7 @@ from engine.core.messages import (
     FromChild,
     Heartbeat,
     Idle,
+    Intent,
     Publish,
     Published,
     ReaderReady,
@@ -78,7 +79,7 @@ from engine.core.records import StreamRecord
 from engine.core.restarts import Failures
 from engine.core.schema import CollectionSchema
 from engine.core.stream import Counters, Settings, Stream
-from engine.errors import ConfigError, FatalError, HeadraceError, error_of_kind
+from engine.errors import ConfigError, FatalError, HeadraceError, StateLostError, error_of_kind
 
 MAX_SLABS = 64
 MAX_SEGMENTS_PER_STREAM = 4
@@ -115,6 +116,7 @@ class Coordinator:
         self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
         self._waiting_for_schema: set[Child] = set()
+        self._schemas: dict[str, int] = {}  # the versions that the store has answered
         self._renew_at = 0.0
         self._ticked_at = 0.0
         self._squeezed_at = -SQUEEZE_EVERY_S
@@ -223,12 +225,13 @@ class Coordinator:
         stream.lease, stream.held_by = "held", ""
         record = records.read_record(fields)
         if (refusal := self._refusal(stream, record)) is not None:
-            return self._exit(1 if self._has_run else 2, refusal)
+            return self._exit(self._code(refusal), refusal)
         # ``rows`` as it was before this engine: what it has committed itself is counted apart.
         rows_before = max(0, record.rows - stream.counters.events_committed)
         stream.record = msgspec.structs.replace(record, rows=rows_before)
         stream.surveyed, stream.surveyor = stream.spec.is_split, None
         stream.floors = {}
+        stream.schemas = dict(record.schemas)
         stream.durable_seq = None if record.position is None else record.seq
         stream.ledger = Ledger(record.position, record.seq, record.intents)
         beyond, stream.beyond = stream.beyond, ""
@@ -260,11 +263,7 @@ class Coordinator:
             return ConfigError(operation, cause, remedy)
         if durable is not None and (record.position is None or record.seq < durable):
             cause = f"the state store has lost its record: segment {durable} was committed"
-            remedy = (
-                "Restore the store's data, and see to it that it is durable and never evicts (Redis: appendonly "
-                "and maxmemory-policy noeviction). The footers of the newest objects tell where the lake stands."
-            )
-            return FatalError(operation, cause, remedy)
+            return StateLostError(operation, cause)
         passed = self._end_chosen and record.position is not None and record.position.time > self.until
         if self.settings.common_end and passed:
             cause = "another engine has moved it past the common end of a handover"
@@ -304,6 +303,7 @@ class Coordinator:
         self, reader: Child, database: str, collection: str, schema: CollectionSchema
     ) -> list[Action]:
         """A collection's schema as it stands in the store."""
+        self._schemas[records.schema_document(database, collection)] = schema.version
         self._waiting_for_schema.discard(reader)
         if not self.children[reader].ready:
             return []
@@ -311,7 +311,11 @@ class Coordinator:
 
     def store_failed(self, error: HeadraceError) -> list[Action]:
         """The state store stayed away for longer than the retry budget, or refuses us."""
-        return self._exit(1 if self._has_run else 2, error)
+        return self._exit(self._code(error), error)
+
+    def _code(self, error: HeadraceError) -> int:
+        """The exit code: before anything has run, most errors are the configuration's."""
+        return 1 if self._has_run or isinstance(error, StateLostError) else 2
 
     def shut_down(self, now: float) -> list[Action]:
         """Drain: publish and commit what has been read, then end."""
@@ -356,7 +360,9 @@ class Coordinator:
                 return []
             case SchemaWanted():
                 self._waiting_for_schema.add(reader)
-                return [GrowSchema(reader, message.database, message.collection, message.fields)]
+                database, collection = message.database, message.collection
+                least = self._least_schema(records.schema_document(database, collection))
+                return [GrowSchema(reader, database, collection, message.fields, least)]
             case BatchReady() if stream is None or message.generation != stream.generation:
                 self.grants.free(message.offset)
                 return []
@@ -493,13 +499,27 @@ class Coordinator:
             match effect:
                 case WriteIntent(intent):
                     stream.floors[intent.seq] = stream.ledger.committed_seq
-                    actions.append(Write(name, generation, records.intended(intent), intent.seq))
+                    change = records.intended(intent, self._schemas_of(stream, intent))
+                    actions.append(Write(name, generation, change, intent.seq))
                 case PublishSegment(segment):
                     publish = Publish(name, generation, segment.seq)
                     actions.append(Send(Child("writer", segment.writer), publish))
                 case WriteCommit():
                     actions += self._on_commit(stream, effect, now)
         return actions
+
+    def _schemas_of(self, stream: Stream, intent: Intent) -> dict[str, int]:
+        """What the record does not tell yet of the schemas that the segment's objects were written under."""
+        names = {records.schema_document(each.database, each.collection) for each in intent.objects}
+        known = {name: self._schemas[name] for name in sorted(names & self._schemas.keys())}
+        grown = {name: version for name, version in known.items() if version > stream.schemas.get(name, 0)}
+        stream.schemas |= grown
+        return grown
+
+    def _least_schema(self, name: str) -> int:
+        """The version that the store is known to have of a schema."""
+        told = (stream.schemas.get(name, 0) for stream in self.streams.values())
+        return max(self._schemas.get(name, 0), *told, 0)
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()

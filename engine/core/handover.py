@@ -30,6 +30,7 @@ class Handover(Struct, frozen=True):
     """A plan whose old streams have all come to the cluster time ``time``: from here on it must be carried out.
 
     Attributes:
+        id: how many streams it concerns, and a name; kept in their records, so that its loss is noticed.
         close: the streams that end, each with its last committed segment: one that has got further since has
             been run by somebody who does not know of this, and must not be closed.
     """

@@ -13,6 +13,7 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 | ``closed`` | ``1`` when other streams have taken over what this one covered |
 | ``handover`` | the last handover that this record took part in |
 | ``updated`` | when the record was last written: seconds since 1970 |
+| ``schema:<database>.<collection>`` | the least version of that schema that the store must have |
 | ``intent:<seq>`` | one for each segment that may have been published and is not committed |
 """
 
@@ -32,6 +33,7 @@ from engine.core.position import Position
 _INTENT = "intent:"
 # Ids of streams that collections shared, before these were made of what they share.
 _NUMBERED = re.compile(r"~(\d+of\d+)?$")
+_SCHEMA = "schema:"
 
 
 class StreamRecord(Struct, frozen=True):
@@ -47,6 +49,7 @@ class StreamRecord(Struct, frozen=True):
     handover: str = ""
     updated: float = 0.0
     intents: tuple[Intent, ...] = ()
+    schemas: dict[str, int] = {}
 
 
 class Change(Struct, frozen=True):
@@ -70,6 +73,7 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
         handover=fields.get("handover", ""),
         updated=float(fields.get("updated", "0")),
         intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
+        schemas={name: int(version) for name, version in fields.items() if name.startswith(_SCHEMA)},
     )
 
 
@@ -93,15 +97,21 @@ def close(handover: str) -> Change:
     return Change({"closed": "1", "handover": handover})
 
 
-def intended(intent: Intent) -> Change:
-    """A segment is about to be published."""
-    return Change({intent_field(intent.seq): _json(intent)})
+def intended(intent: Intent, schemas: Mapping[str, int]) -> Change:
+    """A segment is about to be published, and these schemas are at these versions at least."""
+    versions = {name: str(version) for name, version in schemas.items()}
+    return Change({intent_field(intent.seq): _json(intent), **versions})
 
 
 def committed(commit: WriteCommit, rows_total: int) -> Change:
     """Segments are published, or an idle stream has moved on."""
     put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
     return Change(put, tuple(map(intent_field, commit.seqs)))
+
+
+def schema_document(database: str, collection: str) -> str:
+    """The name of the shared document that holds a collection's schema, and of the field with its version."""
+    return f"{_SCHEMA}{database}.{collection}"
 
 
 def intent_field(seq: int) -> str:

@@ -72,6 +72,7 @@ class Stream(Struct):
         surveyed: the lake has been looked at, and holds nothing of it that the record does not account for.
         surveyor: the writer that looks at it.
         beyond: an object there that an earlier reading of the record does not account for.
+        schemas: the versions that the record tells of, by the schemas' names.
     """
 
     spec: StreamSpec
@@ -98,6 +99,7 @@ class Stream(Struct):
     surveyed: bool = False
     surveyor: Child | None = None
     beyond: str = ""
+    schemas: dict[str, int] = {}
 
     @property
     def name(self) -> str:

@@ -347,9 +347,9 @@ class Valkey:
         self, directory: Path, *, name: str = "valkey", options: Sequence[str] = (), detached: bool = False
     ) -> None:
         (self.port,) = free_ports(1)
-        data = directory / name
-        data.mkdir()
-        arguments = [valkey_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data)]
+        self.data = directory / name
+        self.data.mkdir()
+        arguments = [valkey_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.data)]
         arguments += ["--appendonly", "yes", "--save", "", *options]
         self.process = Process(name, arguments, directory, detached=detached)
 

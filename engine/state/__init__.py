@@ -4,6 +4,10 @@ A store keeps, for each stream, a small table of text fields and a lease. A leas
 every change of owner; a write that carries an older epoch, or another owner, is refused. What the fields mean
 is ``core.records``' business. Beside that it keeps shared documents with a version (the schemas).
 
+A store knows what it was told is durable, and says so when it finds less (``known``); it never makes a record
+again that is gone. Any call can be made again after a ``TransientError``: whether the first one had come through
+does not matter.
+
 Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these eight methods.
 """
 
@@ -40,7 +44,7 @@ class HeldElsewhere(Struct, frozen=True):
 
 
 class StateStore(Protocol):
-    """The seam. Every method may raise ``TransientError`` (worth a retry) or ``ConfigError``."""
+    """The seam. Any method may raise ``TransientError`` (worth a retry), ``StateLostError`` or ``ConfigError``."""
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
@@ -64,7 +68,7 @@ class StateStore(Protocol):
         """A shared document's version and text; ``(0, "")`` when there is none."""
 
     def write_shared(self, name: str, version: int, text: str) -> bool:
-        """Store ``text`` as ``version``, if the present version is the one before; whether it was."""
+        """Store ``text`` as ``version``, if the present version is the one before; whether that is so now."""
 
     def close(self) -> None:
         """Drop the connection."""

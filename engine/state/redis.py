@@ -10,6 +10,7 @@ each write wait until so many replicas have it (``WAIT``), which narrows that.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,59 +22,93 @@ from engine.config.tree import StateConfig
 from engine.core.naming import is_split
 from engine.errors import ConfigError, LeaseLostError, TransientError, url_without_password
 from engine.state import Acquired, HeldElsewhere, Lease
+from engine.state.known import Known, log_restored, lost_record, own_fields
+from engine.state.replies import translated
 
 TIMEOUT_S = 5.0
 WAIT_TIMEOUT_MS = 5000
 _A_DECADE_MS = 10 * 365 * 86_400_000
+_DONE, _BEHIND = 1, 2
 _T = TypeVar("_T")
 
-# KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms.
+# KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms, least epoch.
+# Replies: -1, epoch: older than that. 0, epoch, holder, ms left: held. 1, epoch, record: ours.
 _ACQUIRE = """
+local epoch = tonumber(redis.call('HGET', KEYS[2], '_epoch') or '0')
+if epoch < tonumber(ARGV[5]) then
+    return {-1, epoch}
+end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] and holder ~= ARGV[3] then
-    return {0, holder, redis.call('PTTL', KEYS[1])}
+    return {0, epoch, holder, redis.call('PTTL', KEYS[1])}
 end
-local epoch = redis.call('HINCRBY', KEYS[2], '_epoch', 1)
-redis.call('HSET', KEYS[2], '_owner', ARGV[1])
+redis.call('HSET', KEYS[2], '_epoch', epoch + 1, '_owner', ARGV[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return {1, epoch, redis.call('HGETALL', KEYS[2])}
+return {1, epoch + 1, redis.call('HGETALL', KEYS[2])}
 """
-# KEYS: lease, record. ARGV: owner, epoch, lease ttl in ms, record ttl in ms.
-_RENEW = """
-if redis.call('HGET', KEYS[2], '_epoch') ~= ARGV[2] or redis.call('HGET', KEYS[2], '_owner') ~= ARGV[1] then
-    return 0
+# Of every script that is fenced. ARGV: owner, epoch, record ttl in ms, the revision that we know, or nothing, ...
+# Replies: 0, epoch, owner: not ours. 1: done. 2: nothing written, the record lacks writes of ours.
+_FENCE = """
+local epoch, owner, revision = unpack(redis.call('HMGET', KEYS[2], '_epoch', '_owner', '_revision'))
+if epoch ~= ARGV[2] or owner ~= ARGV[1] then
+    return {0, tonumber(epoch or '0'), owner or ''}
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return 1
+revision = tonumber(revision or '0')
+local known = tonumber(ARGV[4]) or revision
 """
-# KEYS: lease, record. ARGV: owner, epoch.
-_RELEASE = """
-if redis.call('HGET', KEYS[2], '_epoch') == ARGV[2] and redis.call('HGET', KEYS[2], '_owner') == ARGV[1] then
-    redis.call('DEL', KEYS[1])
-end
-return 1
+# ARGV: ..., lease ttl in ms.
+_RENEW = (
+    _FENCE
+    + """
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return {revision < known and 2 or 1}
 """
-# KEYS: lease, record. ARGV: owner, epoch, record ttl in ms, number of pairs, name, value, ..., name, ...
-_WRITE = """
-if redis.call('HGET', KEYS[2], '_epoch') ~= ARGV[2] or redis.call('HGET', KEYS[2], '_owner') ~= ARGV[1] then
-    return 0
+)
+_RELEASE = (
+    _FENCE
+    + """
+redis.call('DEL', KEYS[1])
+return {1}
+"""
+)
+# ARGV: ..., 1 for the whole record, number of pairs, name, value, ..., name, ...
+# A write of which no answer came is made again, and may reach the server long after those that followed: that
+# one counts as done. Each writes, even what is there, so that WAIT has something to wait for.
+_WRITE = (
+    _FENCE
+    + """
+if revision < known and ARGV[5] == '0' then
+    return {2}
 end
-local last = 4 + 2 * tonumber(ARGV[4])
-for i = 5, last, 2 do
+if revision > known + 1 then
+    return {1}
+end
+if ARGV[5] == '1' then
+    for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+        if name:sub(1, 1) ~= '_' then
+            redis.call('HDEL', KEYS[2], name)
+        end
+    end
+end
+local last = 6 + 2 * tonumber(ARGV[6])
+redis.call('HSET', KEYS[2], '_revision', known + 1)
+for i = 7, last, 2 do
     redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
 end
 for i = last + 1, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[i])
 end
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-return 1
+return {1}
 """
-# KEYS: document. ARGV: version, text.
+)
+# KEYS: document. ARGV: version, text. What is there already was written by an attempt whose answer was lost.
 _WRITE_SHARED = """
 local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
-if version ~= tonumber(ARGV[1]) - 1 then
+local written = version == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], 'text') == ARGV[2]
+if version ~= tonumber(ARGV[1]) - 1 and not written then
     return 0
 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'text', ARGV[2])
@@ -89,35 +124,59 @@ class RedisStore:
         self._prefix = config.prefix
         self._ttl_ms = int(config.ttl * 1000)
         self._client: redis.Redis | None = None
+        self._known = Known()
+        self._worked = False
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
 
+        operation, known = f"acquire the lease of {stream}", self._known.epoch(stream)
+
         def act(client: redis.Redis) -> Any:
             client.sadd(f"{self._prefix}:streams", stream)
-            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream))
+            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream), known)
             return client.eval(_ACQUIRE, 2, *self._keys(stream), *arguments)
 
-        ours, *rest = self._run(f"acquire the lease of {stream}", act, writes=True)
-        if not ours:
+        code, epoch, *rest = self._run(operation, act, writes=True)
+        if code < 0:
+            raise lost_record(operation, stream, known, epoch)
+        if code == 0:
+            self._known.saw(stream, epoch)
             return HeldElsewhere(rest[0], max(rest[1], 0) / 1000)
-        epoch, flat = rest
-        return Acquired(Lease(stream, owner, epoch), _fields(dict(zip(flat[::2], flat[1::2], strict=True))))
+        lease, (flat,) = Lease(stream, owner, epoch), rest
+        return Acquired(lease, self._known.acquired(lease, dict(zip(flat[::2], flat[1::2], strict=True))))
 
     def renew(self, lease: Lease, ttl_s: float) -> None:
         """Keep the lease for ``ttl_s`` more seconds."""
-        arguments = (lease.owner, lease.epoch, int(ttl_s * 1000), self._record_ttl_ms(lease.stream))
-        self._fenced(f"renew the lease of {lease.stream}", _RENEW, lease, arguments)
+        operation = f"renew the lease of {lease.stream}"
+        if self._fenced(operation, _RENEW, lease, int(ttl_s * 1000)) == _BEHIND:
+            self._restore(operation, lease, {}, ())
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back; nothing happens when it is no longer ours."""
-        self._fenced(f"release the lease of {lease.stream}", _RELEASE, lease, (lease.owner, lease.epoch))
+        """Give the lease back; nothing happens when it is another's."""
+        with suppress(LeaseLostError):
+            self._fenced(f"release the lease of {lease.stream}", _RELEASE, lease)
+        self._known.let_go(lease)
 
     def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove fields in one atomic step."""
+        operation = f"write the record of {lease.stream}"
+        if self._write(operation, lease, put, remove) == _BEHIND:
+            self._restore(operation, lease, put, remove)
+
+    def _restore(self, operation: str, lease: Lease, put: Mapping[str, str], remove: Sequence[str]) -> None:
+        """Write the whole record, of which the server has lost something; nobody else has written it since."""
+        log_restored(lease.stream)
+        self._write(operation, lease, self._known.fields_with(lease, put, remove), remove, whole=True)
+
+    def _write(
+        self, operation: str, lease: Lease, put: Mapping[str, str], remove: Sequence[str], *, whole: bool = False
+    ) -> int:
         pairs = [part for item in put.items() for part in item]
-        arguments = (lease.owner, lease.epoch, self._record_ttl_ms(lease.stream), len(put), *pairs, *remove)
-        self._fenced(f"write the record of {lease.stream}", _WRITE, lease, arguments)
+        code = self._fenced(operation, _WRITE, lease, int(whole), len(put), *pairs, *remove)
+        if code == _DONE:
+            self._known.wrote(lease, put, remove)
+        return code
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
         """Every stream's fields and the present holder of its lease."""
@@ -130,7 +189,7 @@ class RedisStore:
                     batch.hgetall(record).get(lease)
                 replies = batch.execute()
             pairs = zip(names, replies[::2], replies[1::2], strict=True)
-            return {stream: (_fields(fields), holder or "") for stream, fields, holder in pairs if fields}
+            return {stream: (own_fields(fields), holder or "") for stream, fields, holder in pairs if fields}
 
         return self._run("read the state", act)  # type: ignore[no-any-return]
 
@@ -147,6 +206,7 @@ class RedisStore:
 
         if streams:
             self._run(f"forget {len(streams)} streams", act, writes=True)
+            self._known.forgot(streams)
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
@@ -180,12 +240,21 @@ class RedisStore:
     def _shared(self, name: str) -> str:
         return f"{self._prefix}:{{{name}}}:shared"
 
-    def _fenced(self, operation: str, script: str, lease: Lease, arguments: Sequence[Any]) -> None:
-        done = self._run(
-            operation, lambda c: c.eval(script, 2, *self._keys(lease.stream), *arguments), writes=True
+    def _fenced(self, operation: str, script: str, lease: Lease, *arguments: str | int) -> int:
+        """Run a script under the lease; ``_DONE`` or ``_BEHIND``.
+
+        Raises:
+            LeaseLostError, StateLostError: the record is not ours any more.
+        """
+        known = self._known.revision(lease)
+        fence = (lease.owner, lease.epoch, self._record_ttl_ms(lease.stream), "" if known is None else known)
+        code, *found = self._run(
+            operation, lambda c: c.eval(script, 2, *self._keys(lease.stream), *fence, *arguments), writes=True
         )
-        if not done:
-            raise LeaseLostError(operation, f"another owner has it; ours was epoch {lease.epoch}")
+        if not code:
+            self._known.let_go(lease)
+            raise self._known.refusal(operation, lease, *found)
+        return int(code)
 
     def _run(self, operation: str, act: Callable[[redis.Redis], _T], *, writes: bool = False) -> Any:
         """``act`` on the connection, the library's errors translated."""
@@ -197,35 +266,13 @@ class RedisStore:
                 acknowledged: Any = self._client.wait(self._config.replicas, WAIT_TIMEOUT_MS)
                 if acknowledged < self._config.replicas:
                     cause = f"{acknowledged} of {self._config.replicas} replicas have it"
-                    raise TransientError(operation, cause)
+                    raise TransientError(operation, cause, "Are the replicas up? state.replicas says how many.")
         except redis.RedisError as error:
             self.close()
-            raise self._translated(operation, error) from error
+            where = url_without_password(self._config.url)
+            raise translated(operation, where, error, worked=self._worked) from error
+        self._worked = True
         return result
-
-    def _translated(self, operation: str, error: redis.RedisError) -> Exception:
-        where = url_without_password(self._config.url)
-        cause = f"{where}: {error}"
-        text = str(error)
-        # AuthenticationError and its kin are ConnectionErrors to the library, so they come first.
-        denied = (
-            redis.AuthenticationError,
-            redis.exceptions.AuthorizationError,
-            redis.exceptions.NoPermissionError,
-        )
-        if isinstance(error, denied) or text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
-            return ConfigError(operation, cause, "Check the user and the password in state.url, and their rights.")
-        passing = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError)
-        if isinstance(error, passing) or text.startswith(("LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")):
-            return TransientError(operation, cause, "Is the state store up, and state.url right?")
-        return ConfigError(
-            operation, cause, "Is state.url a Redis 6 or later (or Valkey) that allows Lua scripts?"
-        )
-
-
-def _fields(raw: Mapping[str, str]) -> dict[str, str]:
-    """The record without the fields that are the store's own."""
-    return {name: value for name, value in raw.items() if not name.startswith("_")}
 
 
 def _connect(config: StateConfig) -> redis.Redis:

@@ -1,7 +1,7 @@
 """The embedded state store: one SQLite file, for engines on one machine.
 
 Leases expire by the machine's wall clock. Writes are fenced inside the transaction that makes them, and are
-on disk when they return (WAL with ``synchronous=FULL``).
+on disk when they return (WAL with ``synchronous=FULL``), in the file that the path then leads to.
 """
 
 from __future__ import annotations
@@ -9,15 +9,25 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from engine.config.tree import StateConfig
-from engine.errors import ConfigError, LeaseLostError, TransientError
+from engine.errors import ConfigError, HeadraceError, LeaseLostError, StateLostError, TransientError
 from engine.state import Acquired, HeldElsewhere, Lease
+from engine.state.known import REVISION, Known, log_restored, lost_record, own_fields
 
 BUSY_TIMEOUT_S = 5.0
+_HELD = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
+_DISK = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM")
+_REFUSED = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")
+_WRITABLE = "Free space on its disk, and see to it that this user can write the file and its directory."
+_RESTORE = (
+    "Stop every engine, then put the file back, or a copy made by SQLite's own backup; nothing else may touch it. "
+    "The footers of the newest objects tell where the lake stands."
+)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS leases (
@@ -40,38 +50,60 @@ class SqliteStore:
         # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy has made it common
         self._path = Path(unquote(parts.netloc + parts.path.removeprefix("/")))
         self._prefix = f"{config.prefix}:"
+        self._log_path = self._path.with_name(f"{self._path.name}-wal")
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
+        self._known = Known()
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
+        operation, known = f"acquire the lease of {stream}", self._known.epoch(stream)
         name, now = self._prefix + stream, time.time()
-        with self._transaction(f"acquire the lease of {stream}") as db:
+        with self._transaction(operation) as db:
             row = db.execute("SELECT epoch, owner, expires_at FROM leases WHERE stream = ?", (name,)).fetchone()
             epoch, holder, expires_at = row or (0, "", 0.0)
+            if epoch < known:
+                raise lost_record(operation, stream, known, epoch)
+            self._known.saw(stream, epoch)
             if holder not in ("", owner, replacing) and expires_at > now:
                 return HeldElsewhere(holder, expires_at - now)
             db.execute("REPLACE INTO leases VALUES (?, ?, ?, ?)", (name, epoch + 1, owner, now + ttl_s))
             fields = dict(db.execute("SELECT name, value FROM fields WHERE stream = ?", (name,)).fetchall())
-        return Acquired(Lease(stream, owner, epoch + 1), fields)
+        lease = Lease(stream, owner, epoch + 1)
+        return Acquired(lease, self._known.acquired(lease, fields))
 
     def renew(self, lease: Lease, ttl_s: float) -> None:
         """Keep the lease for ``ttl_s`` more seconds."""
-        with self._fenced(lease, f"renew the lease of {lease.stream}") as (db, name):
-            db.execute("UPDATE leases SET expires_at = ? WHERE stream = ?", (time.time() + ttl_s, name))
+        expires_at = time.time() + ttl_s
+        with self._fenced(lease, f"renew the lease of {lease.stream}") as (db, name, revision):
+            db.execute("UPDATE leases SET expires_at = ? WHERE stream = ?", (expires_at, name))
+        if revision < (self._known.revision(lease) or 0):
+            self.write(lease, {})
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back; nothing happens when it is no longer ours."""
-        with self._transaction(f"release the lease of {lease.stream}") as db:
-            db.execute(
-                "UPDATE leases SET owner = '', expires_at = 0 WHERE stream = ? AND epoch = ? AND owner = ?",
-                (self._prefix + lease.stream, lease.epoch, lease.owner),
-            )
+        """Give the lease back; nothing happens when it is another's."""
+        with (
+            suppress(LeaseLostError),
+            self._fenced(lease, f"release the lease of {lease.stream}") as (db, name, _),
+        ):
+            db.execute("UPDATE leases SET expires_at = 0 WHERE stream = ?", (name,))
+        self._known.let_go(lease)
 
     def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove fields in one atomic, durable step."""
-        with self._fenced(lease, f"write the record of {lease.stream}") as (db, name):
-            db.executemany("REPLACE INTO fields VALUES (?, ?, ?)", [(name, *item) for item in put.items()])
+        known = self._known.revision(lease)
+        with self._fenced(lease, f"write the record of {lease.stream}") as (db, name, revision):
+            items = put
+            if known is not None and revision < known:
+                log_restored(lease.stream)  # nobody else has written it since
+                items = self._known.fields_with(lease, put, remove)
+                db.execute("DELETE FROM fields WHERE stream = ?", (name,))
+            own = {REVISION: str((revision if known is None else known) + 1)}
+            rows = [(name, *item) for item in {**items, **own}.items()]
+            db.executemany("REPLACE INTO fields VALUES (?, ?, ?)", rows)
             db.executemany("DELETE FROM fields WHERE stream = ? AND name = ?", [(name, field) for field in remove])
+        self._known.wrote(lease, put, remove)
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
         """Every stream's fields and the present holder of its lease."""
@@ -85,7 +117,7 @@ class SqliteStore:
         found: dict[str, tuple[dict[str, str], str]] = {}
         for stream, owner, expires_at in leases:
             if stream.startswith(self._prefix):
-                fields = known.get(stream, {})
+                fields = own_fields(known.get(stream, {}))
                 found[stream.removeprefix(self._prefix)] = (fields, owner if expires_at > now else "")
         return found
 
@@ -95,6 +127,7 @@ class SqliteStore:
             for table in ("leases", "fields"):
                 names = ((self._prefix + stream,) for stream in streams)
                 db.executemany(f"DELETE FROM {table} WHERE stream = ?", names)
+        self._known.forgot(streams)
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
@@ -107,9 +140,9 @@ class SqliteStore:
         """Store ``text`` as ``version``, if the present version is the one before."""
         with self._transaction(f"write {name}") as db:
             key = self._prefix + name
-            row = db.execute("SELECT version FROM shared WHERE name = ?", (key,)).fetchone()
-            if (row[0] if row else 0) != version - 1:
-                return False
+            row = db.execute("SELECT version, value FROM shared WHERE name = ?", (key,)).fetchone() or (0, "")
+            if row[0] != version - 1:
+                return bool(row == (version, text))  # by an attempt of which no answer came
             db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
         return True
 
@@ -120,36 +153,47 @@ class SqliteStore:
             self._connection = None
 
     @contextmanager
-    def _fenced(self, lease: Lease, operation: str) -> Iterator[tuple[sqlite3.Connection, str]]:
+    def _fenced(self, lease: Lease, operation: str) -> Iterator[tuple[sqlite3.Connection, str, int]]:
+        """A transaction under the lease: the connection, the stream's name there, the record's revision.
+
+        Raises:
+            LeaseLostError, StateLostError: the record is not ours any more.
+        """
         name = self._prefix + lease.stream
         with self._transaction(operation) as db:
             row = db.execute("SELECT epoch, owner FROM leases WHERE stream = ?", (name,)).fetchone()
             if row != (lease.epoch, lease.owner):
-                raise LeaseLostError(operation, f"the lease is at {row}, ours was epoch {lease.epoch}")
-            yield db, name
+                self._known.let_go(lease)
+                raise self._known.refusal(operation, lease, *(row or (0, "")))
+            found = db.execute(
+                "SELECT value FROM fields WHERE stream = ? AND name = ?", (name, REVISION)
+            ).fetchone()
+            yield db, name, int(found[0]) if found else 0
 
     @contextmanager
     def _transaction(self, operation: str) -> Iterator[sqlite3.Connection]:
         """An immediate transaction; the library's errors leave it as ours."""
         try:
-            db = self._connect()
+            db = self._connect(operation)
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # some errors have ended it
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise TransientError(operation, f"{self._path}: {error}") from error
-            remedy = "state.url must name a file that this user can create and write."
-            raise ConfigError(operation, f"{self._path}: {error}", remedy) from error
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(operation, f"{self._path}: {error}", "Is it a SQLite file?") from error
+        except sqlite3.Error as error:
+            if self._connection is not None and self._connection.in_transaction:
+                self.close()
+            raise self._translated(operation, error) from error
+        # What was committed counts when it is in the file that others would open.
+        self._refuse_other_file(operation)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, operation: str) -> sqlite3.Connection:
         if self._connection is None:
+            if self._file:
+                self._refuse_other_file(operation)
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
@@ -161,4 +205,45 @@ class SqliteStore:
                 connection.close()
                 raise
             self._connection = connection
+            self._file, self._log = _identity(self._path), _identity(self._log_path)
         return self._connection
+
+    def _refuse_other_file(self, operation: str) -> None:
+        """Raises ``StateLostError`` when the path, or its log's, does not lead to what was opened."""
+        opened = self._connection is not None
+        for path, known in ((self._path, self._file), (self._log_path, self._log if opened else None)):
+            try:
+                found = _identity(path)
+            except OSError as error:
+                raise TransientError(operation, str(error), _WRITABLE) from error
+            if known is not None and found != known:
+                what = "replaced by another file" if found else "removed"
+                raise StateLostError(operation, f"{path} has been {what} while it was in use", _RESTORE)
+
+    def _translated(self, operation: str, error: sqlite3.Error) -> HeadraceError:
+        cause, name = f"{self._path}: {error}", getattr(error, "sqlite_errorname", "")
+        worked = self._file is not None
+        if worked:
+            try:
+                self._refuse_other_file(operation)
+            except HeadraceError as found:
+                return found
+        if name.startswith(_HELD):
+            return TransientError(operation, cause, "Another process is at work on the file, and has it locked.")
+        if name.startswith(_DISK) or (worked and name.startswith(_REFUSED)):
+            return TransientError(operation, cause, _WRITABLE)
+        if worked and (name.startswith(_DAMAGED) or "no such table" in str(error)):
+            return StateLostError(operation, f"{cause}, which was well before", _RESTORE)
+        if isinstance(error, sqlite3.OperationalError):
+            remedy = "state.url must name a file that this user can create and write."
+            return ConfigError(operation, cause, remedy)
+        return ConfigError(operation, cause, "Is it a SQLite file?")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None for none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino

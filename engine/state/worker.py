@@ -22,8 +22,9 @@ from engine.core.backfill import END, Plan, plan_document
 from engine.core.coordinator import Coordinator
 from engine.core.naming import plan_of_split
 from engine.core.position import Position
+from engine.core.records import read_record, schema_document
 from engine.core.schema import CollectionSchema, grow
-from engine.errors import FatalError, HeadraceError, LeaseLostError
+from engine.errors import FatalError, HeadraceError, LeaseLostError, StateLostError
 from engine.failpoints import failpoint
 from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.state import Acquired, HeldElsewhere, Lease, StateStore
@@ -33,6 +34,9 @@ log = logging.getLogger("headrace")
 Answer = Callable[[Coordinator, float], list[Action]]
 Operation = Acquire | Renew | Release | Write | GrowSchema
 
+# The record of a split of which nothing is left to do.
+_OVER = {"position": msgspec.json.encode(Position(END)).decode()}
+
 
 class StateWorker:
     """Performs operations on a state store in a thread of its own.
@@ -41,6 +45,9 @@ class StateWorker:
         owner: who we are to other engines.
         max_fields: columns that a collection's schema may grow to.
         answer: is called from the thread with what to tell the coordinator.
+
+    Attributes:
+        error: what has ended it.
     """
 
     def __init__(
@@ -59,10 +66,11 @@ class StateWorker:
         self._max_fields = max_fields
         self._answer = answer
         self._leases: dict[str, Lease] = {}
+        self._namespaces: dict[str, str] = {}  # of splits: the collection; of streams: nothing
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._answered_once = False
-        self._failed = False
+        self.error: HeadraceError | None = None
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
@@ -75,7 +83,7 @@ class StateWorker:
         self._queue.put(None)
         self._thread.join(timeout_s)
         self._stopped.set()
-        return not self._thread.is_alive() and not self._failed
+        return not self._thread.is_alive() and self.error is None
 
     def _run(self) -> None:
         with closing(self._store):
@@ -91,7 +99,7 @@ class StateWorker:
                     return
 
     def _fail(self, error: HeadraceError) -> None:
-        self._failed = True
+        self.error = error
         self._answer(lambda coordinator, _: coordinator.store_failed(error))
 
     def _with_retries(self, operation: Operation) -> None:
@@ -109,32 +117,46 @@ class StateWorker:
                     self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
             case Release(streams):
                 for stream in streams:
-                    if (lease := self._leases.pop(stream, None)) is not None:
-                        self._store.release(lease)
+                    self._fenced(stream, self._store.release)
+                    self._leases.pop(stream, None)
             case Write():
                 self._write(operation)
             case GrowSchema():
                 self._grow_schema(operation)
 
     def _acquire(self, stream: str, namespace: str) -> None:
-        found = self._store.acquire(stream, self._owner, self._lease_ttl_s)
+        self._namespaces[stream] = namespace
+        try:
+            found = self._store.acquire(stream, self._owner, self._lease_ttl_s)
+        except StateLostError:
+            if not self._is_over(stream):
+                raise
+            self._answer(lambda coordinator, now: coordinator.acquired(stream, _OVER, now))
+            return
         if isinstance(found, HeldElsewhere) and is_certainly_dead(found.holder):
             log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})
             found = self._store.acquire(stream, self._owner, self._lease_ttl_s, replacing=found.holder)
         match found:
             case Acquired(lease, fields):
                 self._leases[stream] = lease
-                if namespace and "position" not in fields and self._is_over(stream, namespace):
-                    fields = {"position": msgspec.json.encode(Position(END)).decode()}
+                if "position" not in fields and self._is_over(stream):
+                    fields = _OVER
                 self._answer(lambda coordinator, now: coordinator.acquired(stream, fields, now))
             case HeldElsewhere(holder, expires_in_s):
                 self._answer(lambda c, now: c.held_elsewhere(stream, holder, expires_in_s, now))
 
-    def _is_over(self, stream: str, namespace: str) -> bool:
-        """Whether a split without a record is one of a backfill that was finished, or replaced, meanwhile."""
-        text = self._store.read_shared(plan_document(namespace))[1]
-        plan = msgspec.json.decode(text, type=Plan) if text else None
-        return plan is None or bool(plan.finished) or plan.id != plan_of_split(stream)
+    def _is_over(self, stream: str) -> bool:
+        """Whether a stream without a record is a split of a backfill that was finished, or replaced, meanwhile.
+
+        Raises:
+            StateLostError: it is a split of a plan that is not there: plans are never removed.
+        """
+        if not (namespace := self._namespaces[stream]):
+            return False
+        if (plan := self._plan(namespace)) is None:
+            cause = f"the state store has lost the plan of the backfill of {namespace}"
+            raise StateLostError(f"read {stream}", cause)
+        return bool(plan.finished) or plan.id != plan_of_split(stream)
 
     def _write(self, write: Write) -> None:
         is_commit = "seq" in write.change.put and not write.seq
@@ -157,16 +179,22 @@ class StateWorker:
             return False
         try:
             act(lease)
-        except LeaseLostError:
+        except (LeaseLostError, StateLostError) as error:
+            if isinstance(error, StateLostError) and not self._is_over(stream):
+                raise
             del self._leases[stream]
             self._answer(lambda coordinator, now: coordinator.lease_lost(stream, now))
             return False
         return True
 
     def _grow_schema(self, asked: GrowSchema) -> None:
-        name = f"schema:{asked.database}.{asked.collection}"
+        name = schema_document(asked.database, asked.collection)
         while True:
             version, text = self._store.read_shared(name)
+            if version < (least := asked.least if version else max(asked.least, self._recorded(asked))):
+                cause = f"the state store has lost the schema of {asked.database}.{asked.collection}"
+                found = f"it is at version {version}, and objects were written under version {least}"
+                raise StateLostError("settle the types of new fields", f"{cause}: {found}")
             known = msgspec.json.decode(text, type=CollectionSchema) if version else CollectionSchema()
             grown = grow(known, asked.fields, self._max_fields)
             if grown is known or self._store.write_shared(
@@ -174,3 +202,14 @@ class StateWorker:
             ):
                 break
         self._answer(lambda c, _: c.schema_stored(asked.reader, asked.database, asked.collection, grown))
+
+    def _recorded(self, asked: GrowSchema) -> int:
+        """The latest version of a schema that the records of any streams tell of, or the collection's plan."""
+        name = schema_document(asked.database, asked.collection)
+        versions = [read_record(fields).schemas.get(name, 0) for fields, _ in self._store.read_all().values()]
+        plan = self._plan(f"{asked.database}.{asked.collection}")
+        return max([*versions, plan.schema if plan else 0])
+
+    def _plan(self, namespace: str) -> Plan | None:
+        text = self._store.read_shared(plan_document(namespace))[1]
+        return msgspec.json.decode(text, type=Plan) if text else None

@@ -63,8 +63,8 @@ class TestRecords:
         intent = Intent(1, "a", Position("82b", 2), (ObjectName("k", "shop", "orders"),), 3)
         for change in (
             records.begin(self.SPEC, "s3://x", "rs0", Position(time=1)),
-            records.intended(intent),
-            records.intended(Intent(2, "c", Position("82d", 4))),
+            records.intended(intent, {}),
+            records.intended(Intent(2, "c", Position("82d", 4)), {}),
             records.committed(WriteCommit(1, intent.end, (1,), 3), 3),
         ):
             fields.update(change.put)

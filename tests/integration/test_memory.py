@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,10 +13,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from bench.measure import PeakMemory
 from engine.core.budget import MIB
 from tests.integration.harness import Engine, EngineConfig, Lake
-from tests.integration.proxy import SlowProxy
 
 Client = MongoClient[dict[str, Any]]
 
@@ -79,7 +76,8 @@ def test_a_kill_for_want_of_memory_is_called_one(
         for pid in (engine.process.pid, *engine.children()):
             procs.write_text(str(pid))
         Path(f"/proc/{writer}/oom_score_adj").write_text("1000")  # it is to go first, and then what takes the most
-        hog = f"import pathlib, os; pathlib.Path({str(procs)!r}).write_text(str(os.getpid())); bytearray({600 * MIB})"
+        join = f"pathlib.Path({str(procs)!r}).write_text(str(os.getpid()))"
+        hog = f"import pathlib, os; {join}; bytearray({600 * MIB})"
         subprocess.run([sys.executable, "-c", hog], check=False)
         engine.wait_for(
             lambda status: any(each["restarts"] for each in status["processes"]), "the writer is killed"

@@ -1,0 +1,354 @@
+"""The state store loses what it had, or refuses for a while, under a running engine: nothing is doubled."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pymongo import MongoClient
+
+from engine.local import LocalStack
+from engine.local.servers import Valkey
+from tests.conditions import CONDITIONS, client_of, full_of_clients, with_another_password
+from tests.integration.harness import (
+    Engine,
+    EngineConfig,
+    Lake,
+    PlainStream,
+    catch_up,
+    operation_time,
+    run_engine,
+)
+from tests.integration.test_outages import inserting
+
+Client = MongoClient[dict[str, Any]]
+Sections = dict[str, dict[str, Any]]
+LONG: Sections = {"lease": {"ttl": "6s"}}
+
+
+class Store:
+    """The state store of one test: a server or a file of its own."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.path = directory / "state.db"
+        self.server = Valkey(directory) if name == "redis" else None
+        if self.server:
+            self.server.start()
+        self.url = self.server.url if self.server else f"sqlite:///{self.path}"
+
+    def remove_shared(self, prefix: str, name: str) -> None:
+        """Delete one shared document, and nothing else."""
+        if self.server:
+            with client_of(self.server) as client:
+                assert client.delete(f"{prefix}:{{{name}}}:shared") == 1
+        else:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                done = db.execute("DELETE FROM shared WHERE name = ?", (f"{prefix}:{name}",))
+                assert done.rowcount == 1
+
+    def close(self) -> None:
+        if self.server:
+            self.server.process.kill()
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made = Store(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    made = Valkey(tmp_path)
+    made.start()
+    yield made
+    made.process.kill()
+
+
+def wait_committed(engine: Engine, more: int = 0) -> int:
+    """Wait until some events, or more than so many, are committed; how many are."""
+    status = engine.wait_for(lambda each: each["streams"][0]["events_committed"] > more, "events are committed")
+    return int(status["streams"][0]["events_committed"])
+
+
+def flush(client: redis.Redis, _: str) -> None:
+    client.flushall()
+
+
+def remove_record(client: redis.Redis, stream: str) -> None:
+    client.delete(f"{stream.partition('.')[0]}:{{{stream}}}:record")
+
+
+def go_back(client: redis.Redis, stream: str) -> None:
+    key = f"{stream.partition('.')[0]}:{{{stream}}}:record"
+    client.hincrby(key, "_epoch", -1)
+
+
+@pytest.mark.parametrize(
+    ("lose", "words"),
+    [(flush, "has lost its record"), (remove_record, "has lost its record"), (go_back, "an older record")],
+    ids=["flushed", "evicted", "restored"],
+)
+def test_a_redis_that_has_lost_the_record(
+    stack: LocalStack,
+    mongo: Client,
+    server: Valkey,
+    tmp_path: Path,
+    unique: str,
+    lose: Callable[[redis.Redis, str], None],
+    words: str,
+) -> None:
+    """Two engines: neither begins anew what is in the lake already."""
+    assert stack.mongo is not None
+    state = {"state": {"url": server.url}}
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, **state})
+    (tmp_path / "second").mkdir()
+    waiting = EngineConfig(stack, tmp_path / "second", unique, {**LONG, **state})
+    catch_up(config)  # there has been an earlier epoch
+    with Engine(config) as first, inserting(stack.mongo.uri, unique), client_of(server) as client:
+        wait_committed(first)
+        with Engine(waiting) as second:
+            second.wait_for(lambda status: bool(status["streams"][0]["held_by"]), "the second engine to wait")
+            lose(client, f"{unique}.orders")
+            assert first.end() == 1
+            assert second.end() == 1
+    for engine in (first, second):
+        assert words in engine.log()
+        assert "maxmemory-policy noeviction" in engine.log()
+    assert "another engine has taken this stream over" not in first.log()
+    Lake(stack, unique).check_no_token_twice()
+
+
+def test_a_lease_that_is_gone_alone_is_made_again(
+    stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
+) -> None:
+    assert stack.mongo is not None
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": server.url}})
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique), client_of(server) as client:
+        committed = wait_committed(engine)
+        assert client.delete(f"{unique}:{{{unique}.orders}}:lease") == 1
+        engine.wait_for(lambda _: bool(client.exists(f"{unique}:{{{unique}.orders}}:lease")), "the lease")
+        wait_committed(engine, committed)
+        assert engine.terminate() == 0
+    Lake(stack, unique).check_no_token_twice()
+
+
+@pytest.mark.parametrize("when", ["running", "between runs"])
+def test_a_schema_that_was_lost_alone(
+    stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, when: str
+) -> None:
+    """A column must not get another type than the files before it."""
+    orders = mongo[unique].orders
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": store.url}, "schema": {"sample": 0}})
+    orders.insert_one({"n": 1})
+    if when == "running":
+        with Engine(config) as engine:
+            wait_committed(engine)
+            store.remove_shared(unique, f"schema:{unique}.orders")
+            orders.insert_one({"n": "text", "new": 1})
+            assert engine.end() == 1
+        said = engine.log()
+    else:
+        catch_up(config)
+        store.remove_shared(unique, f"schema:{unique}.orders")
+        orders.insert_one({"n": "text"})
+        done = run_engine(config, "run", "--until-caught-up")
+        assert done.returncode == 1
+        said = done.stderr
+    assert f"the state store has lost the schema of {unique}.orders" in said
+    lake = Lake(stack, unique)
+    assert {str(lake.table(key).schema.field("n").type) for key in lake.object_keys()} == {"int64"}
+
+
+def test_a_schema_is_known_to_the_streams_that_ended(
+    stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
+) -> None:
+    """A finished backfill is the only one to know it: its splits are forgotten, its plan is not."""
+    mongo[unique].orders.insert_one({"n": 1})
+    config = EngineConfig(stack, tmp_path, unique, {"state": {"url": store.url}, "schema": {"sample": 0}})
+    assert run_engine(config, "backfill").returncode == 0
+    store.remove_shared(unique, f"schema:{unique}.orders")
+    mongo[unique].orders.update_one({}, {"$set": {"n": "text"}})
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert f"the state store has lost the schema of {unique}.orders" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["the plan", "the list", "both"])
+def test_a_plan_that_was_lost_alone(
+    stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, what: str
+) -> None:
+    """Another plan would load again what is loaded."""
+    mongo[unique].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
+    config = EngineConfig(
+        stack,
+        tmp_path,
+        unique,
+        {
+            "state": {"url": store.url},
+            "backfill": {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1},
+        },
+    )
+    with Engine(config, command="backfill") as engine:
+        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
+        assert engine.terminate() == 0
+    if what != "the list":
+        store.remove_shared(unique, f"backfill:{unique}.orders")
+    if what != "the plan":
+        store.remove_shared(unique, "backfills")
+    done = run_engine(config, "backfill")
+    assert done.returncode == 1, done.stderr
+    assert "the state store has lost the" in done.stderr
+    keys = [row["_cdc_key"] for row in Lake(stack, unique).rows()]
+    assert len(keys) == len(set(keys)) < 3000
+
+
+def test_a_plan_that_is_lost_while_its_splits_are_read(
+    stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
+) -> None:
+    """Splits whose plan is gone are not over."""
+    mongo[unique].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
+    config = EngineConfig(
+        stack,
+        tmp_path,
+        unique,
+        {
+            "state": {"url": store.url},
+            "backfill": {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1},
+        },
+    )
+    with Engine(config, command="backfill") as engine:
+        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
+        store.remove_shared(unique, f"backfill:{unique}.orders")
+        assert engine.end() == 1
+    assert f"the state store has lost the plan of the backfill of {unique}.orders" in engine.log()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced by a backup", "overwritten by a backup"])
+def test_a_sqlite_file_that_somebody_else_touches(
+    stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
+) -> None:
+    """It ends stopped, or exact."""
+    assert stack.mongo is not None
+    path, backup = tmp_path / "state.db", tmp_path / "backup.db"
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": f"sqlite:///{path}"}})
+    start = operation_time(mongo)
+    lake = Lake(stack, unique)
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+        committed = wait_committed(engine)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("VACUUM INTO ?", (str(backup),))
+        committed = wait_committed(engine, committed + 200)
+        if how == "removed":
+            for each in tmp_path.glob("state.db*"):
+                each.unlink()
+        elif how == "replaced by a backup":
+            backup.rename(path)
+        else:
+            subprocess.run(["cp", str(backup), str(path)], check=True)
+        if how != "overwritten by a backup":
+            assert engine.end() == 1
+            assert f"state.db has been {how.partition(' ')[0]}" in engine.log()
+            assert how != "removed" or not path.exists()
+        else:
+            deadline = time.monotonic() + 20
+            while engine.process.poll() is None and time.monotonic() < deadline:
+                status = engine.status()
+                if status and status["streams"][0]["events_committed"] > committed + 500:
+                    break
+                time.sleep(0.1)
+    lake.check_no_token_twice()
+    if how == "overwritten by a backup" and engine.process.returncode in (None, -9):
+        catch_up(config)
+        plain = PlainStream(mongo, unique, start)
+        time.sleep(1)
+        assert lake.check_no_token_twice() == plain.stop()
+
+
+@pytest.mark.parametrize(("condition", "remedy"), CONDITIONS, ids=[each.__name__ for each, _ in CONDITIONS])
+def test_a_redis_that_refuses_for_a_while(
+    stack: LocalStack,
+    mongo: Client,
+    server: Valkey,
+    tmp_path: Path,
+    unique: str,
+    condition: Callable[[Valkey], AbstractContextManager[None]],
+    remedy: str,
+) -> None:
+    """The data path pauses, the log says what to do, and it goes on by itself."""
+    assert stack.mongo is not None
+    sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}, "lease": {"ttl": "30s"}}
+    config = EngineConfig(stack, tmp_path, unique, sections)
+    start = operation_time(mongo)
+    lake = Lake(stack, unique)
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+        wait_committed(engine)
+        with condition(server):
+            if condition in (full_of_clients, with_another_password):
+                drop_connections(server)
+            engine.wait_for(lambda _: remedy in engine.log(), "the remedy")
+            time.sleep(3)
+        committed = wait_committed(engine)
+        wait_committed(engine, committed + 200)
+        assert engine.terminate() == 0
+    catch_up(config)
+    plain = PlainStream(mongo, unique, start)
+    time.sleep(1)
+    assert lake.check_no_token_twice() == plain.stop()
+
+
+def drop_connections(server: Valkey) -> None:
+    """What is refused only to those that connect anew."""
+    with closing(redis.Redis(port=server.port)) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[Path]:
+    """A file system of 400 KiB; needs root."""
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Path, unique: str) -> None:
+    assert stack.mongo is not None
+    with small_disk(tmp_path / "disk") as disk:
+        sections: Sections = {"state": {"url": f"sqlite:///{disk}/state.db"}, "retry": {"max_attempts": 100}}
+        config = EngineConfig(stack, tmp_path, unique, {**sections, "lease": {"ttl": "30s"}})
+        start = operation_time(mongo)
+        lake = Lake(stack, unique)
+        with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+            wait_committed(engine)
+            balloon = disk / "balloon"
+            with balloon.open("wb") as file:
+                while (free := shutil.disk_usage(disk).free) > 0:
+                    file.write(b"x" * free)
+                    file.flush()
+            engine.wait_for(lambda _: "Free space on its disk" in engine.log(), "the remedy", 120)
+            time.sleep(2)
+            balloon.unlink()
+            committed = wait_committed(engine)
+            # The log grows on, up to a checkpoint: free all that is there.
+            wait_committed(engine, committed + 50)
+            assert engine.terminate() == 0
+        catch_up(config)
+        plain = PlainStream(mongo, unique, start)
+        time.sleep(1)
+        assert lake.check_no_token_twice() == plain.stop()
