@@ -16,14 +16,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.config import Config
+from engine.config import Config, RetryConfig
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, plan_document, progress_of
 from engine.core.handover import overlap
 from engine.core.messages import StreamSpec
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError
 from engine.forks import CONTEXT, end_with_parent, start_template
-from engine.retries import FIRST_ATTEMPTS, retrying
+from engine.retries import retrying
 from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
@@ -60,9 +60,13 @@ class Planner:
     """Calls functions that need MongoDB's driver, in a process of its own: this one stays as small as it is.
 
     State: the process, from the first call on; it ends with the context.
+
+    Args:
+        retry: for ``TransientError``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retry: RetryConfig) -> None:
+        self._retrying = retrying(retry, what="MongoDB")
         self._pool: Executor | None = None
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -72,7 +76,8 @@ class Planner:
         if self._pool is None:
             start_template()
             self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
-        return self._pool.submit(function, *arguments).result()
+        pool = self._pool
+        return self._retrying(lambda: pool.submit(function, *arguments).result())
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +284,7 @@ def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
     store = open_store(config.state)
     try:
-        retrying(config.retry, attempts=FIRST_ATTEMPTS, what="the state store")(store.read_shared, _INDEX)
+        retrying(config.retry, what="the state store")(store.read_shared, _INDEX)
         yield Plans(store)
     finally:
         store.close()

@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 
-from engine.core.actions import Action, Child, Exit, Kill, Log, Spawn
+from engine.core.actions import Action, Child, Kill, Log, Spawn
 from engine.core.messages import Heartbeat
 from engine.core.restarts import Failures, RetryPolicy
-from engine.errors import FatalError
+from engine.errors import FatalError, HeadraceError
 
 
 class Life(Struct):
-    """What is known of one child; it is started once it is ``wanted``."""
+    """What is known of one child; it is started once it is ``wanted``.
+
+    Attributes:
+        error: why it could not begin, in its own words.
+        died_by: how it ended the last time.
+    """
 
     failures: Failures
     wanted: bool = False
@@ -35,6 +40,8 @@ class Life(Struct):
     deaths: int = 0
     kill_sent: bool = False
     ended: bool = False
+    error: HeadraceError | None = None
+    died_by: str = ""
 
 
 class Children:
@@ -80,8 +87,8 @@ class Children:
 
     def became_ready(self, child: Child, now: float) -> None:
         """The child is up."""
-        self._lives[child].ready = True
-        self._lives[child].progress_at = now
+        life = self._lives[child]
+        life.ready, life.progress_at, life.error = True, now, None
 
     def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
         """A heartbeat has come."""
@@ -96,7 +103,7 @@ class Children:
             self._lives[child].failures.succeeded()
 
     def exited(self, child: Child, code: int | None, now: float) -> list[Action]:
-        """The process is gone, and will be started again after a delay, unless that has been tried too often.
+        """The process is gone, and will be started again after a delay; see also ``despair_of``.
 
         Args:
             code: its exit code; None when it could not be started.
@@ -108,14 +115,24 @@ class Children:
         life.cpu_s = 0.0
         if life.ended:
             return []
-        ended = "a failed start" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
-        if not life.failures.failed(now):
-            cause = f"{life.failures.count} times in a row, at last by {ended}"
-            remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
-            return [Exit(1, FatalError(f"{child} died", cause, remedy))]
+        life.failures.failed(now)
+        life.died_by = "a failed start" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
         delay_s = round(life.failures.retry_at - now, 2)
-        fields = {"child": str(child), "ended": ended, "restart_in_s": delay_s}
+        fields = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
         return [Log("warning", "process died", fields)]
+
+    def despair_of(self, child: Child) -> HeadraceError | None:
+        """Why the child is not to be started again: it has died too often in a row. None while it has not."""
+        life = self._lives[child]
+        if not life.failures.exhausted:
+            return None
+        cause = f"{life.failures.count} times in a row, at last by {life.died_by}"
+        remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
+        return life.error or FatalError(f"{child} died", cause, remedy)
+
+    def forgive(self, child: Child) -> None:
+        """Its deaths were not its own fault."""
+        self._lives[child].failures.succeeded()
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
         """Kill the children that are alive, have work, and get nowhere."""
