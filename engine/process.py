@@ -1,8 +1,8 @@
 """Child processes: how they are started, and what happens first in each of them.
 
 Children are forked from a template (``forks``), never from this process. A child gets its settings and its end of
-a pipe as arguments, and ends at once when its supervisor is gone. The supervisor never waits for the template: it may
-be dead, or stopped.
+a pipe as arguments, and ends at once when its supervisor is gone. The supervisor does not wait for the template,
+which may be dead, or stopped.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def _translate_failure(operation: str, error: OperationFailure) -> HeadraceError
             "and give the oplog more time (replSetResizeOplog, minRetentionHours)."
         )
         return StreamLostError(operation, cause, remedy)
-    if is_bad_query(error):
+    if is_bad_query(error) and not error.has_error_label("ResumableChangeStreamError"):
         return ConfigError(operation, cause, "Check source.pipeline and the other keys of [source].")
     if error.code in _NEVER:
         return FatalError(operation, cause)
