@@ -97,7 +97,7 @@ def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, ser
     processes[server].kill()
     try:
         engine = Engine(config)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # S3's client tries for ten seconds by itself
         while engine.log().count('"level":"warning"') < 8:  # more than three attempts, each of two lines
             assert engine.process.poll() is None, engine.log_tail()
             assert time.monotonic() < deadline, engine.log_tail()
