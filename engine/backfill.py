@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.config import Config
+from engine.config import Config, RetryConfig
 from engine.core.backfill import (
     Plan,
     Progress,
@@ -34,7 +34,7 @@ from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError
 from engine.forks import CONTEXT, end_with_parent, start_template
-from engine.retries import FIRST_ATTEMPTS, retrying
+from engine.retries import retrying
 from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
@@ -73,9 +73,13 @@ class Planner:
     """Calls functions that need MongoDB's driver, in a process of its own: this one stays as small as it is.
 
     State: the process, from the first call on; it ends with the context.
+
+    Args:
+        retry: for ``TransientError``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retry: RetryConfig) -> None:
+        self._retrying = retrying(retry, what="MongoDB")
         self._pool: Executor | None = None
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -85,7 +89,8 @@ class Planner:
         if self._pool is None:
             start_template()
             self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
-        return self._pool.submit(function, *arguments).result()
+        pool = self._pool
+        return self._retrying(lambda: pool.submit(function, *arguments).result())
 
     def __enter__(self) -> Self:
         return self
@@ -343,7 +348,7 @@ def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
     store = open_store(config.state)
     try:
-        retrying(config.retry, attempts=FIRST_ATTEMPTS, what="the state store")(store.read_shared, _INDEX)
+        retrying(config.retry, what="the state store")(store.read_shared, _INDEX)
         yield Plans(store)
     finally:
         store.close()

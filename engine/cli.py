@@ -1,6 +1,6 @@
 """The commands: ``python -m engine [run|backfill|status|check|state] --config FILE``; installed, ``headrace``.
 
-Exit codes: 0 done, 1 failed while running, 2 bad configuration or usage.
+Exit codes: 0 done, 1 failed (a server that stays out of reach included), 2 bad configuration or usage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from engine import __version__
 from engine.config import Config, load
 from engine.core.messages import StreamSpec
-from engine.errors import ConfigError, EngineEnded, HeadraceError, Redactor, TransientError
+from engine.errors import ConfigError, EngineEnded, HeadraceError, Redactor
 from engine.forks import template
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ended.code
     except HeadraceError as error:
         print(f"headrace: {redact(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | TransientError) else 1
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -156,7 +156,7 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     restart = options.restart
     while True:
         with ExitStack() as stack:
-            with Planner() as planner:
+            with Planner(config.retry) as planner:
                 load = stack.enter_context(_loader(config))
                 work = prepare(config, planner, options.collections, selection, restart=restart)
             watch = stack.enter_context(shown(config, work.progress.values()))
@@ -241,7 +241,7 @@ def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *
     from engine.progress import logged
     from engine.supervisor import Supervisor
 
-    with Planner() as planner:
+    with Planner(config.retry) as planner:
         work = snapshot(config, planner, specs, lost)
     watch = logged(work.progress.values())
 

@@ -14,9 +14,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -30,6 +31,9 @@ ALLOCATION = {
     "OPENBLAS_NUM_THREADS": "1",  # numpy's library would begin threads, and is not used
 }
 FORMER = "_HEADRACE_FORMER_ENVIRONMENT"
+END_TIMEOUT_S = 5.0
+# A start changes this process's environment for a moment.
+_starting = threading.Lock()
 
 
 def start_template() -> None:
@@ -38,20 +42,29 @@ def start_template() -> None:
     SIGINT and SIGTERM are blocked in it and in its children: terminals and service managers send them to every
     process, and what children do then is the supervisor's to say.
     """
-    forkserver.set_forkserver_preload(["engine.template"])
-    resource_tracker.ensure_running()  # by itself it would come between, and unblock them
-    # It is to load what this process would, whatever lies in the working directory.
-    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is where we are
-    changes = ALLOCATION | {name: value for name, value in os.environ.items() if name in ALLOCATION}
-    changes |= {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
-    former = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes | {FORMER: json.dumps(former)})
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        restore_environment()
+    with _starting:
+        forkserver.set_forkserver_preload(["engine.template"])
+        resource_tracker.ensure_running()  # by itself it would come between, and unblock them
+        # It is to load what this process would, whatever lies in the working directory.
+        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is where we are
+        changes = ALLOCATION | {name: value for name, value in os.environ.items() if name in ALLOCATION}
+        changes |= {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+        former = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes | {FORMER: json.dumps(former)})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            restore_environment()
+
+
+def kill_template() -> None:
+    """SIGKILL the template, which does not do its work; the next child starts another one."""
+    server: Any = forkserver._forkserver
+    with server._lock:  # nobody takes its end meanwhile, so the number is its own
+        if server._forkserver_pid is not None:
+            _kill(server._forkserver_pid)
 
 
 @contextmanager
@@ -63,10 +76,30 @@ def template() -> Iterator[None]:
     finally:
         for child in multiprocessing.active_children():  # none, unless it ends by an exception
             child.kill()
-        # Interrupted in the midst of a start there may be a child that nobody knows: it and the template end a
-        # moment after this process. Else they can be waited for; CPython has no public way.
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        # Interrupted in the midst of a start there may be a child that nobody knows: it ends a moment after this
+        # process. Else all can be waited for; CPython has no public way.
+        if isinstance(sys.exception(), KeyboardInterrupt):
+            kill_template()
+        else:
+            _end_template()
+
+
+def _end_template() -> None:
+    server: Any = forkserver._forkserver
+    if (pid := server._forkserver_pid) is None:
+        return
+    # One that is stopped does not hear that it is to end.
+    killer = threading.Timer(END_TIMEOUT_S, lambda: _kill(pid))
+    killer.start()
+    try:
+        server._stop()
+    finally:
+        killer.cancel()
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def end_with_parent() -> None:

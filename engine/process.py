@@ -1,7 +1,8 @@
 """Child processes: how they are started, and what happens first in each of them.
 
 Children are forked from a template (``forks``), never from this process. A child gets its settings and its end of
-a pipe as arguments, and ends at once when its supervisor is gone.
+a pipe as arguments, and ends at once when its supervisor is gone. The supervisor does not wait for the template,
+which may be dead, or stopped.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.popen_forkserver import Popen
 from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,7 @@ from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.budget import Budget
 from engine.errors import HeadraceError
-from engine.forks import CONTEXT, end_with_parent, start_template
+from engine.forks import CONTEXT, end_with_parent, kill_template, start_template
 from engine.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -40,7 +43,8 @@ _M_MMAP_THRESHOLD = -3
 _WRITER_MMAP_THRESHOLD = 2 * 2**20
 # What multiprocessing says when it does not know the exit code.
 _UNKNOWN = 255
-_DEATH_S = 5.0
+# How long the exit code of a child is waited for that has closed its pipe; and the end of one that was killed.
+DEATH_S = 5.0
 log = logging.getLogger("headrace")
 
 
@@ -58,63 +62,174 @@ class ChildProcess:
     State: what the child has still to be told. A pipe holds some hundred messages; a child that has stopped
     listening must not stop the supervisor, so a thread does the waiting. How much can wait is bounded by the
     protocol: a few messages for each segment in flight.
+
+    Nothing here waits but the start, which waits for the template: see ``Spawner``.
+
+    Raises:
+        EOFError, OSError: the template died meanwhile, or the system has no more.
     """
 
     def __init__(self, child: Child, settings: ChildSettings, arena_fd: int, arena_size: int) -> None:
         start_template()
-        ours, theirs = CONTEXT.Pipe()
-        # DupFd works only while a process is being started, which start() does.
-        self.process: BaseProcess = CONTEXT.Process(
-            target=_main, args=(child, settings, theirs, _Fd(arena_fd), arena_size), name=str(child), daemon=True
-        )
-        self.process.start()
-        theirs.close()
-        self.connection: Connection = ours
+        self.connection, theirs = CONTEXT.Pipe()
+        # DupFd works only while a process is being started, which Popen does.
+        arguments = (child, settings, theirs, _Fd(arena_fd), arena_size)
+        process = CONTEXT.Process(target=_main, args=arguments, name=str(child), daemon=True)
+        try:
+            # Not process.start(), which also takes the exit codes of other children.
+            self._popen = Popen(process)
+        except BaseException:
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._popen.pid
+        self.code: int | None = None
+        self._hung_up_at: float | None = None
+        self._process: psutil.Process | None
+        try:
+            self._process = psutil.Process(self.pid)  # which will know whether the number is another's
+        except psutil.NoSuchProcess:
+            self._process = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._postman = threading.Thread(target=self._deliver, name=f"to {child}", daemon=True)
-        self._postman.start()
+        threading.Thread(target=self._deliver, name=f"to {child}", daemon=True).start()
+
+    @property
+    def awaited(self) -> list[Connection | int]:
+        """What becomes readable when the child has said something, or has ended."""
+        connection = [self.connection] if self._hung_up_at is None else []
+        return [*connection, *([self._popen.sentinel] if self._popen.returncode is None else [])]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether something tells that it has ended, or is about to."""
+        return self._hung_up_at is not None or self._popen.returncode is not None
 
     def send(self, message: msg.ToChild) -> None:
         """Send a message; a child that is gone hears nothing, and its exit is noticed elsewhere."""
         self._outbox.put(msg.encode(message))
 
     def _deliver(self) -> None:
-        try:
-            while (message := self._outbox.get()) is not None:
-                self.connection.send_bytes(message)
-        except OSError:
-            pass  # the child is gone
+        hears = True
+        while (message := self._outbox.get()) is not None:
+            try:
+                if hears:
+                    self.connection.send_bytes(message)
+            except OSError:
+                hears = False
+        self.connection.close()
+
+    def hang_up(self) -> None:
+        """The child has closed its end of the pipe: there is nothing more to hear from it."""
+        if self._hung_up_at is None:
+            self._hung_up_at = time.monotonic()
 
     def kill(self) -> None:
         """SIGKILL."""
-        self.process.kill()
-
-    def close(self) -> int | None:
-        """After its end: take its exit code and drop the pipe."""
-        self.process.join()
-        code = self.process.exitcode
-        if code == _UNKNOWN:
-            self._make_sure_of_its_end()
-            code = -signal.SIGKILL
-        self._outbox.put(None)
-        self._postman.join()
-        self.connection.close()
-        self.process.close()
-        return code
-
-    def _make_sure_of_its_end(self) -> None:
-        """The template died, which says nothing of its children: this one may still write where another will."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            orphan = psutil.Process(self.process.pid)
-            orphan.kill()
-            deadline = time.monotonic() + _DEATH_S
-            # Whoever inherits it may leave it a zombie.
-            while orphan.status() != psutil.STATUS_ZOMBIE:
-                if time.monotonic() > deadline:
-                    fields = {"pid": orphan.pid, "waited_s": _DEATH_S}
-                    log.error("a killed process does not end", extra={"fields": fields})
-                    break
-                time.sleep(0.01)
+            if self._process is not None:
+                self._process.kill()
+
+    def has_ended(self) -> bool:
+        """Whether it is certainly dead; its exit code is in ``code`` then.
+
+        The template tells the exit code. When it is dead itself that says nothing of its children: this one may
+        still write where another will. When it is stopped it tells nothing, and so does one that has died.
+        """
+        code = self._popen.poll()
+        if code is not None and code != _UNKNOWN:
+            self.code = code
+            return True
+        hung_up_for_s = 0.0 if self._hung_up_at is None else time.monotonic() - self._hung_up_at
+        if code is None and hung_up_for_s < DEATH_S:
+            return False
+        self.kill()
+        self.code = -signal.SIGKILL
+        return self.is_gone()
+
+    def is_gone(self) -> bool:
+        """Whether the system says that it is dead, whoever may still have to hear of it."""
+        try:
+            return self._process is None or self._process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def close(self) -> None:
+        """After its end: drop the pipe."""
+        self._outbox.put(None)
+        self._popen.close()
+
+
+class Spawner:
+    """Starts children, in a thread: that takes until the template answers, which it may never do.
+
+    State: the children that wait for their start, in order, and the one that is being started. Owner: the lock.
+
+    Args:
+        start: starts a child.
+        report: is called with each child and its process, or None where that failed; in the thread, or from
+            ``give_up``.
+    """
+
+    def __init__(
+        self, start: Callable[[Child], ChildProcess], report: Callable[[Child, ChildProcess | None], None]
+    ) -> None:
+        self._start = start
+        self._report = report
+        self._waiting: deque[Child] = deque()
+        self._starting: Child | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
+        self._thread.start()
+
+    def start(self, child: Child) -> None:
+        """Start this child as soon as those before it are."""
+        with self._changed:
+            self._waiting.append(child)
+            self._changed.notify()
+
+    def give_up(self, child: Child) -> None:
+        """It has not come for too long: kill the template that it is to come from."""
+        with self._changed:
+            if child == self._starting:
+                kill_template()
+            elif child in self._waiting:
+                self._waiting.remove(child)
+                self._report(child, None)
+
+    def close(self) -> None:
+        """Start no more; what is being started is killed as soon as it is there."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(DEATH_S)
+        if self._thread.is_alive():
+            kill_template()
+            self._thread.join(DEATH_S)
+
+    def _run(self) -> None:
+        while (child := self._next()) is not None:
+            process: ChildProcess | None = None
+            try:
+                process = self._start(child)
+            except Exception as error:  # one that has not come is one that has died, and is tried again as such
+                fields = {"child": str(child), "cause": repr(error)}
+                log.warning("process not started", extra={"fields": fields})
+            with self._changed:
+                self._starting = None
+                if not self._closed:
+                    self._report(child, process)
+                elif process is not None:
+                    process.kill()
+                    process.close()
+
+    def _next(self) -> Child | None:
+        """The next child to start; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting)
+            self._starting = None if self._closed else self._waiting.popleft()
+            return self._starting
 
 
 class _Fd:

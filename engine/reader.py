@@ -24,7 +24,6 @@ from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
-from engine.retries import FIRST_ATTEMPTS, retrying
 from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
@@ -112,8 +111,7 @@ class Reader:
 
     def run(self) -> None:
         """Until told to stop."""
-        retry = retrying(self._settings.config.retry, attempts=FIRST_ATTEMPTS, what="MongoDB")
-        self._send(retry(survey, self._client))
+        self._send(survey(self._client))
         while not self._stopping:
             try:
                 self._turn()

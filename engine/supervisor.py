@@ -3,7 +3,7 @@
 It waits on its children's pipes and sentinels and on one pipe for everything else (signals, answers of the
 state store), tells the coordinator what happened, and performs the actions that come back. It blocks on
 nothing: what a child has not yet taken from its pipe is bounded (``core.grants``), and the state store has a
-thread.
+thread, as has the starting of children.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings, Stream
 from engine.errors import EngineEnded, FatalError, url_without_password
 from engine.memory import Arena
-from engine.process import ChildProcess, ChildSettings
+from engine.process import DEATH_S, ChildProcess, ChildSettings, Spawner
 from engine.state import open_store
 from engine.state.owner import this_owner
 from engine.state.worker import Answer, StateWorker
@@ -55,6 +55,7 @@ from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Wat
 TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
 STOP_TIMEOUT_S = 5.0
+END_POLL_S = 0.01
 MESSAGES_AT_ONCE = 64
 
 log = logging.getLogger("headrace")
@@ -107,10 +108,13 @@ class Supervisor:
         self._child_settings = ChildSettings(config, budget, __version__)
         self._arena = Arena.create(budget.arena)
         self._children: dict[Child, ChildProcess] = {}
+        self._launched = False
+        self._spawned: deque[tuple[Child, ChildProcess | None]] = deque()
         self._answers: deque[Answer] = deque()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        self._spawner = Spawner(self._spawn, self._take_spawned)
         self._signals = 0
         self._exit: Exit | None = None
         self._telemetry = Telemetry()
@@ -137,6 +141,7 @@ class Supervisor:
 
     def launch(self) -> None:
         """Start the children, which takes them a while; ``run`` gives them work."""
+        self._launched = True
         self._perform(self._coordinator.start(time.monotonic()))
 
     def load(self, work: Work, watch: Watch | None = None) -> None:
@@ -173,7 +178,7 @@ class Supervisor:
         )
         previous = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if not self._children:
+            if not self._launched:
                 self.launch()
             while self._exit is None:
                 self._turn()
@@ -195,15 +200,14 @@ class Supervisor:
     # --- one turn ----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        sentinels = {child.process.sentinel: name for name, child in self._children.items()}
-        connections = {child.connection: name for name, child in self._children.items()}
-        ready = wait([*connections, *sentinels, self._wake_read], TICK_S)
-        for each in ready:
-            if each in connections:
-                self._hear(connections[each])
-        for each in ready:
-            if each in sentinels and sentinels[each] in self._children:
-                self._bury(sentinels[each])
+        awaited = {each: name for name, child in self._children.items() for each in child.awaited}
+        ready = wait([*awaited, self._wake_read], TICK_S)
+        speaking = {awaited[each] for each in ready if each in awaited}
+        for name in speaking:
+            self._hear(name)
+        for name in [name for name, child in self._children.items() if name in speaking or child.is_ending]:
+            self._bury_if_dead(name)
+        self._take_in_spawned()
         if self._wake_read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
@@ -225,14 +229,27 @@ class Supervisor:
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
                 most -= 1
         except (EOFError, OSError):
-            pass  # it died, perhaps in the middle of a word; its sentinel tells the rest
+            self._children[name].hang_up()  # it died, perhaps in the middle of a word
 
-    def _bury(self, name: Child) -> None:
-        """A child has ended: hear its last words, then tell the coordinator."""
-        self._hear(name, most=1 << 30)
-        code = self._children.pop(name).close()
-        starved = code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before
-        self._perform(self._coordinator.child_exited(name, code, time.monotonic(), out_of_memory=starved))
+    def _bury_if_dead(self, name: Child) -> None:
+        """When a child has ended: hear its last words, then tell the coordinator."""
+        child = self._children[name]
+        if child.has_ended():
+            self._hear(name, most=1 << 30)
+            del self._children[name]
+            child.close()
+            starved = child.code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before
+            now = time.monotonic()
+            self._perform(self._coordinator.child_exited(name, child.code, now, out_of_memory=starved))
+
+    def _take_in_spawned(self) -> None:
+        """Children that have been started since the last turn; one that could not be is one that has died."""
+        while self._spawned:
+            name, process = self._spawned.popleft()
+            if process is None:
+                self._perform(self._coordinator.child_exited(name, None, time.monotonic()))
+            else:
+                self._children[name] = process
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals += 1
@@ -245,6 +262,11 @@ class Supervisor:
             cause = "a second signal came during the drain"
             error = FatalError("drain", cause, "Nothing is lost: what was not committed is replayed next time.")
             self._exit = Exit(1, error)
+
+    def _take_spawned(self, name: Child, process: ChildProcess | None) -> None:
+        """Called from the spawner's thread."""
+        self._spawned.append((name, process))
+        self._wake()
 
     def _take_answer(self, answer: Answer) -> None:
         """Called from the state thread."""
@@ -264,9 +286,9 @@ class Supervisor:
                     if child in self._children:
                         self._children[child].send(message)
                 case Spawn(child):
-                    self._spawn(child)
+                    self._spawner.start(child)
                 case Kill(child):
-                    self._children[child].kill()
+                    self._kill(child)
                 case Acquire() | Renew() | Release() | Write() | GrowSchema():
                     assert self._state is not None
                     self._state.do(action)
@@ -275,27 +297,41 @@ class Supervisor:
                 case Exit():
                     self._exit = action
 
-    def _spawn(self, child: Child) -> None:
-        """Start a child; where that fails it is one that has died, and is tried again as such."""
-        try:
-            settings, arena = self._child_settings, self._arena
-            self._children[child] = ChildProcess(child, settings, arena.fd, arena.size)
-            return
-        except (EOFError, OSError) as error:  # what it is forked from died meanwhile, or the system has no more
-            log.warning("process not started", extra={"fields": {"child": str(child), "cause": repr(error)}})
-        self._perform(self._coordinator.child_exited(child, None, time.monotonic()))
+    def _spawn(self, child: Child) -> ChildProcess:
+        """Called from the spawner's thread."""
+        return ChildProcess(child, self._child_settings, self._arena.fd, self._arena.size)
+
+    def _kill(self, child: Child) -> None:
+        if child in self._children:
+            self._children[child].kill()
+        else:
+            self._spawner.give_up(child)
 
     def _end_children(self) -> None:
         """Children that were told to stop get some time for it; nobody outlives the supervisor."""
-        deadline = time.monotonic() + (STOP_TIMEOUT_S if self._exit and self._signals < 2 else 0.0)
-        while self._children and time.monotonic() < deadline:
-            wait([child.process.sentinel for child in self._children.values()], 0.1)
-            for name in [name for name, child in self._children.items() if not child.process.is_alive()]:
-                self._children.pop(name).close()
+        is_orderly = self._exit is not None and self._signals < 2
+        for name, child in self._children.items():
+            if not is_orderly or not self._coordinator.children[name].ready:
+                child.kill()
+        self._await_ends(STOP_TIMEOUT_S)
         for child in self._children.values():
             child.kill()
-            child.close()
+        self._await_ends(DEATH_S)
+        for name, child in self._children.items():
+            log.error("a killed process does not end", extra={"fields": {"child": str(name), "pid": child.pid}})
         self._children.clear()
+        self._spawner.close()
+        while self._spawned:
+            if (process := self._spawned.popleft()[1]) is not None:
+                process.kill()
+                process.close()
+
+    def _await_ends(self, most_s: float) -> None:
+        deadline = time.monotonic() + most_s
+        while self._children and time.monotonic() < deadline:
+            for name in [name for name, child in self._children.items() if child.is_gone()]:
+                self._children.pop(name).close()
+            time.sleep(END_POLL_S if self._children else 0.0)
 
     # --- what is seen from outside -----------------------------------------------------------------------
 
@@ -321,7 +357,9 @@ class Supervisor:
             memory_limit_bytes=self._budget.limit,
             slab_bytes=c.grants.arena.used,
             slab_limit_bytes=self._budget.arena,
-            streams=tuple(_stream_status(each) for each in c.streams.values() if not each.spec.is_split),
+            streams=tuple(
+                _stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
+            ),
             backfills=tuple(c.progress.values()),
             processes=tuple(self._process_status(child) for child in c.children),
         )
@@ -329,7 +367,7 @@ class Supervisor:
     def _process_status(self, child: Child) -> ProcessStatus:
         life = self._coordinator.children[child]
         process = self._children.get(child)
-        pid = (process.process.pid or 0) if process else 0
+        pid = process.pid if process else 0
         return ProcessStatus(
             process=str(child),
             pid=pid,

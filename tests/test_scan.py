@@ -10,6 +10,7 @@ import bson
 import pytest
 from bson import Int64, MaxKey, MinKey
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 from engine.core.backfill import END, make_place
 from engine.core.messages import Intent, StreamSpec
@@ -93,8 +94,14 @@ def test_bounds_and_the_highest_key(client: Client, spec: StreamSpec) -> None:
 @pytest.mark.parametrize("command", ["find", "getMore"])
 @pytest.mark.parametrize(
     "error",
-    [{"errorCode": 43}, {"errorCode": 175}, {"closeConnection": True}],
-    ids=["cursor not found", "plan killed", "connection"],
+    [
+        {"closeConnection": True},
+        *(
+            {"errorCode": code}
+            for code in (43, 175, 237, 11601, 1, 8, 24, 50, 72, 96, 112, 136, 202, 211, 246, 365)
+        ),
+    ],
+    ids=str,
 )
 def test_goes_on_behind_the_last_reply(client: Client, spec: StreamSpec, command: str, error: Any) -> None:
     client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(1000)])
@@ -172,6 +179,12 @@ def test_pace(client: Client) -> None:
     fast.spend(100_000, 100)
     assert fast.may_read(client), "less than a second's worth was read"
     assert replication_lag_s(client) == 0.0
+
+
+def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
+    for code, kind in ((11601, OperationFailure), (13, ConfigError)):
+        with failing(client, "replSetGetStatus", 1, appName="headrace", errorCode=code), pytest.raises(kind):
+            replication_lag_s(client)
 
 
 def test_secondaries(tmp_path: Path, spec: StreamSpec) -> None:

@@ -98,7 +98,16 @@ def test_a_reply_knows_how_far_the_server_has_looked(client: Client, spec: Strea
         {"errorCode": 2, "errorLabels": ["ResumableChangeStreamError"]},
         {"closeConnection": True},
         {"errorCode": 234},
+        {"errorCode": 280},  # there is still the token's time
+        # What an administrator does: CursorKilled, Interrupted.
+        {"errorCode": 237},
+        {"errorCode": 11601},
+        # InternalError, UnknownError, LockTimeout, MaxTimeMSExpired, OperationFailed, WriteConflict,
+        # CappedPositionLost, NetworkInterfaceExceededTimeLimit, KeyNotFound, SnapshotUnavailable, and one that
+        # this server has no name for.
+        *({"errorCode": code} for code in (1, 8, 24, 50, 96, 112, 136, 202, 211, 246, 365)),
     ],
+    ids=str,
 )
 def test_resumes_in_the_middle(client: Client, spec: StreamSpec, start: Position, error: dict[str, Any]) -> None:
     client[spec.database].c.insert_many([{"_id": n} for n in range(500)])
@@ -114,10 +123,13 @@ def test_resumes_in_the_middle(client: Client, spec: StreamSpec, start: Position
     ("error", "kind"),
     [
         ({"errorCode": 286}, StreamLostError),
-        ({"errorCode": 280}, StreamLostError),
         ({"errorCode": 13}, ConfigError),
-        ({"errorCode": 2}, FatalError),
+        ({"errorCode": 18}, ConfigError),
+        ({"errorCode": 2}, ConfigError),
+        ({"errorCode": 16608}, ConfigError),
+        ({"errorCode": 10334}, FatalError),
     ],
+    ids=str,
 )
 def test_does_not_resume_what_is_not_resumable(
     client: Client, spec: StreamSpec, start: Position, error: dict[str, Any], kind: type[HeadraceError]
@@ -142,8 +154,14 @@ def test_goes_on_from_a_token_and_from_a_time(client: Client, spec: StreamSpec, 
         stream.close()
 
 
+def test_a_time_that_is_refused_is_lost(client: Client, spec: StreamSpec, start: Position) -> None:
+    with failing(client, "aggregate", 1, errorCode=280), pytest.raises(StreamLostError):
+        ChangeStream(client, spec, start).next()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["refused", "known to be left out"])
 def test_a_token_that_the_selection_leaves_out_is_found_by_its_time(
-    client: Client, spec: StreamSpec, start: Position
+    client: Client, spec: StreamSpec, start: Position, exact: bool
 ) -> None:
     client[spec.database].c.insert_many([{"_id": n} for n in range(10)])
     stream = ChangeStream(client, spec, start)
@@ -153,10 +171,8 @@ def test_a_token_that_the_selection_leaves_out_is_found_by_its_time(
         spec.stream, "collection", spec.database, ("c",), pipeline='[{"$match":{"documentKey._id":{"$gt":6}}}]'
     )
     time = fourth["clusterTime"]
-    at = Position(fourth["_id"]["_data"], time.time << 32 | time.inc)
-    with pytest.raises(StreamLostError):
-        ChangeStream(client, other, at).next()
-    found = drain(ChangeStream(client, other, Position(at.token, at.time, exact=False)), 3)
+    at = Position(fourth["_id"]["_data"], time.time << 32 | time.inc, exact=exact)
+    found = drain(ChangeStream(client, other, at), 3)
     assert [event["documentKey"]["_id"] for event in found] == [7, 8, 9]
 
 
@@ -232,6 +248,17 @@ def test_every_document_is_in_one_part(client: Client, spec: StreamSpec, start: 
     assert sorted(found) == sorted(
         [("insert", str({"_id": each})) for each in ids] + [("drop", "None"), ("invalidate", "None")]
     )
+
+
+def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
+    """To find the oldest event there are two ways; neither is closed for good."""
+    interrupted = {"appName": "headrace", "errorCode": 11601}
+    with failing(client, "find", 1, **interrupted):
+        assert starting_position(client, "earliest").time
+    data = {"failCommands": ["find", "serverStatus"]} | interrupted
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=data)
+    with pytest.raises(TransientError, match="11601"):
+        starting_position(client, "earliest")
 
 
 def test_starting_positions(client: Client) -> None:
@@ -377,6 +404,18 @@ class TestPrefetcher:
             self.taken(prefetcher)
         assert stream.calls == 5
         assert stream.closed.wait(10)
+        prefetcher.stop()
+
+    def test_a_cursor_that_can_be_opened_and_not_be_read_is_not_opened_for_ever(self) -> None:
+        away = TransientError("read", "killed")
+        script: list[Reply | HeadraceError] = [reply_of([], "t"), away]
+        stream = self.Scripted(script * 99)
+        prefetcher = Prefetcher(stream, QUICK)
+        for _ in range(5):
+            self.taken(prefetcher)
+        with pytest.raises(FatalError, match=r"longer than the \[retry\] budget"):
+            self.taken(prefetcher)
+        assert stream.calls == 10
         prefetcher.stop()
 
     def test_other_errors_come_through_at_once(self) -> None:

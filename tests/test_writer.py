@@ -158,7 +158,7 @@ def test_many_segments_take_no_more_memory_than_few(
                     writer.send(msg.Publish("s", 1, seq))
                 await_published(writer, start + EVERY - 1)
                 if start >= WARM_UP:
-                    sizes.append(psutil.Process(writer.process.pid).memory_full_info().uss)
+                    sizes.append(psutil.Process(writer.pid).memory_full_info().uss)
         finally:
             writer.kill()
             writer.close()

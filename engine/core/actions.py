@@ -31,7 +31,7 @@ class Spawn(Struct, frozen=True):
 
 
 class Kill(Struct, frozen=True):
-    """SIGKILL this child; its exit is reported as any other."""
+    """SIGKILL this child, or give up its start; its exit is reported as any other."""
 
     child: Child
 
@@ -102,7 +102,10 @@ class Log(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """End the engine: 0 done, 1 failed while running, 2 bad configuration."""
+    """End the engine, and with it the children that have not been told to stop.
+
+    The code is 0 for done, 1 for failed, 2 for a bad configuration.
+    """
 
     code: int
     error: HeadraceError | None = None

@@ -24,7 +24,7 @@ SUPERVISOR = 52 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
-WRITER = 100 * MIB
+WRITER = 92 * MIB
 
 # One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that,
 # a reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).

@@ -13,17 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 
-from engine.core.actions import Action, Child, Exit, Kill, Log, Spawn
+from engine.core.actions import Action, Child, Kill, Log, Spawn
 from engine.core.messages import Heartbeat
 from engine.core.restarts import Failures, RetryPolicy
-from engine.errors import FatalError
+from engine.errors import FatalError, HeadraceError
 
 OUT_OF_MEMORY = "killed by the kernel: out of memory"
 MORE_MEMORY = "Give the container (or the machine) more memory than memory.limit, or lower memory.limit."
 
 
 class Life(Struct):
-    """What is known of one child; it is started once it is ``wanted``."""
+    """What is known of one child; it is started once it is ``wanted``.
+
+    Attributes:
+        error: why it could not begin, in its own words.
+        died_by, starved: how it ended the last time, and whether that was for want of memory.
+    """
 
     failures: Failures
     wanted: bool = False
@@ -38,6 +43,9 @@ class Life(Struct):
     deaths: int = 0
     kill_sent: bool = False
     ended: bool = False
+    error: HeadraceError | None = None
+    died_by: str = ""
+    starved: bool = False
 
 
 class Children:
@@ -83,8 +91,8 @@ class Children:
 
     def became_ready(self, child: Child, now: float) -> None:
         """The child is up."""
-        self._lives[child].ready = True
-        self._lives[child].progress_at = now
+        life = self._lives[child]
+        life.ready, life.progress_at, life.error = True, now, None
 
     def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
         """A heartbeat has come."""
@@ -99,7 +107,7 @@ class Children:
             self._lives[child].failures.succeeded()
 
     def exited(self, child: Child, code: int | None, now: float, *, out_of_memory: bool = False) -> list[Action]:
-        """The process is gone, and will be started again after a delay, unless that has been tried too often.
+        """The process is gone, and will be started again after a delay; see also ``despair_of``.
 
         Args:
             code: its exit code; None when it could not be started.
@@ -112,19 +120,34 @@ class Children:
         life.cpu_s = 0.0
         if life.ended:
             return []
-        starved = out_of_memory and code == -9 and not life.kill_sent
-        ended = OUT_OF_MEMORY if starved else _ended(code)
-        if not life.failures.failed(now):
-            cause = f"{life.failures.count} times in a row, at last {'' if starved else 'by '}{ended}"
-            remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
-            if starved:
-                remedy = f"{MORE_MEMORY} Nothing is lost."
-            return [Exit(1, FatalError(f"{child} died", cause, remedy))]
+        life.starved = out_of_memory and code == -9 and not life.kill_sent
+        life.died_by = OUT_OF_MEMORY if life.starved else _ended(code)
+        life.failures.failed(now)
         delay_s = round(life.failures.retry_at - now, 2)
-        fields: dict[str, object] = {"child": str(child), "ended": ended, "restart_in_s": delay_s}
-        if starved:
+        fields: dict[str, object] = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
+        if life.starved:
             fields["remedy"] = MORE_MEMORY
         return [Log("warning", "process died", fields)]
+
+    def despair_of(self, child: Child) -> HeadraceError | None:
+        """Why the child is not to be started again: it has died too often in a row. None while it has not."""
+        life = self._lives[child]
+        if not life.failures.exhausted:
+            return None
+        ended, remedy = self.last_end(child)
+        return life.error or FatalError(f"{child} died", f"{life.failures.count} times in a row, {ended}", remedy)
+
+    def last_end(self, child: Child) -> tuple[str, str]:
+        """How the child has ended the last time, in words, and what to do when that comes again and again."""
+        life = self._lives[child]
+        if life.starved:
+            return f"at last {OUT_OF_MEMORY}", f"{MORE_MEMORY} Nothing is lost."
+        remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
+        return f"at last by {life.died_by}", remedy
+
+    def forgive(self, child: Child) -> None:
+        """Its deaths were not its own fault."""
+        self._lives[child].failures.succeeded()
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
         """Kill the children that are alive, have work, and get nowhere."""

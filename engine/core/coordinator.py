@@ -6,7 +6,8 @@ which calls one method per thing that happened and performs the actions that com
 A stream's life: *waiting* for its lease; *running*, with a reader that is assigned to it; *finished*, all it
 had to do is committed; or *failed*, with an error that the user must see to. Whatever goes wrong with a
 process or a segment has one answer: the stream is started over at its committed position, under a new
-generation, and its outstanding intents are replayed to the same keys.
+generation, and its outstanding intents are replayed to the same keys. A stream that fails too often in a row, or
+by what will not pass, stops alone; the engine ends when no other is left.
 
 A split of a backfill is a stream with an end. A change stream has a reader of its own; splits share a pool of
 readers, and there are streams for as many of them as these can read. Splits wait until every change stream is
@@ -30,7 +31,6 @@ from engine.core.actions import (
     Child,
     Exit,
     GrowSchema,
-    Kill,
     Log,
     Release,
     Renew,
@@ -108,6 +108,7 @@ class Coordinator:
             self.streams[spec.stream] = self._by_reader[reader] = self._new_stream(spec, reader)
         self._pool = readers[len(specs) :]
         self._splits: deque[StreamSpec] = deque()
+        self._splits_stopped = 0  # in a row, with nothing committed between
         self._generations = itertools.count(1)
         self.progress: dict[str, Progress] = {}
         self._anew = set(settings.lost)
@@ -188,7 +189,7 @@ class Coordinator:
                 self._sink_seen = True
                 actions: list[Action] = []
             case Failed():
-                actions = self._on_failed(message, now)
+                actions = self._on_failed(child, message, now)
             case SlabFreed():
                 self.grants.free(message.offset)
                 actions = []
@@ -205,19 +206,46 @@ class Coordinator:
         actions = self.children.exited(child, code, now, out_of_memory=out_of_memory)
         self.grants.reclaim(child)
         self._waiting_for_schema.discard(child)
+        hit = [stream for stream in self.streams.values() if self._is_at_work(child, stream)]
+        for stream in hit:
+            stream.failures.failed(now)
+            actions += self._start_over(stream)
         for stream in self.streams.values():
-            segments = stream.ledger.segments.values()
-            builds = child.role == "writer" and any(each.writer == child.index for each in segments)
             if stream.surveyor == child:
                 stream.surveyor = None
-            if stream.reader == child or builds:
-                actions += self._start_over(stream)
-            # Other streams' commits forgive the writer, not this one.
-            if builds and not stream.failures.failed(now):
-                cause = f"a writer died {stream.failures.count} times in a row before anything was committed"
-                remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
-                actions += self._exit(1, FatalError(f"write the stream {stream.name}", cause, remedy))
-        return self._settle(actions, now)
+        return self._settle(actions + self._judge_death(child, hit), now)
+
+    def _is_at_work(self, child: Child, stream: Stream) -> bool:
+        """Whether the child reads the stream, or builds a segment of it."""
+        if child.role == "reader":
+            return stream.assigned and stream.reader == child
+        return any(each.writer == child.index for each in stream.ledger.segments.values())
+
+    def _judge_death(self, child: Child, hit: Sequence[Stream]) -> list[Action]:
+        """What stops when the child has died too often in a row.
+
+        Other streams' commits forgive the child, not the stream that it dies of. Which one that is, nobody knows:
+        one stops at a time, and the others have as many attempts again.
+        """
+        if self._exiting is not None:
+            return []
+        worst = max(hit, key=lambda stream: stream.failures.count, default=None)
+        if worst is not None and worst.failures.exhausted:
+            ended, remedy = self.children.last_end(child)
+            times = f"{worst.failures.count} times in a row before anything was committed"
+            cause = f"a {child.role} died {times}, {ended}"
+            for stream in hit:
+                stream.failures.succeeded()
+            self.children.forgive(child)
+            return self._stop_stream(worst, FatalError(f"run the stream {worst.name}", cause, remedy))
+        error = self.children.despair_of(child)
+        if error is None:
+            return []
+        own = self._by_reader.get(child)
+        if own is None or own.spec.is_split:
+            return self._exit(1, error)
+        self.children.end(child)
+        return [] if own.is_over else self._stop_stream(own, error)
 
     def acquired(self, name: str, fields: dict[str, str], now: float) -> list[Action]:
         """The lease is ours, and this is the record as it stood when it became so."""
@@ -225,7 +253,7 @@ class Coordinator:
         stream.lease, stream.held_by = "held", ""
         record = records.read_record(fields)
         if (refusal := self._refusal(stream, record)) is not None:
-            return self._exit(self._code(refusal), refusal)
+            return self._exit(self._code_of(refusal), refusal)
         # ``rows`` as it was before this engine: what it has committed itself is counted apart.
         rows_before = max(0, record.rows - stream.counters.events_committed)
         stream.record = msgspec.structs.replace(record, rows=rows_before)
@@ -236,7 +264,7 @@ class Coordinator:
         stream.ledger = Ledger(record.position, record.seq, record.intents)
         beyond, stream.beyond = stream.beyond, ""
         if beyond and (number_in(beyond, name) or 0) > stream.ledger.last_known:
-            return self._settle(self._stop(stream, _older_than_the_lake(stream, beyond)), now)
+            return self._settle(self._stop_stream(stream, _older_than_the_lake(stream, beyond)), now)
         if stream.spec.is_split and is_end(record.position):  # by another engine, meanwhile
             return self._settle(self._close_split(stream, record.rows), now)
         if record.intents and record.sink != self.settings.sink:
@@ -311,11 +339,7 @@ class Coordinator:
 
     def store_failed(self, error: HeadraceError) -> list[Action]:
         """The state store stayed away for longer than the retry budget, or refuses us."""
-        return self._exit(self._code(error), error)
-
-    def _code(self, error: HeadraceError) -> int:
-        """The exit code: before anything has run, most errors are the configuration's."""
-        return 1 if self._has_run or isinstance(error, StateLostError) else 2
+        return self._exit(self._code_of(error), error)
 
     def shut_down(self, now: float) -> list[Action]:
         """Drain: publish and commit what has been read, then end."""
@@ -399,7 +423,7 @@ class Coordinator:
 
     def _on_started(self, stream: Stream, message: Started) -> list[Action]:
         """The stream is open; one that had no position has one now, and keeps it from here on."""
-        stream.reading = True
+        stream.reading = stream.has_been_read = True
         if message.start is None:
             return []
         self._anew.discard(stream.name)
@@ -485,12 +509,6 @@ class Coordinator:
         stream.beyond, stream.lease = beyond, "asked"
         return [Acquire(stream.name, stream.spec.namespace)]
 
-    def _stop(self, stream: Stream, error: HeadraceError) -> list[Action]:
-        """This stream cannot go on; the others do."""
-        stream.status, stream.error = "failed", error
-        fields = {"stream": stream.name, "error": str(error)}
-        return [Log("error", "stream stopped", fields), *self._start_over(stream)]
-
     def _apply(self, stream: Stream, effects: Iterable[Effect], now: float) -> list[Action]:
         """The ledger's effects as actions."""
         actions: list[Action] = []
@@ -523,6 +541,8 @@ class Coordinator:
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
+        if stream.spec.is_split:
+            self._splits_stopped = 0
         writers = self.children.ready("writer") if commit.seqs else []
         for child in writers if stream.reader is None else [stream.reader, *writers]:
             self.children.got_somewhere(child)
@@ -592,10 +612,10 @@ class Coordinator:
         A split whose documents are still on their way to the lake counts a quarter: writers that cannot follow
         stop the reading.
         """
-        over = ("finished", "failed")
-        if self.draining or not all(each.reading or each.status in over for each in self._change_streams()):
+        if self.draining or not all(each.reading or each.is_over for each in self._change_streams()):
             return []
-        mine = [each for each in self.streams.values() if each.spec.is_split and not each.held_by]
+        splits = (each for each in self.streams.values() if each.spec.is_split)
+        mine = [each for each in splits if not each.held_by and each.status != "failed"]
         weight = sum(0.25 if each.reading_done else 1.0 for each in mine)
         actions: list[Action] = []
         while self._splits and weight <= len(self._pool):
@@ -702,30 +722,56 @@ class Coordinator:
             stream.status = "waiting"
         return actions
 
-    def _on_failed(self, failed: Failed, now: float) -> list[Action]:
+    def _on_failed(self, child: Child, failed: Failed, now: float) -> list[Action]:
         """An error that a child could not deal with."""
         error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
-        known = self.streams.get(failed.stream)
-        if failed.stream and (known is None or failed.generation != known.generation):
-            return []
-        if failed.kind == "config":
-            return self._exit(1 if self._has_run else 2, error)
-        if not failed.stream and failed.kind == "transient" and self._has_run:
-            return [Log("warning", "process failed", {"error": str(error)})]  # it ends, and is started again
         if not failed.stream:
-            return self._exit(1 if self._has_run else 2, error)
-        stream = self.streams[failed.stream]
-        if failed.kind == "stream_lost":
+            return self._on_process_failed(child, error)
+        stream = self.streams.get(failed.stream)
+        if stream is None or failed.generation != stream.generation:
+            return []
+        if error.kind == "stream_lost":
             return self._on_stream_lost(stream, error)
-        if failed.kind == "fatal" or not stream.failures.failed(now):
-            return self._exit(1, error)
+        # What is wrong with a configuration that has served is a server's state, or on its way to be mended.
+        may_pass = error.kind == "transient" or (error.kind == "config" and stream.has_been_read)
+        if not may_pass:
+            return self._stop_stream(stream, error)
+        if not stream.failures.failed(now):
+            remedy = error.remedy or "Start again when the cause is mended: nothing is lost."
+            return self._stop_stream(stream, FatalError(error.operation, error.cause, remedy))
         delay_s = round(stream.failures.retry_at - now, 2)
         fields = {"stream": failed.stream, "error": str(error), "retry_in_s": delay_s}
         return [Log("warning", "stream failed; starting over", fields), *self._start_over(stream)]
 
+    def _on_process_failed(self, child: Child, error: HeadraceError) -> list[Action]:
+        """A process says why it ends."""
+        has_served = bool(self._deployment) if child.role == "reader" else self._sink_seen
+        if error.kind == "transient" or (error.kind == "config" and has_served):
+            self.children[child].error = error
+            return [Log("warning", "process failed", {"child": str(child), "error": str(error)})]
+        return self._exit(self._code_of(error), error)
+
+    def _stop_stream(self, stream: Stream, error: HeadraceError) -> list[Action]:
+        """The stream needs a hand; the others go on."""
+        stream.status, stream.error = "failed", error
+        fields = {"stream": stream.name, "error": str(error)}
+        actions: list[Action] = [Log("error", "stream stopped", fields), *self._start_over(stream)]
+        if not stream.spec.is_split:
+            return actions
+        if stream.lease == "held":
+            stream.lease = "none"
+            actions.append(Release((stream.name,)))
+        # What stops as many as there are readers is nothing that the next one would be spared.
+        self._splits_stopped += 1
+        if self._splits and self._splits_stopped >= max(2, len(self._pool)):
+            fields = {"splits_left": str(len(self._splits))}
+            actions.append(Log("error", "backfill stopped: its splits fail one after the other", fields))
+            self._splits.clear()
+        return actions
+
     def _on_stream_lost(self, stream: Stream, error: HeadraceError) -> list[Action]:
         if self.settings.on_history_lost == "fail":
-            return self._stop(stream, error)
+            return self._stop_stream(stream, error)
         fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self.settings.on_history_lost == "snapshot":
             # It is planned before the stream has another position: a crash in between must not hide the gap.
@@ -757,12 +803,21 @@ class Coordinator:
             actions += self._enlist_writers(now)
             for stream in list(self.streams.values()):
                 actions += self._finish_stream_if_done(stream, now)
+        return actions + self._end_if_done()
+
+    def _end_if_done(self) -> list[Action]:
+        streams = self.streams.values()
+        errors = [each.error for each in streams if each.error]
         left = bool(self._splits) and not self.draining
-        ended = not left and all(each.status in ("finished", "failed") for each in self.streams.values())
-        if ended and self._exiting is None and (self._sink_seen or self.draining):
-            errors = [each.error for each in self.streams.values() if each.error]
-            actions += self._exit(1 if errors else 0, errors[0] if errors else None)
-        return actions
+        done = not left and all(each.is_over for each in streams) and (self._sink_seen or self.draining)
+        # A handover is of all streams, or void.
+        hopeless = bool(errors) and (
+            self.settings.common_end or (not left and all(each.error for each in streams))
+        )
+        if self._exiting is not None or not (done or hopeless):
+            return []
+        code = min(self._code_of(error) for error in errors) if hopeless else int(bool(errors))
+        return self._exit(code, errors[0] if errors else None)
 
     def _enlist_writers(self, now: float) -> list[Action]:
         """Start another writer when the present ones have two segments each in flight and more wait.
@@ -812,9 +867,13 @@ class Coordinator:
         actions: list[Action] = [Release(held)] if held and not keep else []
         for child in self.children:
             self.children.end(child)
-            if self.children[child].alive:
-                actions.append(Send(child, Stop()) if self.children[child].ready else Kill(child))
+            if self.children[child].ready:
+                actions.append(Send(child, Stop()))
         return [*actions, self._exiting]
+
+    def _code_of(self, error: HeadraceError) -> int:
+        """The exit code of an engine that an error ends."""
+        return 2 if error.kind == "config" and not self._has_run else 1
 
     # --- what is asked ------------------------------------------------------------------------------------
 

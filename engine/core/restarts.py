@@ -38,7 +38,12 @@ class Failures:
         """Note a failure and set ``retry_at``; False when the policy bears no more."""
         self.count += 1
         self.retry_at = now + self._policy.delay_s(self.count, self._rng)
-        return self.count < self._policy.max_attempts
+        return not self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the policy bears no more."""
+        return self.count >= self._policy.max_attempts
 
     def succeeded(self) -> None:
         """Forget the failures: something moved."""

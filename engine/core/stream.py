@@ -64,6 +64,7 @@ class Stream(Struct):
         generation: counts the times that the stream was started over; of splits, all together.
         assigned: a reader has been told to read it.
         reading: its reader has opened it: whatever happens from now on is captured.
+        has_been_read: so it was before, in this engine: the configuration serves.
         reading_done, ended_at: the reader has said that nothing more will come, and how far it got.
         dropped: intents that history lost has made unreplayable, to be removed with the next start.
         floors, durable_seq: the last commit that left before each intent; and the last one that is known to be
@@ -88,6 +89,7 @@ class Stream(Struct):
     generation: int = 0
     assigned: bool = False
     reading: bool = False
+    has_been_read: bool = False
     reading_done: bool = False
     ended_at: Position | None = None
     dropped: tuple[int, ...] = ()
@@ -105,6 +107,11 @@ class Stream(Struct):
     def name(self) -> str:
         """The stream's id."""
         return self.spec.stream
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not be read any more."""
+        return self.status in ("finished", "failed")
 
     @property
     def log_level(self) -> Literal["debug", "info"]:

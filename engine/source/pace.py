@@ -11,13 +11,14 @@ import time
 
 from pymongo.errors import OperationFailure
 
-from engine.errors import ConfigError
-from engine.source.session import Client
+from engine.errors import ConfigError, TransientError
+from engine.source.session import Client, translate
 
 # A pause is made of steps, so that the reader can show that it lives.
 STEP_S = 1.0
 LAG_EVERY_S = 5.0
 _SECONDARY, _PRIMARY = 2, 1
+_OPERATION = "look at the replication lag"
 
 log = logging.getLogger("headrace")
 
@@ -84,12 +85,15 @@ def replication_lag_s(client: Client) -> float:
 
     Raises:
         ConfigError: this user, or this kind of deployment, cannot be asked.
+        PyMongoError: it may answer later.
     """
     try:
         members = client.admin.command("replSetGetStatus")["members"]
     except OperationFailure as error:
+        if isinstance(translate(_OPERATION, error), TransientError):
+            raise
         remedy = "Grant the user clusterMonitor, or set backfill.max_lag = 0."
-        raise ConfigError("look at the replication lag", f"{error.details or error}", remedy) from error
+        raise ConfigError(_OPERATION, f"{error.details or error}", remedy) from error
     times = {state: [m["optimeDate"] for m in members if m["state"] == state] for state in (_PRIMARY, _SECONDARY)}
     if not times[_PRIMARY] or not times[_SECONDARY]:
         return 0.0

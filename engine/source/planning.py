@@ -23,7 +23,7 @@ from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
 from engine.source.scan import key_of
-from engine.source.session import Client, connect, server_time, translated
+from engine.source.session import Client, connect, is_bad_query, server_time, translated
 
 # Keys that are sampled for each split: the more, the more equal the splits.
 KEYS_PER_SPLIT = 20
@@ -155,7 +155,7 @@ class _Planner:
         try:
             self._client[self._database].command("explain", {"find": self._name, "filter": self._query})
         except OperationFailure as error:
-            if error.code == 13:
+            if not is_bad_query(error):
                 raise
             cause = (error.details or {}).get("errmsg", str(error))
             raise ConfigError(self._operation, cause, "Check --filter.") from error

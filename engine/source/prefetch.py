@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import random
 import threading
+import time
 from typing import Protocol
 
 from engine.config.tree import RetryConfig
+from engine.core.position import Position
+from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError, TransientError
-from engine.retries import retrying
+from engine.retries import log_retry
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
@@ -36,7 +40,7 @@ class Prefetcher:
     """Reads a stream in a thread; ``fileno`` becomes readable when ``take`` has something.
 
     Args:
-        retry: for ``TransientError``; attempts count from the last success.
+        retry: for ``TransientError``; attempts count from the last reply that went further.
     """
 
     def __init__(self, stream: Stream, retry: RetryConfig) -> None:
@@ -47,7 +51,9 @@ class Prefetcher:
         self._wake_read, self._wake_write = os.pipe()
         self.attempts = 0
         self.last_error = ""
-        self._retrying = retrying(retry, stopped=self._stopped, what="MongoDB")
+        policy = RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay)
+        self._failures = Failures(policy, random.Random())
+        self._reached: Position | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -96,11 +102,18 @@ class Prefetcher:
             os.close(self._wake_write)
 
     def _fetch(self) -> Reply:
-        try:
-            return self._retrying(self._attempt)
-        except TransientError as error:
-            remedy = "MongoDB was away for longer than the [retry] budget. Start again when it is back."
-            raise FatalError(error.operation, error.cause, remedy) from error
+        """The next reply, however many attempts the budget has for it."""
+        while True:
+            try:
+                reply = self._attempt()
+            except TransientError as error:
+                self._await_next_attempt(error)
+                continue
+            # A cursor that can be opened and not be read must not be opened for ever.
+            if len(reply) or reply.is_last or reply.position != self._reached:
+                self._failures.succeeded()
+                self._reached = reply.position
+            return reply
 
     def _attempt(self) -> Reply:
         self.attempts += 1
@@ -115,6 +128,18 @@ class Prefetcher:
     def _await_taken(self) -> None:
         while not self._stopped.is_set() and not self._taken.wait(_PUT_TIMEOUT_S):
             pass
+
+    def _await_next_attempt(self, error: TransientError) -> None:
+        now = time.monotonic()
+        if not self._failures.failed(now):
+            remedy = (
+                "That lasted for longer than the [retry] budget. Start again when it is over: nothing is lost."
+            )
+            raise FatalError(error.operation, error.cause, remedy) from error
+        delay_s = self._failures.retry_at - now
+        log_retry("MongoDB", error, self._failures.count, delay_s)
+        if self._stopped.wait(delay_s):
+            raise error
 
     def _hand_over(self, reply: Reply | HeadraceError) -> None:
         self._taken.clear()

@@ -37,14 +37,11 @@ from engine.rawbson.elements import UNDEFINED, MalformedBSON, find
 from engine.source.pace import Pace
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply
-from engine.source.session import Members, translate
+from engine.source.session import Members, is_bad_query, translate
 
 _FIRST_BATCH = 100
 _EMPTY_RANGE = 51175  # min and max are equal in the index's order
-# CursorKilled, CappedPositionLost, QueryPlanKilled, Interrupted, and a member that has not heard of the time yet
-# (InvalidOptions): the next cursor goes on behind the last place.
-_TRY_AGAIN = {72, 136, 175, 237, 11601}
-_BAD_FILTER = {2, 9, 14}  # BadValue, FailedToParse, TypeMismatch
+_NOT_HEARD_OF = 72  # InvalidOptions: this member has not heard of the split's time yet
 _MAX_KEY = bson.encode({"_id": MaxKey()}).hex()
 _INT32 = struct.Struct("<i")
 
@@ -240,11 +237,10 @@ class SplitScan:
         return reply
 
     def _translated(self, error: PyMongoError) -> HeadraceError:
-        if isinstance(error, OperationFailure):
-            if error.code in _TRY_AGAIN:
-                return TransientError(self._operation, str(error))
-            if error.code in _BAD_FILTER and self._spec.filter:
+        if isinstance(error, OperationFailure) and is_bad_query(error):
+            if self._spec.filter and error.code != _NOT_HEARD_OF:
                 return ConfigError(self._operation, str(error), "Check --filter.")
+            return TransientError(self._operation, str(error))  # nothing else in it is the user's
         return translate(self._operation, error)
 
 

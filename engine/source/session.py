@@ -36,10 +36,15 @@ SAMPLE_BYTES = 8 * 2**20
 _UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
 _UNAUTHORIZED = 13
 _HISTORY_LOST = {280, 286}  # ChangeStreamFatalError, ChangeStreamHistoryLost
-_CURSOR_NOT_FOUND = 43
-# "Resumable Error" of the change streams specification (source/change-streams/change-streams.md), for servers
-# and commands that do not label the error.
-_PASSING = {6, 7, 63, 89, 91, 133, 150, 189, 234, 262, 9001, 10107, 11600, 11602, 13388, 13435, 13436}
+# What no server will ever do: CommandNotFound, CommandNotSupported, InternalErrorNotSupported, NotImplemented,
+# BSONObjectTooLarge.
+_NEVER = {59, 115, 235, 238, 10334}
+# BadValue, FailedToParse, TypeMismatch, IllegalOperation, IndexNotFound (of $text), InvalidOptions,
+# InvalidNamespace, JSInterpreterFailure, CommandNotSupportedOnView, InvalidPipelineOperator, ConversionFailure,
+# NoQueryExecutionPlans (of $near).
+_BAD_QUERY = {2, 9, 14, 20, 27, 72, 73, 139, 166, 168, 241, 291}
+_FIRST_LOCATION = 10_000
+_NO_NAME_SERVER = {"LifetimeTimeout", "NoNameservers"}  # of dnspython, for mongodb+srv://
 _PREFERENCES = {
     "primary": ReadPreference.PRIMARY,
     "secondary": ReadPreference.SECONDARY,
@@ -47,7 +52,6 @@ _PREFERENCES = {
 }
 # Options that mean nothing, or something else, to a connection to one member.
 _OF_THE_SET = {"replicaset", "directconnection", "loadbalanced", "readpreference", "readpreferencetags", "appname"}
-_BAD_PIPELINE = {9, 14, 72, 40324, 40415, 17276, 168, 16410, 31249}
 
 
 def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
@@ -183,10 +187,12 @@ def _oldest_time(client: Client) -> int:
         try:
             entry = client.local["oplog.rs"].find_one({}, {"ts": 1}, sort=[("$natural", 1)])
             oldest: Timestamp | None = entry["ts"] if entry else None
-        except OperationFailure:
+        except OperationFailure as unread:
             try:
                 oldest = client.admin.command("serverStatus", oplog=1).get("oplog", {}).get("earliestOptime")
-            except OperationFailure:
+            except OperationFailure as unknown:
+                if failures := [each for each in (unread, unknown) if each.code != _UNAUTHORIZED]:
+                    raise failures[0] from unknown
                 oldest = None
     if oldest is None:
         remedy = "Grant read on the database local, or clusterMonitor; or give a time instead."
@@ -229,6 +235,8 @@ def translate(operation: str, error: PyMongoError) -> HeadraceError:
     """The driver's error as one of ours."""
     if isinstance(error, OperationFailure):
         return _translate_failure(operation, error)
+    if isinstance(error, ConfigurationError) and type(error.__cause__).__name__ in _NO_NAME_SERVER:
+        return TransientError(operation, _first_line(error), "Can this machine resolve the name in source.uri?")
     if isinstance(error, ConfigurationError | InvalidURI):
         return ConfigError(operation, str(error), "Check source.uri.")
     if isinstance(error, AutoReconnect | ConnectionFailure):
@@ -238,6 +246,7 @@ def translate(operation: str, error: PyMongoError) -> HeadraceError:
 
 
 def _translate_failure(operation: str, error: OperationFailure) -> HeadraceError:
+    """Whatever is not known to last may pass: servers have hundreds of codes, and get new ones."""
     message = (error.details or {}).get("errmsg", str(error))
     cause = f"{message} (code {error.code})"
     if error.code in _UNAUTHENTICATED:
@@ -251,12 +260,21 @@ def _translate_failure(operation: str, error: OperationFailure) -> HeadraceError
             "and give the oplog more time (replSetResizeOplog, minRetentionHours)."
         )
         return StreamLostError(operation, cause, remedy)
-    resumable = error.has_error_label("ResumableChangeStreamError") or error.code in _PASSING
-    if resumable or error.code == _CURSOR_NOT_FOUND:
-        return TransientError(operation, cause)
-    if error.code in _BAD_PIPELINE:
+    if is_bad_query(error) and not error.has_error_label("ResumableChangeStreamError"):
         return ConfigError(operation, cause, "Check source.pipeline and the other keys of [source].")
-    return FatalError(operation, cause)
+    if error.code in _NEVER:
+        return FatalError(operation, cause)
+    return TransientError(operation, cause)
+
+
+def is_bad_query(error: OperationFailure) -> bool:
+    """Whether the server complains of what it was asked: a pipeline, a filter, an option, a view.
+
+    Most of its checks of a query have a number of their own and no name, beside which it says "Location".
+    """
+    name = str((error.details or {}).get("codeName", ""))
+    is_check = (error.code or 0) >= _FIRST_LOCATION and name.startswith("Location")
+    return error.code in _BAD_QUERY or is_check
 
 
 def _first_line(error: Exception) -> str:

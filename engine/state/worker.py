@@ -26,7 +26,7 @@ from engine.core.records import read_record, schema_document
 from engine.core.schema import CollectionSchema, grow
 from engine.errors import FatalError, HeadraceError, LeaseLostError, StateLostError
 from engine.failpoints import failpoint
-from engine.retries import FIRST_ATTEMPTS, retrying
+from engine.retries import retrying
 from engine.state import Acquired, HeldElsewhere, Lease, StateStore
 from engine.state.owner import is_certainly_dead
 
@@ -69,7 +69,6 @@ class StateWorker:
         self._namespaces: dict[str, str] = {}  # of splits: the collection; of streams: nothing
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self._answered_once = False
         self.error: HeadraceError | None = None
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
@@ -103,10 +102,7 @@ class StateWorker:
         self._answer(lambda coordinator, _: coordinator.store_failed(error))
 
     def _with_retries(self, operation: Operation) -> None:
-        attempts = self._retry.max_attempts if self._answered_once else FIRST_ATTEMPTS
-        retry = retrying(self._retry, attempts=attempts, stopped=self._stopped, what="the state store")
-        retry(self._perform, operation)
-        self._answered_once = True
+        retrying(self._retry, stopped=self._stopped, what="the state store")(self._perform, operation)
 
     def _perform(self, operation: Operation) -> None:
         match operation:

@@ -1,4 +1,4 @@
-"""What the coordinator refuses to go on from."""
+"""What the coordinator refuses to go on from, and what it stops for that."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import msgspec
 import pytest
 
 from engine.core import records
-from engine.core.actions import Acquire, Action, Child, Exit, Release, Send, Write
+from engine.core.actions import Acquire, Action, Child, Exit, Log, Release, Send, Spawn, Write
+from engine.core.backfill import END
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import (
     Assign,
     BatchReady,
+    Failed,
     Finished,
     Intent,
     Published,
@@ -32,6 +34,7 @@ from engine.core.naming import object_key
 from engine.core.position import Position, make_time
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings
+from engine.errors import FailureKind
 
 SPECS = [StreamSpec(f"shop.{name}", "collection", "shop", (name,)) for name in ("a", "b")]
 READERS = [Child("reader", number) for number in range(2)]
@@ -200,6 +203,164 @@ def test_a_record_of_another_stream_is_refused() -> None:
     (exit_,) = [e for e in made.acquired("shop.a", record(foreign, 1), 0.5) if isinstance(e, Exit)]
     assert exit_.code == 2
     assert "use another state.prefix" in str(exit_.error)
+
+
+def failed(kind: FailureKind, made: Coordinator, stream: str = "") -> Failed:
+    generation = made.streams[stream].generation if stream else -1
+    return Failed(kind, "read", "went wrong", "", stream, generation)
+
+
+def exits(actions: list[Action]) -> list[int]:
+    return [each.code for each in actions if isinstance(each, Exit)]
+
+
+def errors(actions: list[Action]) -> list[str]:
+    return [each.event for each in actions if isinstance(each, Log) and each.level == "error"]
+
+
+def running() -> Coordinator:
+    """Both streams are being read."""
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    for reader, spec in zip(READERS, SPECS, strict=True):
+        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+        made.from_child(reader, Started(made.streams[spec.stream].generation, None), 3.0)
+    return made
+
+
+def status(made: Coordinator) -> list[str]:
+    return [stream.status for stream in made.streams.values()]
+
+
+def test_a_fatal_error_stops_its_stream_alone() -> None:
+    made = running()
+    actions = made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
+    assert errors(actions) == ["stream stopped"]
+    assert not exits(actions)
+    assert status(made) == ["failed", "running"]
+    assert "went wrong" in str(made.streams["shop.a"].error)
+    assert exits(made.from_child(READERS[1], failed("fatal", made, "shop.b"), 5.0)) == [1]
+
+
+def test_a_budget_that_is_exhausted_stops_its_stream_alone() -> None:
+    made = running()
+    for attempt in range(5):
+        assert status(made) == ["running", "running"], attempt
+        assert not exits(made.from_child(WRITER, failed("transient", made, "shop.a"), 10.0 * attempt))
+        made.tick(10.0 * attempt + 5)
+    assert status(made) == ["failed", "running"]
+
+
+def test_a_configuration_that_has_served_is_tried_again() -> None:
+    """A password is changed here before it is changed there."""
+    made = running()
+    actions = made.from_child(READERS[0], failed("config", made, "shop.a"), 4.0)
+    assert not errors(actions)
+    assert len(assigned(made.tick(20.0))) == 1
+    for _ in range(4):
+        made.from_child(READERS[0], failed("config", made, "shop.a"), 30.0)
+    assert status(made) == ["failed", "running"]
+
+
+def test_a_configuration_that_never_served_stops_its_stream() -> None:
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    for spec in SPECS:
+        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+    assert not exits(made.from_child(READERS[0], failed("config", made, "shop.a"), 3.0))
+    assert status(made) == ["failed", "running"]
+    assert exits(made.from_child(READERS[1], failed("config", made, "shop.b"), 4.0)) == [2]
+
+
+@pytest.mark.parametrize("kind", ["transient", "config"])
+def test_a_process_that_cannot_begin_is_started_again(kind: FailureKind) -> None:
+    """Unless what it says is the configuration's, of which nobody has said that it serves."""
+    made = coordinator()
+    if kind == "config":
+        assert exits(made.from_child(READERS[0], failed(kind, made), 1.0)) == [2]
+        made = coordinator()
+        made.from_child(READERS[1], ReaderReady("rs0", "7", 1), 1.0)
+    assert not exits(made.from_child(READERS[0], failed(kind, made), 1.0))
+    made.child_exited(READERS[0], 1, 1.0)
+    assert Spawn(READERS[0]) in made.tick(10.0)
+
+
+def test_servers_that_stay_away_end_the_engine_with_their_error() -> None:
+    made = coordinator()
+    actions: list[Action] = []
+    for attempt in range(5):
+        for reader in READERS:
+            assert not exits(actions), attempt
+            actions += made.from_child(reader, failed("transient", made), 10.0 * attempt)
+            actions += made.child_exited(reader, 1, 10.0 * attempt)
+        actions += made.tick(10.0 * attempt + 5)
+    (exit_,) = [each for each in actions if isinstance(each, Exit)]
+    assert exit_.code == 1
+    assert str(exit_.error) == "read: went wrong"
+
+
+def test_of_streams_that_a_writer_dies_of_one_stops_at_a_time() -> None:
+    made = running()
+    actions: list[Action] = []
+    for attempt in range(5):
+        now = 100.0 * attempt
+        for reader, spec in zip(READERS, SPECS, strict=True):
+            generation = made.streams[spec.stream].generation
+            seq = made.streams[spec.stream].ledger.committed_seq + 1
+            sent = made.from_child(reader, SlabRequest(generation, seq, 1000), now)
+            offset = next(each.message.offset for each in sent if isinstance(each, Send))  # type: ignore[union-attr]
+            made.from_child(reader, BatchReady(generation, seq, offset, 1000, 1, 300), now)
+        actions += made.child_exited(WRITER, -9, now)
+        made.tick(now + 50)
+        made.from_child(WRITER, WriterReady(), now + 51)
+    assert errors(actions) == ["stream stopped"]
+    assert not exits(actions)
+    assert sorted(status(made)) == ["failed", "running"]
+
+
+def splits_of(count: int) -> list[StreamSpec]:
+    return [StreamSpec(f"backfill/{number}", "split", "shop", ("a",)) for number in range(count)]
+
+
+def test_a_split_that_fails_leaves_the_others() -> None:
+    made, specs = pool(3)
+    actions: list[Action] = []
+    for number, spec in enumerate(specs):
+        actions += made.acquired(spec.stream, {}, 10.0 + number)
+        generation = made.streams[spec.stream].generation
+        if number == 1:
+            actions += made.from_child(READERS[0], failed("fatal", made, spec.stream), 10.0 + number)
+        else:
+            made.from_child(READERS[0], Started(generation, Position(time=1)), 10.0 + number)
+            actions += made.from_child(READERS[0], Finished(generation, Position(END, 1)), 10.0 + number)
+    assert errors(actions) == ["stream stopped"]
+    assert exits(actions) == [1]
+    assert [name for name, stream in made.streams.items() if stream.error] == [specs[1].stream]
+
+
+def test_splits_that_fail_one_after_the_other_stop_the_backfill() -> None:
+    made, specs = pool(9)
+    actions: list[Action] = []
+    for number in range(2):
+        assert not exits(actions)
+        actions += made.acquired(specs[number].stream, {}, 10.0)
+        actions += made.from_child(READERS[0], failed("fatal", made, specs[number].stream), 11.0)
+    assert errors(actions)[-1] == "backfill stopped: its splits fail one after the other"
+    assert not exits(actions)
+    (asked,) = [name for name, stream in made.streams.items() if not stream.error]
+    made.acquired(asked, {}, 12.0)
+    assert exits(made.from_child(READERS[0], failed("fatal", made, asked), 12.0)) == [1]
+
+
+def pool(count: int) -> tuple[Coordinator, list[StreamSpec]]:
+    """An engine with one reader for so many splits."""
+    made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), [], random.Random(1))
+    specs = splits_of(count)
+    made.load(specs, {})
+    made.start(0.0)
+    made.from_child(READERS[0], ReaderReady("rs0", "7", 1), 1.0)
+    made.from_child(WRITER, WriterReady(), 1.0)
+    return made, specs
 
 
 def write_segment(made: Coordinator, seq: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from engine.core import records
-from engine.core.actions import Child, Exit, Kill, Log, Spawn
+from engine.core.actions import Child, Kill, Log, Spawn
 from engine.core.budget import MIB, divide
 from engine.core.children import Children
 from engine.core.ledger import WriteCommit
@@ -30,7 +30,7 @@ from engine.core.messages import (
 from engine.core.position import Position, make_time, split_time, token_time
 from engine.core.restarts import Failures, RetryPolicy
 from engine.core.schema import CollectionSchema, DataType, Field, grow
-from engine.errors import ConfigError, error_of_kind
+from engine.errors import ConfigError, TransientError, error_of_kind
 
 REAL_TOKEN = "826B03B182000003E92B022C0100296E5A1004ED21B6581DEF41E5B19A2FCC3CBF1B8D46645F6964002B020004"
 
@@ -161,16 +161,14 @@ class TestChildren:
         assert children.start_due(3.0) == [Spawn(self.CHILD)]
 
     def test_a_kill_for_want_of_memory_is_called_one(self, children: Children) -> None:
-        for _ in range(2):
+        for _ in range(3):
             children.start_due(100.0)
             (log,) = children.exited(self.CHILD, -9, 0.0, out_of_memory=True)
             assert isinstance(log, Log)
             assert log.fields["ended"] == "killed by the kernel: out of memory"
             assert "more memory" in str(log.fields["remedy"])
-        children.start_due(100.0)
-        (last,) = children.exited(self.CHILD, -9, 0.0, out_of_memory=True)
-        assert isinstance(last, Exit)
-        assert "3 times in a row, at last killed by the kernel: out of memory. Give the" in str(last.error)
+        last = children.despair_of(self.CHILD)
+        assert "3 times in a row, at last killed by the kernel: out of memory. Give the" in str(last)
 
     @pytest.mark.parametrize(("code", "ended"), [(1, "exit code 1"), (-11, "signal 11"), (None, "a failed start")])
     def test_another_end_is_no_want_of_memory(self, children: Children, code: int | None, ended: str) -> None:
@@ -186,28 +184,36 @@ class TestChildren:
         assert isinstance(log, Log)
         assert log.fields["ended"] == "signal 9"
 
-    def test_a_child_that_dies_again_and_again_ends_the_engine(self, children: Children) -> None:
-        for _ in range(2):
+    def test_a_child_that_dies_again_and_again_is_despaired_of(self, children: Children) -> None:
+        for times in range(3):
+            assert children.despair_of(self.CHILD) is None, times
             children.start_due(100.0)
             children.exited(self.CHILD, 1, 0.0)
-        children.start_due(100.0)
-        (last,) = children.exited(self.CHILD, 1, 0.0)
-        assert isinstance(last, Exit)
-        assert last.code == 1
-        assert "3 times in a row, at last by exit code 1" in str(last.error)
+        assert "3 times in a row, at last by exit code 1" in str(children.despair_of(self.CHILD))
+
+    def test_what_it_said_of_its_end_is_told(self, children: Children) -> None:
+        error = TransientError("connect", "refused")
+        for _ in range(3):
+            children.start_due(100.0)
+            children[self.CHILD].error = error
+            children.exited(self.CHILD, 1, 0.0)
+        assert children.despair_of(self.CHILD) is error
+        children.became_ready(self.CHILD, 101.0)
+        assert children[self.CHILD].error is None
 
     def test_what_was_committed_since_forgives(self, children: Children) -> None:
         for now in (0.0, 1000.0, 2000.0, 3000.0):
             children.start_due(now)
             children.became_ready(self.CHILD, now)
             children.got_somewhere(self.CHILD)
-            assert not any(isinstance(each, Exit) for each in children.exited(self.CHILD, 1, now + 1))
+            children.exited(self.CHILD, 1, now + 1)
+            assert children.despair_of(self.CHILD) is None
 
     def test_time_alone_forgives_nothing(self, children: Children) -> None:
         for now in (0.0, 1000.0, 2000.0):
             children.start_due(now)
-            last = children.exited(self.CHILD, None, now + 900)
-        assert isinstance(last[0], Exit)
+            children.exited(self.CHILD, None, now + 900)
+        assert children.despair_of(self.CHILD) is not None
 
     def test_busy_and_without_progress_is_hung(self, children: Children) -> None:
         children.start_due(0.0)

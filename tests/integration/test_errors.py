@@ -38,16 +38,25 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
     mongo.members[0].kill()
 
 
-def refused(config: EngineConfig, *words: str) -> str:
-    """Run it; it must end with code 2 and say these words."""
+def refused(config: EngineConfig, *words: str, code: int = 2) -> str:
+    """Run it; it must end with this code and say these words."""
     done = run_engine(config)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == code, done.stderr
     for word in words:
         assert word in done.stderr, done.stderr
     for secret in (PASSWORD, QUOTED, config.stack.s3.secret_key):
         assert secret not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def given_up(config: EngineConfig, *words: str) -> None:
+    """It must try so often as it may, say so each time, and end with code 1 and these words."""
+    config.set("retry", max_attempts=4)
+    said = refused(config, *words, code=1)
+    *attempts, last = [line for line in said.splitlines() if words[0] in line]
+    assert last.startswith("headrace: ")
+    assert len([line for line in attempts if '"level":"warning"' in line]) >= 3, said
 
 
 def test_unknown_key_and_wrong_type_are_reported_together(config: EngineConfig) -> None:
@@ -83,7 +92,15 @@ def test_no_right_to_read(config: EngineConfig, guarded: Mongo) -> None:
 
 def test_unreachable_mongod(config: EngineConfig) -> None:
     config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
-    refused(config, "connect to MongoDB", "Connection refused", "Is MongoDB up")
+    given_up(config, "connect to MongoDB", "Connection refused", "Is MongoDB up")
+
+
+def test_unreachable_mongod_while_planning(config: EngineConfig) -> None:
+    config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
+    config.set("retry", max_attempts=3)
+    done = run_engine(config, "backfill")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("MongoDB is away") == 2, done.stderr
 
 
 def test_missing_bucket(config: EngineConfig) -> None:
@@ -98,12 +115,12 @@ def test_wrong_s3_key(config: EngineConfig) -> None:
 
 def test_unreachable_s3(config: EngineConfig) -> None:
     config.set("sink.s3", endpoint_url="http://127.0.0.1:1")
-    refused(config, "Is the store up, and sink.s3.endpoint_url right?")
+    given_up(config, "Is the store up, and sink.s3.endpoint_url right?")
 
 
 def test_unreachable_state_store(config: EngineConfig) -> None:
     config.set("state", url=f"redis://u:{QUOTED}@127.0.0.1:1/0")
-    refused(config, "Is the state store up, and state.url right?")
+    given_up(config, "Is the state store up, and state.url right?")
 
 
 def test_wrong_state_password(config: EngineConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pymongo import MongoClient
 
@@ -134,6 +136,63 @@ def test_a_template_that_dies_while_it_loads_is_replaced(
         engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 100, "all")
         assert engine.terminate() == 0
     assert len(Lake(stack, config.name).check_no_token_twice()) == 100
+
+
+def test_a_stopped_template_is_replaced_and_nobody_waits_for_it(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
+) -> None:
+    config.set("supervision", hang_timeout="8s")
+    lake = Lake(stack, config.name)
+    with Engine(config) as engine:
+        engine.wait_reading()
+        engine.wait_for(lambda status: bool(engine.pids("writer")), "a writer")
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        (template,) = engine.template()
+        children = engine.pids("reader") + engine.pids("writer")
+        os.kill(template, signal.SIGSTOP)
+        kill_all([engine.pids("reader")[0], engine.pids("writer")[0]])
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        before = engine.wait_for(lambda status: status["at"] > 0, "an answer")
+        used_s, since = cpu_s(engine.process.pid), time.monotonic()
+        moments = set()
+        while is_alive(template):
+            status = engine.wait_for(lambda status: status["at"] > before["at"], "the loop turns")
+            moments.add(status["at"])
+            time.sleep(0.1)
+        assert len(moments) > 5, "it went on meanwhile"
+        assert cpu_s(engine.process.pid) - used_s < (time.monotonic() - since) / 2, "it span"
+        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all")
+        assert engine.template() not in ([], [template])
+        assert not any(map(is_alive, children))
+        assert engine.terminate() == 0
+    assert len(lake.check_no_token_twice()) == 200
+
+
+@pytest.mark.parametrize("victims", [[], ["reader", "writer"]], ids=["none", "killed"])
+def test_a_stopped_template_does_not_keep_it_from_ending(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, victims: list[str]
+) -> None:
+    with Engine(config) as engine:
+        engine.wait_reading()
+        engine.wait_for(lambda status: bool(engine.pids("writer")), "a writer")
+        mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+        processes = engine.children()
+        for template in engine.template():
+            os.kill(template, signal.SIGSTOP)
+        kill_all([engine.pids(each)[0] for each in victims])
+        assert engine.terminate() in (0, 1)
+        deadline = time.monotonic() + 10
+        while any(map(is_alive, processes)):
+            assert time.monotonic() < deadline, "some are left"
+            time.sleep(0.05)
+    catch_up(config)
+    assert len(Lake(stack, config.name).check_no_token_twice()) == 100
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of one process."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -79,3 +79,32 @@ def test_away_and_back(servers: LocalStack, tmp_path: Path, unique: str, server:
         plain = PlainStream(client, unique, start)
         time.sleep(1)
         assert lake.check_no_token_twice() == plain.stop()
+
+
+@pytest.mark.parametrize("server", ["mongo", "s3", "state"])
+def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, server: str) -> None:
+    """An engine that is started before its servers waits for them."""
+    assert servers.mongo is not None
+    with MongoClient[dict[str, Any]](servers.mongo.uri) as client:
+        client[unique].orders.insert_many([{"n": n} for n in range(100)])
+    processes: dict[str, Process] = {
+        "mongo": servers.mongo.members[0],
+        "s3": servers.s3.process,
+        "state": servers.valkey.process,
+    }
+    config = EngineConfig(servers, tmp_path, unique, {"retry": {"max_attempts": 60}})
+    config.set("source", uri=f"{servers.mongo.uri}&serverSelectionTimeoutMS=300")
+    processes[server].kill()
+    try:
+        engine = Engine(config)
+        deadline = time.monotonic() + 240  # S3's client tries for ten seconds by itself
+        while engine.log().count('"level":"warning"') < 8:  # more than three attempts, each of two lines
+            assert engine.process.poll() is None, engine.log_tail()
+            assert time.monotonic() < deadline, engine.log_tail()
+            time.sleep(0.05)
+    finally:
+        processes[server].start()
+    with engine:
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all")
+        assert engine.terminate() == 0
+    assert len(Lake(servers, unique).check_no_token_twice()) == 100

@@ -1,0 +1,207 @@
+"""What passes is waited for, by the stream that it concerns; what does not pass stops that stream alone."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from engine.local import LocalStack, Mongo
+from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
+from tests.test_source import failing
+
+Client = MongoClient[dict[str, Any]]
+# What a server may say for a while: see tests/test_source.py.
+CODES = (43, 237, 11601, 1, 8, 24, 50, 96, 112, 136, 202, 211, 246, 365)
+
+
+@pytest.fixture
+def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    return EngineConfig(stack, tmp_path, unique, {"source": {"collections": ["orders", "items"]}})
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A replica set that wants a login."""
+    mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()
+
+
+class Writing:
+    """Inserts into both collections; afterwards each must be in the lake once."""
+
+    def __init__(self, mongo: Client, config: EngineConfig, engine: Engine) -> None:
+        self._database = mongo[config.name]
+        self._engine = engine
+        self.count = 0
+
+    def insert(self, *collections: str) -> None:
+        for name in collections or ("orders", "items"):
+            self._database[name].insert_many([{"n": self.count + n} for n in range(10)])
+            self.count += 10
+
+    def wait_landed(self, lost: int = 0) -> None:
+        """All that was inserted is committed."""
+        self._engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == self.count - lost,
+            f"{self.count - lost} events",
+        )
+
+
+def stream_of(status: dict[str, Any], collection: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(each for each in status["streams"] if each["stream"].endswith(collection))
+    return found
+
+
+def test_what_an_administrator_kills_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    def operations() -> list[dict[str, Any]]:
+        mine: dict[str, Any] = {"appName": "headrace", "$or": [{"op": "getmore"}, {"type": "idleCursor"}]}
+        stages: list[dict[str, Any]] = [{"$currentOp": {"idleCursors": True, "allUsers": True}}, {"$match": mine}]
+        return list(mongo.admin.aggregate(stages))
+
+    with Engine(config) as engine:
+        engine.wait_reading()
+        writing = Writing(mongo, config, engine)
+        for how in ("killOp", "killCursors", "killAllSessions") * 2:
+            killed = 0
+            while not killed:
+                for each in operations():
+                    cursor = each.get("cursor", {}).get("cursorId")
+                    if how == "killOp" and "opid" in each:
+                        killed += 1
+                        mongo.admin.command("killOp", op=each["opid"])
+                    elif how == "killCursors" and cursor:
+                        killed += 1
+                        name = each["ns"].partition(".")[2]
+                        mongo[config.name].command("killCursors", name, cursors=[cursor])
+                if how == "killAllSessions":
+                    killed += 1
+                    mongo.admin.command("killAllSessions", [])
+            writing.insert()
+            writing.wait_landed()
+        assert engine.terminate() == 0
+        assert '"stream stopped"' not in engine.log()
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
+
+
+def test_codes_that_pass(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    with Engine(config) as engine:
+        engine.wait_reading()
+        writing = Writing(mongo, config, engine)
+        for code in CODES:
+            for command in ("getMore", "aggregate"):
+                # The next getMore opens the stream again, which the second failure concerns.
+                if command == "aggregate":
+                    mongo.admin.command("killAllSessions", [])
+                with failing(mongo, command, 2, appName="headrace", errorCode=code):
+                    writing.insert()
+                    writing.wait_landed()
+        assert engine.terminate() == 0
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
+
+
+def test_what_lasts_stops_its_stream_alone(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set("retry", max_attempts=4)
+    with Engine(config) as engine:
+        engine.wait_reading()
+        writing = Writing(mongo, config, engine)
+        data = {"failCommands": ["getMore", "aggregate"], "errorCode": 8, "appName": "headrace"}
+        data["namespace"] = f"{config.name}.orders"
+        mongo.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
+        try:
+            status = engine.wait_for(lambda status: stream_of(status, "orders")["status"] == "failed", "stops")
+        finally:
+            mongo.admin.command("configureFailPoint", "failCommand", mode="off")
+        assert "code 8" in stream_of(status, "orders")["error"]
+        assert stream_of(status, "items")["status"] == "running"
+        assert '"level":"error"' in engine.log()
+        writing.insert("items")
+        writing.wait_landed()
+        writing.insert("orders")
+        assert engine.terminate() == 1
+    assert "longer than the [retry] budget" in engine.log_tail()
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 0, done.stderr
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
+
+
+def test_a_view_among_the_collections(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set("source", collections=["orders", "seen"])
+    mongo[config.name].orders.insert_one({"n": 0})
+    mongo[config.name].command("create", "seen", viewOn="orders", pipeline=[])
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert "is a view" in done.stderr
+    assert [row["n"] for row in lake.rows()] == [0]
+    config.set("source", collections=["seen"])
+    config.set("state", prefix=f"{config.name}-alone")
+    assert run_engine(config).returncode == 2
+
+
+def test_splits_that_fail_are_left_for_the_next_run(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    config.set("retry", max_attempts=3)
+    config.set("backfill", split_size="64KiB", readers=1)
+    for name in ("orders", "items"):
+        first = 0 if name == "orders" else 3000
+        mongo[config.name][name].insert_many([{"n": first + n, "text": "x" * 100} for n in range(3000)])
+    data = {"failCommands": ["find"], "errorCode": 8, "appName": "headrace", "namespace": f"{config.name}.items"}
+    mongo.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
+    try:
+        done = run_engine(config, "backfill")
+    finally:
+        mongo.admin.command("configureFailPoint", "failCommand", mode="off")
+    assert done.returncode == 1, done.stderr
+    assert "longer than the [retry] budget" in done.stderr
+    assert {row["n"] for row in lake.rows()} == set(range(3000))
+    done = run_engine(config, "backfill")
+    assert done.returncode == 0, done.stderr
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(6000))
+
+
+@pytest.mark.parametrize("command", ["explain", "listCollections", "aggregate"])
+def test_a_plan_is_made_all_the_same(mongo: Client, config: EngineConfig, lake: Lake, command: str) -> None:
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+    config.set("source", collections=["orders"])
+    with failing(mongo, command, 3, appName="headrace", errorCode=11601):
+        done = run_engine(config, "backfill", "--filter", '{"n": {"$gte": 50}}')
+    assert done.returncode == 0, done.stderr
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(50, 100))
+
+
+def test_a_password_that_is_changed_for_a_while(guarded: Mongo, config: EngineConfig, lake: Lake) -> None:
+    """Where it worked before it may work again: for a reader that lives, and for one that is started."""
+    config.set("source", uri=guarded.uri)
+    config.set("retry", max_attempts=30)
+    with MongoClient[dict[str, Any]](guarded.uri) as client, Engine(config) as engine:
+        engine.wait_reading()
+        writing = Writing(client, config, engine)
+        writing.insert()
+        writing.wait_landed()
+        client.admin.command("updateUser", "root", pwd="other")
+        try:
+            assert "Authentication failed" not in engine.log()
+            with failing(client, "getMore", 2, appName="headrace", closeConnection=True):
+                wait_for_log(engine, "Authentication failed", 2)
+            kill_all(engine.pids("reader")[:1])
+            wait_for_log(engine, '"process failed"', 2)
+        finally:
+            client.admin.command("updateUser", "root", pwd="right")
+        writing.insert()
+        writing.wait_landed()
+        assert engine.terminate() == 0
+    assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
+
+
+def wait_for_log(engine: Engine, text: str, times: int) -> None:
+    deadline = time.monotonic() + 60
+    while engine.log().count(text) < times:
+        assert engine.process.poll() is None, engine.log_tail()
+        assert time.monotonic() < deadline, engine.log_tail()
+        time.sleep(0.05)
