@@ -87,8 +87,8 @@ class ChangeStream:
         except PyMongoError as error:
             self._forget_cursor()
             raise translate(self._operation, error) from error
-        if self._skip_to and reply.token and not is_behind(self._skip_to, reply.token):
-            self._skip_to = ""  # the server has passed what was taken before
+        if self._skip_to and reply.token and self._has_passed(reply):
+            self._skip_to = ""
         if reply.token and not self._skip_to and (reply.token != self._position.token or not self._position.exact):
             time = reply.token_time or self._position.time
             self._position = Position(reply.token, time, after_invalidate=reply.ends_invalidated)
@@ -96,6 +96,11 @@ class ChangeStream:
             reply.position = self._position
         self._adapt_batch_size(reply)
         return reply
+
+    def _has_passed(self, reply: Reply) -> bool:
+        """Whether the server has passed what was taken before: one that stands at it may have more fragments."""
+        is_there = reply.ends_invalidated and not is_behind(self._skip_to, reply.token)
+        return is_there or is_behind(reply.token, self._skip_to)
 
     def _adapt_batch_size(self, reply: Reply) -> None:
         """Ask for as many events next as will make a reply of the wanted size, as far as one can tell."""

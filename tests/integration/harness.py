@@ -319,13 +319,17 @@ class PlainStream:
     State: each event's token, and its document key as the driver writes it in relaxed Extended JSON.
     """
 
-    def __init__(self, client: MongoClient[dict[str, Any]], database: str, start: Timestamp) -> None:
+    def __init__(
+        self, client: MongoClient[dict[str, Any]], database: str, start: Timestamp, *, splits: bool = False
+    ) -> None:
         self.tokens: list[str] = []
         self.keys: dict[str, Any] = {}
         self._stopped = threading.Event()
         lenient = CodecOptions[dict[str, Any]](datetime_conversion=DatetimeConversion.DATETIME_AUTO)
         source = client.get_database(database, codec_options=lenient)
-        self._stream = source.watch(start_at_operation_time=start, max_await_time_ms=200)
+        # A stream that splits large events has tokens of another version.
+        stages: list[dict[str, Any]] = [{"$changeStreamSplitLargeEvent": {}}] if splits else []
+        self._stream = source.watch(stages, start_at_operation_time=start, max_await_time_ms=200)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
