@@ -26,7 +26,7 @@ class Life(Struct):
     """What is known of one child; it is started once it is ``wanted``.
 
     Attributes:
-        error: why it could not begin, in its own words.
+        error: why it could not begin this time, in its own words.
         died_by, starved: how it ended the last time, and whether that was for want of memory.
     """
 
@@ -84,7 +84,7 @@ class Children:
         ]
         for child in due:
             life = self._lives[child]
-            life.alive, life.ready, life.kill_sent = True, False, False
+            life.alive, life.ready, life.kill_sent, life.error = True, False, False, None
             life.started_at = life.progress_at = now
             life.progress = -1
         return [Spawn(child) for child in due]
@@ -125,6 +125,8 @@ class Children:
         life.failures.failed(now)
         delay_s = round(life.failures.retry_at - now, 2)
         fields: dict[str, object] = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
+        if life.error is not None:
+            fields["error"] = str(life.error)
         if life.starved:
             fields["remedy"] = MORE_MEMORY
         return [Log("warning", "process died", fields)]
