@@ -766,35 +766,45 @@ class Coordinator:
         """The stream needs a hand; the others go on."""
         stream.status, stream.error = "failed", error
         fields = {"stream": stream.name, "error": str(error)}
-        actions: list[Action] = [Log("error", "stream stopped", fields), *self._start_over(stream)]
-        actions += self._give_up_lease(stream)
-        if not stream.spec.is_split:
-            return actions + self._leave_splits_of(stream)
-        # What stops as many as there are readers is nothing that the next one would be spared.
-        self._splits_stopped += 1
-        if self._splits and self._splits_stopped >= max(2, len(self._pool)):
-            fields = {"splits_left": str(len(self._splits))}
-            actions.append(Log("error", "backfill stopped: its splits fail one after the other", fields))
-            self._splits.clear()
+        stopped = Log("error", "stream stopped", fields)
+        actions = [stopped, *self._start_over(stream), *self._give_back(stream)]
+        if stream.spec.is_split:
+            return actions + self._judge_splits(stream.spec.namespace)
+        if stream.ledger.committed is None:
+            # It does not bring what comes behind a load of its collections: that is left, too.
+            actions += self._leave(each for each in self._splits if overlap(each, stream.spec))
         return actions
 
-    def _give_up_lease(self, stream: Stream) -> list[Action]:
-        """Another engine may have more luck with it."""
+    def _give_back(self, stream: Stream) -> list[Action]:
+        """The stream's lease, if it is ours: another engine may have more luck with it."""
         if stream.lease != "held":
             return []
         stream.lease = "none"
         return [Release((stream.name,))]
 
-    def _leave_splits_of(self, stream: Stream) -> list[Action]:
-        """A stream that never began does not bring what comes behind a load: that is left to the next run."""
-        if stream.ledger.committed is not None:
-            return []
-        left = [spec for spec in self._splits if overlap(spec, stream.spec)]
+    def _judge_splits(self, namespace: str) -> list[Action]:
+        """A split has stopped; what stops as many as there are readers is nothing that the next would be spared.
+
+        So the rest of its collection is left; and that of all collections, when so many of them had a split
+        stopped with nothing committed between.
+        """
+        self._splits_stopped[namespace] = self._splits_stopped.get(namespace, 0) + 1
+        self._collections_stopped.add(namespace)
+        most = max(2, len(self._pool))
+        if len(self._collections_stopped) >= most:
+            return self._leave(self._splits)
+        if self._splits_stopped[namespace] >= most:
+            return self._leave(each for each in self._splits if each.namespace == namespace)
+        return []
+
+    def _leave(self, splits: Iterable[StreamSpec]) -> list[Action]:
+        """These splits are for the next run."""
+        left = {each.stream: each.namespace for each in splits}
         if not left:
             return []
-        self._splits = deque(spec for spec in self._splits if spec not in left)
-        fields = {"stream": stream.name, "splits_left": str(len(left))}
-        return [Log("error", "its collections are not loaded, either", fields)]
+        self._splits = deque(each for each in self._splits if each.stream not in left)
+        fields = {"collections": sorted(set(left.values())), "splits_left": len(left)}
+        return [Log("error", "splits left for the next run", fields)]
 
     def _on_stream_lost(self, stream: Stream, error: HeadraceError, now: float) -> list[Action]:
         # One that is lost again and again, with nothing captured between, is not healed by beginning anew.

@@ -190,7 +190,7 @@ def test_a_password_that_is_changed_for_a_while(guarded: Mongo, config: EngineCo
             with failing(client, "getMore", 2, appName="headrace", closeConnection=True):
                 wait_for_log(engine, "Authentication failed", 2)
             kill_all(engine.pids("reader")[:1])
-            wait_for_log(engine, '"process failed"', 2)
+            wait_for_log(engine, '"process died"', 3)
         finally:
             client.admin.command("updateUser", "root", pwd="right")
         writing.insert()
