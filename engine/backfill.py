@@ -32,7 +32,7 @@ from engine.core.messages import StreamSpec
 from engine.core.naming import is_split, number_in
 from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
-from engine.errors import ConfigError, StateLostError
+from engine.errors import ConfigError, StateLostError, TransientError
 from engine.forks import CONTEXT, end_with_parent, start_template
 from engine.retries import retrying
 from engine.state import StateStore, open_store
@@ -75,7 +75,7 @@ class Planner:
     State: the process, from the first call on; it ends with the context.
 
     Args:
-        retry: for ``TransientError``.
+        retry: for ``TransientError``, and for a process that dies.
     """
 
     def __init__(self, retry: RetryConfig) -> None:
@@ -84,13 +84,22 @@ class Planner:
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """What the function returns, or raises, there."""
-        from concurrent.futures import ProcessPoolExecutor
+        return self._retrying(self._attempt, function, *arguments)
+
+    def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
+        from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
         if self._pool is None:
             start_template()
             self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
-        pool = self._pool
-        return self._retrying(lambda: pool.submit(function, *arguments).result())
+        try:
+            return self._pool.submit(function, *arguments).result()
+        except BrokenExecutor as error:
+            self._pool = None
+            operation = function.__name__.replace("_", " ")
+            raise TransientError(
+                operation, "the process that was at it died", "Is there enough memory?"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
