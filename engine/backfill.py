@@ -84,7 +84,7 @@ class Planner:
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """What the function returns, or raises, there."""
-        return self._retrying(self._attempt, function, *arguments)
+        return self._retrying(lambda: self._attempt(function, *arguments))
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
         from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
