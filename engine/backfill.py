@@ -7,6 +7,7 @@ documents, one per collection, and has the splits run by a supervisor here or by
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,13 +34,13 @@ from engine.core.naming import is_split, number_in
 from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError, TransientError
-from engine.forks import CONTEXT, end_with_parent, start_template
+from engine.forks import CONTEXT, end_with_parent, kill_template, start_template
 from engine.retries import retrying
 from engine.state import StateStore, open_store
 from engine.state.owner import is_certainly_dead, this_owner
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
 _INDEX = "backfills"
 # A plan has the time of this machine's clock, and its objects that of the server's.
@@ -76,10 +77,12 @@ class Planner:
 
     Args:
         retry: for ``TransientError``, and for a process that dies.
+        hang_timeout_s: how long it may take to start the process.
     """
 
-    def __init__(self, retry: RetryConfig) -> None:
+    def __init__(self, retry: RetryConfig, hang_timeout_s: float) -> None:
         self._retrying = retrying(retry, what="MongoDB")
+        self._hang_timeout_s = hang_timeout_s
         self._pool: Executor | None = None
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -87,19 +90,34 @@ class Planner:
         return self._retrying(lambda: self._attempt(function, *arguments))
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
-        from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+        from concurrent.futures import BrokenExecutor
 
-        if self._pool is None:
-            start_template()
-            self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
+        operation = function.__name__.replace("_", " ")
         try:
-            return self._pool.submit(function, *arguments).result()
+            result = self._submit(function, *arguments)
+        except (BrokenExecutor, EOFError, OSError) as error:
+            self._pool = None
+            raise TransientError(operation, f"its process could not be started: {error!r}") from error
+        try:
+            return result.result()
         except BrokenExecutor as error:
             self._pool = None
-            operation = function.__name__.replace("_", " ")
-            raise TransientError(
-                operation, "the process that was at it died", "Is there enough memory?"
-            ) from error
+            cause = "the process that was at it died"
+            raise TransientError(operation, cause, "Is there enough memory?") from error
+
+    def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
+        """Have the process begin; the first time it is started, by a template that may never answer."""
+        from concurrent.futures import ProcessPoolExecutor
+
+        killer = threading.Timer(self._hang_timeout_s, kill_template)
+        killer.start()
+        try:
+            if self._pool is None:
+                start_template()
+                self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
+            return self._pool.submit(function, *arguments)
+        finally:
+            killer.cancel()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,15 @@ def die() -> None:
 
 
 def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
-    with template(), Planner(QUICK) as planner:
+    with template(), Planner(QUICK, 60.0) as planner:
         assert planner.call(die_at_first, tmp_path / "met") == 7
         with pytest.raises(TransientError, match="die: the process that was at it died"):
             planner.call(die)
+
+
+def test_a_template_that_does_not_answer_is_replaced() -> None:
+    with template(), Planner(QUICK, 3.0) as planner:
+        stopped = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        os.kill(stopped, signal.SIGSTOP)
+        assert planner.call(os.getpid) != os.getpid()
+        assert forkserver._forkserver._forkserver_pid != stopped  # type: ignore[attr-defined]
