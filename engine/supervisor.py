@@ -250,8 +250,6 @@ class Supervisor:
                 self._perform(self._coordinator.child_exited(name, None, time.monotonic()))
             else:
                 self._children[name] = process
-                if self._coordinator.children[name].kill_sent:  # it came just when it was given up
-                    process.kill()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals += 1

@@ -152,16 +152,19 @@ class Children:
         self._lives[child].failures.succeeded()
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
-        """Kill the children that are alive, have work, and get nowhere."""
+        """Kill the children that are alive, have work, and get nowhere; again, when that comes to nothing.
+
+        One whose start is given up just when it has come is not killed, and may hang all the same.
+        """
         actions: list[Action] = []
         for child, life in self._lives.items():
-            if not life.alive or life.kill_sent or life.ended:
+            if not life.alive or life.ended:
                 continue
             if life.ready and not busy(child):
                 life.progress_at = now
             elif now - life.progress_at > self._hang_timeout_s:
-                life.kill_sent = True
                 fields = {"child": str(child), "doing": life.doing, "silent_s": round(now - life.progress_at)}
+                life.kill_sent, life.progress_at = True, now
                 actions += [Log("error", "process hangs; killing it", fields), Kill(child)]
         return actions
 
