@@ -36,8 +36,9 @@ from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError, TransientError
 from engine.forks import CONTEXT, end_with_parent, kill_template, start_template
 from engine.retries import retrying
-from engine.state import StateStore, open_store
+from engine.state import StateStore
 from engine.state.owner import is_certainly_dead, this_owner
+from engine.state.patient import open_patiently
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -373,9 +374,8 @@ def finish(config: Config, work: Work) -> list[Progress]:
 @contextmanager
 def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
-    store = open_store(config.state)
+    store = open_patiently(config.state, config.retry)
     try:
-        retrying(config.retry, what="the state store")(store.read_shared, _INDEX)
         yield Plans(store)
     finally:
         store.close()
