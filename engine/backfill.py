@@ -7,6 +7,7 @@ documents, one per collection, and has the splits run by a supervisor here or by
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,14 +33,15 @@ from engine.core.messages import StreamSpec
 from engine.core.naming import is_split, number_in
 from engine.core.position import make_time
 from engine.core.records import StreamRecord, read_record
-from engine.errors import ConfigError, StateLostError
-from engine.forks import CONTEXT, end_with_parent, start_template
+from engine.errors import ConfigError, StateLostError, TransientError
+from engine.forks import CONTEXT, end_with_parent, kill_template, start_template
 from engine.retries import retrying
-from engine.state import StateStore, open_store
+from engine.state import StateStore
 from engine.state.owner import is_certainly_dead, this_owner
+from engine.state.patient import open_patiently
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
 _INDEX = "backfills"
 # A plan has the time of this machine's clock, and its objects that of the server's.
@@ -75,22 +77,48 @@ class Planner:
     State: the process, from the first call on; it ends with the context.
 
     Args:
-        retry: for ``TransientError``.
+        retry: for ``TransientError``, and for a process that dies.
+        hang_timeout_s: how long it may take to start the process.
     """
 
-    def __init__(self, retry: RetryConfig) -> None:
+    def __init__(self, retry: RetryConfig, hang_timeout_s: float) -> None:
         self._retrying = retrying(retry, what="MongoDB")
+        self._hang_timeout_s = hang_timeout_s
         self._pool: Executor | None = None
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """What the function returns, or raises, there."""
+        return self._retrying(lambda: self._attempt(function, *arguments))
+
+    def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
+        from concurrent.futures import BrokenExecutor
+
+        operation = function.__name__.replace("_", " ")
+        try:
+            result = self._submit(function, *arguments)
+        except (BrokenExecutor, EOFError, OSError) as error:
+            self._pool = None
+            raise TransientError(operation, f"its process could not be started: {error!r}") from error
+        try:
+            return result.result()
+        except BrokenExecutor as error:
+            self._pool = None
+            cause = "the process that was at it died"
+            raise TransientError(operation, cause, "Is there enough memory?") from error
+
+    def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
+        """Have the process begin; the first time it is started, by a template that may never answer."""
         from concurrent.futures import ProcessPoolExecutor
 
-        if self._pool is None:
-            start_template()
-            self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
-        pool = self._pool
-        return self._retrying(lambda: pool.submit(function, *arguments).result())
+        killer = threading.Timer(self._hang_timeout_s, kill_template)
+        killer.start()
+        try:
+            if self._pool is None:
+                start_template()
+                self._pool = ProcessPoolExecutor(1, CONTEXT, end_with_parent)
+            return self._pool.submit(function, *arguments)
+        finally:
+            killer.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -346,9 +374,8 @@ def finish(config: Config, work: Work) -> list[Progress]:
 @contextmanager
 def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
-    store = open_store(config.state)
+    store = open_patiently(config.state, config.retry)
     try:
-        retrying(config.retry, what="the state store")(store.read_shared, _INDEX)
         yield Plans(store)
     finally:
         store.close()

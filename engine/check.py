@@ -19,7 +19,7 @@ from engine.core.naming import is_split
 from engine.core.plan import plan_streams
 from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
-from engine.errors import HeadraceError, url_without_password
+from engine.errors import ConfigError, HeadraceError, url_without_password
 from engine.progress import report
 from engine.state import open_store
 
@@ -27,11 +27,12 @@ from engine.state import open_store
 def check(config: Config) -> int:
     """Reach MongoDB, the sink and the state store with the rights that a run needs; show the memory sum.
 
-    Returns 0 when all is well, else 2; every failure is shown with its remedy.
+    Returns 0 when all is well, 2 when something is wrong with the configuration, else 1; every failure is shown
+    with its remedy.
     """
     console = Console(soft_wrap=True, highlight=False)
     redact = config.redactor()
-    failed = 0
+    code = 0
     steps: list[tuple[str, Callable[[Config], str]]] = [
         ("MongoDB", _check_source),
         ("sink", _check_sink),
@@ -44,10 +45,10 @@ def check(config: Config) -> int:
             console.print(f"[green]ok[/]      {name:12} ", end="")
             console.print(found, markup=False)
         except HeadraceError as error:
-            failed += 1
+            code = max(code, 2 if isinstance(error, ConfigError) else 1)
             console.print(f"[red]failed[/]  {name:12} ", end="")
             console.print(redact(str(error)), markup=False)
-    return 2 if failed else 0
+    return code
 
 
 def _check_source(config: Config) -> str:

@@ -156,7 +156,7 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     restart = options.restart
     while True:
         with ExitStack() as stack:
-            with Planner(config.retry) as planner:
+            with Planner(config.retry, config.supervision.hang_timeout) as planner:
                 load = stack.enter_context(_loader(config))
                 work = prepare(config, planner, options.collections, selection, restart=restart)
             watch = stack.enter_context(shown(config, work.progress.values()))
@@ -241,7 +241,7 @@ def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *
     from engine.progress import logged
     from engine.supervisor import Supervisor
 
-    with Planner(config.retry) as planner:
+    with Planner(config.retry, config.supervision.hang_timeout) as planner:
         work = snapshot(config, planner, specs, lost)
     watch = logged(work.progress.values())
 

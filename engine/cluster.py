@@ -9,6 +9,7 @@ worker is no place to fork from, and its end must be the end of all of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import socket
@@ -23,6 +24,7 @@ from engine.backfill import Work, plans_of
 from engine.config import Config, Size
 from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
+from engine.retries import retrying
 from engine.telemetry import Watch
 
 POLL_S = 5.0
@@ -30,16 +32,18 @@ CONNECT_S = 5.0
 TASKS_PER_CPU = 4
 
 _Task = tuple[Config, tuple[StreamSpec, ...]]
+log = logging.getLogger("headrace")
 
 
 def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
     """Read all splits of the work on the configured cluster; True, when that is done.
 
     Raises:
-        ConfigError: Ray is not installed or cannot be reached, or the state store is a file of this machine.
-        FatalError: a task failed.
+        ConfigError: Ray is not installed or refuses us, or the state store is a file of this machine.
+        TransientError: Ray cannot be reached.
+        FatalError: a task failed; the others have come to their end.
     """
-    ray = _connect(config)
+    ray = retrying(config.retry, what="the Ray cluster")(_connect, config)
     try:
         cpus = int(ray.cluster_resources().get("CPU", 1))
         size = max(1, len(work.splits) // (cpus * TASKS_PER_CPU))
@@ -50,12 +54,19 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
             task.remote((_of_one_task(config, cpus), work.splits[start : start + size]))
             for start in range(0, len(work.splits), size)
         ]
+        failed: FatalError | None = None
         while pending:
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
             for each in done:
-                _get(ray, each)
+                try:
+                    _get(ray, each)
+                except FatalError as error:  # the others go on
+                    log.error("a task failed", extra={"fields": {"error": str(error)}})
+                    failed = failed or error
             with contextlib.suppress(TransientError), plans_of(config) as plans:
                 watch([each for each in plans.progress() if each.collection in work.progress])
+        if failed is not None:
+            raise failed
     finally:
         ray.shutdown()
     return True
@@ -77,7 +88,9 @@ def _connect(config: Config) -> Any:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except OSError as error:
+        raise TransientError(operation, f"{address}: {error}", remedy) from error
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(operation, f"{address}: {error}", remedy) from error
     return ray
 

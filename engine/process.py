@@ -13,10 +13,11 @@ import logging
 import os
 import queue
 import signal
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.reduction import DupFd
@@ -45,6 +46,9 @@ _WRITER_MMAP_THRESHOLD = 2 * 2**20
 _UNKNOWN = 255
 # How long the exit code of a child is waited for that has closed its pipe; and the end of one that was killed.
 DEATH_S = 5.0
+# Before each message in a pipe, as multiprocessing's connections write it: how many bytes it has.
+_LENGTH = struct.Struct("!i")
+_READ_SIZE = 16 * 2**10
 log = logging.getLogger("headrace")
 
 
@@ -54,6 +58,41 @@ class ChildSettings(Struct, frozen=True):
     config: Config
     budget: Budget
     version: str
+
+
+class Inbox:
+    """Messages from the bytes of a pipe, as they come.
+
+    Whoever was stopped in the middle of a word may never end it, and is not waited for: ``recv_bytes`` would be.
+
+    State: the bytes of a message that has not come whole.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._begun = bytearray()
+
+    def read(self) -> list[bytes]:
+        """Take what is there, which must be something: the messages that are whole by now, some at a time.
+
+        Raises:
+            EOFError, OSError: nothing more will come.
+        """
+        data = os.read(self._fd, _READ_SIZE)
+        if not data:
+            raise EOFError
+        self._begun += data
+        messages: list[bytes] = []
+        start = 0
+        while (body := start + _LENGTH.size) <= len(self._begun):
+            (size,) = _LENGTH.unpack_from(self._begun, start)
+            assert size >= 0, "no message has 2 GiB"
+            if body + size > len(self._begun):
+                break
+            messages.append(bytes(self._begun[body : body + size]))
+            start = body + size
+        del self._begun[:start]
+        return messages
 
 
 class ChildProcess:
@@ -83,6 +122,7 @@ class ChildProcess:
             raise
         finally:
             theirs.close()
+        self._inbox = Inbox(self.connection.fileno())
         self.pid = self._popen.pid
         self.code: int | None = None
         self._hung_up_at: float | None = None
@@ -104,6 +144,19 @@ class ChildProcess:
     def is_ending(self) -> bool:
         """Whether something tells that it has ended, or is about to."""
         return self._hung_up_at is not None or self._popen.returncode is not None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is something to hear, be it that there is nothing more."""
+        return self._hung_up_at is None and self.connection.poll()
+
+    def hear(self) -> Iterator[msg.FromChild]:
+        """Some of what it has said; nothing when that is nothing yet, or half a message.
+
+        Raises:
+            EOFError, OSError: it says nothing more.
+        """
+        return map(msg.decode_from_child, self._inbox.read() if self.speaks else ())
 
     def send(self, message: msg.ToChild) -> None:
         """Send a message; a child that is gone hears nothing, and its exit is noticed elsewhere."""

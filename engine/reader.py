@@ -426,8 +426,8 @@ class Reader:
         now = time.monotonic()
         if now - self._beat_at >= BEAT_S:
             self._beat_at = now
-            attempts = self._prefetcher.attempts if self._prefetcher else 0
-            self._send(msg.Heartbeat(self._progress + attempts, doing, time.process_time()))
+            fetched = self._prefetcher.progress if self._prefetcher else 0
+            self._send(msg.Heartbeat(self._progress + fetched, doing, time.process_time()))
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))

@@ -56,7 +56,6 @@ TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
-MESSAGES_AT_ONCE = 64
 
 log = logging.getLogger("headrace")
 
@@ -220,14 +219,11 @@ class Supervisor:
         if self._watch is not None:
             self._watch(status.backfills)
 
-    def _hear(self, name: Child, most: int = MESSAGES_AT_ONCE) -> None:
-        """Take in what a child has said."""
-        child = self._children.get(name)
+    def _hear(self, name: Child) -> None:
+        """Take in some of what a child has said."""
         try:
-            while child is not None and most > 0 and child.connection.poll():
-                message = msg.decode_from_child(child.connection.recv_bytes())
+            for message in self._children[name].hear():
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
-                most -= 1
         except (EOFError, OSError):
             self._children[name].hang_up()  # it died, perhaps in the middle of a word
 
@@ -235,7 +231,8 @@ class Supervisor:
         """When a child has ended: hear its last words, then tell the coordinator."""
         child = self._children[name]
         if child.has_ended():
-            self._hear(name, most=1 << 30)
+            while child.speaks:
+                self._hear(name)
             del self._children[name]
             child.close()
             starved = child.code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before

@@ -18,6 +18,7 @@ from engine.config import RetryConfig
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time, token_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
+from engine.local.servers import wait_until
 from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream
@@ -417,6 +418,16 @@ class TestPrefetcher:
             self.taken(prefetcher)
         assert stream.calls == 10
         prefetcher.stop()
+
+    def test_who_waits_for_the_next_attempt_does_not_hang(self) -> None:
+        """An attempt and the delay behind it may take longer than ``supervision.hang_timeout``."""
+        stream = self.Scripted([TransientError("read", "away")])
+        patient = RetryConfig(max_attempts=2, initial_delay=600, max_delay=600)  # type: ignore[arg-type]
+        prefetcher = Prefetcher(stream, patient)
+        wait_until(lambda: prefetcher.progress > 2, "progress")
+        assert stream.calls == 1
+        prefetcher.stop()
+        assert stream.closed.wait(10)
 
     def test_other_errors_come_through_at_once(self) -> None:
         stream = self.Scripted([StreamLostError("read", "gone")])

@@ -158,7 +158,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "string"
     on_mismatch: Annotated[
         Literal["rescue", "fail"],
-        Meta(description="A value that its column cannot hold exactly: to `_cdc_rescued`, or stop the engine."),
+        Meta(description="A value that its column cannot hold exactly: to `_cdc_rescued`, or stop the stream."),
     ] = "rescue"
     raw: Annotated[bool, Meta(description="Also keep each whole event as BSON, in `_cdc_raw`.")] = False
 

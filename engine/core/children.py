@@ -26,7 +26,7 @@ class Life(Struct):
     """What is known of one child; it is started once it is ``wanted``.
 
     Attributes:
-        error: why it could not begin, in its own words.
+        error: why it could not begin this time, in its own words.
         died_by, starved: how it ended the last time, and whether that was for want of memory.
     """
 
@@ -84,7 +84,7 @@ class Children:
         ]
         for child in due:
             life = self._lives[child]
-            life.alive, life.ready, life.kill_sent = True, False, False
+            life.alive, life.ready, life.kill_sent, life.error = True, False, False, None
             life.started_at = life.progress_at = now
             life.progress = -1
         return [Spawn(child) for child in due]
@@ -125,6 +125,8 @@ class Children:
         life.failures.failed(now)
         delay_s = round(life.failures.retry_at - now, 2)
         fields: dict[str, object] = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
+        if life.error is not None:
+            fields["error"] = str(life.error)
         if life.starved:
             fields["remedy"] = MORE_MEMORY
         return [Log("warning", "process died", fields)]
@@ -150,16 +152,19 @@ class Children:
         self._lives[child].failures.succeeded()
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
-        """Kill the children that are alive, have work, and get nowhere."""
+        """Kill the children that are alive, have work, and get nowhere; again, when that comes to nothing.
+
+        One whose start is given up just when it has come is not killed, and may hang all the same.
+        """
         actions: list[Action] = []
         for child, life in self._lives.items():
-            if not life.alive or life.kill_sent or life.ended:
+            if not life.alive or life.ended:
                 continue
             if life.ready and not busy(child):
                 life.progress_at = now
             elif now - life.progress_at > self._hang_timeout_s:
-                life.kill_sent = True
                 fields = {"child": str(child), "doing": life.doing, "silent_s": round(now - life.progress_at)}
+                life.kill_sent, life.progress_at = True, now
                 actions += [Log("error", "process hangs; killing it", fields), Kill(child)]
         return actions
 

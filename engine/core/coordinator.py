@@ -40,6 +40,7 @@ from engine.core.actions import (
 from engine.core.backfill import Progress, is_end
 from engine.core.children import Children
 from engine.core.grants import Grants
+from engine.core.handover import overlap
 from engine.core.ledger import Effect, Ledger, PublishSegment, WriteCommit, WriteIntent
 from engine.core.messages import (
     Abandon,
@@ -108,7 +109,8 @@ class Coordinator:
             self.streams[spec.stream] = self._by_reader[reader] = self._new_stream(spec, reader)
         self._pool = readers[len(specs) :]
         self._splits: deque[StreamSpec] = deque()
-        self._splits_stopped = 0  # in a row, with nothing committed between
+        self._splits_stopped: dict[str, int] = {}  # by collection, since something of it was committed
+        self._collections_stopped: set[str] = set()  # since something of any was
         self._generations = itertools.count(1)
         self.progress: dict[str, Progress] = {}
         self._anew = set(settings.lost)
@@ -230,15 +232,9 @@ class Coordinator:
         if self._exiting is not None:
             return []
         worst = max(hit, key=lambda stream: stream.failures.count, default=None)
-        if worst is not None and worst.failures.exhausted:
-            ended, remedy = self.children.last_end(child)
-            times = f"{worst.failures.count} times in a row before anything was committed"
-            cause = f"a {child.role} died {times}, {ended}"
-            for stream in hit:
-                stream.failures.succeeded()
-            self.children.forgive(child)
-            return self._stop_stream(worst, FatalError(f"run the stream {worst.name}", cause, remedy))
         error = self.children.despair_of(child)
+        if worst is not None and (worst.failures.exhausted or error is not None):
+            return self._blame(worst, child, hit)
         if error is None:
             return []
         own = self._by_reader.get(child)
@@ -247,10 +243,22 @@ class Coordinator:
         self.children.end(child)
         return [] if own.is_over else self._stop_stream(own, error)
 
+    def _blame(self, worst: Stream, child: Child, hit: Sequence[Stream]) -> list[Action]:
+        """Stop the stream that the child has died at most often; the others that it was at begin to count anew."""
+        ended, remedy = self.children.last_end(child)
+        count = max(worst.failures.count, self.children[child].failures.count)
+        cause = f"a {child.role} died {count} times in a row before anything was committed, {ended}"
+        for stream in hit:
+            stream.failures.succeeded()
+        self.children.forgive(child)
+        return self._stop_stream(worst, FatalError(f"run the stream {worst.name}", cause, remedy))
+
     def acquired(self, name: str, fields: dict[str, str], now: float) -> list[Action]:
         """The lease is ours, and this is the record as it stood when it became so."""
         stream = self.streams[name]
         stream.lease, stream.held_by = "held", ""
+        if stream.is_over:  # it stopped while its lease was asked for
+            return self._settle(self._give_back(stream), now)
         record = records.read_record(fields)
         if (refusal := self._refusal(stream, record)) is not None:
             return self._exit(self._code_of(refusal), refusal)
@@ -485,13 +493,14 @@ class Coordinator:
         counters.dead_letters += message.dead_letters
         return self._apply(stream, stream.ledger.sealed(message.seq, message.objects), now)
 
-    def _survey_ready(self) -> list[Action]:
+    def _survey_ready(self, now: float) -> list[Action]:
         """Have the lake looked at for every stream that has just been acquired: is the state older than it?"""
         writers = self.children.ready("writer")
         actions: list[Action] = []
         for stream in self.streams.values():
             waits = stream.lease == "held" and not stream.surveyed and stream.surveyor is None
-            if writers and waits and stream.status in ("waiting", "running") and not self.draining:
+            is_due = now >= stream.failures.retry_at and not stream.is_over and not self.draining
+            if writers and waits and is_due:
                 at = stream.ledger.committed
                 asked = Survey(stream.spec, stream.generation, at.time if at else 0, stream.ledger.last_known)
                 stream.surveyor = writers[len(actions) % len(writers)]
@@ -542,7 +551,8 @@ class Coordinator:
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
         if stream.spec.is_split:
-            self._splits_stopped = 0
+            self._splits_stopped.pop(stream.spec.namespace, None)
+            self._collections_stopped.clear()
         writers = self.children.ready("writer") if commit.seqs else []
         for child in writers if stream.reader is None else [stream.reader, *writers]:
             self.children.got_somewhere(child)
@@ -731,9 +741,10 @@ class Coordinator:
         if stream is None or failed.generation != stream.generation:
             return []
         if error.kind == "stream_lost":
-            return self._on_stream_lost(stream, error)
+            return self._on_stream_lost(stream, error, now)
         # What is wrong with a configuration that has served is a server's state, or on its way to be mended.
-        may_pass = error.kind == "transient" or (error.kind == "config" and stream.has_been_read)
+        has_served = stream.has_been_read or (stream.spec.is_split and self._has_run)
+        may_pass = error.kind == "transient" or (error.kind == "config" and has_served)
         if not may_pass:
             return self._stop_stream(stream, error)
         if not stream.failures.failed(now):
@@ -746,31 +757,58 @@ class Coordinator:
     def _on_process_failed(self, child: Child, error: HeadraceError) -> list[Action]:
         """A process says why it ends."""
         has_served = bool(self._deployment) if child.role == "reader" else self._sink_seen
-        if error.kind == "transient" or (error.kind == "config" and has_served):
+        if error.kind == "transient" or has_served:
             self.children[child].error = error
-            return [Log("warning", "process failed", {"child": str(child), "error": str(error)})]
+            return []
         return self._exit(self._code_of(error), error)
 
     def _stop_stream(self, stream: Stream, error: HeadraceError) -> list[Action]:
         """The stream needs a hand; the others go on."""
         stream.status, stream.error = "failed", error
         fields = {"stream": stream.name, "error": str(error)}
-        actions: list[Action] = [Log("error", "stream stopped", fields), *self._start_over(stream)]
-        if not stream.spec.is_split:
-            return actions
-        if stream.lease == "held":
-            stream.lease = "none"
-            actions.append(Release((stream.name,)))
-        # What stops as many as there are readers is nothing that the next one would be spared.
-        self._splits_stopped += 1
-        if self._splits and self._splits_stopped >= max(2, len(self._pool)):
-            fields = {"splits_left": str(len(self._splits))}
-            actions.append(Log("error", "backfill stopped: its splits fail one after the other", fields))
-            self._splits.clear()
+        stopped = Log("error", "stream stopped", fields)
+        actions = [stopped, *self._start_over(stream), *self._give_back(stream)]
+        if stream.spec.is_split:
+            return actions + self._judge_splits(stream.spec.namespace)
+        if stream.ledger.committed is None:
+            # It does not bring what comes behind a load of its collections: that is left, too.
+            actions += self._leave(each for each in self._splits if overlap(each, stream.spec))
         return actions
 
-    def _on_stream_lost(self, stream: Stream, error: HeadraceError) -> list[Action]:
-        if self.settings.on_history_lost == "fail":
+    def _give_back(self, stream: Stream) -> list[Action]:
+        """The stream's lease, if it is ours: another engine may have more luck with it."""
+        if stream.lease != "held":
+            return []
+        stream.lease = "none"
+        return [Release((stream.name,))]
+
+    def _judge_splits(self, namespace: str) -> list[Action]:
+        """A split has stopped; what stops as many as there are readers is nothing that the next would be spared.
+
+        So the rest of its collection is left; and that of all collections, when so many of them had a split
+        stopped with nothing committed between.
+        """
+        self._splits_stopped[namespace] = self._splits_stopped.get(namespace, 0) + 1
+        self._collections_stopped.add(namespace)
+        most = max(2, len(self._pool))
+        if len(self._collections_stopped) >= most:
+            return self._leave(self._splits)
+        if self._splits_stopped[namespace] >= most:
+            return self._leave(each for each in self._splits if each.namespace == namespace)
+        return []
+
+    def _leave(self, splits: Iterable[StreamSpec]) -> list[Action]:
+        """These splits are for the next run."""
+        left = {each.stream: each.namespace for each in splits}
+        if not left:
+            return []
+        self._splits = deque(each for each in self._splits if each.stream not in left)
+        fields = {"collections": sorted(set(left.values())), "splits_left": len(left)}
+        return [Log("error", "splits left for the next run", fields)]
+
+    def _on_stream_lost(self, stream: Stream, error: HeadraceError, now: float) -> list[Action]:
+        # One that is lost again and again, with nothing captured between, is not healed by beginning anew.
+        if self.settings.on_history_lost == "fail" or not stream.failures.failed(now):
             return self._stop_stream(stream, error)
         fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self.settings.on_history_lost == "snapshot":
@@ -798,7 +836,7 @@ class Coordinator:
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         """``actions``, and what has become possible or done with them."""
         if self._exiting is None:
-            actions = actions + self._open_splits() + self._survey_ready() + self._assign_ready(now)
+            actions = actions + self._open_splits() + self._survey_ready(now) + self._assign_ready(now)
             actions += self._serve()
             actions += self._enlist_writers(now)
             for stream in list(self.streams.values()):
@@ -862,7 +900,7 @@ class Coordinator:
         if self._exiting is not None:
             return []
         self._exiting = Exit(code, error)
-        held = tuple(name for name, stream in self.streams.items() if stream.lease == "held")
+        held = tuple(name for name, stream in self.streams.items() if stream.lease != "none")
         keep = self.settings.common_end and not code and not self.draining
         actions: list[Action] = [Release(held)] if held and not keep else []
         for child in self.children:

@@ -22,6 +22,7 @@ from engine.retries import log_retry
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
+_BEAT_S = 1.0
 # Above what is asked for: few documents, which are large themselves. They do not gain by having two wait.
 _LARGE_REPLY = 12 * 2**20
 
@@ -49,7 +50,7 @@ class Prefetcher:
         self._stopped = threading.Event()
         self._taken = threading.Event()
         self._wake_read, self._wake_write = os.pipe()
-        self.attempts = 0
+        self.progress = 0  # attempts, and the seconds between them: who waits for the next one does not hang
         self.last_error = ""
         policy = RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay)
         self._failures = Failures(policy, random.Random())
@@ -116,7 +117,7 @@ class Prefetcher:
             return reply
 
     def _attempt(self) -> Reply:
-        self.attempts += 1
+        self.progress += 1
         try:
             reply = self._stream.next()
         except HeadraceError as error:
@@ -136,10 +137,11 @@ class Prefetcher:
                 "That lasted for longer than the [retry] budget. Start again when it is over: nothing is lost."
             )
             raise FatalError(error.operation, error.cause, remedy) from error
-        delay_s = self._failures.retry_at - now
-        log_retry("MongoDB", error, self._failures.count, delay_s)
-        if self._stopped.wait(delay_s):
-            raise error
+        log_retry("MongoDB", error, self._failures.count, self._failures.retry_at - now)
+        while (left_s := self._failures.retry_at - time.monotonic()) > 0:
+            if self._stopped.wait(min(left_s, _BEAT_S)):
+                raise error
+            self.progress += 1
 
     def _hand_over(self, reply: Reply | HeadraceError) -> None:
         self._taken.clear()

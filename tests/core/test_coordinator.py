@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from engine.core import records
-from engine.core.actions import Acquire, Action, Child, Exit, Log, Release, Send, Spawn, Write
+from engine.core.actions import Acquire, Action, Child, Exit, Kill, Log, Release, Renew, Send, Spawn, Write
 from engine.core.backfill import END
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import (
+    Abandon,
     Assign,
     BatchReady,
     Failed,
@@ -23,11 +25,13 @@ from engine.core.messages import (
     ReaderReady,
     Sealed,
     SegmentCut,
+    SlabFreed,
     SlabRequest,
     Started,
     StreamSpec,
     Survey,
     Surveyed,
+    Unassign,
     WriterReady,
 )
 from engine.core.naming import object_key
@@ -218,12 +222,13 @@ def errors(actions: list[Action]) -> list[str]:
     return [each.event for each in actions if isinstance(each, Log) and each.level == "error"]
 
 
-def running() -> Coordinator:
+def running(**settings: Any) -> Coordinator:
     """Both streams are being read."""
-    made = coordinator()
+    made = coordinator(**settings)
     ready(made, make_time(100, 0))
-    for reader, spec in zip(READERS, SPECS, strict=True):
+    for spec in SPECS:
         surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+    for reader, spec in zip(READERS, SPECS, strict=True):
         made.from_child(reader, Started(made.streams[spec.stream].generation, None), 3.0)
     return made
 
@@ -318,8 +323,110 @@ def test_of_streams_that_a_writer_dies_of_one_stops_at_a_time() -> None:
     assert sorted(status(made)) == ["failed", "running"]
 
 
-def splits_of(count: int) -> list[StreamSpec]:
-    return [StreamSpec(f"backfill/{number}", "split", "shop", ("a",)) for number in range(count)]
+@pytest.mark.parametrize("kind", ["transient", "config", "fatal"])
+def test_what_one_process_says_does_not_end_an_engine_that_runs(kind: FailureKind) -> None:
+    made = running()
+    for attempt in range(5):
+        now = 10.0 * attempt + 4
+        assert status(made) == ["running", "running"], attempt
+        assert not exits(made.from_child(READERS[0], failed(kind, made), now))
+        assert not exits(made.child_exited(READERS[0], 1, now))
+        made.tick(now + 5)
+    assert status(made) == ["failed", "running"]
+
+
+def test_a_stream_that_stops_gives_its_lease_back() -> None:
+    """Another engine may have more luck with it; and what this one holds no more is not renewed."""
+    made = running()
+    assert Release(("shop.a",)) in made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
+    assert [each.streams for each in made.tick(40.0) if isinstance(each, Renew)] == [("shop.b",)]
+    assert not [each for each in made.tick(80.0) if isinstance(each, Acquire)]
+
+
+def test_a_lease_that_comes_after_its_stream_has_stopped_is_given_back() -> None:
+    made = coordinator()
+    made.from_child(READERS[1], ReaderReady("rs0", "7", 1), 1.0)
+    for attempt in range(5):
+        made.child_exited(READERS[0], -9, 10.0 * attempt)
+        made.tick(10.0 * attempt + 5)
+    assert status(made) == ["failed", "waiting"]
+    assert made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 60.0) == [Release(("shop.a",))]
+    assert status(made) == ["failed", "waiting"]
+
+
+def test_a_history_that_is_lost_again_and_again_stops_its_stream() -> None:
+    """Each time it begins anew, after a delay, which is what the configuration says; but not for ever."""
+    made = running(on_history_lost="now")
+    for attempt in range(5):
+        now = 10.0 * attempt + 4
+        assert status(made) == ["running", "running"], attempt
+        assert not assigned(made.from_child(READERS[0], failed("stream_lost", made, "shop.a"), now))
+        assert len(assigned(made.tick(now + 5))) == (attempt < 4)
+    assert status(made) == ["failed", "running"]
+
+
+def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
+    """What comes behind the load would be missing; the other's collections are loaded all the same."""
+    made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), SPECS, random.Random(1))
+    made.load([*splits_of(3, "a"), *splits_of(3, "b")], {})
+    made.start(0.0)
+    made.tick(0.1)
+    ready(made, make_time(100, 0))
+    surveyed(made, made.acquired("shop.a", {}, 2.0))
+    surveyed(made, made.acquired("shop.b", {}, 2.0))
+    made.from_child(READERS[0], failed("fatal", made, "shop.a"), 3.0)
+    actions = made.from_child(READERS[1], Started(0, Position(time=make_time(100, 0))), 4.0)
+    asked = [each.stream for each in actions if isinstance(each, Acquire)]
+    assert asked
+    assert all(each.startswith("b/") for each in asked)
+
+
+def test_a_drain_waits_for_no_stream_that_has_stopped() -> None:
+    made = running()
+    made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
+    actions = made.shut_down(5.0)
+    assert [each.child for each in actions if isinstance(each, Send)] == [READERS[1]]
+    end = Position(f"82{make_time(90, 1):016X}", make_time(90, 1))
+    actions = made.from_child(READERS[1], Finished(made.streams["shop.b"].generation, end), 6.0)
+    assert exits(actions) == [1]
+
+
+def test_catching_up_waits_for_no_stream_that_has_stopped() -> None:
+    made = running(until_caught_up=True)
+    made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
+    end = Position(f"82{make_time(100, 1):016X}", make_time(100, 1))
+    actions = made.from_child(READERS[1], Finished(made.streams["shop.b"].generation, end), 6.0)
+    assert exits(actions) == [1]
+
+
+def test_a_handover_with_a_stream_that_has_stopped_is_void() -> None:
+    made = running(common_end=True)
+    actions = made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
+    assert exits(actions) == [1]
+    assert {name for each in actions if isinstance(each, Release) for name in each.streams} == {"shop.a", "shop.b"}
+
+
+def test_a_stream_that_stops_leaves_nothing_behind() -> None:
+    made = running()
+    generation, seq = made.streams["shop.a"].generation, made.streams["shop.a"].ledger.committed_seq + 1
+    offsets = []
+    for _ in range(2):
+        sent = made.from_child(READERS[0], SlabRequest(generation, seq, 1000), 4.0)
+        offsets.append(next(each.message.offset for each in sent if isinstance(each, Send)))  # type: ignore[union-attr]
+        if len(offsets) == 1:
+            made.from_child(READERS[0], BatchReady(generation, seq, offsets[0], 1000, 1, 300), 4.0)
+    actions = made.from_child(READERS[0], failed("fatal", made, "shop.a"), 5.0)
+    told = [(each.child, type(each.message)) for each in actions if isinstance(each, Send)]
+    assert told == [(WRITER, Abandon), (READERS[0], Unassign)]
+    made.from_child(READERS[0], BatchReady(generation, seq, offsets[1], 1000, 1, 300), 6.0)
+    made.from_child(WRITER, SlabFreed(offsets[0]), 6.0)
+    assert not made.grants.slabs
+    assert not made.streams["shop.a"].ledger.segments
+    assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader has nothing to do"
+
+
+def splits_of(count: int, collection: str = "a") -> list[StreamSpec]:
+    return [StreamSpec(f"{collection}/{number}", "split", "shop", (collection,)) for number in range(count)]
 
 
 def test_a_split_that_fails_leaves_the_others() -> None:
@@ -345,17 +452,68 @@ def test_splits_that_fail_one_after_the_other_stop_the_backfill() -> None:
         assert not exits(actions)
         actions += made.acquired(specs[number].stream, {}, 10.0)
         actions += made.from_child(READERS[0], failed("fatal", made, specs[number].stream), 11.0)
-    assert errors(actions)[-1] == "backfill stopped: its splits fail one after the other"
+    assert errors(actions)[-1] == "splits left for the next run"
     assert not exits(actions)
     (asked,) = [name for name, stream in made.streams.items() if not stream.error]
     made.acquired(asked, {}, 12.0)
     assert exits(made.from_child(READERS[0], failed("fatal", made, asked), 12.0)) == [1]
 
 
-def pool(count: int) -> tuple[Coordinator, list[StreamSpec]]:
-    """An engine with one reader for so many splits."""
+def fail_in_turn(made: Coordinator, names: Container[str]) -> tuple[list[str], list[Action]]:
+    """Read all splits, of which those of these collections fail; the ones that were read, and what came of it."""
+    read: list[str] = []
+    actions: list[Action] = []
+    while not exits(actions):
+        spec = next(each.spec for each in made.streams.values() if not each.error)
+        actions += made.acquired(spec.stream, {}, 10.0)
+        generation = made.streams[spec.stream].generation
+        if spec.collections[0] in names:
+            actions += made.from_child(READERS[0], failed("fatal", made, spec.stream), 11.0)
+        else:
+            read.append(spec.stream)
+            made.from_child(READERS[0], Started(generation, Position(time=1)), 12.0)
+            actions += made.from_child(READERS[0], Finished(generation, Position(END, 1)), 12.0)
+    return read, actions
+
+
+def test_one_collections_splits_do_not_keep_the_others_from_being_read() -> None:
+    made, _ = pool(9, [*splits_of(9, "bad"), *splits_of(3, "good")])
+    read, actions = fail_in_turn(made, {"bad"})
+    assert read == ["good/0", "good/1", "good/2"]
+    assert exits(actions) == [1]
+    assert len([name for name, stream in made.streams.items() if stream.error]) <= 3, "the rest were left"
+
+
+def test_splits_of_any_collections_that_fail_one_after_the_other_stop_the_backfill() -> None:
+    names = "abcdefgh"
+    made, _ = pool(8, [each for name in names for each in splits_of(9, name)])
+    _, actions = fail_in_turn(made, names)
+    assert exits(actions) == [1]
+    assert len([name for name, stream in made.streams.items() if stream.error]) <= 5
+
+
+def test_a_password_that_worked_for_other_splits_is_tried_again() -> None:
+    made, specs = pool(3)
+    made.acquired(specs[0].stream, {}, 2.0)
+    sent = made.from_child(READERS[0], SlabRequest(made.streams[specs[0].stream].generation, 101, 1000), 3.0)
+    made.from_child(
+        READERS[0], Started(made.streams[specs[0].stream].generation, Position(time=make_time(1, 0))), 3.0
+    )
+    offset = next(each.message.offset for each in sent if isinstance(each, Send))  # type: ignore[union-attr]
+    made.from_child(
+        READERS[0], BatchReady(made.streams[specs[0].stream].generation, 101, offset, 1000, 1, 300), 3.0
+    )
+    made.from_child(READERS[0], failed("fatal", made, specs[0].stream), 4.0)
+    made.acquired(specs[1].stream, {}, 5.0)
+    actions = made.from_child(READERS[0], failed("config", made, specs[1].stream), 6.0)
+    assert not errors(actions)
+    assert len(assigned(made.tick(20.0))) == 1
+
+
+def pool(count: int, specs: Sequence[StreamSpec] = ()) -> tuple[Coordinator, Sequence[StreamSpec]]:
+    """An engine with one reader for these splits, or for so many."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), [], random.Random(1))
-    specs = splits_of(count)
+    specs = specs or splits_of(count)
     made.load(specs, {})
     made.start(0.0)
     made.from_child(READERS[0], ReaderReady("rs0", "7", 1), 1.0)

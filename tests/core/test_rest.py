@@ -227,6 +227,14 @@ class TestChildren:
         assert kill == Kill(self.CHILD)
         assert children.hung(lambda _: True, 72.0) == []
 
+    def test_a_kill_that_comes_to_nothing_is_repeated(self, children: Children) -> None:
+        """It was given up while it waited for its start, and came just then."""
+        children.start_due(0.0)
+        assert Kill(self.CHILD) in children.hung(lambda _: True, 61.0)
+        children.became_ready(self.CHILD, 62.0)
+        assert children.hung(lambda _: True, 121.0) == []
+        assert Kill(self.CHILD) in children.hung(lambda _: True, 123.0)
+
     def test_progress_or_idleness_is_not_hung(self, children: Children) -> None:
         children.start_due(0.0)
         children.became_ready(self.CHILD, 0.0)

@@ -166,3 +166,8 @@ def test_check_reports_all_at_once(config: EngineConfig) -> None:
         "failed",
     ]
     assert QUOTED not in done.stdout
+
+
+def test_check_tells_what_is_away_from_what_is_wrong(config: EngineConfig) -> None:
+    config.set("source", uri="mongodb://127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
+    assert run_engine(config, "check").returncode == 1

@@ -168,6 +168,35 @@ def test_a_stopped_template_is_replaced_and_nobody_waits_for_it(
     assert len(lake.check_no_token_twice()) == 200
 
 
+def test_other_streams_go_on_while_the_template_is_stopped(
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
+) -> None:
+    """One stream's reader must be started, and cannot be."""
+    config.set("supervision", hang_timeout="10s")
+    lake = Lake(stack, config.name)
+    with Engine(config) as engine:
+        engine.wait_reading()
+        engine.wait_for(lambda status: bool(engine.pids("writer")), "a writer")
+        (template,) = engine.template()
+        os.kill(template, signal.SIGSTOP)
+        kill_all(engine.pids("reader")[:1])
+        status = engine.wait_for(lambda status: not all(each["reading"] for each in status["streams"]), "stops")
+        (other,) = (each["stream"] for each in status["streams"] if each["reading"])
+        for name in COLLECTIONS:
+            mongo[config.name][name].insert_many([{"n": n} for n in range(100)])
+        engine.wait_for(lambda status: committed(status, other) == 100, "the other one")
+        assert psutil.Process(template).status() == psutil.STATUS_STOPPED
+        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all")
+        assert not is_alive(template)
+        assert engine.terminate() == 0
+    assert len(lake.check_no_token_twice()) == 200
+
+
+def committed(status: dict[str, Any], stream: str) -> int:
+    """How many events of the stream are."""
+    return int(next(each["events_committed"] for each in status["streams"] if each["stream"] == stream))
+
+
 @pytest.mark.parametrize("victims", [[], ["reader", "writer"]], ids=["none", "killed"])
 def test_a_stopped_template_does_not_keep_it_from_ending(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, victims: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_
 from tests.test_source import failing
 
 Client = MongoClient[dict[str, Any]]
+KILLS = ("killOp", "killCursors", "killAllSessions")
 # What a server may say for a while: see tests/test_source.py.
 CODES = (43, 237, 11601, 1, 8, 24, 50, 96, 112, 136, 202, 211, 246, 365)
 
@@ -60,35 +62,64 @@ def stream_of(status: dict[str, Any], collection: str) -> dict[str, Any]:
     return found
 
 
-def test_what_an_administrator_kills_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    def operations() -> list[dict[str, Any]]:
-        mine: dict[str, Any] = {"appName": "headrace", "$or": [{"op": "getmore"}, {"type": "idleCursor"}]}
-        stages: list[dict[str, Any]] = [{"$currentOp": {"idleCursors": True, "allUsers": True}}, {"$match": mine}]
-        return list(mongo.admin.aggregate(stages))
+def kill_what_it_runs(mongo: Client, database: str, how: str) -> int:
+    """As an administrator may; how many operations, cursors or commands that were."""
+    if how == "killAllSessions":
+        mongo.admin.command("killAllSessions", [])
+        return 1
+    mine: dict[str, Any] = {"appName": "headrace", "$or": [{"op": "getmore"}, {"type": "idleCursor"}]}
+    stages: list[dict[str, Any]] = [{"$currentOp": {"idleCursors": True, "allUsers": True}}, {"$match": mine}]
+    killed = 0
+    for each in mongo.admin.aggregate(stages):
+        cursor = each.get("cursor", {}).get("cursorId")
+        if how == "killOp" and "opid" in each:
+            killed += 1
+            mongo.admin.command("killOp", op=each["opid"])
+        elif how == "killCursors" and cursor:
+            killed += 1
+            mongo[database].command("killCursors", each["ns"].partition(".")[2], cursors=[cursor])
+    return killed
 
+
+def test_what_an_administrator_kills_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     with Engine(config) as engine:
         engine.wait_reading()
         writing = Writing(mongo, config, engine)
-        for how in ("killOp", "killCursors", "killAllSessions") * 2:
-            killed = 0
-            while not killed:
-                for each in operations():
-                    cursor = each.get("cursor", {}).get("cursorId")
-                    if how == "killOp" and "opid" in each:
-                        killed += 1
-                        mongo.admin.command("killOp", op=each["opid"])
-                    elif how == "killCursors" and cursor:
-                        killed += 1
-                        name = each["ns"].partition(".")[2]
-                        mongo[config.name].command("killCursors", name, cursors=[cursor])
-                if how == "killAllSessions":
-                    killed += 1
-                    mongo.admin.command("killAllSessions", [])
+        for how in KILLS * 2:
+            while not kill_what_it_runs(mongo, config.name, how):
+                pass
             writing.insert()
             writing.wait_landed()
         assert engine.terminate() == 0
         assert '"stream stopped"' not in engine.log()
     assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
+
+
+def test_streams_and_a_load_whose_operations_are_killed(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    for number, name in enumerate(("orders", "items")):
+        documents = [{"loaded": 3000 * number + n, "text": "x" * 100} for n in range(3000)]
+        mongo[config.name][name].insert_many(documents)
+    config.set("source", start="snapshot")
+    config.set("backfill", split_size="64KiB", readers=2, max_documents_per_s=800)
+    with Engine(config) as engine:
+        engine.wait_reading()
+        writing = Writing(mongo, config, engine)
+        rounds: Counter[str] = Counter()
+        for how in itertools.cycle(KILLS):
+            rounds[how] += kill_what_it_runs(mongo, config.name, how)
+            writing.insert()
+            status = engine.wait_for(lambda status: bool(status["backfills"]), "status")
+            if all(each["splits"] == each["splits_total"] for each in status["backfills"]):
+                break
+            time.sleep(0.2)
+        writing.wait_landed()
+        assert engine.terminate() == 0
+        assert '"stream stopped"' not in engine.log()
+    assert all(rounds[how] > 2 for how in KILLS), rounds
+    rows = lake.rows()
+    loaded = Counter(row["loaded"] for row in rows if row["_cdc_op"] == "read" and row["loaded"] is not None)
+    assert loaded == Counter(range(6000))
+    assert Counter(row["n"] for row in rows if row["_cdc_op"] == "insert") == Counter(range(writing.count))
 
 
 def test_codes_that_pass(mongo: Client, config: EngineConfig, lake: Lake) -> None:
@@ -190,7 +221,7 @@ def test_a_password_that_is_changed_for_a_while(guarded: Mongo, config: EngineCo
             with failing(client, "getMore", 2, appName="headrace", closeConnection=True):
                 wait_for_log(engine, "Authentication failed", 2)
             kill_all(engine.pids("reader")[:1])
-            wait_for_log(engine, '"process failed"', 2)
+            wait_for_log(engine, '"process died"', 3)
         finally:
             client.admin.command("updateUser", "root", pwd="right")
         writing.insert()

@@ -1,0 +1,54 @@
+"""Whoever may wait for the state store does, for as long as the budget goes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.backfill import Plans
+from engine.config import RetryConfig, Secret
+from engine.config.tree import StateConfig
+from engine.core.backfill import Plan, Selection
+from engine.errors import TransientError
+from engine.local.servers import Valkey, wait_until
+from engine.state import StateStore
+from engine.state.patient import open_patiently
+from tests.conditions import out_of_memory
+
+PLAN = Plan("p", "shop", "orders", Selection(), "", "", (), 0, 0, 1.0)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    """A server of our own, to be put out of memory."""
+    made = Valkey(tmp_path)
+    made.start()
+    yield made
+    made.process.kill()
+
+
+def opened(server: Valkey, attempts: int) -> StateStore:
+    retry = RetryConfig(max_attempts=attempts, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
+    return open_patiently(StateConfig(url=Secret(server.url)), retry)
+
+
+def test_a_plan_is_kept_when_the_store_is_back(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    plans = Plans(opened(server, 10_000))
+    assert plans.read_all() == []
+    kept: list[Plan] = []
+    thread = threading.Thread(target=lambda: kept.append(plans.save(PLAN, None)))
+    with out_of_memory(server):
+        thread.start()
+        wait_until(lambda: caplog.text.count("the state store is away") > 3, "some attempts")
+    thread.join()
+    assert kept == plans.read_all() == [PLAN]
+
+
+def test_it_is_not_waited_for_for_ever(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    plans = Plans(opened(server, 4))
+    with out_of_memory(server), pytest.raises(TransientError, match="raise its maxmemory"):
+        plans.save(PLAN, None)
+    assert caplog.text.count("the state store is away") == 3

@@ -1,0 +1,45 @@
+"""What is called in the planner's process comes back, whatever happens to the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from engine.backfill import Planner
+from engine.config import RetryConfig
+from engine.errors import TransientError
+from engine.forks import template
+
+QUICK = RetryConfig(max_attempts=3, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
+
+
+def die_at_first(met: Path) -> int:
+    """Like a process that the kernel kills, the first time."""
+    if not met.exists():
+        met.touch()
+        os._exit(9)
+    return 7
+
+
+def die() -> None:
+    """Like a process that the kernel kills, each time."""
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    with template(), Planner(QUICK, 60.0) as planner:
+        assert planner.call(die_at_first, tmp_path / "met") == 7
+        with pytest.raises(TransientError, match="die: the process that was at it died"):
+            planner.call(die)
+
+
+def test_a_template_that_does_not_answer_is_replaced() -> None:
+    with template(), Planner(QUICK, 3.0) as planner:
+        stopped = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        os.kill(stopped, signal.SIGSTOP)
+        assert planner.call(os.getpid) != os.getpid()
+        assert forkserver._forkserver._forkserver_pid != stopped  # type: ignore[attr-defined]
