@@ -516,6 +516,7 @@ class Cuts:
             while data := server.recv(65536):
                 if self.left:
                     self.left, self.kept = self.left - 1, self.kept + 1
+                    client.shutdown(socket.SHUT_RDWR)
                     return
                 client.sendall(data)
 

@@ -493,7 +493,9 @@ class Coordinator:
             waits = stream.lease == "held" and not stream.surveyed and stream.surveyor is None
             if writers and waits and stream.status in ("waiting", "running") and not self.draining:
                 at = stream.ledger.committed
-                asked = Survey(stream.spec, stream.generation, at.time if at else 0, stream.ledger.last_known)
+                is_elsewhere = stream.record.sink != self.settings.sink  # or laid out otherwise
+                since = 0 if at is None or is_elsewhere else at.time
+                asked = Survey(stream.spec, stream.generation, since, stream.ledger.last_known)
                 stream.surveyor = writers[len(actions) % len(writers)]
                 actions.append(Send(stream.surveyor, asked))
         return actions
