@@ -290,7 +290,7 @@ class Writer:
                 build.flush()
 
     def _add_large(self, segment: SegmentBuild, batch: msg.Batch) -> None:
-        """Encode a large event where it lies: the encoder holds several copies of it, and this would be one more."""
+        """Encode a large event where it lies: the encoder has copies enough of it."""
         try:
             for content, rows in read_slab(self._arena.slab(batch.offset, batch.size), copied=False):
                 segment.add(content, rows)
