@@ -23,8 +23,7 @@ from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream
 from engine.source.prefetch import Prefetcher
-from engine.source.raw_cursor import cursor_of
-from engine.source.reply import Reply, SplitEvents
+from engine.source.reply import Reply, SplitEvents, cursor_of
 from engine.source.session import server_time, starting_position, survey
 
 Client = MongoClient[dict[str, Any]]
