@@ -2,12 +2,12 @@
 
 Servers are started here, and the engine as users start it, with a segment every second. Documents of several kinds
 are inserted, updated and deleted at a steady rate. Every two seconds each of the engine's processes is measured;
-the first fifth of the time is warm-up, and of the rest the medians of the first and the last quarter are compared.
+the first minute or fifth (half, of a short run) is warm-up, and of the rest the medians of the first and the last
+quarter are compared.
 
 It fails when the own memory (USS) of a process has grown by more than 5 % and 1 MiB, when its descriptors or
-threads are more, when log lines or S3 requests come faster, when the records in the state store grow, when a
-process had to be replaced, when an event is missing or there twice, or when the engine leaves something unfinished
-behind in the sink.
+threads are more, when log lines come faster, when a process had to be replaced, when an event is missing or there
+twice, or when the engine leaves something unfinished behind in the sink.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -33,7 +33,6 @@ import msgspec
 import psutil
 from msgspec import Struct
 from pymongo import DeleteOne, InsertOne, MongoClient, UpdateOne
-from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
@@ -42,35 +41,21 @@ from bench.measure import python
 from bench.results import context
 from bench.stream import Case, config_toml
 from bench.workloads import documents
-from engine.config import Size
-from engine.config.quantities import decode_quantity, format_size
-from engine.config.tree import WritersConfig
-from engine.core.budget import MIB, divide
-from engine.errors import ConfigError
+from engine.core.budget import MIB
 from engine.local import LocalStack
 from engine.local.servers import LocalServerError, free_ports
 
 SAMPLE_EVERY_S = 2.0
 WRITE_EVERY_S = 0.1
-WARM_UP = 0.2  # of the samples
+WARM_UP = 30  # samples: allocators reach the size that they stay at
+# What a figure may be more by, beside the share: connections come and go, and threads with them; a segment more or
+# less is no growth. What is lost with each segment is soon more.
 MOST_GROWTH = 0.05
-# Connections come and go, and threads with them; what is lost with each segment is soon more.
-MOST_MORE = 2
-# Of what happens so many times a minute: a segment more or less is no growth.
-MOST_MORE_PER_MIN = 6.0
-MOST_MORE_STATE = 4096
+MOST_MORE = {"uss": MIB, "descriptors": 2, "threads": 2, "log_lines": 6}
+NAME = "soak"
 KINDS = ("orders", "nested", "mixed", "wide", "tiny")
 FAT_EVERY = 500
-LIVING = 5000
-EXAMPLES = """\
-examples:
-  scripts/soak                            ten minutes, three collections, a lake on S3
-  scripts/soak --minutes 60 --rate 2000   longer and faster
-  scripts/soak --minutes 2 --sink file    a short look, a lake on this machine's disk
-  scripts/soak | jq .growing              in a pipe it writes one JSON object
-
-exit codes: 0 nothing grows, 1 something does (it says what), 2 bad usage
-"""
+LIVING = 1000
 
 
 class Options(Struct):
@@ -93,18 +78,13 @@ class ProcessSize(Struct):
 
 
 class Sample(Struct):
-    """The engine at one moment. What is counted is counted from its start.
-
-    Attributes:
-        state_bytes: what its records take in the state store.
-    """
+    """The engine at one moment; what is counted is counted from its start."""
 
     at_s: float
     processes: dict[str, ProcessSize]
     log_lines: int
-    s3_requests: int
     objects: int
-    state_bytes: int
+    replaced: int
 
 
 class Change(Struct):
@@ -121,115 +101,79 @@ class SoakResult(Struct):
 
     Attributes:
         processes: by process and figure.
-        engine: figures of the engine as a whole.
-        replaced: processes that had to be started again.
-        unfinished: multipart uploads, or hidden files, that are left behind.
-        exact: every event landed once.
+        per_minute: log lines, and objects in the lake.
         growing: what is wrong, in words; empty when nothing is.
     """
 
     sink: str
     minutes: float
     limit: str
-    readers: int
     events: int
-    segments: int
     objects: int
-    samples: int
-    pss_peak: int
+    log_lines: int
+    pss_peak_mib: float
     processes: dict[str, dict[str, Change]]
-    engine: dict[str, Change]
-    replaced: int
-    unfinished: int
-    exact: bool
+    per_minute: dict[str, Change]
     growing: list[str]
 
 
-class Workload:
-    """Writes at a steady rate, in a thread.
+def write(uri: str, options: Options, stopped: threading.Event) -> int:
+    """Write at a steady rate until told to stop; the number of events made."""
+    changes = [_changes(KINDS[number % len(KINDS)], number) for number in range(options.collections)]
+    began, events = time.monotonic(), 0
+    with MongoClient[dict[str, Any]](uri) as client:
+        while not stopped.wait(WRITE_EVERY_S):
+            due = int((time.monotonic() - began) * options.rate) - events
+            for place, each in enumerate(changes):
+                if requests := list(islice(each, due // len(changes))):
+                    client[NAME][f"events{place}"].bulk_write(requests)
+                    events += len(requests)
+    return events
 
-    State: the number of events made. Owner: the thread, until it is stopped.
-    """
 
-    def __init__(self, uri: str, database: str, collections: int, rate: int) -> None:
-        self.events = 0
-        self._client: MongoClient[dict[str, Any]] = MongoClient(uri)
-        self._database = self._client[database]
-        self._rng = random.Random(1)
-        self._rate = rate
-        self._failed: BaseException | None = None
-        kinds = [KINDS[number % len(KINDS)] for number in range(collections)]
-        self._fresh = [documents(kind, sys.maxsize, seed) for seed, kind in enumerate(kinds)]
-        self._fat = documents("fat", sys.maxsize)
-        self._living: list[deque[int]] = [deque() for _ in kinds]
-        self._number = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._client.close()
-        if self._failed is not None:
-            raise self._failed
-
-    def _run(self) -> None:
-        began = time.monotonic()
-        try:
-            while not self._stopped.wait(WRITE_EVERY_S):
-                due = int((time.monotonic() - began) * self._rate) - self._number
-                for place in range(len(self._fresh)):
-                    requests = [self._request(place) for _ in range(due // len(self._fresh))]
-                    if requests:
-                        self._database[f"events{place}"].bulk_write(requests)
-                        self.events += len(requests)
-        except BaseException as error:
-            self._failed = error
-
-    def _request(self, place: int) -> InsertOne[dict[str, Any]] | UpdateOne | DeleteOne:
-        """A change that is one event: in equal parts an insert or, of a document that lives, an update or its end."""
-        self._number += 1
-        living = self._living[place]
-        kind = self._rng.choice(("insert", "update", "delete")) if len(living) > LIVING else "insert"
+def _changes(workload: str, seed: int) -> Iterator[InsertOne[dict[str, Any]] | UpdateOne | DeleteOne]:
+    """Each is one event: an insert or, of a document that lives, an update or its end; in equal parts."""
+    rng = random.Random(seed)
+    fresh, fat = documents(workload, sys.maxsize, seed), documents("fat", sys.maxsize, seed)
+    living: deque[int] = deque()
+    for number in count(1):
+        kind = rng.choice(("insert", "update", "delete")) if len(living) > LIVING else "insert"
         if kind == "delete":
-            return DeleteOne({"_id": living.popleft()})
-        if kind == "update":
-            return UpdateOne({"_id": self._rng.choice(living)}, {"$set": {"changed": self._number}})
-        living.append(self._number)
-        fresh = self._fat if self._number % FAT_EVERY == 0 else self._fresh[place]
-        return InsertOne({"_id": self._number, **next(fresh)})
+            yield DeleteOne({"_id": living.popleft()})
+        elif kind == "update":
+            yield UpdateOne({"_id": rng.choice(living)}, {"$set": {"changed": number}})
+        else:
+            living.append(number)
+            yield InsertOne({"_id": number, **next(fat if number % FAT_EVERY == 0 else fresh)})
 
 
 class Engine:
     """``python -m engine run``, its log in a file; and what can be seen of it."""
 
-    def __init__(self, directory: Path, toml: str, metrics: int, state: tuple[str, str]) -> None:
+    def __init__(self, directory: Path, toml: str) -> None:
         (self.port,) = free_ports(1)
         path = directory / "engine.toml"
         path.write_text(toml.replace('listen = ""', f'listen = "127.0.0.1:{self.port}"'))
         self._log = directory / "engine.log"
-        self._lines, self._read_to = 0, 0
-        self._metrics = metrics
-        url, self._prefix = state
-        self._state: Redis = Redis.from_url(url)
+        command = python("-m", "engine", "run", "--config", str(path))
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                python("-m", "engine", "run", "--config", str(path)), stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._state.close()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
+        """Wait until its streams are so."""
+        try:
+            wait_for(self.port, lambda found: what(found["streams"]))
+        except TimeoutError as error:
+            raise self._error("does not get there") from error
 
     def sample(self) -> Sample:
         """Measure it.
@@ -237,33 +181,26 @@ class Engine:
         Raises:
             LocalServerError: it has ended, or does not answer.
         """
-        found = status(self.port)
-        if found is None or self.process.poll() is not None:
-            raise LocalServerError(f"the engine does not answer (code {self.process.poll()}): {self.log_tail()}")
+        if (found := status(self.port)) is None:
+            raise self._error("does not answer")
         names = {each["pid"]: each["process"] for each in found["processes"]}
         return Sample(
             at_s=time.monotonic() - self._began,
-            processes=_sizes(psutil.Process(self.process.pid), names),
-            log_lines=self._log_lines(),
-            s3_requests=_s3_requests(self._metrics),
+            processes=_sizes(psutil.Process(self._process.pid), names),
+            log_lines=self._log.read_bytes().count(b"\n"),
             objects=sum(each["objects"] for each in found["streams"]),
-            state_bytes=sum(self._state.memory_usage(key, samples=0) or 0 for key in self._keys()),
+            replaced=sum(each["restarts"] for each in found["processes"]),
         )
 
-    def _keys(self) -> list[bytes]:
-        return list(self._state.scan_iter(match=f"{self._prefix}*", count=1000))
+    def end(self) -> None:
+        """Tell it to end, and wait until it has."""
+        self._process.terminate()
+        if self._process.wait(60):
+            raise self._error("did not end well")
 
-    def _log_lines(self) -> int:
-        with self._log.open("rb") as log:
-            log.seek(self._read_to)
-            fresh = log.read()
-        self._read_to += len(fresh)
-        self._lines += fresh.count(b"\n")
-        return self._lines
-
-    def log_tail(self) -> str:
-        """The end of its log."""
-        return self._log.read_text(errors="replace")[-2000:]
+    def _error(self, what: str) -> LocalServerError:
+        tail = self._log.read_text(errors="replace")[-2000:]
+        return LocalServerError(f"the engine {what} (code {self._process.poll()}): {tail}")
 
 
 def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize]:
@@ -271,7 +208,8 @@ def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize
     sizes = {}
     for process in (root, *root.children(recursive=True)):
         try:
-            name = "supervisor" if process == root else names.get(process.pid) or _name(process)
+            other = "template" if "forkserver" in " ".join(process.cmdline()) else "resource tracker"
+            name = "supervisor" if process == root else names.get(process.pid, other)
             memory = process.memory_full_info()
             sizes[name] = ProcessSize(memory.uss, memory.pss, process.num_fds(), process.num_threads())
         except psutil.NoSuchProcess:
@@ -279,226 +217,143 @@ def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize
     return sizes
 
 
-def _name(process: psutil.Process) -> str:
-    return "template" if "forkserver" in " ".join(process.cmdline()) else "resource tracker"
-
-
-def _s3_requests(metrics: int) -> int:
-    """All requests that the S3 server has had, by its own count."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
-    return sum(int(float(each)) for each in re.findall(r"^SeaweedFS_s3_request_total\S* (\S+)$", text, re.M))
-
-
 def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
     """Start everything, run it for so long, end it, and compare."""
-    (metrics,) = free_ports(1)
-    stack = LocalStack()
-    stack.s3.process.arguments.append(f"-metricsPort={metrics}")
-    name = "soak"
-    with tempfile.TemporaryDirectory() as temporary, stack:
+    with tempfile.TemporaryDirectory() as temporary, LocalStack() as stack:
         assert stack.mongo is not None
-        directory = Path(temporary)
-        toml = _toml(stack, options, name, directory)
-        with Engine(directory, toml, metrics, (stack.valkey.url, name)) as engine:
-            wait_for(
-                engine.port, lambda found: bool(found["streams"]) and all(s["reading"] for s in found["streams"])
-            )
-            with Workload(stack.mongo.uri, name, options.collections, options.rate) as workload:
-                samples = _sampled(engine, options.minutes * 60, tell)
+        case = Case(memory=options.limit, collections=options.collections, readers=1)
+        toml = config_toml(stack, stack.mongo.uri, NAME, case, NAME, interval="1s")
+        lake = f"s3://{stack.bucket}/{NAME}"
+        if options.sink == "file":
+            toml = toml.replace(lake, lake := f"file://{temporary}/lake")
+        with Engine(Path(temporary), toml) as engine:
+            engine.wait_for(lambda streams: bool(streams) and all(each["reading"] for each in streams))
+            samples, events = _written(stack.mongo.uri, engine, options, tell)
             tell("writing has ended; waiting for the last commit")
-            wait_for(engine.port, lambda found: _committed(found) >= workload.events)
-            last = status(engine.port) or {}
-            engine.process.terminate()
-            if engine.process.wait(60):
-                raise LocalServerError(f"the engine ended with {engine.process.returncode}: {engine.log_tail()}")
-        landed = _landed(stack, options, name, directory)
-        return _result(
-            options, workload.events, samples, last, landed, _unfinished(stack, options, name, directory)
-        )
-
-
-def _toml(stack: LocalStack, options: Options, name: str, directory: Path) -> str:
-    assert stack.mongo is not None
-    case = Case(memory=options.limit, collections=options.collections, readers=_readers(options))
-    toml = config_toml(stack, stack.mongo.uri, name, case, name, interval="1s")
-    if options.sink == "file":
-        toml = toml.replace(f"s3://{stack.bucket}/{name}", f"file://{directory}/lake")
-    return toml
-
-
-def _readers(options: Options) -> int:
-    """One for each collection, or as many as fit into the limit; else collections share streams."""
-    limit = int(decode_quantity(Size, options.limit))
-    for readers in range(options.collections, 1, -1):
-        try:
-            divide(limit, readers, WritersConfig().processes)
-        except ConfigError:
-            continue
-        return readers
-    return 1
-
-
-def _committed(found: dict[str, Any]) -> int:
-    return sum(int(each["events_committed"]) for each in found["streams"])
-
-
-def _sampled(engine: Engine, seconds: float, tell: Callable[[str], None]) -> list[Sample]:
-    samples: list[Sample] = []
-    until = time.monotonic() + seconds
-    while (left_s := until - time.monotonic()) > 0:
-        time.sleep(min(SAMPLE_EVERY_S, left_s))
-        samples.append(engine.sample())
-        total = sum(each.pss for each in samples[-1].processes.values())
-        tell(f"{left_s:5.0f} s left, {samples[-1].objects:,} objects, {format_size(total >> 20 << 20)}")
-    return samples
-
-
-def _landed(stack: LocalStack, options: Options, name: str, directory: Path) -> tuple[int, int]:
-    """Rows, and different tokens among them."""
-    with duckdb.connect() as database:
-        root = f"{directory}/lake"
-        if options.sink == "s3":
-            database.register_filesystem(stack.s3.filesystem())
-            root = f"s3://{stack.bucket}/{name}"
-        row = database.execute(
-            f"select count(*), count(distinct _cdc_token) from read_parquet('{root}/**/*.parquet', union_by_name = true)"
-        ).fetchone()
-    assert row is not None
-    return int(row[0]), int(row[1])
-
-
-def _unfinished(stack: LocalStack, options: Options, name: str, directory: Path) -> int:
-    if options.sink == "file":
-        return sum(path.is_file() for path in directory.glob("lake/**/.*"))
-    found = stack.s3.filesystem().call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=name)
-    return len(found.get("Uploads", []))
-
-
-# --- the verdict -----------------------------------------------------------------------------------------
-
-
-def _result(
-    options: Options,
-    events: int,
-    samples: Sequence[Sample],
-    last: dict[str, Any],
-    landed: tuple[int, int],
-    unfinished: int,
-) -> SoakResult:
-    processes, engine = compare(samples)
-    replaced = sum(int(each["restarts"]) for each in last["processes"])
-    exact = landed == (events, events)
+            engine.wait_for(lambda streams: sum(each["events_committed"] for each in streams) >= events)
+            end = engine.sample()
+            engine.end()
+        landed, different = _landed(stack, lake)
+        unfinished = _unfinished(stack, lake)
+    processes, per_minute = compare(samples)
     growing = [f"{name}: {what}" for name, all_ in processes.items() for what, each in all_.items() if each.grows]
-    growing += [f"the engine: {what}" for what, each in engine.items() if each.grows]
-    growing += [f"{replaced} processes had to be replaced"] if replaced else []
+    growing += [f"the engine: {what}" for what, each in per_minute.items() if each.grows]
+    growing += [f"{end.replaced} processes had to be replaced"] if end.replaced else []
     growing += [f"{unfinished} unfinished uploads or hidden files are left"] if unfinished else []
-    growing += [] if exact else [f"{events} events were written; {landed[0]} landed, {landed[1]} different ones"]
+    if not landed == different == events:
+        growing += [f"{events} events were written; {landed} landed, {different} different ones"]
     return SoakResult(
         sink=options.sink,
         minutes=options.minutes,
         limit=options.limit,
-        readers=_readers(options),
         events=events,
-        segments=sum(int(each["segments"]) for each in last["streams"]),
-        objects=sum(int(each["objects"]) for each in last["streams"]),
-        samples=len(samples),
-        pss_peak=max(sum(each.pss for each in sample.processes.values()) for sample in samples),
+        objects=end.objects,
+        log_lines=end.log_lines,
+        pss_peak_mib=max(map(_pss, samples)),
         processes=processes,
-        engine=engine,
-        replaced=replaced,
-        unfinished=unfinished,
-        exact=exact,
+        per_minute=per_minute,
         growing=growing,
     )
 
 
+def _written(uri: str, engine: Engine, options: Options, tell: Callable[[str], None]) -> tuple[list[Sample], int]:
+    """Write for so long, and measure meanwhile; the samples, and the number of events."""
+    samples: list[Sample] = []
+    stopped = threading.Event()
+    until = time.monotonic() + options.minutes * 60
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write, uri, options, stopped)
+        try:
+            while (left_s := until - time.monotonic()) > 0 and not writing.done():
+                time.sleep(min(SAMPLE_EVERY_S, left_s))
+                samples.append(engine.sample())
+                tell(f"{left_s:5.0f} s left, {samples[-1].objects:,} objects, {_pss(samples[-1]):.0f} MiB")
+        finally:
+            stopped.set()
+        return samples, writing.result()
+
+
+def _pss(sample: Sample) -> float:
+    """Of all processes, in MiB."""
+    return sum(each.pss for each in sample.processes.values()) / MIB
+
+
+def _landed(stack: LocalStack, lake: str) -> tuple[int, int]:
+    """Rows, and different tokens among them."""
+    files = f"{lake.removeprefix('file://')}/**/*.parquet"
+    query = f"select count(*), count(distinct _cdc_token) from read_parquet('{files}', union_by_name = true)"
+    with duckdb.connect() as database:
+        database.register_filesystem(stack.s3.filesystem())
+        row = database.execute(query).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+def _unfinished(stack: LocalStack, lake: str) -> int:
+    """Hidden files, or uploads that were begun and not completed."""
+    if lake.startswith("file://"):
+        return sum(path.is_file() for path in Path(lake.removeprefix("file://")).rglob(".*"))
+    found = stack.s3.filesystem().call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=NAME)
+    return len(found.get("Uploads", []))
+
+
 def compare(samples: Sequence[Sample]) -> tuple[dict[str, dict[str, Change]], dict[str, Change]]:
-    """The figures of each process, and of the engine as a whole, in the first and in the last quarter."""
-    warm = samples[int(len(samples) * WARM_UP) :]
+    """The figures of each process, and how much happens a minute, in the first and in the last quarter."""
+    warm = samples[max(len(samples) // 5, min(WARM_UP, len(samples) // 2)) :]
     size = max(2, len(warm) // 4)
     first, last = warm[:size], warm[-size:]
+
+    def median_of(quarter: Sequence[Sample], name: str, what: str) -> float:
+        found = [getattr(each.processes[name], what) for each in quarter if name in each.processes]
+        return float(median(found)) if found else 0.0
+
+    def pace(quarter: Sequence[Sample], what: str) -> float:
+        begin, end = quarter[0], quarter[-1]
+        return float(getattr(end, what) - getattr(begin, what)) / (end.at_s - begin.at_s) * 60
+
     names = sorted({name for sample in last for name in sample.processes})
-    figures: dict[str, float] = {"uss": MIB, "pss": float("inf"), "descriptors": MOST_MORE, "threads": MOST_MORE}
     processes = {
         name: {
-            what: _change(_of_process(first, name, what), _of_process(last, name, what), slack)
-            for what, slack in figures.items()
+            what: _change(what, *(median_of(each, name, what) for each in (first, last)))
+            for what in ProcessSize.__struct_fields__
         }
         for name in names
     }
-    rates = ("log_lines", "s3_requests", "objects")
-    engine = {
-        f"{what}_per_min": _change(
-            _per_min(first, what), _per_min(last, what), MOST_MORE_PER_MIN if what != "objects" else float("inf")
-        )
-        for what in rates
+    per_minute = {
+        what: _change(what, *(pace(each, what) for each in (first, last))) for what in ("log_lines", "objects")
     }
-    states = [median(each.state_bytes for each in quarter) for quarter in (first, last)]
-    return processes, engine | {"state_bytes": _change(states[0], states[1], MOST_MORE_STATE)}
+    return processes, per_minute
 
 
-def _of_process(samples: Sequence[Sample], name: str, what: str) -> float:
-    return median(
-        [getattr(each.processes[name], what) for each in samples if name in each.processes] or [float("inf")]
-    )
-
-
-def _per_min(samples: Sequence[Sample], what: str) -> float:
-    seconds = samples[-1].at_s - samples[0].at_s
-    return (getattr(samples[-1], what) - getattr(samples[0], what)) / seconds * 60
-
-
-def _change(first: float, last: float, slack: float) -> Change:
+def _change(what: str, first: float, last: float) -> Change:
     """Growth is what is more than the slack, and more than the share that is allowed."""
-    growth = (last / first - 1) if first else 0.0
-    return Change(first, last, round(growth * 100, 1), last > first * (1 + MOST_GROWTH) + slack)
-
-
-# --- what is shown ---------------------------------------------------------------------------------------
+    grows = last > first * (1 + MOST_GROWTH) and last > first + MOST_MORE.get(what, float("inf"))
+    return Change(first, last, round((last / first - 1) * 100, 1) if first else 0.0, grows)
 
 
 def show(console: Console, result: SoakResult) -> None:
     """The result for people."""
     title = f"{result.events:,} events in {result.minutes:g} minutes: first quarter → last quarter"
-    table = Table("process", "own memory (USS)", "growth", "PSS", "descriptors", "threads", title=title)
-    for name, figures in result.processes.items():
-        uss = figures["uss"]
-        table.add_row(
-            name,
-            _shown(uss, _mib),
-            f"{uss.growth_percent:+.1f} %",
-            _shown(figures["pss"], _mib),
-            _shown(figures["descriptors"], _number),
-            _shown(figures["threads"], _number),
-        )
+    table = Table("process", "own memory (USS), MiB", "PSS, MiB", "descriptors", "threads", title=title)
+    for name, each in result.processes.items():
+        sizes = (_shown(each[what], MIB) for what in ("uss", "pss"))
+        table.add_row(name, *sizes, _shown(each["descriptors"]), _shown(each["threads"]))
     console.print(table)
-    table = Table("the engine", "first → last quarter", "growth")
-    for what, change in result.engine.items():
-        table.add_row(what.replace("_", " "), _shown(change, _number), f"{change.growth_percent:+.1f} %")
-    console.print(table)
-    console.print(
-        f"{result.segments:,} segments, {result.objects:,} objects; largest size of all processes "
-        f"{_mib(result.pss_peak)} (limit {result.limit})"
-    )
-    for each in result.growing:
-        console.print(f"[red]{each}[/]")
+    for what, change in result.per_minute.items():
+        console.print(f"{what.replace('_', ' ')} a minute: {_shown(change)}")
+    console.print(f"{result.objects:,} objects, {result.log_lines:,} log lines")
+    console.print(f"largest PSS of all processes {result.pss_peak_mib:.0f} MiB; the limit is {result.limit}")
+    for line in result.growing:
+        console.print(f"[red]{line}[/]")
     console.print(
         "[red]it grows[/]" if result.growing else "[green]nothing grows; every event landed exactly once[/]"
     )
 
 
-def _shown(change: Change, text: Callable[[float], str]) -> str:
-    shown = f"{text(change.first)} → {text(change.last)}"
+def _shown(change: Change, unit: int = 0) -> str:
+    first, last = (f"{each / unit:.1f}" if unit else f"{each:,.0f}" for each in (change.first, change.last))
+    shown = f"{first} → {last} ({change.growth_percent:+.1f} %)"
     return f"[red]{shown}[/]" if change.grows else shown
-
-
-def _mib(size: float) -> str:
-    return f"{size / MIB:.1f} MiB"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def main() -> int:
@@ -506,7 +361,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
         description=__doc__,
-        epilog=EXAMPLES,
+        epilog="examples: scripts/soak --minutes 60; scripts/soak --sink file | jq .growing\n"
+        "exit codes: 0 nothing grows, 1 something does (it says what), 2 bad usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long it is written (default: 10)")
@@ -514,10 +370,9 @@ def main() -> int:
     parser.add_argument("--sink", choices=("s3", "file"), default="s3", help="where the lake is (default: s3)")
     parser.add_argument("--limit", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
     parser.add_argument("--rate", type=int, default=500, help="events per second in all (default: 500)")
-    given = parser.parse_args()
-    if given.minutes <= 0 or given.collections < 1 or given.rate < 1:
+    options = Options(**vars(parser.parse_args()))
+    if options.minutes <= 0 or options.collections < 1 or options.rate < 1:
         parser.error("--minutes, --collections and --rate must be more than 0")
-    options = Options(given.minutes, given.collections, given.sink, given.limit, given.rate)
     console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
     with progress.status("starting the servers and the engine ...") as spinner:
         result = soak(options, spinner.update)
