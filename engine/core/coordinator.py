@@ -86,6 +86,7 @@ MAX_SLABS = 64
 MAX_SEGMENTS_PER_STREAM = 4
 SQUEEZE_EVERY_S = 2.0
 SQUEEZE_ABOVE = 0.85
+SQUEEZE_TOLD_EVERY_S = 60.0
 
 
 class Coordinator:
@@ -123,6 +124,7 @@ class Coordinator:
         self._renew_at = 0.0
         self._ticked_at = 0.0
         self._squeezed_at = -SQUEEZE_EVERY_S
+        self._squeeze_told_at = -SQUEEZE_TOLD_EVERY_S
         self._deployment = ""
         self.until = 0
         self._end_chosen = False
@@ -369,8 +371,11 @@ class Coordinator:
         if not limit or used < SQUEEZE_ABOVE * limit or now - self._squeezed_at < SQUEEZE_EVERY_S:
             return []
         self._squeezed_at = now
-        fields = {"used_bytes": used, "limit_bytes": limit}
-        actions: list[Action] = [Log("warning", "memory is short; flushing early", fields)]
+        actions: list[Action] = []
+        if now - self._squeeze_told_at >= SQUEEZE_TOLD_EVERY_S:
+            self._squeeze_told_at = now
+            fields = {"used_bytes": used, "limit_bytes": limit}
+            actions.append(Log("warning", "memory is short; flushing early", fields))
         actions += [Send(writer, FlushBuffers()) for writer in self.children.ready("writer")]
         actions += [
             Send(reader, CutNow(stream.generation))

@@ -381,6 +381,13 @@ def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
     assert all(each.startswith("b/") for each in asked)
 
 
+def test_a_lasting_want_of_memory_is_told_once_in_a_while() -> None:
+    made = running(memory_limit=1000)
+    actions = [each for now in range(0, 120, 2) for each in made.memory_used(900, 1000.0 + now)]
+    assert len([each for each in actions if isinstance(each, Log)]) == 2
+    assert len([each for each in actions if isinstance(each, Send) and each.child == WRITER]) == 60
+
+
 def test_a_drain_waits_for_no_stream_that_has_stopped() -> None:
     made = running()
     made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
