@@ -214,16 +214,14 @@ class Coordinator:
         for stream in hit:
             stream.failures.failed(now)
             actions += self._start_over(stream)
-        for stream in self.streams.values():
-            if stream.surveyor == child:
-                stream.surveyor = None
         return self._settle(actions + self._judge_death(child, hit), now)
 
     def _is_at_work(self, child: Child, stream: Stream) -> bool:
-        """Whether the child reads the stream, or builds a segment of it."""
+        """Whether the child reads the stream, looks at the lake for it, or builds a segment of it."""
         if child.role == "reader":
             return stream.assigned and stream.reader == child
-        return any(each.writer == child.index for each in stream.ledger.segments.values())
+        builds = any(each.writer == child.index for each in stream.ledger.segments.values())
+        return builds or stream.surveyor == child
 
     def _judge_death(self, child: Child, hit: Sequence[Stream]) -> list[Action]:
         """What stops when the child has died too often in a row.
