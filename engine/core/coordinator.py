@@ -86,6 +86,7 @@ MAX_SLABS = 64
 MAX_SEGMENTS_PER_STREAM = 4
 SQUEEZE_EVERY_S = 2.0
 SQUEEZE_ABOVE = 0.85
+SQUEEZE_TOLD_EVERY_S = 60.0
 
 
 class Coordinator:
@@ -123,6 +124,7 @@ class Coordinator:
         self._renew_at = 0.0
         self._ticked_at = 0.0
         self._squeezed_at = -SQUEEZE_EVERY_S
+        self._squeeze_told_at = -SQUEEZE_TOLD_EVERY_S
         self._deployment = ""
         self.until = 0
         self._end_chosen = False
@@ -212,16 +214,14 @@ class Coordinator:
         for stream in hit:
             stream.failures.failed(now)
             actions += self._start_over(stream)
-        for stream in self.streams.values():
-            if stream.surveyor == child:
-                stream.surveyor = None
         return self._settle(actions + self._judge_death(child, hit), now)
 
     def _is_at_work(self, child: Child, stream: Stream) -> bool:
-        """Whether the child reads the stream, or builds a segment of it."""
+        """Whether the child reads the stream, looks at the lake for it, or builds a segment of it."""
         if child.role == "reader":
             return stream.assigned and stream.reader == child
-        return any(each.writer == child.index for each in stream.ledger.segments.values())
+        builds = any(each.writer == child.index for each in stream.ledger.segments.values())
+        return builds or stream.surveyor == child
 
     def _judge_death(self, child: Child, hit: Sequence[Stream]) -> list[Action]:
         """What stops when the child has died too often in a row.
@@ -369,8 +369,11 @@ class Coordinator:
         if not limit or used < SQUEEZE_ABOVE * limit or now - self._squeezed_at < SQUEEZE_EVERY_S:
             return []
         self._squeezed_at = now
-        fields = {"used_bytes": used, "limit_bytes": limit}
-        actions: list[Action] = [Log("warning", "memory is short; flushing early", fields)]
+        actions: list[Action] = []
+        if now - self._squeeze_told_at >= SQUEEZE_TOLD_EVERY_S:
+            self._squeeze_told_at = now
+            fields = {"used_bytes": used, "limit_bytes": limit}
+            actions.append(Log("warning", "memory is short; flushing early", fields))
         actions += [Send(writer, FlushBuffers()) for writer in self.children.ready("writer")]
         actions += [
             Send(reader, CutNow(stream.generation))

@@ -79,11 +79,11 @@ def ready(made: Coordinator, server_time: int) -> list[Action]:
     return actions + made.from_child(WRITER, WriterReady(), 1.0)
 
 
-def surveyed(made: Coordinator, actions: list[Action], beyond: str = "") -> list[Action]:
+def surveyed(made: Coordinator, actions: list[Action], beyond: str = "", now: float = 2.5) -> list[Action]:
     """The actions, and those that follow when the lake has been looked at."""
     asked = [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Survey)]
     answers = [Surveyed(each.spec.stream, each.generation, beyond) for each in asked]
-    return actions + [action for answer in answers for action in made.from_child(WRITER, answer, 2.5)]
+    return actions + [action for answer in answers for action in made.from_child(WRITER, answer, now)]
 
 
 def assigned(actions: list[Action]) -> list[Assign]:
@@ -197,8 +197,8 @@ def test_a_writer_that_dies_while_it_looks_at_the_lake_is_replaced() -> None:
     made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
     made.child_exited(WRITER, -9, 3.0)
     made.tick(60.0)
-    actions = made.from_child(WRITER, WriterReady(), 61.0)
-    assert [each.spec.stream for each in assigned(surveyed(made, actions))] == ["shop.a"]
+    actions = surveyed(made, made.from_child(WRITER, WriterReady(), 61.0), now=62.0)
+    assert [each.spec.stream for each in assigned(actions)] == ["shop.a"]
 
 
 def test_a_record_of_another_stream_is_refused() -> None:
@@ -381,6 +381,13 @@ def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
     assert all(each.startswith("b/") for each in asked)
 
 
+def test_a_lasting_want_of_memory_is_told_once_in_a_while() -> None:
+    made = running(memory_limit=1000)
+    actions = [each for now in range(0, 120, 2) for each in made.memory_used(900, 1000.0 + now)]
+    assert len([each for each in actions if isinstance(each, Log)]) == 2
+    assert len([each for each in actions if isinstance(each, Send) and each.child == WRITER]) == 60
+
+
 def test_a_drain_waits_for_no_stream_that_has_stopped() -> None:
     made = running()
     made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
@@ -423,6 +430,20 @@ def test_a_stream_that_stops_leaves_nothing_behind() -> None:
     assert not made.grants.slabs
     assert not made.streams["shop.a"].ledger.segments
     assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader has nothing to do"
+
+
+def test_a_stream_whose_part_of_the_lake_kills_a_writer_stops_alone() -> None:
+    made = coordinator()
+    ready(made, make_time(100, 0))
+    surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 2.0))
+    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    for attempt in range(5):
+        now = 100.0 * attempt + 3
+        assert status(made) == ["waiting", "running"], attempt
+        assert not exits(made.child_exited(WRITER, -9, now))
+        made.tick(now + 50)
+        made.from_child(WRITER, WriterReady(), now + 51)
+    assert status(made) == ["failed", "running"]
 
 
 def splits_of(count: int, collection: str = "a") -> list[StreamSpec]:
