@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,15 @@ class Engine:
                 return json.load(answer)  # type: ignore[no-any-return]
         except OSError:
             return None
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What an endpoint answers: the code, and the text."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.config.port}{path}") as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def wait_for(
         self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60

@@ -335,31 +335,20 @@ def _turn_oplog_over(client: Client) -> None:
 
 
 def test_health_ready_metrics_status(mongo: Client, config: EngineConfig) -> None:
-    import urllib.error
-    import urllib.request
-
-    def get(path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{config.port}{path}") as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
     with Engine(config) as engine:
         engine.wait_reading()
         mongo[config.name].orders.insert_many([{"n": n} for n in range(7)])
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 7, "the inserts")
-        assert get("/health") == (200, "ok\n")
-        assert get("/ready") == (200, "ok\n")
-        assert get("/nowhere")[0] == 404
-        code, metrics = get("/metrics")
+        assert engine.get("/health") == (200, "ok\n")
+        assert engine.get("/ready") == (200, "ok\n")
+        assert engine.get("/nowhere")[0] == 404
+        code, metrics = engine.get("/metrics")
         assert code == 200
         assert f'headrace_events_committed_total{{stream="{config.name}.orders"}} 7.0' in metrics
         assert "headrace_memory_limit_bytes 1.073741824e+09" in metrics
         secrets = (config.stack.s3.secret_key,)
         for path in ("/metrics", "/status"):
-            assert not any(secret in get(path)[1] for secret in secrets)
+            assert not any(secret in engine.get(path)[1] for secret in secrets)
 
 
 def test_nothing_is_left_behind(mongo: Client, config: EngineConfig) -> None:

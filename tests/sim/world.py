@@ -38,6 +38,7 @@ from engine.core.stream import Settings
 
 STREAM = "shop.orders"
 LEASE_TTL_S = 10.0
+TROUBLE = "something that will not pass"
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,11 @@ class PlayedReader:
     def can_step(self) -> bool:
         return self._segmenter is not None and self._asked is None and not self._done
 
+    def fail(self) -> None:
+        """Meet what will not pass."""
+        self._segmenter = None
+        self.outbox.append(msg.Failed("fatal", "read", TROUBLE, "", self._spec.stream, self._generation))
+
     def step(self) -> None:
         """Take from what was read, or read on, or notice that the segment is old."""
         segmenter = self._segmenter
@@ -387,6 +393,8 @@ class Engine:
         self.inboxes: dict[Child, deque[msg.ToChild]] = {}
         self.store_queue: deque[act.Action] = deque()
         self.store_results: deque[Callable[[], list[act.Action]]] = deque()
+        self.starting: deque[Child] = deque()
+        self.failed_starts: deque[Child] = deque()
         self.dead_children: deque[Child] = deque()
         self.epochs: dict[str, int] = {}
         self.paused_until = 0.0
@@ -399,7 +407,7 @@ class Engine:
         for action in actions:
             match action:
                 case act.Spawn(child):
-                    self._spawn(child)
+                    self.starting.append(child)
                 case act.Kill(child):
                     self.kill_child(child)
                 case act.Send(child, message):
@@ -410,7 +418,12 @@ class Engine:
                 case act.Exit():
                     self.exited = action
 
-    def _spawn(self, child: Child) -> None:
+    def _start(self) -> None:
+        """The next child is there, or does not come."""
+        child = self.starting.popleft()
+        if self.world.rng.random() < 0.1:
+            self.failed_starts.append(child)
+            return
         outbox: deque[msg.FromChild] = deque()
         self.inboxes[child] = deque()
         if child.role == "reader":
@@ -421,9 +434,20 @@ class Engine:
             self.children[child] = PlayedWriter(self.world, outbox, lambda at: self.world.arena[id(self), at])
 
     def kill_child(self, child: Child) -> None:
-        """The process is gone at once; what it had sent still arrives, and then the news of its end."""
-        if child in self.children and child not in self.dead_children:
+        """The process is gone at once; what it had sent still arrives, and then the news of its end.
+
+        One that is being started is given up.
+        """
+        if child in self.starting:
+            self.starting.remove(child)
+            self.failed_starts.append(child)
+        elif child in self.children and child not in self.dead_children:
             self.dead_children.append(child)
+
+    def readers_at_work(self) -> list[PlayedReader]:
+        """Those that could meet something that will not pass."""
+        alive = [process for child, process in self.children.items() if child not in self.dead_children]
+        return [each for each in alive if isinstance(each, PlayedReader) and each.can_step()]
 
     def steps(self) -> list[Callable[[], None]]:
         """Everything that this engine could do next."""
@@ -441,6 +465,10 @@ class Engine:
                 possible.append(lambda c=child: self._bury(c))  # type: ignore[misc]
         if self.store_queue and not self.world.lags("store"):
             possible.append(self._store_step)
+        if awake and self.starting:
+            possible.append(self._start)
+        if awake and self.failed_starts:
+            possible.append(lambda: self._bury_unborn(self.failed_starts.popleft()))
         if awake and self.store_results:
             possible.append(lambda: self.perform(self.store_results.popleft()()))
         if awake and self.world.now > self._ticked_at:
@@ -454,6 +482,9 @@ class Engine:
         self.dead_children.remove(child)
         del self.children[child], self.inboxes[child]
         self.perform(self.coordinator.child_exited(child, -9, self.world.now))
+
+    def _bury_unborn(self, child: Child) -> None:
+        self.perform(self.coordinator.child_exited(child, None, self.world.now))
 
     def _tick(self) -> None:
         self._ticked_at = self.world.now
@@ -602,15 +633,17 @@ class World:
         missing = {(stream, event.number) for stream, event in events if not event.fickle} - self.lake.events()
         assert not missing, f"missing in the lake: {sorted(missing)}"
 
-    faults: tuple[str, ...] = ("child", "child", "child", "engine", "pause", "second", "drain", "upgrade")
+    faults: tuple[str, ...] = (*3 * ["child"], "engine", "pause", "second", "drain", "upgrade", "trouble")
 
     def _fault(self) -> None:
         engine = self.rng.choice(self.engines)
         match self.rng.choice(self.faults):
             case "upgrade":
                 self.mongo.version = 2
-            case "child" if engine.children:
-                engine.kill_child(self.rng.choice(list(engine.children)))
+            case "child" if victims := [*engine.children, *engine.starting]:
+                engine.kill_child(self.rng.choice(victims))
+            case "trouble" if readers := engine.readers_at_work():
+                self.rng.choice(readers).fail()
             case "drain":
                 engine.perform(engine.coordinator.shut_down(self.now))
             case "engine":
@@ -635,9 +668,10 @@ class World:
             self._start_engine()
 
     def _end_engine(self, engine: Engine) -> None:
-        """The engine has drained and ended by itself; the operations that it queued are performed first."""
+        """The engine has ended by itself; the operations that it queued are performed first."""
         assert engine.exited is not None
-        assert engine.exited.error is None, engine.exited.error
+        error = engine.exited.error
+        assert error is None or TROUBLE in str(error), error
         self.engines.remove(engine)
         self.orphan_stores.append(engine)
         if not self.engines:
@@ -743,8 +777,8 @@ class ForgetfulWorld(World):
 
     def _end_engine(self, engine: Engine) -> None:
         assert engine.exited is not None
-        if engine.exited.error is not None and self._truth is not None:
-            assert "older than the lake" in str(engine.exited.error)
+        if "older than the lake" in str(engine.exited.error):
+            assert self._truth is not None
             self.refusals += 1
             self.records = defaultdict(StoredStream, self._truth)
             self._truth = None
