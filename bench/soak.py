@@ -47,6 +47,7 @@ from engine.local.servers import LocalServerError, free_ports
 
 SAMPLE_EVERY_S = 2.0
 WRITE_EVERY_S = 0.1
+MOST_AT_ONCE = 50  # so that a server that cannot keep up has changes of all collections all the same
 WARM_UP = 30  # samples: allocators reach the size that they stay at
 # What a figure may be more by, beside the share: connections come and go, and threads with them; a segment more or
 # less is no growth. What is lost with each segment is soon more.
@@ -125,7 +126,7 @@ def write(uri: str, options: Options, stopped: threading.Event) -> int:
         while not stopped.wait(WRITE_EVERY_S):
             due = int((time.monotonic() - began) * options.rate) - events
             for place, each in enumerate(changes):
-                if requests := list(islice(each, due // len(changes))):
+                if requests := list(islice(each, min(due // len(changes), MOST_AT_ONCE))):
                     client[NAME][f"events{place}"].bulk_write(requests)
                     events += len(requests)
     return events
@@ -369,7 +370,7 @@ def main() -> int:
     parser.add_argument("--collections", type=int, default=3, help="each of another kind of document (default: 3)")
     parser.add_argument("--sink", choices=("s3", "file"), default="s3", help="where the lake is (default: s3)")
     parser.add_argument("--limit", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
-    parser.add_argument("--rate", type=int, default=500, help="events per second in all (default: 500)")
+    parser.add_argument("--rate", type=int, default=300, help="events per second in all (default: 300)")
     options = Options(**vars(parser.parse_args()))
     if options.minutes <= 0 or options.collections < 1 or options.rate < 1:
         parser.error("--minutes, --collections and --rate must be more than 0")

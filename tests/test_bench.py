@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import decode, live, parts, report, results
+from bench import decode, live, parts, report, results, soak
 from bench.backfill import measure_backfill
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.suite import BENCHMARKS
@@ -116,3 +116,18 @@ def test_every_benchmark_says_what_it_is_for() -> None:
     for benchmark in BENCHMARKS.values():
         assert benchmark.help
         assert benchmark.workload in (*benchmark.workloads, "all")
+
+
+@pytest.mark.parametrize("grown", ["uss", "descriptors", "threads", "log_lines", ""])
+def test_a_soak_tells_what_grows(grown: str) -> None:
+    samples = []
+    for number in range(200):
+        more = {name: number * (name == grown) for name in ("uss", "descriptors", "threads", "log_lines")}
+        size = soak.ProcessSize(
+            (20 + more["uss"]) << 20, number << 20, 10 + more["descriptors"], 5 + more["threads"]
+        )
+        lines = number * (1 + more["log_lines"])
+        samples.append(soak.Sample(2.0 * number, {"reader-0": size}, lines, 3 * number, 0))
+    processes, per_minute = soak.compare(samples)
+    found = processes["reader-0"] | per_minute
+    assert [name for name, change in found.items() if change.grows] == [grown][: bool(grown)]
