@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sqlite3
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -718,6 +719,29 @@ def test_a_sqlite_file_that_was_closed_is_not_another(tmp_path: Path) -> None:
     lease = acquired(store, "a").lease
     store.close()
     assert not (tmp_path / "state.db-wal").exists()
+    store.write(lease, {"x": "1"})
+    assert store.read_all()["s"] == ({"x": "1"}, "a")
+    store.close()
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_sqlite_file_on_a_disk_that_is_read_only_for_a_while(tmp_path: Path, read: bool) -> None:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    store = sqlite_store(directory / "state.db")
+    lease = acquired(store, "a").lease
+    store.close()
+    mounted = subprocess.run(
+        ["mount", "--bind", "-o", "ro", str(directory), str(directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        for act in (store.read_all,) if read else every_act(store, lease):
+            with pytest.raises(TransientError, match="can write the file and its directory"):
+                act()
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
     store.write(lease, {"x": "1"})
     assert store.read_all()["s"] == ({"x": "1"}, "a")
     store.close()
