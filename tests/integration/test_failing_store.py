@@ -28,6 +28,7 @@ from tests.integration.harness import (
     operation_time,
     run_engine,
 )
+from tests.integration.proxy import Cuts
 from tests.integration.test_outages import inserting
 
 Client = MongoClient[dict[str, Any]]
@@ -384,3 +385,29 @@ def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Pa
             assert engine.terminate() == 0
         catch_up(config)
         check_exact(mongo, lake, unique, start)
+
+
+def test_a_redis_whose_answers_are_lost(
+    stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
+) -> None:
+    """What was done and not answered is done again, and not taken for another engine's."""
+    assert stack.mongo is not None
+    cuts = Cuts(server.port)
+    state = {"url": f"redis://127.0.0.1:{cuts.port}/0"}
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": state, "retry": {"max_attempts": 100}})
+    start = operation_time(mongo)
+    lake = Lake(stack, unique)
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+        for _ in range(20):
+            committed = wait_committed(engine)
+            cuts.left = 1
+            wait_committed(engine, committed)
+        cuts.left = 0
+        assert engine.terminate() == 0
+    assert cuts.kept >= 10
+    assert "the state store is away" in engine.log()
+    for words in ("lost the lease", "put back", "has lost"):
+        assert words not in engine.log()
+    catch_up(config)
+    check_exact(mongo, lake, unique, start)
+    cuts.close()
