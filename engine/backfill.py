@@ -35,8 +35,9 @@ from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError
 from engine.forks import CONTEXT, end_with_parent, start_template
 from engine.retries import retrying
-from engine.state import StateStore, open_store
+from engine.state import StateStore
 from engine.state.owner import is_certainly_dead, this_owner
+from engine.state.patient import open_patient
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -355,9 +356,8 @@ def finish(config: Config, work: Work) -> list[Progress]:
 @contextmanager
 def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
-    store = open_store(config.state)
+    store = open_patient(config)
     try:
-        retrying(config.retry, what="the state store")(store.read_shared, _INDEX)
         yield Plans(store)
     finally:
         store.close()

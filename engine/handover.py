@@ -21,9 +21,9 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError
-from engine.retries import retrying
-from engine.state import Acquired, Lease, StateStore, open_store
+from engine.state import Acquired, Lease, StateStore
 from engine.state.owner import is_certainly_dead, this_owner
+from engine.state.patient import open_patient
 
 _DOCUMENT = "handover"
 _OPERATION = "hand streams over"
@@ -42,11 +42,10 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
     Raises:
         ConfigError: another engine runs one of the streams.
     """
-    store = open_store(config.state)
+    store = open_patient(config)
     try:
-        retry = retrying(config.retry, what="the state store")
-        retry(_carry_out_pending, store, config)
-        plan = plan_handover(desired, retry(_running, store))
+        _carry_out_pending(store, config)
+        plan = plan_handover(desired, _running(store))
         if plan is None:
             return True
         fields = {
@@ -57,13 +56,13 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
         time = run_to_end(plan.close)
         if not time:
             return False
-        stands = retry(store.read_all)
+        stands = store.read_all()
         if lost := [spec.stream for spec in plan.close if spec.stream not in stands]:
             raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
         ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
         streams = {*ends, *(spec.stream for spec in plan.open)}
         _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open))
-        if not retry(_carry_out_pending, store, config):
+        if not _carry_out_pending(store, config):
             raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
         return True
     finally:

@@ -17,8 +17,8 @@ from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
 from engine.local import LocalStack
-from engine.local.servers import Valkey
-from tests.conditions import CONDITIONS, client_of
+from engine.local.servers import Valkey, wait_until
+from tests.conditions import CONDITIONS, as_a_replica, busy, client_of, out_of_memory
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -411,3 +411,36 @@ def test_a_redis_whose_answers_are_lost(
     catch_up(config)
     check_exact(mongo, lake, unique, start)
     cuts.close()
+
+
+@pytest.mark.parametrize(
+    ("condition", "remedy"),
+    [
+        (out_of_memory, "raise its maxmemory"),
+        (busy, "SCRIPT KILL"),
+        (as_a_replica, "must lead to the primary"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "backfill"])
+def test_a_redis_that_refuses_at_the_start(
+    stack: LocalStack,
+    mongo: Client,
+    server: Valkey,
+    tmp_path: Path,
+    unique: str,
+    command: str,
+    condition: Callable[[Valkey], AbstractContextManager[None]],
+    remedy: str,
+) -> None:
+    """It is waited for, whatever is done first; what is only refused to those who write, too."""
+    mongo[unique].orders.insert_many([{"n": n} for n in range(100)])
+    sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}}
+    config = EngineConfig(stack, tmp_path, unique, sections)
+    until = ("--until-caught-up",) if command == "run" else ()
+    with condition(server):
+        engine = Engine(config, *until, command=command)
+        wait_until(lambda: remedy in engine.log() or engine.process.poll() is not None, "the remedy")
+        time.sleep(1)
+    with engine:
+        assert engine.end() == 0, engine.log_tail()
+    assert len(Lake(stack, unique).rows()) == 100
