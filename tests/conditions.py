@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from engine.local.servers import Valkey, wait_until
 
@@ -77,7 +79,12 @@ def busy(server: Valkey) -> Iterator[None]:
     with client_of(server) as client, set_to(client, lua_time_limit=1):
 
         def run() -> None:
-            with client_of(server) as other, suppress(redis.RedisError):
+            # It must not be sent again: once is for ever.
+            once = Retry(NoBackoff(), 0)
+            with (
+                closing(redis.Redis(port=server.port, socket_timeout=None, retry=once)) as other,
+                suppress(redis.RedisError),
+            ):
                 other.eval("while true do end", 0)
 
         thread = threading.Thread(target=run)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import sqlite3
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from engine.state import Acquired, HeldElsewhere, Lease, StateStore, open_store
 from engine.state.redis import RedisStore
 from engine.state.replies import translated
 from tests.conditions import CONDITIONS
+from tests.integration.proxy import Cuts
 
 TTL_S = 30.0
 SHORT_TTL_S = 0.2
@@ -482,45 +484,6 @@ def test_a_write_that_comes_late_changes_nothing(
     store.close()
 
 
-class Cuts:
-    """A proxy before a server that can keep its next answer, and end the connection instead.
-
-    State: ``left``, how many answers are to be kept; ``kept``, how many were.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.left = self.kept = 0
-        self._server = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._server))
-                threading.Thread(target=self._ask, args=(client, server), daemon=True).start()
-                threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
-
-    def _ask(self, client: socket.socket, server: socket.socket) -> None:
-        with suppress(OSError), server:
-            while data := client.recv(65536):
-                server.sendall(data)
-
-    def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        with suppress(OSError), client:
-            while data := server.recv(65536):
-                if self.left:
-                    self.left, self.kept = self.left - 1, self.kept + 1
-                    client.shutdown(socket.SHUT_RDWR)
-                    return
-                client.sendall(data)
-
-
 @pytest.mark.parametrize("act", ["acquire", "renew", "write", "release", "write_shared", "forget"])
 def test_what_was_done_and_not_answered_can_be_done_again(stack: LocalStack, unique: str, act: str) -> None:
     """Nobody else is taken to have done it, and it is done once."""
@@ -718,6 +681,29 @@ def test_a_sqlite_file_that_was_closed_is_not_another(tmp_path: Path) -> None:
     lease = acquired(store, "a").lease
     store.close()
     assert not (tmp_path / "state.db-wal").exists()
+    store.write(lease, {"x": "1"})
+    assert store.read_all()["s"] == ({"x": "1"}, "a")
+    store.close()
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_sqlite_file_on_a_disk_that_is_read_only_for_a_while(tmp_path: Path, read: bool) -> None:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    store = sqlite_store(directory / "state.db")
+    lease = acquired(store, "a").lease
+    store.close()
+    mounted = subprocess.run(
+        ["mount", "--bind", "-o", "ro", str(directory), str(directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        for act in (store.read_all,) if read else every_act(store, lease):
+            with pytest.raises(TransientError, match="can write the file and its directory"):
+                act()
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
     store.write(lease, {"x": "1"})
     assert store.read_all()["s"] == ({"x": "1"}, "a")
     store.close()

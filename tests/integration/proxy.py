@@ -1,4 +1,4 @@
-"""A TCP proxy that lets so many bytes through in a second: a slow store."""
+"""TCP proxies: one that lets so many bytes through in a second, and one that keeps answers."""
 
 from __future__ import annotations
 
@@ -74,3 +74,43 @@ class SlowProxy:
             self._free_at = max(self._free_at, now) + size / self.bytes_per_s
             wait_s = self._free_at - now
         time.sleep(max(0.0, wait_s))
+
+
+class Cuts:
+    """A proxy before a server that can keep its next answer, and end the connection instead.
+
+    State: ``left``, how many answers are to be kept; ``kept``, how many were.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.left = self.kept = 0
+        self._server = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server))
+                threading.Thread(target=self._ask, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), server:
+            while data := client.recv(65536):
+                server.sendall(data)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            while data := server.recv(65536):
+                if self.left:
+                    self.left, self.kept = self.left - 1, self.kept + 1
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(data)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import redis
+from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
 from engine.local import LocalStack
-from engine.local.servers import Valkey
-from tests.conditions import CONDITIONS, client_of
+from engine.local.servers import Valkey, wait_until
+from tests.conditions import CONDITIONS, as_a_replica, busy, client_of, out_of_memory
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -27,6 +28,7 @@ from tests.integration.harness import (
     operation_time,
     run_engine,
 )
+from tests.integration.proxy import Cuts
 from tests.integration.test_outages import inserting
 
 Client = MongoClient[dict[str, Any]]
@@ -233,11 +235,50 @@ def test_a_plan_that_is_lost_while_its_splits_are_read(
     assert f"the state store has lost the plan of the backfill of {unique}.orders" in engine.log()
 
 
-@pytest.mark.parametrize("how", ["removed", "replaced by a backup", "overwritten by a backup"])
-def test_a_sqlite_file_that_somebody_else_touches(
+@pytest.mark.parametrize("how", ["removed", "replaced by a backup", "moved with its directory"])
+def test_a_sqlite_file_that_somebody_takes_away(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:
-    """It ends stopped, or exact."""
+    """The engine stops, and another one that finds less begins nothing anew."""
+    assert stack.mongo is not None
+    directory, backup = tmp_path / "state", tmp_path / "backup.db"
+    directory.mkdir()
+    path = directory / "state.db"
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": f"sqlite:///{path}"}})
+    start = operation_time(mongo)
+    lake = Lake(stack, unique)
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+        committed = wait_committed(engine)
+        back_up(path, backup)
+        wait_committed(engine, committed + 200)
+        if how == "removed":
+            for each in directory.iterdir():
+                each.unlink()
+        elif how == "replaced by a backup":
+            backup.rename(path)
+        else:
+            directory.rename(tmp_path / "elsewhere")
+        assert engine.end() == 1
+        assert f"state.db has been {'replaced' if how.startswith('replaced') else 'removed'}" in engine.log()
+        assert path.exists() == how.startswith("replaced")
+    directory.mkdir(exist_ok=True)
+    for each in directory.glob("state.db-*"):
+        each.unlink()  # of the file that was replaced
+    found = lake.check_no_token_twice()
+    done = run_engine(config, "run", "--until-caught-up")
+    if how.startswith("replaced") and not done.returncode:  # a backup that has the intents of all that is there
+        check_exact(mongo, lake, unique, start)
+        return
+    assert done.returncode == 1, done.stderr
+    assert "it was lost, or is older than the lake" in done.stderr
+    assert lake.check_no_token_twice() == found
+
+
+@pytest.mark.parametrize("how", ["overwritten by a backup", "emptied"])
+def test_a_sqlite_file_that_somebody_writes_into(
+    stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
+) -> None:
+    """It ends stopped, or exact: SQLite's log may still have all that the file had."""
     assert stack.mongo is not None
     path, backup = tmp_path / "state.db", tmp_path / "backup.db"
     config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": f"sqlite:///{path}"}})
@@ -245,33 +286,37 @@ def test_a_sqlite_file_that_somebody_else_touches(
     lake = Lake(stack, unique)
     with Engine(config) as engine, inserting(stack.mongo.uri, unique):
         committed = wait_committed(engine)
-        with closing(sqlite3.connect(path)) as db:
-            db.execute("VACUUM INTO ?", (str(backup),))
+        back_up(path, backup)
         committed = wait_committed(engine, committed + 200)
-        if how == "removed":
-            for each in tmp_path.glob("state.db*"):
-                each.unlink()
-        elif how == "replaced by a backup":
-            backup.rename(path)
+        if how == "emptied":
+            subprocess.run(["truncate", "--size=0", str(path)], check=True)
         else:
             subprocess.run(["cp", str(backup), str(path)], check=True)
-        if how != "overwritten by a backup":
-            assert engine.end() == 1
-            assert f"state.db has been {how.partition(' ')[0]}" in engine.log()
-            assert how != "removed" or not path.exists()
-        else:
-            deadline = time.monotonic() + 20
-            while engine.process.poll() is None and time.monotonic() < deadline:
-                status = engine.status()
-                if status and status["streams"][0]["events_committed"] > committed + 500:
-                    break
-                time.sleep(0.1)
+        deadline = time.monotonic() + 20
+        while engine.process.poll() is None and time.monotonic() < deadline:
+            status = engine.status()
+            if status and status["streams"][0]["events_committed"] > committed + 500:
+                break
+            time.sleep(0.1)
     lake.check_no_token_twice()
-    if how == "overwritten by a backup" and engine.process.returncode in (None, -9):
-        catch_up(config)
-        plain = PlainStream(mongo, unique, start)
-        time.sleep(1)
-        assert lake.check_no_token_twice() == plain.stop()
+    done = run_engine(config, "run", "--until-caught-up")
+    if done.returncode:
+        assert done.returncode in (1, 2), done.stderr
+        lake.check_no_token_twice()
+        return
+    check_exact(mongo, lake, unique, start)
+
+
+def check_exact(mongo: Client, lake: Lake, name: str, start: Timestamp) -> None:
+    """Every event since ``start`` is in the lake, once."""
+    plain = PlainStream(mongo, name, start)
+    time.sleep(1)
+    assert lake.check_no_token_twice() == plain.stop()
+
+
+def back_up(path: Path, backup: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM INTO ?", (str(backup),))
 
 
 @pytest.mark.parametrize(("condition", "remedy"), CONDITIONS, ids=[each.__name__ for each, _ in CONDITIONS])
@@ -299,9 +344,7 @@ def test_a_redis_that_refuses_for_a_while(
         wait_committed(engine, committed + 200)
         assert engine.terminate() == 0
     catch_up(config)
-    plain = PlainStream(mongo, unique, start)
-    time.sleep(1)
-    assert lake.check_no_token_twice() == plain.stop()
+    check_exact(mongo, lake, unique, start)
 
 
 @contextmanager
@@ -341,6 +384,63 @@ def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Pa
             wait_committed(engine, committed + 50)
             assert engine.terminate() == 0
         catch_up(config)
-        plain = PlainStream(mongo, unique, start)
+        check_exact(mongo, lake, unique, start)
+
+
+def test_a_redis_whose_answers_are_lost(
+    stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
+) -> None:
+    """What was done and not answered is done again, and not taken for another engine's."""
+    assert stack.mongo is not None
+    cuts = Cuts(server.port)
+    state = {"url": f"redis://127.0.0.1:{cuts.port}/0"}
+    config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": state, "retry": {"max_attempts": 100}})
+    start = operation_time(mongo)
+    lake = Lake(stack, unique)
+    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
+        for _ in range(20):
+            committed = wait_committed(engine)
+            cuts.left = 1
+            wait_committed(engine, committed)
+        cuts.left = 0
+        assert engine.terminate() == 0
+    assert cuts.kept >= 10
+    assert "the state store is away" in engine.log()
+    for words in ("lost the lease", "put back", "has lost"):
+        assert words not in engine.log()
+    catch_up(config)
+    check_exact(mongo, lake, unique, start)
+    cuts.close()
+
+
+@pytest.mark.parametrize(
+    ("condition", "remedy"),
+    [
+        (out_of_memory, "raise its maxmemory"),
+        (busy, "SCRIPT KILL"),
+        (as_a_replica, "must lead to the primary"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "backfill"])
+def test_a_redis_that_refuses_at_the_start(
+    stack: LocalStack,
+    mongo: Client,
+    server: Valkey,
+    tmp_path: Path,
+    unique: str,
+    command: str,
+    condition: Callable[[Valkey], AbstractContextManager[None]],
+    remedy: str,
+) -> None:
+    """It is waited for, whatever is done first; what is only refused to those who write, too."""
+    mongo[unique].orders.insert_many([{"n": n} for n in range(100)])
+    sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}}
+    config = EngineConfig(stack, tmp_path, unique, sections)
+    until = ("--until-caught-up",) if command == "run" else ()
+    with condition(server):
+        engine = Engine(config, *until, command=command)
+        wait_until(lambda: remedy in engine.log() or engine.process.poll() is not None, "the remedy")
         time.sleep(1)
-        assert lake.check_no_token_twice() == plain.stop()
+    with engine:
+        assert engine.end() == 0, engine.log_tail()
+    assert len(Lake(stack, unique).rows()) == 100
