@@ -297,7 +297,7 @@ def _refuse_lost_state(
     for namespace, plan in former.items():
         if plan is not None and plan.finished:
             continue
-        since = make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if plan else 0
+        since = _objects_since(config, plans, plan) if plan else 0
         newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else "", since))
         # The state is read behind the lake: what another engine has written meanwhile is then known.
         if not newest or plans.read(".".join(namespace)) != plan:
@@ -307,6 +307,15 @@ def _refuse_lost_state(
             record = records.get(split, StreamRecord())
             if (number_in(key, split) or 0) > Ledger(record.position, record.seq, record.intents).last_known:
                 raise _older_than_the_lake(".".join(namespace), plan, key)
+
+
+def _objects_since(config: Config, plans: Plans, plan: Plan) -> int:
+    """The cluster time before which no object of a plan lies where it would now; 0 when that is not known."""
+    from engine.supervisor import sink_identity
+
+    known = plans.records()
+    sinks = {known[spec.stream].sink for spec in plan.splits() if spec.stream in known}
+    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {sink_identity(config)} else 0
 
 
 def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigError:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import bson
 import msgspec
+from bson import json_util
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +17,7 @@ from engine.cgroup import divide_within
 from engine.config import Config, format_size
 from engine.core.naming import is_split
 from engine.core.plan import plan_streams
-from engine.core.position import split_time
+from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
 from engine.errors import ConfigError, HeadraceError, url_without_password
 from engine.progress import report
@@ -91,9 +93,10 @@ def _check_memory(config: Config) -> str:
 
 
 class _Shown(msgspec.Struct):
-    """One stream's line of ``status``."""
+    """One stream's line of ``state show``; ``position`` is the whole resume token, as Extended JSON."""
 
     stream: str
+    collections: str
     position: str
     cluster_time: str
     seq: int
@@ -132,7 +135,8 @@ def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
     at = record.position
     return _Shown(
         stream=name,
-        position=at.token if at and at.token else "",
+        collections=", ".join(record.spec.collections) if record.spec else "",
+        position=_token_json(at.token) if at and at.token else "",
         cluster_time=_iso(split_time(at.time)[0]) if at and at.time else "",
         seq=record.seq,
         events=record.rows,
@@ -140,6 +144,11 @@ def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
         held_by=holder.partition("/")[0],
         updated=_iso(record.updated),
     )
+
+
+def _token_json(token: str) -> str:
+    """The resume token as a driver takes it."""
+    return json_util.dumps(bson.decode(token_document(token)))
 
 
 def _iso(seconds: float) -> str:

@@ -6,16 +6,18 @@ is older than the lake, and to go on from it would lose events or double them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from typing import NamedTuple
 
 from engine.config.tree import SinkConfig
 from engine.core.messages import StreamSpec
-from engine.core.naming import collection_directory, number_in, partition_of, split_prefix
+from engine.core.naming import DEAD_LETTER_PREFIX, collection_directory, number_in, partition_of, split_prefix
 from engine.sink import Sink
 
 WAIT_S = 1.0
+_SHARD = re.compile("[0-9a-f]{4}/")
 
 
 class Wanted(NamedTuple):
@@ -94,19 +96,32 @@ def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
 
 
 def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iterator[Range]:
-    """Where objects of a stream can lie, with events from the cluster time ``since`` on."""
-    shards = [f"{number:04x}/" for number in range(config.prefix_shards)] or [""]
-    for shard in shards:
-        if config.partition_by == "none":
+    """Where objects of a stream can lie, with events from the cluster time ``since`` on.
+
+    Without a time nothing is known of them, not even that they were laid out as they would be now.
+    """
+    yield Range(f"{DEAD_LETTER_PREFIX}/{spec.stream}")
+    for shard in _shards(config) if since else _all_shards(sink):
+        if config.partition_by == "none" or not since:
             yield Range(shard + spec.stream)
+        if config.partition_by == "none" and since:
             continue
         for directory in _directories(sink, spec, shard):
-            if config.partition_by == "collection":
-                yield Range(directory + spec.stream)
-            elif since:  # the order of keys is the order of times
-                yield Range(directory, f"{directory}{partition_of(since, config.partition_by)}/")
-            else:
+            if not since:
                 yield Range(directory)
+            elif config.partition_by == "collection":
+                yield Range(directory + spec.stream)
+            else:  # the order of keys is the order of times
+                yield Range(directory, f"{directory}{partition_of(since, config.partition_by)}/")
+
+
+def _shards(config: SinkConfig) -> list[str]:
+    return [f"{number:04x}/" for number in range(config.prefix_shards)] or [""]
+
+
+def _all_shards(sink: Sink) -> list[str]:
+    """Those of any ``sink.prefix_shards`` that has been used."""
+    return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 
 
 def _directories(sink: Sink, spec: StreamSpec, shard: str) -> Iterator[str]:

@@ -406,7 +406,8 @@ class Reader:
         if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
             return ()
         self._beat("sampling")
-        return self._decoder.propose(collection, sample(self._client, database, collection, size))
+        found = sample(self._client, database, collection, size)
+        return () if found is None else self._decoder.propose(collection, found.data, found.offsets)
 
     def warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
         """An override counts from a field's first file on: say so where it comes too late."""

@@ -64,12 +64,12 @@ class SlabPlan:
                 stream.write_batch(batch)
 
 
-def read_slab(slab: memoryview) -> Iterator[tuple[Content, pa.RecordBatch]]:
-    """The batches of a slab, copied out of it."""
+def read_slab(slab: memoryview, *, copied: bool = True) -> Iterator[tuple[Content, pa.RecordBatch]]:
+    """The batches of a slab, copied out of it; or as they lie in it, for as long as it is not freed."""
     length = int.from_bytes(slab[:_LENGTH_BYTES], "little")
     for content in _decode(slab[_LENGTH_BYTES : _LENGTH_BYTES + length]):
-        copied = pa.py_buffer(bytes(slab[content.offset : content.offset + content.size]))
-        with pa.ipc.open_stream(copied) as stream:
+        part = slab[content.offset : content.offset + content.size]
+        with pa.ipc.open_stream(pa.py_buffer(bytes(part) if copied else part)) as stream:
             yield content, stream.read_next_batch()
 
 

@@ -267,19 +267,40 @@ class Writer:
 
     def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
         # The slab waits until there is room for what is in it: so its reader does not run ahead.
-        self._flush_pending(max(0, self._settings.budget.writer_pending - batch.size))
-        contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
-        self._send(msg.SlabFreed(batch.offset))
+        most = self._settings.budget.writer_pending
+        self._flush_pending(max(0, most - batch.size))
         segment = self._segments.get(key)
         if segment is None:
             segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
             self._segments[key] = segment
+        if batch.size > most // 2:
+            self._add_large(segment, batch)
+        else:
+            self._add_copied(segment, batch)
+        self._flush_pending(most)
+
+    def _add_copied(self, segment: SegmentBuild, batch: msg.Batch) -> None:
+        """Collect what is in a slab, which is free again before anything is encoded."""
+        contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
+        self._send(msg.SlabFreed(batch.offset))
         while contents:  # and each is let go of: what is written at once must not be kept here
             segment.add(*contents.pop(0))
         for build in list(segment.pending()):
             if build.pending_bytes >= ROW_GROUP_BYTES:
                 build.flush()
-        self._flush_pending(self._settings.budget.writer_pending)
+
+    def _add_large(self, segment: SegmentBuild, batch: msg.Batch) -> None:
+        """Encode a large event where it lies: the encoder has copies enough of it."""
+        try:
+            for content, rows in read_slab(self._arena.slab(batch.offset, batch.size), copied=False):
+                segment.add(content, rows)
+            for build in list(segment.pending()):
+                build.flush()
+        except HeadraceError:
+            segment.discard()  # before the slab has other events in it
+            raise
+        finally:
+            self._send(msg.SlabFreed(batch.offset))
 
     def _flush_pending(self, most_bytes: int) -> None:
         """Write row groups early, then upload small objects early, until at most so many bytes are held here."""

@@ -97,7 +97,9 @@ def busy(server: Valkey) -> Iterator[None]:
 
 @contextmanager
 def full_of_clients(server: Valkey) -> Iterator[None]:
+    """Those that are connected stay so: all others are cut off, to come again."""
     with client_of(server) as client, set_to(client, maxclients=1):
+        drop_others(client)
         yield
 
 
@@ -105,7 +107,13 @@ def full_of_clients(server: Valkey) -> Iterator[None]:
 def with_another_password(server: Valkey) -> Iterator[None]:
     with client_of(server) as client, set_to(client, requirepass="n3w"):
         client.auth("n3w")
+        drop_others(client)
         yield
+
+
+def drop_others(client: redis.Redis) -> None:
+    """Some things are refused only to those that connect anew."""
+    client.client_kill_filter(_type="normal", skipme=True)
 
 
 CONDITIONS = [

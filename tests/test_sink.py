@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from s3fs.errors import translate_boto_error
 
 from engine.config import S3Config, Secret, SinkConfig
-from engine.errors import ConfigError, TransientError
-from engine.local import LocalStack
-from engine.sink import PART_SIZE, Sink
+from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.local import LocalStack, S3Server
+from engine.sink import PART_SIZE, Sink, translated
+from tests.disks import mounted
 
 SIZES = [0, 1, PART_SIZE, PART_SIZE + 1, 2 * PART_SIZE, 2 * PART_SIZE + 5]
 
@@ -174,8 +180,6 @@ def test_an_unknown_protocol() -> None:
 
 def test_s3_failures_under_way_are_transient(stack: LocalStack, unique: str) -> None:
     """A server that goes away between the parts."""
-    from engine.local import S3Server
-
     directory = stack.directory / unique
     directory.mkdir()
     server = S3Server(directory)
@@ -191,3 +195,199 @@ def test_s3_failures_under_way_are_transient(stack: LocalStack, unique: str) -> 
         upload.discard()
     finally:
         server.process.kill()
+
+
+def refused(code: str, operation: str = "PutObject") -> Exception:
+    """What s3fs raises for a store's answer."""
+    answer = {"Error": {"Code": code, "Message": "no"}}
+    error = boto.ClientError(answer, operation)
+    made: Exception = translate_boto_error(error)
+    made.__cause__ = error
+    return made
+
+
+RENEW, GIVE, BUSY, SPACE = "Renew the credentials", "Give credentials", "is tried again", "Free space there"
+
+
+@pytest.mark.parametrize(
+    ("error", "at_first", "later", "remedy_at_first", "remedy_later"),
+    [
+        *(
+            (refused(code), ConfigError, TransientError, GIVE, RENEW)
+            for code in (
+                "403",
+                "AccessDenied",
+                "ExpiredToken",
+                "InvalidAccessKeyId",
+                "InvalidToken",
+                "SignatureDoesNotMatch",
+            )
+        ),
+        (boto.NoCredentialsError(), ConfigError, TransientError, GIVE, RENEW),
+        (
+            boto.CredentialRetrievalError(provider="x", error_msg="y"),
+            ConfigError,
+            TransientError,
+            GIVE,
+            RENEW,
+        ),
+        *(
+            (refused(code), TransientError, TransientError, BUSY, BUSY)
+            for code in (
+                "429",
+                "500",
+                "503",
+                "InternalError",
+                "ServiceUnavailable",
+                "SlowDown",
+                "ThrottlingException",
+            )
+        ),
+        *(
+            (refused(code), TransientError, TransientError, SPACE, SPACE)
+            for code in ("507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull")
+        ),
+        *(
+            (OSError(number, "no"), TransientError, TransientError, SPACE, SPACE)
+            for number in (errno.ENOSPC, errno.EDQUOT)
+        ),
+        (refused("NoSuchUpload"), TransientError, TransientError, "it is made again", "it is made again"),
+        (refused("NoSuchBucket"), ConfigError, TransientError, "Create the bucket", "Create the bucket"),
+        (FileNotFoundError(errno.ENOENT, "no"), ConfigError, TransientError, "(or directory)", "(or directory)"),
+        (
+            PermissionError(errno.EACCES, "no"),
+            ConfigError,
+            TransientError,
+            "Let the engine's user",
+            "Let the engine",
+        ),
+        (ImportError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
+        (ValueError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
+        *(
+            (error, TransientError, TransientError, "Is the store up", "Is the store up")
+            for error in (
+                boto.EndpointConnectionError(endpoint_url="http://x"),
+                boto.ReadTimeoutError(endpoint_url="http://x"),
+                boto.ConnectTimeoutError(endpoint_url="http://x"),
+                ConnectionResetError(),
+                TimeoutError(),
+            )
+        ),
+        (OSError(errno.EMFILE, "no"), TransientError, TransientError, "ulimit -n", "ulimit -n"),
+        (OSError(errno.EROFS, "no"), TransientError, TransientError, "read-only", "read-only"),
+        (OSError(errno.ENAMETOOLONG, "no"), TransientError, TransientError, "too long", "too long"),
+        (NotADirectoryError(errno.ENOTDIR, "no"), TransientError, TransientError, "in the way", "in the way"),
+        (OSError(errno.EIO, "no"), TransientError, TransientError, "", ""),
+        (refused("SomethingNew"), TransientError, TransientError, "", ""),
+    ],
+    ids=lambda value: repr(value)[:60] if isinstance(value, Exception) else "",
+)
+def test_each_class_of_errors_has_its_kind_and_its_remedy(
+    error: Exception,
+    at_first: type[HeadraceError],
+    later: type[HeadraceError],
+    remedy_at_first: str,
+    remedy_later: str,
+) -> None:
+    for proved, kind, remedy in ((False, at_first, remedy_at_first), (True, later, remedy_later)):
+        with pytest.raises(HeadraceError) as caught, translated("write x", proved=proved):
+            raise error
+        assert type(caught.value) is kind
+        assert caught.value.operation == "write x"
+        assert remedy in caught.value.remedy
+        assert bool(remedy) == bool(caught.value.remedy)
+
+
+# --- local disks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "1m") as disk:
+        yield disk
+
+
+@pytest.mark.parametrize("at", ["write", "close"])
+def test_a_full_disk_is_waited_for_and_nothing_is_left_on_it(small_disk: Path, at: str) -> None:
+    sink = Sink(SinkConfig(url=f"file://{small_disk}/lake"))
+    sink.check()
+    upload = sink.open("a/b.parquet")
+    if at == "write":
+        with pytest.raises(TransientError, match=SPACE):
+            upload.write(bytes(2 * 2**20))
+    else:
+        (small_disk / "other").write_bytes(bytes(small_disk_room(small_disk)))
+        upload.write(b"x" * 100)  # which is in the file's buffer: that it finds no room is seen when it is closed
+    upload.discard()
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == [small_disk / "other"][at == "write" :]
+
+
+def small_disk_room(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_bsize
+
+
+def test_hidden_files_of_dead_processes_are_cleared_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    config = SinkConfig(url=f"file://{tmp_path}/lake")
+    script = (
+        "import os, sys; from engine.config import SinkConfig; from engine.sink import Sink; "
+        f"upload = Sink(SinkConfig(url={config.url!r})).open('a/dead'); upload.write(b'x'); "
+        "print('made', flush=True); sys.stdin.read(); os._exit(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        other.stdout.readline()
+        sink = Sink(config)
+        mine = sink.open("a/mine")
+        mine.write(b"x")
+        sink.sweep()
+        assert len(list(tmp_path.rglob(".headrace_*"))) == 2
+        other.stdin.close()
+        other.wait()
+    sink.sweep()
+    assert len(list(tmp_path.rglob(".headrace_*"))) == 1
+    mine.seal()
+    mine.publish()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+# --- credentials -----------------------------------------------------------------------------------------
+
+
+def test_credentials_that_are_renewed_in_their_file_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By uploads and by listings alike, each time after one that is refused."""
+    server, file = S3Server(tmp_path), tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    server.start()
+    try:
+        server.write_credentials(file)
+        server.make_bucket("lake")
+        sink = Sink(SinkConfig(url="s3://lake/x", s3=S3Config("us-east-1", server.endpoint_url)))
+        sink.check()
+        put(sink, "a")
+        steps: list[Callable[[], object]] = [lambda: list(sink.keys("")), lambda: put(sink, "b")]
+        for step in steps:
+            server.process.kill()
+            server.renew_secret()
+            server.start()
+            for _ in range(2):
+                with pytest.raises(TransientError, match=RENEW):
+                    step()
+            server.write_credentials(file)
+            step()
+        assert list(sink.keys("")) == ["a", "b"]
+    finally:
+        server.process.kill()
+
+
+def put(sink: Sink, key: str) -> None:
+    upload = sink.open(key)
+    try:
+        upload.write(b"x")
+        upload.seal()
+        upload.publish()
+    finally:
+        upload.discard()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,8 +24,7 @@ from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream
 from engine.source.prefetch import Prefetcher
-from engine.source.raw_cursor import cursor_of
-from engine.source.reply import Reply, SplitEvents
+from engine.source.reply import Reply, SplitEvents, cursor_of
 from engine.source.session import server_time, starting_position, survey
 
 Client = MongoClient[dict[str, Any]]
@@ -385,9 +385,8 @@ class TestPrefetcher:
     def taken(self, prefetcher: Prefetcher) -> Reply:
         from multiprocessing.connection import wait
 
-        assert wait([prefetcher.fileno()], 10)
-        reply = prefetcher.take()
-        assert reply is not None
+        while (reply := prefetcher.take()) is None:  # as the reader does it
+            assert wait([prefetcher.fileno()], 10)
         return reply
 
     def test_transient_errors_are_retried(self) -> None:
@@ -428,6 +427,26 @@ class TestPrefetcher:
         assert stream.calls == 1
         prefetcher.stop()
         assert stream.closed.wait(10)
+
+    def test_the_reply_behind_a_large_one_is_read_when_that_is_done_with(self) -> None:
+        large = [Reply(bytes(13 << 20), document_offsets(bson.encode({}), 0), token) for token in "ab"]
+        stream = self.Scripted([*large, reply_of([event("c")], "c")])
+        prefetcher = Prefetcher(stream, QUICK)
+        for calls, token in enumerate("ab", start=1):
+            assert self.taken(prefetcher).token == token
+            time.sleep(0.3)  # long enough for another call, were one made
+            assert stream.calls == calls
+        assert self.taken(prefetcher).token == "c"
+        prefetcher.stop()
+        assert stream.closed.wait(10)
+
+    def test_stopped_while_a_large_reply_is_in_use(self) -> None:
+        stream = self.Scripted([Reply(bytes(13 << 20), document_offsets(bson.encode({}), 0), "a")])
+        prefetcher = Prefetcher(stream, QUICK)
+        self.taken(prefetcher)
+        prefetcher.stop()
+        assert stream.closed.wait(10)
+        assert stream.calls == 1
 
     def test_other_errors_come_through_at_once(self) -> None:
         stream = self.Scripted([StreamLostError("read", "gone")])

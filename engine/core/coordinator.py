@@ -505,7 +505,9 @@ class Coordinator:
             is_due = now >= stream.failures.retry_at and not stream.is_over and not self.draining
             if writers and waits and is_due:
                 at = stream.ledger.committed
-                asked = Survey(stream.spec, stream.generation, at.time if at else 0, stream.ledger.last_known)
+                is_elsewhere = stream.record.sink != self.settings.sink  # or laid out otherwise
+                since = 0 if at is None or is_elsewhere else at.time
+                asked = Survey(stream.spec, stream.generation, since, stream.ledger.last_known)
                 stream.surveyor = writers[len(actions) % len(writers)]
                 actions.append(Send(stream.surveyor, asked))
         return actions

@@ -166,13 +166,11 @@ class Decoder:
             group.slow.append(_SlowRow(row, found, value))
         return self._decoded(reply, metadata, [group])
 
-    def propose(self, collection: str, documents: Sequence[bytes]) -> tuple[Field, ...]:
+    def propose(self, collection: str, data: bytes, offsets: Offsets) -> tuple[Field, ...]:
         """The fields that these documents of a collection have, with the types that they tell."""
-        if not documents:
+        if len(offsets) < 2:
             return ()
-        offsets = np.zeros(len(documents) + 1, np.int64)
-        np.cumsum([len(document) for document in documents], out=offsets[1:])
-        reply = _Reply(b"".join(documents), offsets)
+        reply = _Reply(data, offsets)
         scanner = DocumentScanner(self._options)
         tree = scanner.scan(reply.view, reply.starts, reply.ends, None, reply.count, (), reply.flag)
         fine = ~reply.odd

@@ -269,16 +269,13 @@ class S3Server:
     access_key = "headrace"
 
     def __init__(self, directory: Path, *, detached: bool = False) -> None:
-        self.secret_key = secrets.token_hex(16)
+        self._config = directory / "s3.json"
+        self.renew_secret()
         names = ("master", "volume", "filer", "s3")
         self._ports = ports = free_ports(2 * len(names))
         self.port = ports[3]
         data = directory / "weed"
         data.mkdir()
-        config = directory / "s3.json"
-        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
-        identity = {"name": "headrace", "credentials": credentials, "actions": ["Admin"]}
-        config.write_text(json.dumps({"identities": [identity]}))
         arguments = [
             weed_path(),
             "-logtostderr=true",
@@ -287,7 +284,7 @@ class S3Server:
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
         ]
-        arguments += ["-filer", "-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        arguments += ["-filer", "-s3", f"-s3.config={self._config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         arguments += ["-master.telemetry=false", "-master.volumeSizeLimitMB=512", "-volume.max=64"]
         # Relative to the directory: a socket's path has little room.
         arguments += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
@@ -295,6 +292,18 @@ class S3Server:
         for number, name in enumerate(names):
             arguments += [f"-{name}.port={ports[number]}", f"-{name}.port.grpc={ports[number + len(names)]}"]
         self.process = Process("seaweedfs", arguments, directory, detached=detached)
+
+    def renew_secret(self) -> None:
+        """Another secret for the access key, from the next start on."""
+        self.secret_key = secrets.token_hex(16)
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        identity = {"name": "headrace", "credentials": credentials, "actions": ["Admin"]}
+        self._config.write_text(json.dumps({"identities": [identity]}))
+
+    def write_credentials(self, path: Path) -> None:
+        """Write a file of credentials as the AWS chain reads it."""
+        keys = {"aws_access_key_id": self.access_key, "aws_secret_access_key": self.secret_key}
+        path.write_text("[default]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))
 
     @property
     def endpoint_url(self) -> str:

@@ -23,7 +23,8 @@ from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
 _BEAT_S = 1.0
-# Above what is asked for: few documents, which are large themselves. They do not gain by having two wait.
+# Above what is asked for: few documents, which are large themselves. The next is read when this one is done with:
+# each is held twice while it arrives, and once more as columns while it is decoded.
 _LARGE_REPLY = 12 * 2**20
 
 
@@ -48,7 +49,7 @@ class Prefetcher:
         self._stream = stream
         self._replies: queue.Queue[Reply | HeadraceError] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
-        self._taken = threading.Event()
+        self._has_taken = False
         self._wake_read, self._wake_write = os.pipe()
         self.progress = 0  # attempts, and the seconds between them: who waits for the next one does not hang
         self.last_error = ""
@@ -63,17 +64,20 @@ class Prefetcher:
         return self._wake_read
 
     def take(self) -> Reply | None:
-        """The next reply if there is one.
+        """The next reply if there is one; who asks for it is done with the one before.
 
         Raises:
             HeadraceError: what ended the stream.
         """
+        if self._has_taken:
+            self._replies.task_done()
         try:
             reply = self._replies.get_nowait()
         except queue.Empty:
+            self._has_taken = False
             return None
+        self._has_taken = True
         os.read(self._wake_read, 1)
-        self._taken.set()
         if isinstance(reply, HeadraceError):
             raise reply
         return reply
@@ -93,7 +97,7 @@ class Prefetcher:
                 self._hand_over(reply)
                 del reply
                 if is_large:
-                    self._await_taken()
+                    self._await_done()
         except HeadraceError as error:
             self._hand_over(error)
         except Exception as error:  # our own bug: the reader's loop must hear of it, and crash
@@ -126,9 +130,11 @@ class Prefetcher:
         self.last_error = ""
         return reply
 
-    def _await_taken(self) -> None:
-        while not self._stopped.is_set() and not self._taken.wait(_PUT_TIMEOUT_S):
-            pass
+    def _await_done(self) -> None:
+        """Until nothing waits, and what was taken is done with."""
+        with self._replies.all_tasks_done:
+            while self._replies.unfinished_tasks and not self._stopped.is_set():
+                self._replies.all_tasks_done.wait(_PUT_TIMEOUT_S)
 
     def _await_next_attempt(self, error: TransientError) -> None:
         now = time.monotonic()
@@ -144,7 +150,6 @@ class Prefetcher:
             self.progress += 1
 
     def _hand_over(self, reply: Reply | HeadraceError) -> None:
-        self._taken.clear()
         while not self._stopped.is_set():
             try:
                 self._replies.put(reply, timeout=_PUT_TIMEOUT_S)

@@ -10,7 +10,6 @@ thread. Owner: whoever reads the cursor; nobody else uses the session.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -20,11 +19,10 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
 
-from engine.rawbson.elements import MalformedBSON, elements, find, read_string
+from engine.source.reply import cursor_of
 from engine.source.session import Client, Members
 
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
-_INT64 = struct.Struct("<q").unpack_from
 
 
 class RawCursor:
@@ -131,21 +129,3 @@ class RawCursor:
         if self._asked is not None:
             wait([self._asked])
             self._asked = None
-
-
-def cursor_of(reply: bytes) -> tuple[int, str]:
-    """The cursor's id in a reply, 0 when there is nothing more, and the name of its collection.
-
-    Raises:
-        MalformedBSON: there is no cursor.
-    """
-    cursor = find(reply, 0, b"cursor")
-    if cursor is None:
-        raise MalformedBSON("a reply without a cursor")
-    cursor_id, collection = 0, ""
-    for _, name, at, _ in elements(reply, cursor[1]):
-        if name == b"id":
-            cursor_id = _INT64(reply, at)[0]
-        elif name == b"ns":
-            collection = read_string(reply, at).partition(".")[2]
-    return cursor_id, collection

@@ -14,6 +14,7 @@ from engine.rawbson.elements import STRING, MalformedBSON, elements, find, read_
 from engine.rawbson.offsets import Offsets, document_offsets
 
 _INT32 = struct.Struct("<i")
+_INT64 = struct.Struct("<q")
 # An event is split only when it would pass 16 MiB, so of its fragments one is large; looking for fragments
 # is left out where no event of a reply is.
 _LARGE_EVENT = 1 << 20
@@ -97,6 +98,24 @@ class Reply:
         rest = Reply(self.data, self.offsets[row:], self.token)
         rest.ends_invalidated = self.ends_invalidated
         return rest
+
+
+def cursor_of(reply: bytes) -> tuple[int, str]:
+    """The cursor's id in a reply, 0 when there is nothing more, and the name of its collection.
+
+    Raises:
+        MalformedBSON: there is no cursor.
+    """
+    cursor = find(reply, 0, b"cursor")
+    if cursor is None:
+        raise MalformedBSON("a reply without a cursor")
+    cursor_id, collection = 0, ""
+    for _, name, at, _ in elements(reply, cursor[1]):
+        if name == b"id":
+            cursor_id = _INT64.unpack_from(reply, at)[0]
+        elif name == b"ns":
+            collection = read_string(reply, at).partition(".")[2]
+    return cursor_id, collection
 
 
 class SplitEvents:

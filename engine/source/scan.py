@@ -223,8 +223,8 @@ class SplitScan:
         return self._documents(self._cursor.open(command | {"readConcern": concern}))
 
     def _may_ask_ahead(self) -> bool:
-        """Not while the pace is limited, and not before the size of documents is known."""
-        return self._has_read and not self._pace.is_limited
+        """Not while the pace is limited, not before the size of documents is known, nor where each is a reply."""
+        return self._has_read and not self._pace.is_limited and self._batch_size > 1
 
     def _documents(self, raw: bytes) -> Documents:
         reply = Documents.parse(raw)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import MongoClient, ReadPreference, uri_parser
 from pymongo.errors import (
@@ -23,7 +25,7 @@ from pymongo.errors import (
 from engine.core.messages import ReaderReady
 from engine.core.position import Position, make_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
-from engine.rawbson.offsets import split_documents
+from engine.source.reply import Reply, cursor_of
 
 Client = MongoClient[dict[str, Any]]
 log = logging.getLogger("headrace")
@@ -31,7 +33,7 @@ log = logging.getLogger("headrace")
 SERVER_SELECTION_TIMEOUT_MS = 10_000
 SOCKET_TIMEOUT_MS = 60_000
 SAMPLE_MS = 10_000
-SAMPLE_BYTES = 8 * 2**20
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 
 _UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
 _UNAUTHORIZED = 13
@@ -200,26 +202,22 @@ def _oldest_time(client: Client) -> int:
     return make_time(oldest.time, oldest.inc)
 
 
-def sample(client: Client, database: str, collection: str, size: int) -> list[bytes]:
-    """So many documents at random, or as many as there are; fewer when they are large, none when that fails.
+def sample(client: Client, database: str, collection: str, size: int) -> Reply | None:
+    """So many documents at random, or as many as there are or make one reply; None when that fails.
 
     A sample only helps to settle types well, so nothing is worth stopping for.
     """
-    found: list[bytes] = []
-    total = 0
+    stages = [{"$sample": {"size": size}}]
+    command = {"aggregate": collection, "pipeline": stages, "cursor": {"batchSize": size}, "maxTimeMS": SAMPLE_MS}
     try:
-        stages = [{"$sample": {"size": size}}]
-        with client[database][collection].aggregate_raw_batches(stages, maxTimeMS=SAMPLE_MS) as batches:
-            for batch in batches:
-                documents = split_documents(bytes(batch))  # type: ignore[arg-type]
-                found += documents
-                total += len(batch)
-                if total > SAMPLE_BYTES:
-                    break
+        raw = bytes(client[database].command(command, codec_options=_RAW).raw)
+        if (cursor := cursor_of(raw)[0]) != 0:
+            client[database].command("killCursors", collection, cursors=[cursor])
+        return Reply.parse(raw)
     except PyMongoError as error:
         fields = {"collection": f"{database}.{collection}", "cause": _first_line(error)}
         log.warning("no sample; types are settled by the first events", extra={"fields": fields})
-    return found
+        return None
 
 
 @contextmanager

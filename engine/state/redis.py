@@ -9,6 +9,8 @@ each write wait until so many replicas have it (``WAIT``), which narrows that.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar, cast
@@ -16,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
 from redis.retry import Retry
 
 from engine.config.tree import StateConfig
@@ -30,6 +33,8 @@ WAIT_TIMEOUT_MS = 5000
 _A_DECADE_MS = 10 * 365 * 86_400_000
 _DONE, _BEHIND = 1, 2
 _T = TypeVar("_T")
+
+log = logging.getLogger("headrace")
 
 # KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms, least epoch.
 # Replies: -1, epoch: older than that. 0, epoch, holder, ms left: held. 1, epoch, record: ours.
@@ -122,6 +127,7 @@ class RedisStore:
     def __init__(self, config: StateConfig) -> None:
         self._config = config
         self._prefix = config.prefix
+        self._index = f"{config.prefix}:streams"
         self._ttl_ms = int(config.ttl * 1000)
         self._client: redis.Redis | None = None
         self._known = Known()
@@ -131,15 +137,17 @@ class RedisStore:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
 
         operation, known = f"acquire the lease of {stream}", self._known.epoch(stream)
+        arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream), known)
 
-        def act(client: redis.Redis) -> Any:
-            client.sadd(f"{self._prefix}:streams", stream)
-            arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream), known)
-            return client.eval(_ACQUIRE, 2, *self._keys(stream), *arguments)
+        def ask(batch: Pipeline) -> None:
+            batch.sadd(self._index, stream)
+            batch.eval(_ACQUIRE, 2, *self._keys(stream), *arguments)
 
-        code, epoch, *rest = self._run(operation, act, writes=True)
+        is_new, (code, epoch, *rest) = self._change(operation, ask)
         if code < 0:
             raise lost_record(operation, stream, known, epoch)
+        if is_new and epoch > 1:
+            self._make_index()
         if code == 0:
             self._known.saw(stream, epoch)
             return HeldElsewhere(rest[0], max(rest[1], 0) / 1000)
@@ -149,6 +157,8 @@ class RedisStore:
     def renew(self, lease: Lease, ttl_s: float) -> None:
         """Keep the lease for ``ttl_s`` more seconds."""
         operation = f"renew the lease of {lease.stream}"
+        if self._change(operation, lambda batch: batch.sadd(self._index, lease.stream)) == [1]:
+            self._make_index()
         if self._fenced(operation, _RENEW, lease, int(ttl_s * 1000)) == _BEHIND:
             self._restore(operation, lease, {}, ())
 
@@ -182,7 +192,7 @@ class RedisStore:
         """Every stream's fields and the present holder of its lease."""
 
         def act(client: redis.Redis) -> Any:
-            names = sorted(cast("set[str]", client.smembers(f"{self._prefix}:streams")))
+            names = sorted(cast("set[str]", client.smembers(self._index)) or self._make_index())
             with client.pipeline(transaction=False) as batch:
                 for stream in names:
                     lease, record = self._keys(stream)
@@ -196,16 +206,14 @@ class RedisStore:
     def forget(self, streams: Collection[str]) -> None:
         """Remove the records and leases of these streams, where there are any."""
 
-        def act(client: redis.Redis) -> Any:
-            with client.pipeline(transaction=False) as batch:
-                # Each by a command of its own: a cluster refuses keys of several slots in one.
-                for stream in streams:
-                    batch.delete(*self._keys(stream))
-                batch.srem(f"{self._prefix}:streams", *streams)
-                return batch.execute()
+        def ask(batch: Pipeline) -> None:
+            # Each by a command of its own: a cluster refuses keys of several slots in one.
+            for stream in streams:
+                batch.delete(*self._keys(stream))
+            batch.srem(self._index, *streams)
 
         if streams:
-            self._run(f"forget {len(streams)} streams", act, writes=True)
+            self._change(f"forget {len(streams)} streams", ask)
             self._known.forgot(streams)
 
     def read_shared(self, name: str) -> tuple[int, str]:
@@ -216,10 +224,11 @@ class RedisStore:
     def write_shared(self, name: str, version: int, text: str) -> bool:
         """Store ``text`` as ``version``, if the present version is the one before."""
 
-        def act(client: redis.Redis) -> Any:
-            return client.eval(_WRITE_SHARED, 1, self._shared(name), version, text)
+        def ask(batch: Pipeline) -> None:
+            batch.eval(_WRITE_SHARED, 1, self._shared(name), version, text)
 
-        return bool(self._run(f"write {name}", act, writes=True))
+        (written,) = self._change(f"write {name}", ask)
+        return bool(written)
 
     def close(self) -> None:
         """Close the connections: a client closes its own, and not those by which it asked the sentinels."""
@@ -248,31 +257,71 @@ class RedisStore:
         """
         known = self._known.revision(lease)
         fence = (lease.owner, lease.epoch, self._record_ttl_ms(lease.stream), "" if known is None else known)
-        code, *found = self._run(
-            operation, lambda c: c.eval(script, 2, *self._keys(lease.stream), *fence, *arguments), writes=True
+        ((code, *found),) = self._change(
+            operation, lambda batch: batch.eval(script, 2, *self._keys(lease.stream), *fence, *arguments)
         )
         if not code:
             self._known.let_go(lease)
             raise self._known.refusal(operation, lease, *found)
         return int(code)
 
-    def _run(self, operation: str, act: Callable[[redis.Redis], _T], *, writes: bool = False) -> Any:
+    def _make_index(self) -> list[str]:
+        """The streams that have a record, by looking at all keys; they are listed anew.
+
+        The list is a key that is seldom read: what evicts takes it before the records. Without it nobody would
+        know what earlier streams have covered.
+        """
+
+        def act(client: redis.Redis) -> list[str]:
+            beginning, end = f"{self._prefix}:{{", "}:record"
+            found = client.scan_iter(f"{_escaped(beginning)}*{end}", count=1000)
+            return [key.removeprefix(beginning).removesuffix(end) for key in found]
+
+        operation = "list the streams anew"
+        streams: list[str] = self._run(operation, act)
+        if streams:
+            self._change(operation, lambda batch: batch.sadd(self._index, *streams))
+            log.warning("the state store had lost its list of streams; it is made anew")
+        return streams
+
+    def _change(self, operation: str, ask: Callable[[Pipeline], object]) -> list[Any]:
+        """The replies to what ``ask`` asks for, once enough replicas have it.
+
+        All of it goes through one connection: ``WAIT`` speaks of what was written through its own.
+        """
+
+        def act(client: redis.Redis) -> list[Any]:
+            with client.pipeline(transaction=False) as batch:
+                ask(batch)
+                if self._config.replicas:
+                    batch.wait(self._config.replicas, WAIT_TIMEOUT_MS)
+                return batch.execute(raise_on_error=False)  # it would put the script into the error's text
+
+        replies: list[Any] = self._run(operation, act)
+        if self._config.replicas and (acknowledged := replies.pop()) < self._config.replicas:
+            cause = f"{acknowledged} of {self._config.replicas} replicas have it"
+            raise TransientError(operation, cause, "Are the replicas up? state.replicas says how many.")
+        return replies
+
+    def _run(self, operation: str, act: Callable[[redis.Redis], _T]) -> Any:
         """``act`` on the connection, the library's errors translated."""
         try:
             if self._client is None:
                 self._client = _connect(self._config)
             result = act(self._client)
-            if writes and self._config.replicas:
-                acknowledged: Any = self._client.wait(self._config.replicas, WAIT_TIMEOUT_MS)
-                if acknowledged < self._config.replicas:
-                    cause = f"{acknowledged} of {self._config.replicas} replicas have it"
-                    raise TransientError(operation, cause, "Are the replicas up? state.replicas says how many.")
+            if isinstance(result, list) and (failed := [e for e in result if isinstance(e, redis.RedisError)]):
+                raise failed[0]
         except redis.RedisError as error:
             self.close()
             where = url_without_password(self._config.url)
             raise translated(operation, where, error, worked=self._worked) from error
         self._worked = True
         return result
+
+
+def _escaped(text: str) -> str:
+    """``text`` in a pattern of Redis."""
+    return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
 
 
 def _connect(config: StateConfig) -> redis.Redis:

@@ -17,7 +17,7 @@ from pymongo import MongoClient
 
 from engine.local import LocalStack
 from engine.local.servers import Valkey
-from tests.conditions import CONDITIONS, client_of, full_of_clients, with_another_password
+from tests.conditions import CONDITIONS, client_of
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -293,8 +293,6 @@ def test_a_redis_that_refuses_for_a_while(
     with Engine(config) as engine, inserting(stack.mongo.uri, unique):
         wait_committed(engine)
         with condition(server):
-            if condition in (full_of_clients, with_another_password):
-                drop_connections(server)
             engine.wait_for(lambda _: remedy in engine.log(), "the remedy")
             time.sleep(3)
         committed = wait_committed(engine)
@@ -304,12 +302,6 @@ def test_a_redis_that_refuses_for_a_while(
     plain = PlainStream(mongo, unique, start)
     time.sleep(1)
     assert lake.check_no_token_twice() == plain.stop()
-
-
-def drop_connections(server: Valkey) -> None:
-    """What is refused only to those that connect anew."""
-    with closing(redis.Redis(port=server.port)) as client:
-        client.client_kill_filter(_type="normal", skipme=True)
 
 
 @contextmanager

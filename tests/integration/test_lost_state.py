@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,50 @@ def test_without_its_state_nothing_is_replaced_and_nothing_is_left_out(
     assert OLDER in done.stderr
     assert "Restore the newest state" in done.stderr
     assert landed(lake) == before
+
+
+@pytest.mark.parametrize("before", [("none", 0), ("collection", 0), ("day", 3), ("hour", 0)], ids=str)
+@pytest.mark.parametrize("lost", ["the record", "the last of it"])
+def test_objects_that_were_laid_out_otherwise_are_found(
+    mongo: Client, config: EngineConfig, lake: Lake, before: tuple[str, int], lost: str
+) -> None:
+    state = use_sqlite(config)
+    config.set("sink", partition_by=before[0], prefix_shards=before[1])
+    orders = mongo[config.name].orders
+    orders.insert_many([{"n": n} for n in range(100)])
+    if lost == "the last of it":
+        catch_up(config)
+        shutil.copy(state, state.with_suffix(".backup"))
+        orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    found = landed(lake)
+    forget(state)
+    if lost == "the last of it":
+        shutil.copy(state.with_suffix(".backup"), state)
+    config.set("sink", partition_by="hour" if before[0] != "hour" else "none", prefix_shards=2)
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert OLDER in done.stderr
+    assert landed(lake) == found
+
+
+def test_a_log_of_sqlite_that_was_lost_between_runs(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """What is in the file itself is older."""
+    state = use_sqlite(config)
+    orders = mongo[config.name].orders
+    orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    with Engine(config) as engine:
+        orders.insert_many([{"n": n} for n in range(200)])
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 200, "they land")
+        engine.kill_tree()
+    state.with_name(f"{state.name}-wal").unlink()
+    found = landed(lake)
+    done = run_engine(config, "run", "--until-caught-up")
+    assert done.returncode == 1, done.stderr
+    assert OLDER in done.stderr
+    assert landed(lake) == found
+    assert run_engine(config, "state", "show").returncode == 0
 
 
 @pytest.mark.parametrize("watch", ["collections", "database"])
@@ -114,6 +160,31 @@ def test_a_backfill_without_its_state_is_not_loaded_twice(mongo: Client, config:
     assert lake.object_keys() == keys
     assert run_engine(config, "backfill", "--restart").returncode == 0
     assert len(lake.rows()) == 1000
+
+
+@pytest.mark.parametrize("laid_out", ["as before", "otherwise"])
+def test_a_split_without_its_record_is_not_loaded_twice(
+    mongo: Client, config: EngineConfig, lake: Lake, laid_out: str
+) -> None:
+    """The plan is there, and so are the records of the other splits."""
+    state = use_sqlite(config)
+    config.set("backfill", split_size="64KiB", readers=1, max_documents_per_s=1000)
+    mongo[config.name].orders.insert_many([{"text": "x" * 1000} for _ in range(1000)])
+    with Engine(config, command="backfill") as engine:
+        engine.wait_for(lambda status: bool(status["backfills"][0]["splits"]), "a split")
+        assert engine.terminate() == 0
+    with closing(sqlite3.connect(state, isolation_level=None)) as db:
+        done = "SELECT stream FROM fields WHERE name = 'position' AND value LIKE '%~%' LIMIT 1"
+        (split,) = db.execute(done).fetchone()
+        for table in ("leases", "fields"):
+            db.execute(f"DELETE FROM {table} WHERE stream = ?", (split,))
+    keys = lake.object_keys()
+    if laid_out == "otherwise":
+        config.set("sink", partition_by="none")
+    ended = run_engine(config, "backfill")
+    assert ended.returncode == 2, ended.stderr
+    assert "is older than that: documents would be loaded twice" in ended.stderr
+    assert lake.object_keys() == keys
 
 
 def test_a_backfill_with_an_older_state_is_not_loaded_twice(

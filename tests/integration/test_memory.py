@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from bench.measure import PeakMemory
 from engine.core.budget import MIB
 from tests.integration.harness import Engine, EngineConfig, Lake
+from tests.integration.proxy import SlowProxy
 
 Client = MongoClient[dict[str, Any]]
 
@@ -88,3 +91,27 @@ def test_a_kill_for_want_of_memory_is_called_one(
         assert "Give the container (or the machine) more memory than memory.limit" in engine.log()
         assert engine.terminate() == 0
     assert len(lake.check_no_token_twice()) == 100
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda: os.urandom(16_000_000), lambda: base64.b64encode(os.urandom(12_000_000)).decode()],
+    ids=["binary", "text"],
+)
+def test_the_largest_documents_and_a_slow_store(
+    mongo: Client, config: EngineConfig, lake: Lake, value: Callable[[], Any]
+) -> None:
+    """They come faster than they can be stored, and no compression makes them smaller."""
+    config.set("memory", limit="396MiB")
+    config.set("writers", processes=1)
+    with SlowProxy(config.stack.s3.port, 4e6) as proxy:
+        config.set("sink.s3", endpoint_url=proxy.url)
+        with Engine(config) as engine:
+            engine.wait_reading()
+            with PeakMemory(engine.process.pid, every_s=0.1) as memory:
+                for _ in range(10):
+                    mongo[config.name].orders.insert_one({"value": value()})
+                engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 10, "all", 300)
+            assert engine.terminate() == 0
+    assert memory.peak <= 396 * MIB, f"{memory.peak / MIB:.0f} MiB"
+    assert len(lake.check_no_token_twice()) == 10

@@ -1,0 +1,387 @@
+"""Does the engine grow? It is run for a long time on a live workload, and its end is compared with its beginning.
+
+Servers are started here, and the engine as users start it, with a segment every second. Documents of several kinds
+are inserted, updated and deleted at a steady rate. Every two seconds each of the engine's processes is measured;
+the first minute or fifth (half, of a short run) is warm-up, and of the rest the medians of the first and the last
+quarter are compared.
+
+It fails when the own memory (USS) of a process has grown by more than 5 % and 1 MiB, when its descriptors or
+threads are more, when log lines come faster, when a process had to be replaced, when an event is missing or there
+twice, or when the engine leaves something unfinished behind in the sink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+import duckdb
+import msgspec
+import psutil
+from msgspec import Struct
+from pymongo import DeleteOne, InsertOne, MongoClient, UpdateOne
+from rich.console import Console
+from rich.table import Table
+
+from bench.live import status, wait_for
+from bench.measure import python
+from bench.results import context
+from bench.stream import Case, config_toml
+from bench.workloads import documents
+from engine.core.budget import MIB
+from engine.local import LocalStack
+from engine.local.servers import LocalServerError, free_ports
+
+SAMPLE_EVERY_S = 2.0
+WRITE_EVERY_S = 0.1
+WARM_UP = 30  # samples: allocators reach the size that they stay at
+# What a figure may be more by, beside the share: connections come and go, and threads with them; a segment more or
+# less is no growth. What is lost with each segment is soon more.
+MOST_GROWTH = 0.05
+MOST_MORE = {"uss": MIB, "descriptors": 2, "threads": 2, "log_lines": 6}
+NAME = "soak"
+KINDS = ("orders", "nested", "mixed", "wide", "tiny")
+FAT_EVERY = 500
+LIVING = 1000
+
+
+class Options(Struct):
+    """What the command line says; ``rate`` in events per second."""
+
+    minutes: float
+    collections: int
+    sink: str
+    limit: str
+    rate: int
+
+
+class ProcessSize(Struct):
+    """One process at one moment; memory in bytes."""
+
+    uss: int
+    pss: int
+    descriptors: int
+    threads: int
+
+
+class Sample(Struct):
+    """The engine at one moment; what is counted is counted from its start."""
+
+    at_s: float
+    processes: dict[str, ProcessSize]
+    log_lines: int
+    objects: int
+    replaced: int
+
+
+class Change(Struct):
+    """A figure in the first and in the last quarter, and whether that is growth."""
+
+    first: float
+    last: float
+    growth_percent: float
+    grows: bool
+
+
+class SoakResult(Struct):
+    """What a soak gives.
+
+    Attributes:
+        processes: by process and figure.
+        per_minute: log lines, and objects in the lake.
+        growing: what is wrong, in words; empty when nothing is.
+    """
+
+    sink: str
+    minutes: float
+    limit: str
+    events: int
+    objects: int
+    log_lines: int
+    pss_peak_mib: float
+    processes: dict[str, dict[str, Change]]
+    per_minute: dict[str, Change]
+    growing: list[str]
+
+
+def write(uri: str, options: Options, stopped: threading.Event) -> int:
+    """Write at a steady rate until told to stop; the number of events made."""
+    changes = [_changes(KINDS[number % len(KINDS)], number) for number in range(options.collections)]
+    began, events = time.monotonic(), 0
+    with MongoClient[dict[str, Any]](uri) as client:
+        while not stopped.wait(WRITE_EVERY_S):
+            due = int((time.monotonic() - began) * options.rate) - events
+            for place, each in enumerate(changes):
+                if requests := list(islice(each, due // len(changes))):
+                    client[NAME][f"events{place}"].bulk_write(requests)
+                    events += len(requests)
+    return events
+
+
+def _changes(workload: str, seed: int) -> Iterator[InsertOne[dict[str, Any]] | UpdateOne | DeleteOne]:
+    """Each is one event: an insert or, of a document that lives, an update or its end; in equal parts."""
+    rng = random.Random(seed)
+    fresh, fat = documents(workload, sys.maxsize, seed), documents("fat", sys.maxsize, seed)
+    living: deque[int] = deque()
+    for number in count(1):
+        kind = rng.choice(("insert", "update", "delete")) if len(living) > LIVING else "insert"
+        if kind == "delete":
+            yield DeleteOne({"_id": living.popleft()})
+        elif kind == "update":
+            yield UpdateOne({"_id": rng.choice(living)}, {"$set": {"changed": number}})
+        else:
+            living.append(number)
+            yield InsertOne({"_id": number, **next(fat if number % FAT_EVERY == 0 else fresh)})
+
+
+class Engine:
+    """``python -m engine run``, its log in a file; and what can be seen of it."""
+
+    def __init__(self, directory: Path, toml: str) -> None:
+        (self.port,) = free_ports(1)
+        path = directory / "engine.toml"
+        path.write_text(toml.replace('listen = ""', f'listen = "127.0.0.1:{self.port}"'))
+        self._log = directory / "engine.log"
+        command = python("-m", "engine", "run", "--config", str(path))
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
+        """Wait until its streams are so."""
+        try:
+            wait_for(self.port, lambda found: what(found["streams"]))
+        except TimeoutError as error:
+            raise self._error("does not get there") from error
+
+    def sample(self) -> Sample:
+        """Measure it.
+
+        Raises:
+            LocalServerError: it has ended, or does not answer.
+        """
+        if (found := status(self.port)) is None:
+            raise self._error("does not answer")
+        names = {each["pid"]: each["process"] for each in found["processes"]}
+        return Sample(
+            at_s=time.monotonic() - self._began,
+            processes=_sizes(psutil.Process(self._process.pid), names),
+            log_lines=self._log.read_bytes().count(b"\n"),
+            objects=sum(each["objects"] for each in found["streams"]),
+            replaced=sum(each["restarts"] for each in found["processes"]),
+        )
+
+    def end(self) -> None:
+        """Tell it to end, and wait until it has."""
+        self._process.terminate()
+        if self._process.wait(60):
+            raise self._error("did not end well")
+
+    def _error(self, what: str) -> LocalServerError:
+        tail = self._log.read_text(errors="replace")[-2000:]
+        return LocalServerError(f"the engine {what} (code {self._process.poll()}): {tail}")
+
+
+def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize]:
+    """The processes of the tree, by name; one that ends meanwhile is left out."""
+    sizes = {}
+    for process in (root, *root.children(recursive=True)):
+        try:
+            other = "template" if "forkserver" in " ".join(process.cmdline()) else "resource tracker"
+            name = "supervisor" if process == root else names.get(process.pid, other)
+            memory = process.memory_full_info()
+            sizes[name] = ProcessSize(memory.uss, memory.pss, process.num_fds(), process.num_threads())
+        except psutil.NoSuchProcess:
+            continue
+    return sizes
+
+
+def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
+    """Start everything, run it for so long, end it, and compare."""
+    with tempfile.TemporaryDirectory() as temporary, LocalStack() as stack:
+        assert stack.mongo is not None
+        case = Case(memory=options.limit, collections=options.collections, readers=1)
+        toml = config_toml(stack, stack.mongo.uri, NAME, case, NAME, interval="1s")
+        lake = f"s3://{stack.bucket}/{NAME}"
+        if options.sink == "file":
+            toml = toml.replace(lake, lake := f"file://{temporary}/lake")
+        with Engine(Path(temporary), toml) as engine:
+            engine.wait_for(lambda streams: bool(streams) and all(each["reading"] for each in streams))
+            samples, events = _written(stack.mongo.uri, engine, options, tell)
+            tell("writing has ended; waiting for the last commit")
+            engine.wait_for(lambda streams: sum(each["events_committed"] for each in streams) >= events)
+            end = engine.sample()
+            engine.end()
+        landed, different = _landed(stack, lake)
+        unfinished = _unfinished(stack, lake)
+    processes, per_minute = compare(samples)
+    growing = [f"{name}: {what}" for name, all_ in processes.items() for what, each in all_.items() if each.grows]
+    growing += [f"the engine: {what}" for what, each in per_minute.items() if each.grows]
+    growing += [f"{end.replaced} processes had to be replaced"] if end.replaced else []
+    growing += [f"{unfinished} unfinished uploads or hidden files are left"] if unfinished else []
+    if not landed == different == events:
+        growing += [f"{events} events were written; {landed} landed, {different} different ones"]
+    return SoakResult(
+        sink=options.sink,
+        minutes=options.minutes,
+        limit=options.limit,
+        events=events,
+        objects=end.objects,
+        log_lines=end.log_lines,
+        pss_peak_mib=max(map(_pss, samples)),
+        processes=processes,
+        per_minute=per_minute,
+        growing=growing,
+    )
+
+
+def _written(uri: str, engine: Engine, options: Options, tell: Callable[[str], None]) -> tuple[list[Sample], int]:
+    """Write for so long, and measure meanwhile; the samples, and the number of events."""
+    samples: list[Sample] = []
+    stopped = threading.Event()
+    until = time.monotonic() + options.minutes * 60
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write, uri, options, stopped)
+        try:
+            while (left_s := until - time.monotonic()) > 0 and not writing.done():
+                time.sleep(min(SAMPLE_EVERY_S, left_s))
+                samples.append(engine.sample())
+                tell(f"{left_s:5.0f} s left, {samples[-1].objects:,} objects, {_pss(samples[-1]):.0f} MiB")
+        finally:
+            stopped.set()
+        return samples, writing.result()
+
+
+def _pss(sample: Sample) -> float:
+    """Of all processes, in MiB."""
+    return sum(each.pss for each in sample.processes.values()) / MIB
+
+
+def _landed(stack: LocalStack, lake: str) -> tuple[int, int]:
+    """Rows, and different tokens among them."""
+    files = f"{lake.removeprefix('file://')}/**/*.parquet"
+    query = f"select count(*), count(distinct _cdc_token) from read_parquet('{files}', union_by_name = true)"
+    with duckdb.connect() as database:
+        database.register_filesystem(stack.s3.filesystem())
+        row = database.execute(query).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+def _unfinished(stack: LocalStack, lake: str) -> int:
+    """Hidden files, or uploads that were begun and not completed."""
+    if lake.startswith("file://"):
+        return sum(path.is_file() for path in Path(lake.removeprefix("file://")).rglob(".*"))
+    found = stack.s3.filesystem().call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=NAME)
+    return len(found.get("Uploads", []))
+
+
+def compare(samples: Sequence[Sample]) -> tuple[dict[str, dict[str, Change]], dict[str, Change]]:
+    """The figures of each process, and how much happens a minute, in the first and in the last quarter."""
+    warm = samples[max(len(samples) // 5, min(WARM_UP, len(samples) // 2)) :]
+    size = max(2, len(warm) // 4)
+    first, last = warm[:size], warm[-size:]
+
+    def median_of(quarter: Sequence[Sample], name: str, what: str) -> float:
+        found = [getattr(each.processes[name], what) for each in quarter if name in each.processes]
+        return float(median(found)) if found else 0.0
+
+    def pace(quarter: Sequence[Sample], what: str) -> float:
+        begin, end = quarter[0], quarter[-1]
+        return float(getattr(end, what) - getattr(begin, what)) / (end.at_s - begin.at_s) * 60
+
+    names = sorted({name for sample in last for name in sample.processes})
+    processes = {
+        name: {
+            what: _change(what, *(median_of(each, name, what) for each in (first, last)))
+            for what in ProcessSize.__struct_fields__
+        }
+        for name in names
+    }
+    per_minute = {
+        what: _change(what, *(pace(each, what) for each in (first, last))) for what in ("log_lines", "objects")
+    }
+    return processes, per_minute
+
+
+def _change(what: str, first: float, last: float) -> Change:
+    """Growth is what is more than the slack, and more than the share that is allowed."""
+    grows = last > first * (1 + MOST_GROWTH) and last > first + MOST_MORE.get(what, float("inf"))
+    return Change(first, last, round((last / first - 1) * 100, 1) if first else 0.0, grows)
+
+
+def show(console: Console, result: SoakResult) -> None:
+    """The result for people."""
+    title = f"{result.events:,} events in {result.minutes:g} minutes: first quarter → last quarter"
+    table = Table("process", "own memory (USS), MiB", "PSS, MiB", "descriptors", "threads", title=title)
+    for name, each in result.processes.items():
+        sizes = (_shown(each[what], MIB) for what in ("uss", "pss"))
+        table.add_row(name, *sizes, _shown(each["descriptors"]), _shown(each["threads"]))
+    console.print(table)
+    for what, change in result.per_minute.items():
+        console.print(f"{what.replace('_', ' ')} a minute: {_shown(change)}")
+    console.print(f"{result.objects:,} objects, {result.log_lines:,} log lines")
+    console.print(f"largest PSS of all processes {result.pss_peak_mib:.0f} MiB; the limit is {result.limit}")
+    for line in result.growing:
+        console.print(f"[red]{line}[/]")
+    console.print(
+        "[red]it grows[/]" if result.growing else "[green]nothing grows; every event landed exactly once[/]"
+    )
+
+
+def _shown(change: Change, unit: int = 0) -> str:
+    first, last = (f"{each / unit:.1f}" if unit else f"{each:,.0f}" for each in (change.first, change.last))
+    shown = f"{first} → {last} ({change.growth_percent:+.1f} %)"
+    return f"[red]{shown}[/]" if change.grows else shown
+
+
+def main() -> int:
+    """Run it; 1 when something grows."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak",
+        description=__doc__,
+        epilog="examples: scripts/soak --minutes 60; scripts/soak --sink file | jq .growing\n"
+        "exit codes: 0 nothing grows, 1 something does (it says what), 2 bad usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long it is written (default: 10)")
+    parser.add_argument("--collections", type=int, default=3, help="each of another kind of document (default: 3)")
+    parser.add_argument("--sink", choices=("s3", "file"), default="s3", help="where the lake is (default: s3)")
+    parser.add_argument("--limit", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
+    parser.add_argument("--rate", type=int, default=500, help="events per second in all (default: 500)")
+    options = Options(**vars(parser.parse_args()))
+    if options.minutes <= 0 or options.collections < 1 or options.rate < 1:
+        parser.error("--minutes, --collections and --rate must be more than 0")
+    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    with progress.status("starting the servers and the engine ...") as spinner:
+        result = soak(options, spinner.update)
+    if console.is_terminal:
+        show(console, result)
+    else:
+        print(json.dumps({"benchmark": "soak", **context(), **msgspec.to_builtins(result)}))
+    return 1 if result.growing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
