@@ -153,11 +153,23 @@ class Sink:
     def _find(self, prefix: str) -> list[str]:
         """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
         directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
-        found = (path.removeprefix(f"{self._root}/") for path in self._store.filesystem.find(directory))
+        paths = _files(directory) if self._is_local else self._store.filesystem.find(directory)
+        found = (path.removeprefix(f"{self._root}/") for path in paths)
         return [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(".")]
 
     def _translated(self, operation: str) -> AbstractContextManager[None]:
         return self._store.translated(operation, self._store.filesystem, proved=self._proved)
+
+
+def _files(directory: str) -> Iterator[str]:
+    """All files below a directory. One that cannot be listed does not pass for empty, as it does with fsspec."""
+
+    def unless_missing(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for below, _, names in os.walk(directory, onerror=unless_missing, followlinks=True):
+        yield from (f"{below}/{name}" for name in names)
 
 
 class _Page(NamedTuple):

@@ -35,6 +35,27 @@ class Place:
         self.hidden = hidden
 
 
+def test_what_cannot_be_listed_does_not_pass_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails under one directory; one that is not there is empty."""
+    sink = Sink(SinkConfig(url=f"file://{tmp_path}"))
+    upload = sink.open("a/b/object")
+    upload.seal()
+    upload.publish()
+    assert list(sink.keys("a/")) == ["a/b/object"]
+    assert list(sink.keys("elsewhere/")) == []
+
+    def fails(path: str) -> Any:
+        if path.endswith("/b"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", fails)
+    for read in (lambda: list(sink.keys("a/")), lambda: sink.directories("a/")):
+        with pytest.raises(TransientError, match="Input/output error"):
+            read()
+
+
 @pytest.fixture(params=["s3", "file"])
 def place(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Place:
     if request.param == "file":
