@@ -156,6 +156,7 @@ def test_a_stopped_template_is_replaced_and_nobody_waits_for_it(
         used_s, since = cpu_s(engine.process.pid), time.monotonic()
         moments = set()
         while is_alive(template):
+            assert time.monotonic() < since + 60, engine.log_tail()
             status = engine.wait_for(lambda status: status["at"] > before["at"], "the loop turns")
             moments.add(status["at"])
             time.sleep(0.1)
