@@ -107,7 +107,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         ]
         if moved and done:
             cause = f"{', '.join(moved)} went on while {', '.join(sorted(done))} had been handed over already"
-            raise ConfigError(_OPERATION, cause, "Use another state.prefix, and begin anew.")
+            raise ConfigError(_OPERATION, cause, "Begin anew, with another state.prefix and another sink.url.")
         if moved:
             log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
         else:

@@ -134,6 +134,60 @@ def test_parquet_has_dictionaries_of_what_comes_again() -> None:
     assert dictionaries == {f"{name}_again" for name in columns} | {"few"}
 
 
+def test_parquet_has_statistics_but_of_very_long_values() -> None:
+    """The encoder would hold some of them many times over."""
+    long = ["x" * 100_000, "y" * 100_000]
+    columns = {
+        "_cdc_token": ["a", "b"],
+        "_cdc_update": ["{}", None],
+        "_cdc_before": ["{}", None],
+        "_cdc_rescued": [None, "{}"],
+        "_cdc_raw": [b"x", b"y"],
+        "n": [1, 2],
+        "s": ["a", "b"],
+        "long": long,
+        "long_binary": [each.encode() for each in long],
+        "nested": [{"s": "a", "long": each, "list": [1, 2]} for each in long],
+        "list": [["a"], [None]],
+        "long_list": [[None, each] for each in long],
+    }
+    rows = pa.RecordBatch.from_pydict(columns)
+    file = Collected()
+    encoder = ParquetFile(file, rows.schema, SinkConfig(url="file:///"))
+    encoder.write([rows])
+    encoder.close({})
+    found = pq.ParquetFile(io.BytesIO(file.data))
+    assert found.read().equals(pa.table(rows))
+    group = found.metadata.row_group(0)
+    chunks = {each.path_in_schema: each for each in map(group.column, range(group.num_columns))}
+    without = {path for path, each in chunks.items() if not each.is_stats_set}
+    large = {"long", "long_binary", "nested.long", "long_list.list.element"}
+    assert without == {"_cdc_update", "_cdc_before", "_cdc_raw"} | large
+    assert not any(chunks[path].has_dictionary_page for path in large)
+    assert chunks["_cdc_rescued"].statistics.null_count == 1
+
+
+@pytest.mark.parametrize("format_", ["json", "csv", "bson"])
+def test_rows_are_made_of_some_columns_at_a_time(format_: str) -> None:
+    """As Python has them they take much more memory than the columns do."""
+    sizes: list[int] = []
+
+    class Sizes:
+        def write(self, data: bytes) -> int:
+            sizes.append(len(data))
+            return len(data)
+
+    count, size = 3000, 4000
+    rows = pa.record_batch([[b"x" * size] * count], names=["_cdc_raw"])
+    config = replace(SinkConfig(url="file:///"), format=format_, compression="none")
+    schemas = Schemas()
+    encoder = open_file(f"x{suffix_of(config)}", Sizes(), schemas.get("db", "c"), config, raw=True)
+    encoder.write([rows])
+    encoder.close({})
+    assert sum(sizes) >= count * size
+    assert max(sizes) < 2 * 2**20
+
+
 @pytest.mark.parametrize(("format_", "compression"), [each for each in WRAPPED if each[0] == "json"])
 def test_json_lines(format_: str, compression: str) -> None:
     data, _ = written(format_, compression, batches=2)

@@ -291,11 +291,11 @@ class Coordinator:
         operation, durable = f"resume the stream {stream.name}", stream.durable_seq
         if record.closed:
             cause = "another configuration has taken over what this stream covered"
-            remedy = "Start with that configuration; to begin anew with this one, use another state.prefix."
+            remedy = "Start with that configuration; to begin anew, use another state.prefix and sink.url."
             return ConfigError(operation, cause, remedy)
         if record.spec is not None and record.spec.coverage != stream.spec.coverage:
             cause = "its record in the state store is of a stream that covers something else"
-            remedy = "Another engine keeps its state there: use another state.prefix."
+            remedy = "Another engine keeps its state there: use another state.prefix, and another sink.url."
             return ConfigError(operation, cause, remedy)
         if durable is not None and (record.position is None or record.seq < durable):
             cause = f"the state store has lost its record: segment {durable} was committed"
@@ -669,7 +669,7 @@ class Coordinator:
         record, ledger = stream.record, stream.ledger
         if record.deployment and record.deployment != self._deployment:
             cause = f"its state is from {record.deployment!r}, and this is {self._deployment!r}"
-            remedy = "Use another state.prefix for another deployment."
+            remedy = "Use another state.prefix and another sink.url for another deployment."
             return self._exit(2, ConfigError(f"resume the stream {stream.name}", cause, remedy))
         actions: list[Action] = []
         if stream.spec.is_split:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, cast
 
 import msgspec
@@ -23,6 +23,14 @@ from engine.encode.compression import CompressedFile, File
 
 _YEAR_1_MS, _YEAR_10000_MS = -62135596800000, 253402300800000
 _ENCODER = msgspec.json.Encoder()
+# Rows as Python has them take some ten times their size as columns, so they are made of so many bytes at a time.
+_PIECE_BYTES = 2**20
+
+
+def _pieces(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        rows = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
+        yield from (batch.slice(at, rows) for at in range(0, batch.num_rows, rows))
 
 
 class BsonFile:
@@ -38,7 +46,7 @@ class BsonFile:
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
-        for batch in batches:
+        for batch in _pieces(batches):
             index = batch.schema.get_field_index(self._column) if batch.num_columns > 1 else 0
             self._file.write(b"".join(batch.column(index).to_pylist()))
 
@@ -56,7 +64,7 @@ class JsonFile:
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
-        for batch in batches:
+        for batch in _pieces(batches):
             names = [name for name in self._order if name in batch.schema.names]
             columns = [json_values(batch.column(name)) for name in names]
             rows = [
@@ -84,7 +92,7 @@ class CsvFile:
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
         options = pyarrow.csv.WriteOptions(include_header=False)
-        for batch in batches:
+        for batch in _pieces(batches):
             have = dict(zip(batch.schema.names, batch.columns, strict=True))
             columns = [
                 _flat(have[field.name]) if field.name in have else pa.nulls(batch.num_rows, field.type)
@@ -116,7 +124,7 @@ class AvroFile:
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
-        for batch in batches:
+        for batch in _pieces(batches):
             have = dict(zip(batch.schema.names, batch.columns, strict=True))
             columns = [
                 _avro_values(have[field.name]) if field.name in have else [None] * batch.num_rows
