@@ -27,8 +27,8 @@ _UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc
 # With so many different ones among them a column has some thousands in all, and a dictionary still pays.
 _LOOK_ROWS, _LOOK_BYTES, _LOOK_VALUES = 500, 2**20, 32
 _MOST_DIFFERENT = 0.9
-# Nobody looks for a whole document by its least and greatest, and the encoder keeps several copies of both, for each
-# page and each row group: of documents of 16 MB these were 120 MiB.
+# Nobody looks for a whole document by its least and greatest, and the encoder keeps several copies of both, for
+# each page and each row group: of documents of 16 MB these were 120 MiB.
 _WITHOUT_STATISTICS = {"_cdc_update", "_cdc_before", "_cdc_raw"}
 # The same is true of columns that begin with values of such a length, and of their dictionaries. (Parquet itself
 # leaves out a least or greatest that is longer than 4 KiB. The count of nulls, by which a reader passes over files
