@@ -219,6 +219,8 @@ class SqliteStore:
             if known is not None and found != known:
                 what = "replaced by another file" if found else "removed"
                 raise StateLostError(operation, f"{path} has been {what} while it was in use", _RESTORE)
+        if opened and not self._path.stat().st_size:
+            raise StateLostError(operation, f"{self._path} has been emptied while it was in use", _RESTORE)
 
     def _translated(self, operation: str, error: sqlite3.Error) -> HeadraceError:
         cause, name = f"{self._path}: {error}", getattr(error, "sqlite_errorname", "")
@@ -237,7 +239,7 @@ class SqliteStore:
         if isinstance(error, sqlite3.OperationalError):
             remedy = "state.url must name a file that this user can create and write."
             return ConfigError(operation, cause, remedy)
-        return ConfigError(operation, cause, "Is it a SQLite file?")
+        return ConfigError(operation, cause, "Is it a SQLite file? If it was the state, restore its newest copy.")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -20,11 +20,13 @@ from engine.config.tree import RetryConfig
 from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
 from engine.core.backfill import END, Plan, plan_document
 from engine.core.coordinator import Coordinator
+from engine.core.handover import overlap
+from engine.core.messages import StreamSpec
 from engine.core.naming import plan_of_split
 from engine.core.position import Position
 from engine.core.records import read_record, schema_document
 from engine.core.schema import CollectionSchema, grow
-from engine.errors import FatalError, HeadraceError, LeaseLostError, StateLostError
+from engine.errors import ConfigError, FatalError, HeadraceError, LeaseLostError, StateLostError
 from engine.failpoints import failpoint
 from engine.retries import retrying
 from engine.state import Acquired, HeldElsewhere, Lease, StateStore
@@ -67,6 +69,7 @@ class StateWorker:
         self._answer = answer
         self._leases: dict[str, Lease] = {}
         self._namespaces: dict[str, str] = {}  # of splits: the collection; of streams: nothing
+        self._new: set[str] = set()  # change streams that have had no record
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.error: HeadraceError | None = None
@@ -135,8 +138,9 @@ class StateWorker:
         match found:
             case Acquired(lease, fields):
                 self._leases[stream] = lease
-                if "position" not in fields and self._is_over(stream):
-                    fields = _OVER
+                if "position" not in fields:
+                    self._new |= set() if namespace else {stream}
+                    fields = _OVER if self._is_over(stream) else fields
                 self._answer(lambda coordinator, now: coordinator.acquired(stream, fields, now))
             case HeldElsewhere(holder, expires_in_s):
                 self._answer(lambda c, now: c.held_elsewhere(stream, holder, expires_in_s, now))
@@ -162,11 +166,34 @@ class StateWorker:
             failpoint("before_commit")
         put = write.change.put | {"updated": f"{time.time():.3f}"}
         done = self._fenced(write.stream, lambda lease: self._store.write(lease, put, write.change.remove))
+        if done and write.stream in self._new and "spec" in put:
+            self._refuse_overlap(write.stream, put["spec"])
+            self._new.discard(write.stream)
         if write.seq and done:
             failpoint("after_intent")
             self._answer(lambda c, now: c.stored(write.stream, write.generation, write.seq, now))
         elif is_commit:
             failpoint("after_commit")
+
+    def _refuse_overlap(self, name: str, spec: str) -> None:
+        """Of two engines that begin at once, neither finds the other's streams when it starts: but one does here.
+
+        Raises:
+            ConfigError: a stream of another engine captures some of what this one does.
+        """
+        mine = msgspec.json.decode(spec, type=StreamSpec)
+        for other, (fields, holder) in self._store.read_all().items():
+            record = read_record(fields)
+            if other in self._leases or record.spec is None or record.spec.is_split or record.closed:
+                continue
+            if overlap(record.spec, mine):
+                where = holder.partition("/")[0] or "another engine"
+                cause = f"the stream {other} of {where} captures some of it, too"
+                remedy = (
+                    "Give both engines one configuration, or collections of their own; or this one another "
+                    "state.prefix and another sink.url."
+                )
+                raise ConfigError(f"begin the stream {name}", cause, remedy)
 
     def _fenced(self, stream: str, act: Callable[[Lease], None]) -> bool:
         """Do something under the stream's lease; False when it is lost."""
