@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import settings
 from pymongo import MongoClient
 
 from engine.local import LocalStack
+from engine.local.servers import Valkey
 from engine.source.session import connect
 
 # The same examples every time, so that a change is not blamed for what was there before; EXPLORE=1 looks for
@@ -56,3 +58,12 @@ def mongo(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
     client: MongoClient[dict[str, Any]] = MongoClient(stack.mongo.uri)
     yield client
     client.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    """A Redis server of one test's own, to be put into every state."""
+    made = Valkey(tmp_path)
+    made.start()
+    yield made
+    made.process.kill()

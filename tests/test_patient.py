@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,15 +17,6 @@ from engine.state.patient import open_patiently
 from tests.conditions import out_of_memory
 
 PLAN = Plan("p", "shop", "orders", Selection(), "", "", (), 0, 0, 1.0)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Valkey]:
-    """A server of our own, to be put out of memory."""
-    made = Valkey(tmp_path)
-    made.start()
-    yield made
-    made.process.kill()
 
 
 def opened(server: Valkey, attempts: int) -> StateStore:

@@ -583,15 +583,6 @@ def test_redis_waits_for_its_replicas(stack: LocalStack, tmp_path: Path, unique:
         replica.process.kill()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Valkey]:
-    """A server of our own, to be put into every state."""
-    made = Valkey(tmp_path)
-    made.start()
-    yield made
-    made.process.kill()
-
-
 @pytest.mark.parametrize(("condition", "remedy"), CONDITIONS, ids=[each.__name__ for each, _ in CONDITIONS])
 def test_what_passes_in_a_redis_is_worth_a_retry(
     server: Valkey, condition: Callable[[Valkey], AbstractContextManager[None]], remedy: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from engine.local import LocalStack
+from engine.local import LocalStack, Mongo
 from tests.integration.harness import EngineConfig, Lake
 
 
@@ -18,3 +19,12 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 @pytest.fixture
 def lake(config: EngineConfig) -> Lake:
     return Lake(config.stack, config.name)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A replica set that wants a login."""
+    mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()

@@ -21,15 +21,6 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A replica set that wants a login."""
-    mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
-    mongo.start()
-    yield mongo
-    mongo.members[0].kill()
-
-
-@pytest.fixture(scope="module")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
     """A mongod that is no replica set."""
     mongo = Mongo(tmp_path_factory.mktemp("standalone"), standalone=True)

@@ -68,14 +68,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Valkey]:
-    made = Valkey(tmp_path)
-    made.start()
-    yield made
-    made.process.kill()
-
-
 def wait_committed(engine: Engine, more: int = 0) -> int:
     """Wait until some events, or more than so many, are committed; how many are."""
     status = engine.wait_for(lambda each: each["streams"][0]["events_committed"] > more, "events are committed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ CODES = (43, 237, 11601, 1, 8, 24, 50, 96, 112, 136, 202, 211, 246, 365)
 @pytest.fixture
 def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     return EngineConfig(stack, tmp_path, unique, {"source": {"collections": ["orders", "items"]}})
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A replica set that wants a login."""
-    mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
-    mongo.start()
-    yield mongo
-    mongo.members[0].kill()
 
 
 class Writing:
