@@ -185,7 +185,7 @@ def test_rows_are_made_of_some_columns_at_a_time(format_: str) -> None:
     encoder.write([rows])
     encoder.close({})
     assert sum(sizes) >= count * size
-    assert max(sizes) < 2 * 2**20
+    assert max(sizes) < 2**20
 
 
 @pytest.mark.parametrize(("format_", "compression"), [each for each in WRAPPED if each[0] == "json"])

@@ -18,8 +18,9 @@ MIB = 2**20
 
 # Measured with CPython 3.11 and pyarrow 26 on Linux x86-64, after the first batch, rounded up. What children share
 # with the template that they are forked from is in SHARED. A writer's includes a part on its way, which the
-# libraries below hold about three times, and what the encoder holds of one value of 16 MiB beside the row group
-# that it is in: as a page, compressed, and as what is written.
+# libraries below hold about three times (18 MiB), beside some 50 MiB of its own. The encoder holds one value of
+# 16 MiB as a page, compressed, as a page again, and as what is written: 136 MiB in all, 20 more than the term and
+# the pending rows, which the supervisor's, the template's and the shared libraries' terms had to spare.
 SUPERVISOR = 52 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
@@ -27,7 +28,8 @@ READER = 48 * MIB
 WRITER = 92 * MIB
 
 # One event of 16 MiB must always fit: as raw reply, as columns, and in a slab. Where replies are as large as that,
-# a reader holds fewer: it asks for the next one when it takes the last (``source.prefetch``).
+# a reader holds one: it asks for the next when it is done with it (``source.prefetch``), and a writer encodes it
+# where it lies in its slab. With a slow store 15 such documents came to 347 MiB of a limit of 396.
 LEAST_REPLY = 4 * MIB
 MOST_REPLY = 8 * MIB
 LEAST_ARENA = 64 * MIB

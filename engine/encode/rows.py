@@ -24,7 +24,7 @@ from engine.encode.compression import CompressedFile, File
 _YEAR_1_MS, _YEAR_10000_MS = -62135596800000, 253402300800000
 _ENCODER = msgspec.json.Encoder()
 # Rows as Python has them take some ten times their size as columns, so they are made of so many bytes at a time.
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**18
 
 
 def _pieces(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
