@@ -31,11 +31,12 @@ from tests.integration.harness import (
     operation_time,
 )
 
-KILLS = 40
+EXPLORE = bool(os.environ.get("EXPLORE"))
+KILLS = 40 if EXPLORE else 15
 VICTIMS = ["tree", "supervisor", "template", "reader", "writer"]
 COLLECTIONS = ["orders", "items"]
-# With EXPLORE=1, each seed with each state store.
-RUNS = [(1, "redis"), (2, "sqlite"), *([(2, "redis"), (1, "sqlite")] if os.environ.get("EXPLORE") else [])]
+# With EXPLORE=1, more, and each seed with each state store.
+RUNS = [(1, "redis"), (2, "sqlite"), *([(2, "redis"), (1, "sqlite")] if EXPLORE else [])]
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from engine.core.segments import SegmentEnd, Segmenter
 from tests.sim import world
 from tests.sim.world import ForgetfulWorld, SplitWorld, World
 
-SEEDS = 10_000
-SEEDS_OF_SPLITS = 3_000
-SEEDS_OF_LOSSES = 2_000
+SEEDS = 4_000
+SEEDS_OF_SPLITS = 1_500
+SEEDS_OF_LOSSES = 1_000
 SEEDS_FOR_BROKEN = 2_000
 
 
