@@ -178,21 +178,19 @@ def test_a_schema_is_known_to_the_streams_that_ended(
     assert f"the state store has lost the schema of {unique}.orders" in done.stderr
 
 
+def slow_load(stack: LocalStack, mongo: Client, store: Store, directory: Path, name: str) -> EngineConfig:
+    """3,000 documents in several splits, whose backfill takes some seconds."""
+    mongo[name].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
+    pace = {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1}
+    return EngineConfig(stack, directory, name, {"state": {"url": store.url}, "backfill": pace})
+
+
 @pytest.mark.parametrize("what", ["the plan", "the list", "both"])
 def test_a_plan_that_was_lost_alone(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, what: str
 ) -> None:
     """Another plan would load again what is loaded."""
-    mongo[unique].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
-    config = EngineConfig(
-        stack,
-        tmp_path,
-        unique,
-        {
-            "state": {"url": store.url},
-            "backfill": {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1},
-        },
-    )
+    config = slow_load(stack, mongo, store, tmp_path, unique)
     with Engine(config, command="backfill") as engine:
         engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
         assert engine.terminate() == 0
@@ -211,16 +209,7 @@ def test_a_plan_that_is_lost_while_its_splits_are_read(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
 ) -> None:
     """Splits whose plan is gone are not over."""
-    mongo[unique].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
-    config = EngineConfig(
-        stack,
-        tmp_path,
-        unique,
-        {
-            "state": {"url": store.url},
-            "backfill": {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1},
-        },
-    )
+    config = slow_load(stack, mongo, store, tmp_path, unique)
     with Engine(config, command="backfill") as engine:
         engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
         store.remove_shared(unique, f"backfill:{unique}.orders")
