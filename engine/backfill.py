@@ -311,11 +311,9 @@ def _refuse_lost_state(
 
 def _objects_since(config: Config, plans: Plans, plan: Plan) -> int:
     """The cluster time before which no object of a plan lies where it would now; 0 when that is not known."""
-    from engine.supervisor import sink_identity
-
     known = plans.records()
     sinks = {known[spec.stream].sink for spec in plan.splits() if spec.stream in known}
-    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {sink_identity(config)} else 0
+    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {config.sink.identity} else 0
 
 
 def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigError:

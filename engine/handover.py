@@ -145,12 +145,10 @@ def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRe
 
 
 def _change(config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None) -> Change:
-    from engine.supervisor import sink_identity
-
     if opened is None:
         return records.close(handover.id)
     position = Position(time=handover.time + 1)
-    begun = records.begin(opened, sink_identity(config), record.deployment, position)
+    begun = records.begin(opened, config.sink.identity, record.deployment, position)
     seq = max(record.seq, first_segment(position) - 1)
     return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
 

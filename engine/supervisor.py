@@ -44,7 +44,7 @@ from engine.core.coordinator import Coordinator
 from engine.core.position import split_time, token_data
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings, Stream
-from engine.errors import EngineEnded, FatalError, url_without_password
+from engine.errors import EngineEnded, FatalError
 from engine.memory import Arena
 from engine.process import DEATH_S, ChildProcess, ChildSettings, Spawner
 from engine.state import open_store
@@ -96,7 +96,7 @@ class Supervisor:
             drain_timeout_s=config.shutdown.timeout,
             start_at=start_at or config.source.start,
             on_history_lost=config.source.on_history_lost,
-            sink=sink_identity(config),
+            sink=config.sink.identity,
             pool=pool,
             lost=lost,
             until_caught_up=until_caught_up,
@@ -400,13 +400,6 @@ def _stream_status(stream: Stream) -> StreamStatus:
         held_by=stream.held_by,
         error=str(stream.error) if stream.error else "",
     )
-
-
-def sink_identity(config: Config) -> str:
-    """Where objects go and how their keys and contents are made: what a replay must find unchanged."""
-    sink = config.sink
-    url = url_without_password(sink.url).rstrip("/")
-    return f"{url} partition_by={sink.partition_by} prefix_shards={sink.prefix_shards}"
 
 
 def proportional_size(process: psutil.Process) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from msgspec import Meta, Struct, field
 
 from engine.config.quantities import Duration, Secret, Size
-from engine.errors import Redactor, url_password
+from engine.errors import Redactor, url_password, url_without_password
 
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -226,6 +226,12 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(ge=0, le=4096, description="Put one of N hash prefixes in front of the keys; 0 for none."),
     ] = 0
     s3: S3Config = field(default_factory=S3Config)
+
+    @property
+    def identity(self) -> str:
+        """Where objects go and how their keys and contents are made: what a replay must find unchanged."""
+        url = url_without_password(self.url).rstrip("/")
+        return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
 
 class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
