@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
-from engine.core.position import Position, split_time
+from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, grow, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
@@ -70,8 +70,8 @@ class Assignment:
 
     @property
     def read_at(self) -> int:
-        """When a split was begun, in milliseconds since 1970."""
-        return split_time(self.scanned.time)[0] * 1000
+        """The cluster time at which a split was begun."""
+        return self.scanned.time
 
     @property
     def uncut(self) -> bool:

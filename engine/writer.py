@@ -60,8 +60,16 @@ class Outflow:
 class ObjectBuild:
     """One object being built: what was collected for the next row group, and the file behind it."""
 
-    def __init__(self, name: msg.ObjectName, upload: Upload, schema: CollectionSchema, config: Config) -> None:
+    def __init__(
+        self,
+        name: msg.ObjectName,
+        segment: tuple[str, int],
+        upload: Upload,
+        schema: CollectionSchema,
+        config: Config,
+    ) -> None:
         self.name = name
+        self.segment = segment
         self.upload = upload
         self.schema = schema
         self._config = config
@@ -86,8 +94,16 @@ class ObjectBuild:
         """Write what was collected as a row group."""
         if not self._pending:
             return
-        self._open().write(self._pending)
+        self._open().write([self._stamped(batch) for batch in self._pending])
         self._pending, self.pending_bytes = [], 0
+
+    def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """With the segment that the rows are of."""
+        if self.name.dead_letter:
+            return batch
+        stream, seq = self.segment
+        batch = batch.append_column("_cdc_stream", pa.repeat(pa.scalar(stream), batch.num_rows))
+        return batch.append_column("_cdc_seq", pa.repeat(pa.scalar(seq), batch.num_rows))
 
     def _open(self) -> Encoder:
         if self._file is None:
@@ -148,7 +164,8 @@ class SegmentBuild:
     def _object(self, name: msg.ObjectName, schema: CollectionSchema) -> ObjectBuild:
         build = self.objects.get(name.key)
         if build is None:
-            build = ObjectBuild(name, self._sink.open(name.key), schema, self._config)
+            segment = self._stream, self._seq
+            build = ObjectBuild(name, segment, self._sink.open(name.key), schema, self._config)
             self.objects[name.key] = build
         assert build.schema.version == schema.version or name.dead_letter, "the reader cuts where a schema grows"
         return build

@@ -71,7 +71,10 @@ def written(format_: str, compression: str, batches: int = 1) -> tuple[bytes, pa
     schemas = Schemas()
     data, offsets = values.as_array(DOCUMENTS)
     batch = (
-        Decoder(schemas, OPTIONS, ("db", "c")).decode_documents(data, offsets, 1_777_593_600_000).batches[0].batch
+        Decoder(schemas, OPTIONS, ("db", "c"))
+        .decode_documents(data, offsets, 1_777_593_600 << 32)
+        .batches[0]
+        .batch
     )
     config = replace(SinkConfig(url="file:///"), format=format_, compression=compression)
     file = Collected()

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
+from engine.core.position import split_time
 from engine.core.schema import CollectionSchema, DataType, Field, grow
 from engine.decode import rowwise
 from engine.decode.columns import primitive, scattered, texts
 from engine.decode.cursor import Bools, Flag, Ints, Level, View, padded
 from engine.decode.document import Builder, DocumentScanner, Tree, checked_json, observe
 from engine.decode.event import Envelopes, EventScanner, object_id_keys
+from engine.decode.identity import merge_keys
 from engine.decode.schema import METADATA_COLUMNS, MILLISECONDS, RAW_COLUMN, Observed, SchemaOptions, Settler
 from engine.errors import FatalError
 from engine.rawbson import elements as raw
@@ -144,15 +146,19 @@ class Decoder:
         """Decode documents as they were found in the collection.
 
         Args:
-            read_at: the cluster time at which they were read, in milliseconds since 1970.
+            read_at: a cluster time before they were read: seconds << 32 | increment.
         """
         reply = _Reply(data, offsets)
+        read_at_ms = split_time(read_at)[0] * 1000
         group = _Group(("", ""), None, reply.count)
         tree = self._scan(group, reply.view, reply.starts, reply.ends, None, reply.flag)
         metadata = {
             "_cdc_op": pa.repeat("read", reply.count),
-            "_cdc_cluster_time": primitive(np.full(reply.count, read_at, np.int64), None, MILLISECONDS),
+            "_cdc_cluster_time": primitive(np.full(reply.count, read_at_ms, np.int64), None, MILLISECONDS),
+            "_cdc_timestamp": primitive(np.full(reply.count, read_at, np.int64), None, pa.int64()),
             "_cdc_key": _document_keys(reply, tree),
+            "_cdc_id": merge_keys(reply.view, tree.level.columns.get(b"_id", {}), reply.count, reply.flag),
+            "_cdc_has_document": pa.repeat(pa.scalar(True), reply.count),
         }
         for row in np.flatnonzero(reply.odd).tolist():
             document = reply.bytes_of(row)
@@ -160,9 +166,8 @@ class Decoder:
                 reply.dead.append(document)
                 continue
             value = rowwise.whole(document)
-            found: dict[str, Any] = {"_cdc_op": "read", "_cdc_cluster_time": read_at}
-            if (key := value.unambiguous_fields()[0].get("_id")) is not None:
-                found["_cdc_key"] = rowwise.object_json({"_id": key.json()})
+            found: dict[str, Any] = {"_cdc_op": "read", "_cdc_cluster_time": read_at_ms, "_cdc_timestamp": read_at}
+            found |= rowwise.keys_of(value) | {"_cdc_has_document": True}
             group.slow.append(_SlowRow(row, found, value))
         return self._decoded(reply, metadata, [group])
 

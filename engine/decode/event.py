@@ -6,12 +6,16 @@ where the document inside each event lies.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
-from engine.decode.columns import fixed_texts, hex_digits, not_utf8, primitive, scattered, texts
+from engine.core.position import token_time
+from engine.decode.columns import not_utf8, primitive, scattered, texts
 from engine.decode.cursor import Flag, Ints, Level, Part, Plan, View, scan_documents
 from engine.decode.document import checked_json
+from engine.decode.identity import merge_keys, object_id_texts
 from engine.decode.json import text_json, utf8
 from engine.decode.schema import MILLISECONDS
 from engine.rawbson import elements as raw
@@ -110,11 +114,13 @@ class Envelopes:
             arrays["_cdc_token"] = self._tokens(part)
         if (part := self._part(b"clusterTime", raw.TIMESTAMP)) is not None:
             arrays["_cdc_cluster_time"] = self._cluster_times(part)
+        arrays["_cdc_timestamp"] = self._timestamps(part, arrays.get("_cdc_token"))
         if (part := self._part(b"wallTime", raw.DATE)) is not None:
             assert part.payload is not None
             arrays["_cdc_wall_time"] = scattered(primitive(part.payload, None, MILLISECONDS), part.rows, count)
         if (part := self._part(b"documentKey", raw.DOCUMENT)) is not None:
-            arrays["_cdc_key"] = self._keys(part)
+            arrays["_cdc_key"], arrays["_cdc_id"] = self._keys(part)
+        arrays["_cdc_has_document"] = self._presence(self._part(b"fullDocument", raw.DOCUMENT))
         for column, name in (("_cdc_update", b"updateDescription"), ("_cdc_before", b"fullDocumentBeforeChange")):
             if (part := self._part(name, raw.DOCUMENT)) is not None:
                 arrays[column] = self._json(part)
@@ -156,15 +162,44 @@ class Envelopes:
         seconds = part.payload.view(_TIMESTAMP_PARTS)["seconds"].astype(np.int64)
         return scattered(primitive(seconds * 1000, None, MILLISECONDS), part.rows, self.count)
 
-    def _keys(self, part: Part) -> pa.Array:
-        """By a template where each key is a lone ObjectId, else as any JSON, which tells what is wrong."""
+    def _timestamps(self, part: Part | None, tokens: Any) -> pa.Array:
+        """The cluster times in full; from the token where a pipeline took the time away."""
+        whole = np.zeros(self.count, np.int64)
+        missing = np.ones(self.count, bool)
+        if part is not None:
+            assert part.payload is not None
+            rows = slice(None) if part.rows is None else part.rows
+            whole[rows], missing[rows] = part.payload.view(np.int64), False
+        if not missing.any():
+            return primitive(whole, None, pa.int64())
+        for row in np.flatnonzero(missing).tolist() if tokens is not None else []:
+            whole[row] = token_time(tokens[row].as_py() or "") or 0
+        return primitive(whole, whole != 0, pa.int64())
+
+    def _presence(self, part: Part | None) -> pa.Array:
+        present = np.zeros(self.count, bool)
+        if part is not None:
+            present[slice(None) if part.rows is None else part.rows] = True
+        return pa.array(present)
+
+    def _keys(self, part: Part) -> tuple[pa.Array, pa.Array]:
+        """The keys as JSON, by a template where each is a lone ObjectId, and the merge keys of their ``_id``."""
         odd: list[Ints] = []
         plan = self._plan.child(b"documentKey")
         level = scan_documents(self._view, part.at, part.stop, None, len(part), plan, odd.append)
-        ids = level.columns.get(b"_id", {}).get(raw.OBJECT_ID)
-        if odd or len(level.columns) != 1 or ids is None or ids.rows is not None:
-            return self._json(part)
-        return scattered(object_id_keys(ids), part.rows, self.count)
+        rows = np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
+
+        def odd_key(local_rows: Ints) -> None:
+            self._odd(rows[local_rows])
+
+        for each in odd:
+            odd_key(each)
+        parts = level.columns.get(b"_id", {})
+        ids = scattered(merge_keys(self._view, parts, len(part), odd_key), part.rows, self.count)
+        lone = parts.get(raw.OBJECT_ID)
+        if odd or len(level.columns) != 1 or lone is None or lone.rows is not None:
+            return self._json(part), ids
+        return scattered(object_id_keys(lone), part.rows, self.count), ids
 
     def _json(self, part: Part) -> pa.Array:
         values = checked_json(self._view, raw.DOCUMENT, part, self._odd)
@@ -190,13 +225,7 @@ class Envelopes:
 
 def object_id_keys(ids: Part) -> pa.Array:
     """``{"_id":{"$oid":"..."}}`` for each of these ObjectIds."""
-    assert ids.payload is not None
-    head, tail = b'{"_id":{"$oid":"', b'"}}'
-    characters = np.empty((len(ids), len(head) + 24 + len(tail)), np.uint8)
-    characters[:, : len(head)] = np.frombuffer(head, np.uint8)
-    characters[:, len(head) : len(head) + 24] = hex_digits(ids.payload, 12)
-    characters[:, len(head) + 24 :] = np.frombuffer(tail, np.uint8)
-    return fixed_texts(characters, None, len(ids))
+    return object_id_texts(ids, b'{"_id":{"$oid":"', b'"}}')
 
 
 def _equal_groups(view: View, part: Part) -> list[Ints]:

@@ -16,8 +16,10 @@ from uuid import UUID
 
 import pyarrow as pa
 
+from engine.core.position import token_time
 from engine.core.schema import DataType, Field, path_of
 from engine.decode.columns import decimal_of
+from engine.decode.identity import merge_key
 from engine.decode.json import binary_value, decimal_text, text_json, utf8, value_json
 from engine.decode.schema import Observed, arrow_type
 from engine.rawbson import elements as raw
@@ -279,11 +281,12 @@ def envelope(event: Event) -> dict[str, Any]:
             case "_id", raw.DOCUMENT:
                 found["_cdc_token"] = _token(value)
             case "clusterTime", raw.TIMESTAMP:
+                found["_cdc_timestamp"] = _INT64(value.data, value.at)[0]
                 found["_cdc_cluster_time"] = int.from_bytes(value.data[value.at + 4 : value.stop], "little") * 1000
             case "wallTime", raw.DATE:
                 found["_cdc_wall_time"] = _INT64(value.data, value.at)[0]
             case "documentKey", raw.DOCUMENT:
-                found["_cdc_key"] = value.json()
+                found |= {"_cdc_key": value.json(), "_cdc_id": keys_of(value).get("_cdc_id")}
             case "updateDescription", raw.DOCUMENT:
                 found["_cdc_update"] = value.json()
             case "fullDocumentBeforeChange", raw.DOCUMENT:
@@ -297,7 +300,18 @@ def envelope(event: Event) -> dict[str, Any]:
     for column, members in (("_cdc_txn", transaction), ("_cdc_extra", extra)):
         if members:
             found[column] = object_json(members)
+    if "_cdc_timestamp" not in found:
+        found["_cdc_timestamp"] = token_time(found.get("_cdc_token") or "")
+    found["_cdc_has_document"] = event.get("fullDocument", raw.DOCUMENT) is not None
     return found
+
+
+def keys_of(document: Value) -> dict[str, str]:
+    """``_cdc_key`` and ``_cdc_id`` of a document; empty for one without an ``_id``."""
+    key = document.unambiguous_fields()[0].get("_id")
+    if key is None:
+        return {}
+    return {"_cdc_key": object_json({"_id": key.json()}), "_cdc_id": merge_key(*key)}
 
 
 def _token(value: Value) -> str:

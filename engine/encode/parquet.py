@@ -22,7 +22,16 @@ _MOST_BATCH_ROWS = 1024
 # less than encoding them one by one.
 _SMALL_TABLE = 4 * 2**20
 # Values that hardly ever come twice: a dictionary of them takes time and makes the file larger.
-_UNIQUE_COLUMNS = {"_cdc_token", "_cdc_key", "_cdc_update", "_cdc_before", "_cdc_raw", "_id"}
+_UNIQUE_COLUMNS = {
+    "_cdc_token",
+    "_cdc_timestamp",
+    "_cdc_key",
+    "_cdc_id",
+    "_cdc_update",
+    "_cdc_before",
+    "_cdc_raw",
+    "_id",
+}
 # Of other columns that is found out by the first rows: so many of them, or so many bytes, and no fewer values.
 # With so many different ones among them a column has some thousands in all, and a dictionary still pays.
 _LOOK_ROWS, _LOOK_BYTES, _LOOK_VALUES = 500, 2**20, 32
