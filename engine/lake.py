@@ -13,7 +13,16 @@ from typing import NamedTuple
 
 from engine.config.tree import SinkConfig
 from engine.core.messages import StreamSpec
-from engine.core.naming import DEAD_LETTER_PREFIX, collection_directory, number_in, partition_of, split_prefix
+from engine.core.naming import (
+    DEAD_LETTER_PREFIX,
+    DIRECTORIES,
+    FORMER_DIRECTORIES,
+    Directories,
+    collection_directory,
+    number_in,
+    partition_of,
+    split_prefix,
+)
 from engine.sink import Sink
 
 WAIT_S = 1.0
@@ -106,13 +115,14 @@ def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iter
             yield Range(shard + spec.stream)
         if config.partition_by == "none" and since:
             continue
-        for directory in _directories(sink, spec, shard):
-            if not since:
-                yield Range(directory)
-            elif config.partition_by == "collection":
-                yield Range(directory + spec.stream)
-            else:  # the order of keys is the order of times
-                yield Range(directory, f"{directory}{partition_of(since, config.partition_by)}/")
+        for directories in (DIRECTORIES, FORMER_DIRECTORIES):
+            for directory in _directories(sink, spec, shard, directories):
+                if not since:
+                    yield Range(directory)
+                elif config.partition_by == "collection":
+                    yield Range(directory + spec.stream)
+                else:  # the order of keys is the order of times
+                    yield Range(directory, f"{directory}{partition_of(since, config.partition_by, directories)}/")
 
 
 def _shards(config: SinkConfig) -> list[str]:
@@ -124,16 +134,16 @@ def _all_shards(sink: Sink) -> list[str]:
     return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 
 
-def _directories(sink: Sink, spec: StreamSpec, shard: str) -> Iterator[str]:
+def _directories(sink: Sink, spec: StreamSpec, shard: str, directories: Directories) -> Iterator[str]:
     """The directories of the collections that a stream can bring."""
     if spec.collections:
         names = (*spec.collections, "") if spec.carries_database else spec.collections
-        yield from (shard + collection_directory(spec.database, name) for name in names)
+        yield from (shard + collection_directory(spec.database, name, directories) for name in names)
         return
     databases = (
-        [shard + collection_directory(spec.database, "").partition("/")[0] + "/"]
+        [shard + collection_directory(spec.database, "", directories).partition("/")[0] + "/"]
         if spec.database
-        else [each for each in sink.directories(shard) if each.startswith(f"{shard}database=")]
+        else [each for each in sink.directories(shard) if each.startswith(f"{shard}{directories.database}=")]
     )
     for database in databases:
         yield from sink.directories(database)

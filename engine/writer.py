@@ -19,7 +19,15 @@ import pyarrow as pa
 
 from engine.config.tree import Config
 from engine.core import messages as msg
-from engine.core.naming import is_split, object_key, partition_of_seconds
+from engine.core.naming import (
+    DIRECTORIES,
+    FORMER_DIRECTORIES,
+    Directories,
+    Partitioning,
+    is_split,
+    object_key,
+    partition_of_seconds,
+)
 from engine.core.position import split_time, token_document, token_time
 from engine.core.schema import CollectionSchema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
@@ -129,7 +137,10 @@ class ObjectBuild:
 class SegmentBuild:
     """One segment being built: its objects by key."""
 
-    def __init__(self, stream: str, seq: int, sink: Sink, config: Config) -> None:
+    def __init__(
+        self, stream: str, seq: int, sink: Sink, config: Config, directories: Directories = DIRECTORIES
+    ) -> None:
+        self._directories = directories
         self._stream = stream
         self._seq = seq
         self._sink = sink
@@ -142,7 +153,7 @@ class SegmentBuild:
             name = self._name(content.database, content.collection, "none", dead_letter=True)
             self._object(name, content.schema).add(batch)
             return
-        for partition, part in _by_partition(batch, self._config.sink.partition_by):
+        for partition, part in _by_partition(batch, self._config.sink.partition_by, self._directories):
             name = self._name(content.database, content.collection, partition)
             self._object(name, content.schema).add(part)
 
@@ -158,6 +169,7 @@ class SegmentBuild:
             shards=self._config.sink.prefix_shards,
             suffix=DEAD_LETTER_SUFFIX if dead_letter else suffix_of(self._config.sink),
             dead_letter=dead_letter,
+            directories=self._directories,
         )
         return msg.ObjectName(key, database, collection, dead_letter)
 
@@ -288,7 +300,8 @@ class Writer:
         self._flush_pending(max(0, most - batch.size))
         segment = self._segments.get(key)
         if segment is None:
-            segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
+            directories = FORMER_DIRECTORIES if batch.former else DIRECTORIES
+            segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config, directories)
             self._segments[key] = segment
         if batch.size > most // 2:
             self._add_large(segment, batch)
@@ -406,7 +419,9 @@ def _may_join(size: int, others: Collection[int]) -> bool:
     return len(others) < PUBLISH_THREADS and (not others or size + sum(others) <= PART_SIZE)
 
 
-def _by_partition(batch: pa.RecordBatch, partition_by: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+def _by_partition(
+    batch: pa.RecordBatch, partition_by: Partitioning, directories: Directories
+) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of each event-time partition, in order."""
     if partition_by in ("collection", "none"):
         yield partition_by, batch
@@ -415,7 +430,7 @@ def _by_partition(batch: pa.RecordBatch, partition_by: str) -> Iterator[tuple[st
     buckets = _event_seconds(batch) // unit_s
     values = np.unique(buckets)
     for bucket in values.tolist():
-        partition = partition_of_seconds(bucket * unit_s, partition_by)  # type: ignore[arg-type]
+        partition = partition_of_seconds(bucket * unit_s, partition_by, directories)
         yield partition, batch if len(values) == 1 else batch.filter(pa.array(buckets == bucket))
 
 

@@ -74,7 +74,7 @@ from engine.core.messages import (
     Unassign,
     WriterReady,
 )
-from engine.core.naming import number_in
+from engine.core.naming import FORMER_DIRECTORIES, directories_of, number_in
 from engine.core.position import Position, token_data
 from engine.core.records import StreamRecord
 from engine.core.restarts import Failures
@@ -457,7 +457,10 @@ class Coordinator:
         stream.counters.events_read += message.rows
         stream.counters.bytes_read += message.raw_bytes
         name, generation = stream.name, stream.generation
-        return [Send(writer, Batch(name, generation, message.seq, message.offset, message.size))]
+        replayed = stream.ledger.intents.get(message.seq)
+        keys = [each.key for each in replayed.objects] if replayed else []
+        former = directories_of(keys) == FORMER_DIRECTORIES
+        return [Send(writer, Batch(name, generation, message.seq, message.offset, message.size, former))]
 
     def _on_cut(self, stream: Stream, message: SegmentCut) -> list[Action]:
         intent = message.intent

@@ -226,13 +226,18 @@ class SchemaWanted(Struct, frozen=True, tag=True):
 
 
 class Batch(Struct, frozen=True, tag=True):
-    """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is not needed."""
+    """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is not needed.
+
+    Attributes:
+        former: the segment is one that an earlier version has begun, in ``naming.FORMER_DIRECTORIES``.
+    """
 
     stream: str
     generation: int
     seq: int
     offset: int
     size: int
+    former: bool = False
 
 
 class Seal(Struct, frozen=True, tag=True):

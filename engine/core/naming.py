@@ -4,6 +4,12 @@ A key is a function of (stream, seq, database, collection, event-time partition)
 clock, no random part, no host. A replay therefore rewrites the very keys that the first attempt may have made.
 The function is injective, and a stream's id follows from what the stream selects: two streams never write one key.
 
+The directories of a key are what Hive calls partitions, ``name=value``. Engines that read the lake make columns of
+them, some in place of a column of that name in the files: a field ``year`` of 1909 was read as 2026. So their
+names begin with ``cdc_``, and a field that bears one of them gets a column of another name (``core.schema``). They
+do not begin with ``_``, which Hive and ``pyarrow.dataset`` pass over, and are in lower case, which Hive and Spark
+make of all names. One ``cdc_date`` instead of a year, a month and a day: a range of days is then one comparison.
+
 ``~`` never stands in an encoded name. It begins what is added to names: a hash behind one that is too long, the
 suffix of a stream's id, and (twice) the collection of an object whose place does not tell it.
 """
@@ -13,13 +19,29 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from engine.core.position import split_time
 
 Partitioning = Literal["hour", "day", "collection", "none"]
+
+
+class Directories(NamedTuple):
+    """The names of a key's directories; those of times are patterns of ``strftime``."""
+
+    database: str = "cdc_database"
+    collection: str = "cdc_collection"
+    day: str = "cdc_date=%Y-%m-%d"
+    hour: str = "cdc_hour=%H"
+
+
+DIRECTORIES = Directories()
+# Of earlier versions: they are read, and replays write them.
+FORMER_DIRECTORIES = Directories("database", "collection", "year=%Y/month=%m/day=%d", "hour=%H")
+PARTITION_NAMES = frozenset(part.partition("=")[0] for part in DIRECTORIES)
+_FORMER_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{FORMER_DIRECTORIES.database}=")
 
 # What Hive, Spark and DuckDB read as null: events that concern a whole database or deployment.
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"
@@ -107,6 +129,7 @@ def object_key(
     shards: int = 0,
     suffix: str = ".parquet",
     dead_letter: bool = False,
+    directories: Directories = DIRECTORIES,
 ) -> str:
     """The key of one object below ``sink.url``.
 
@@ -115,6 +138,7 @@ def object_key(
         shards: ``sink.prefix_shards``.
         suffix: the format's file name ending.
         dead_letter: whether the object holds raw events that no decoder took.
+        directories: as ``partition`` has them.
     """
     stem = stream
     if partition == "none" and not dead_letter:
@@ -125,7 +149,7 @@ def object_key(
     name = f"{stem}-{seq:012d}{suffix}"
     if dead_letter:
         return f"{DEAD_LETTER_PREFIX}/{name}"
-    directory = "" if partition == "none" else collection_directory(database, collection)
+    directory = "" if partition == "none" else collection_directory(database, collection, directories)
     times = "" if partition in ("none", "collection") else f"{partition}/"
     shard = f"{zlib.crc32(f'{directory}{times}{name}'.encode()) % shards:04x}/" if shards else ""
     return f"{shard}{directory}{times}{name}"
@@ -140,26 +164,32 @@ def number_in(key: str, stream: str) -> int | None:
     return int(number) if is_own and number.isdecimal() else None
 
 
-def collection_directory(database: str, collection: str) -> str:
+def directories_of(keys: Iterable[str]) -> Directories:
+    """Which directories these keys of one segment have."""
+    return FORMER_DIRECTORIES if any(_FORMER_KEY.match(key) for key in keys) else DIRECTORIES
+
+
+def collection_directory(database: str, collection: str, directories: Directories = DIRECTORIES) -> str:
     """Where the objects of a collection lie, unless ``sink.partition_by`` is ``none``."""
-    return f"database={safe_name(database, _DATABASE_MAX)}/collection={safe_name(collection)}/"
+    outer = f"{directories.database}={safe_name(database, _DATABASE_MAX)}"
+    return f"{outer}/{directories.collection}={safe_name(collection)}/"
 
 
-def partition_of(cluster_time: int, partitioning: Partitioning) -> str:
-    """The event-time part of a key: ``year=2026/month=05/day=01/hour=07``, in UTC.
+def partition_of(cluster_time: int, partitioning: Partitioning, directories: Directories = DIRECTORIES) -> str:
+    """The event-time part of a key: ``cdc_date=2026-05-01/cdc_hour=07``, in UTC.
 
     ``"collection"`` and ``"none"`` have no such part and give themselves.
     """
     if partitioning in ("collection", "none"):
         return partitioning
     seconds = split_time(cluster_time)[0]
-    return partition_of_seconds(seconds, partitioning)
+    return partition_of_seconds(seconds, partitioning, directories)
 
 
-def partition_of_seconds(seconds: int, partitioning: Partitioning) -> str:
+def partition_of_seconds(seconds: int, partitioning: Partitioning, directories: Directories = DIRECTORIES) -> str:
     """``partition_of`` for a time in whole seconds since 1970."""
     from datetime import UTC, datetime
 
     time = datetime.fromtimestamp(seconds, UTC)
-    day = f"year={time:%Y}/month={time:%m}/day={time:%d}"
-    return f"{day}/hour={time:%H}" if partitioning == "hour" else day
+    day = time.strftime(directories.day)
+    return f"{day}/{time.strftime(directories.hour)}" if partitioning == "hour" else day

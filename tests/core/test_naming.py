@@ -27,8 +27,8 @@ PAIRS = 100_000
 @pytest.mark.parametrize(
     ("partitioning", "partition"),
     [
-        ("hour", "year=2026/month=05/day=01/hour=07"),
-        ("day", "year=2026/month=05/day=01"),
+        ("hour", "cdc_date=2026-05-01/cdc_hour=07"),
+        ("day", "cdc_date=2026-05-01"),
         ("collection", "collection"),
         ("none", "none"),
     ],
@@ -39,9 +39,8 @@ def test_partitions(partitioning: Partitioning, partition: str) -> None:
 
 def test_a_key() -> None:
     key = object_key("shop.orders", 7, "shop", "orders", partition_of(SEVEN, "hour"))
-    assert (
-        key == "database=shop/collection=orders/year=2026/month=05/day=01/hour=07/shop.orders-000000000007.parquet"
-    )
+    directories = "cdc_database=shop/cdc_collection=orders/cdc_date=2026-05-01/cdc_hour=07"
+    assert key == f"{directories}/shop.orders-000000000007.parquet"
 
 
 def test_without_directories_the_name_tells_collections_apart() -> None:
@@ -62,7 +61,7 @@ def test_shards_go_in_front() -> None:
 
 def test_an_event_without_a_collection_is_under_hives_null() -> None:
     key = object_key("shop", 7, "shop", "", "collection")
-    assert key.startswith("database=shop/collection=__HIVE_DEFAULT_PARTITION__/")
+    assert key.startswith("cdc_database=shop/cdc_collection=__HIVE_DEFAULT_PARTITION__/")
     assert safe_name(NO_NAME) == "%5F_HIVE_DEFAULT_PARTITION__"
 
 
@@ -115,6 +114,8 @@ PIECES = [
     NO_NAME,
     "year=2026",
     "database=",
+    "cdc_date=2026-05-01",
+    "cdc_database=",
     "0123456789abcdef",
     "表",
     "\U0001f600",

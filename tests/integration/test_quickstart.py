@@ -25,7 +25,7 @@ def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "each landed exactly once" in done.stdout
     assert "what landed" in done.stdout
-    assert "s3://lake/demo/database=headrace_demo/collection=orders/" in done.stdout
+    assert "s3://lake/demo/cdc_database=headrace_demo/cdc_collection=orders/" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -179,9 +179,9 @@ def test_watches_a_database_and_a_deployment(
     mongo[config.name]["odd name/%~="].insert_one({"n": 2})
     catch_up(config)
     keys = lake.object_keys()
-    assert [key.split("/year=")[0] for key in keys] == [
-        f"database={config.name}/collection=a",
-        f"database={config.name}/collection=odd%20name%2F%25%7E%3D",
+    assert [key.split("/cdc_date=")[0] for key in keys] == [
+        f"cdc_database={config.name}/cdc_collection=a",
+        f"cdc_database={config.name}/cdc_collection=odd%20name%2F%25%7E%3D",
     ]
     whole = EngineConfig(config.stack, tmp_path, f"{config.name}-whole")
     whole.set("source", watch="deployment", collections=[], database="", start="now")
@@ -202,8 +202,8 @@ def test_partitions_and_shards(mongo: Client, config: EngineConfig, lake: Lake, 
     catch_up(config)
     shard, *rest, name = lake.object_keys()[0].split("/")
     assert 0 <= int(shard, 16) < 4
-    directories = [f"database={config.name}", "collection=orders"]
-    times = [f"year={now:%Y}", f"month={now:%m}", f"day={now:%d}", f"hour={now:%H}"]
+    directories = [f"cdc_database={config.name}", "cdc_collection=orders"]
+    times = [f"cdc_date={now:%Y-%m-%d}", f"cdc_hour={now:%H}"]
     expected = {"hour": directories + times, "day": directories + times[:3], "collection": directories, "none": []}
     assert rest == expected[partition_by]
     seq = int(name.removeprefix(f"{config.name}.orders-").removesuffix(".parquet"))
