@@ -258,7 +258,7 @@ def prepare(
     wanted = named or planner.call(list_collections, config)
     with plans_of(config) as plans:
         former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
-        known = plans.records() if beginning else {}
+        known = plans.records()
         fresh = [
             each
             for each, plan in former.items()
@@ -272,9 +272,11 @@ def prepare(
             _refuse_lost_state(config, planner, plans, former)
         for plan in found.values():
             plans.enlist(plan.namespace)
-        for plan in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
-            namespace = plan.database, plan.collection
+        for made in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
+            namespace = made.database, made.collection
             before = former[namespace]
+            has_older = before is not None or _is_streamed(made, known)
+            plan = made if has_older else replace(made, since=0)  # there is nothing that a mark would void
             found[namespace] = plans.save(plan, before)
             if found[namespace] != plan and (restart or found[namespace].selection != selection):
                 cause = f"another engine has planned it meanwhile, of {found[namespace].selection}"
@@ -408,6 +410,13 @@ def _is_void(plan: Plan | None, selection: Selection) -> bool:
 def _is_begun(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
     """Whether any of it has been read."""
     return bool(plan.finished) or any(spec.stream in known for spec in plan.splits())
+
+
+def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
+    """Whether a change stream has brought events of the collection."""
+    collection = StreamSpec("", "split", plan.database, (plan.collection,))
+    streams = (each for each in known.values() if each.spec is not None and not each.spec.is_split)
+    return any(each.position is not None and overlap(collection, each.spec) for each in streams if each.spec)
 
 
 def _work(plans: Plans, found: Sequence[Plan]) -> Work:

@@ -46,30 +46,42 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
     ray = retrying(config.retry, what="the Ray cluster")(_connect, config)
     try:
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        size = max(1, len(work.splits) // (cpus * TASKS_PER_CPU))
+        splits = [each for each in work.splits if not each.closes]
+        marks = [each for each in work.splits if each.closes]
+        size = max(1, len(splits) // (cpus * TASKS_PER_CPU))
         # One task is one CPU, and as much memory as an engine may have.
         options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
         task = ray.remote(**options)(read_splits)
-        pending = [
-            task.remote((_of_one_task(config, cpus), work.splits[start : start + size]))
-            for start in range(0, len(work.splits), size)
-        ]
-        failed: FatalError | None = None
-        while pending:
-            done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
-            for each in done:
-                try:
-                    _get(ray, each)
-                except FatalError as error:  # the others go on
-                    log.error("a task failed", extra={"fields": {"error": str(error)}})
-                    failed = failed or error
-            with contextlib.suppress(TransientError), plans_of(config) as plans:
-                watch([each for each in plans.progress() if each.collection in work.progress])
-        if failed is not None:
-            raise failed
+        for parts in (splits, marks):  # a plan is marked when all of it is in the lake
+            pending = [
+                task.remote((_of_one_task(config, cpus), tuple(parts[start : start + size])))
+                for start in range(0, len(parts), size)
+            ]
+            _await(ray, pending, config, work, watch)
     finally:
         ray.shutdown()
     return True
+
+
+def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watch) -> None:
+    """Until these tasks have ended.
+
+    Raises:
+        FatalError: one of them failed; the others have come to their end.
+    """
+    failed: FatalError | None = None
+    while pending:
+        done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
+        for each in done:
+            try:
+                _get(ray, each)
+            except FatalError as error:  # the others go on
+                log.error("a task failed", extra={"fields": {"error": str(error)}})
+                failed = failed or error
+        with contextlib.suppress(TransientError), plans_of(config) as plans:
+            watch([each for each in plans.progress() if each.collection in work.progress])
+    if failed is not None:
+        raise failed
 
 
 def _connect(config: Config) -> Any:

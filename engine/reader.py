@@ -29,7 +29,7 @@ from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
 from engine.source.reply import Reply
-from engine.source.scan import SplitScan
+from engine.source.scan import Mark, SplitScan
 from engine.source.session import Members, connect, sample, server_time, starting_position, survey
 
 BEAT_S = 1.0
@@ -197,8 +197,10 @@ class Reader:
         namespace = (assign.spec.database, collection)
         self._decoder = Decoder(_Registry(self), self._options, namespace)
 
-    def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan:
+    def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
         size = self._settings.budget.reply
+        if assign.spec.closes:
+            return Mark(assign.spec, start)
         if not assign.spec.is_split:
             wait_ms = AWAIT_END_MS if assign.until else AWAIT_MS
             return ChangeStream(self._primary, assign.spec, start, reply_size=size, await_ms=wait_ms, ahead=True)
@@ -300,7 +302,7 @@ class Reader:
         while True:
             self._beat("decoding")
             offsets = reply.offsets[row : stop + 1]
-            if assignment.spec.is_split:
+            if assignment.spec.is_split and not assignment.spec.closes:
                 decoded = self._decoder.decode_documents(reply.data, offsets, assignment.read_at)
             else:
                 decoded = self._decoder.decode(reply.data, offsets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,24 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
     made.start()
     yield made
     made.process.kill()
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Spark in this process, where Java is there."""
+    if shutil.which("java") is None:
+        pytest.skip("there is no Java here")
+    pyspark = pytest.importorskip("pyspark.sql")
+    warehouse = tmp_path_factory.mktemp("spark")
+    made = (
+        pyspark.SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", "1")
+        .config("spark.sql.warehouse.dir", str(warehouse))
+        .getOrCreate()
+    )
+    yield made
+    made.stop()

@@ -4,6 +4,11 @@ A *split* is a range of a collection in the order of an index: of ``_id``, whate
 time field of a time-series collection. It is run as a stream is: with a lease, a record, segments and intents
 of its own. Its positions are places in that order instead of resume tokens.
 
+When a whole collection has been loaded into a lake that may hold older rows of it, one row more is written: the
+*mark*, with the operation ``loaded`` and the cluster time at which the plan was made. It voids the older rows:
+what was still there has been read since, and has rows that are not older. The mark is run as one more split, which
+is begun when all others are committed, and has no documents to read.
+
 Bounds and places are hexadecimal BSON of a document with the key alone, ``{"_id": ...}``, so that every type
 keeps its exact value. Only the server compares them: it knows the order across types, and the collation.
 """
@@ -75,6 +80,7 @@ class Plan(Struct, frozen=True):
         made, finished: seconds since 1970; 0 for not yet.
         read: documents that were read, once it is finished.
         schema: the version of the collection's schema by then; 0 for none.
+        since: the cluster time before which nothing of it was read, when it is to be marked as loaded; else 0.
     """
 
     id: str
@@ -92,6 +98,7 @@ class Plan(Struct, frozen=True):
     finished: float = 0.0
     read: int = 0
     schema: int = 0
+    since: int = 0
 
     @property
     def namespace(self) -> str:
@@ -99,9 +106,9 @@ class Plan(Struct, frozen=True):
         return f"{self.database}.{self.collection}"
 
     def splits(self) -> list[StreamSpec]:
-        """What is to be read, in order."""
+        """What is to be read, in order; then the mark, if it is to get one."""
         edges = (self.lower, *self.bounds, self.upper)
-        return [
+        splits = [
             StreamSpec(
                 stream=split_id(self.database, self.collection, self.id, number),
                 level="split",
@@ -115,6 +122,10 @@ class Plan(Struct, frozen=True):
             )
             for number, (lower, upper) in enumerate(pairwise(edges))
         ]
+        if self.since:
+            stream = split_id(self.database, self.collection, self.id, len(splits))
+            splits.append(StreamSpec(stream, "split", self.database, (self.collection,), closes=self.since))
+        return splits
 
 
 class Progress(Struct, frozen=True):
@@ -155,8 +166,9 @@ def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
     nothing = Progress(plan.namespace, 0, len(splits), 0, plan.documents, 0, plan.size, plan.finished)
     if plan.finished:
         return nothing.plus(plan.read, len(splits))
-    records = [known[spec.stream] for spec in splits if spec.stream in known]
-    return nothing.plus(sum(record.rows for record in records), sum(is_end(record.position) for record in records))
+    records = {spec: known[spec.stream] for spec in splits if spec.stream in known}
+    rows = sum(record.rows for spec, record in records.items() if not spec.closes)
+    return nothing.plus(rows, sum(is_end(record.position) for record in records.values()))
 
 
 def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int:
@@ -167,15 +179,16 @@ def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int:
 
 
 def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:
-    """The splits that are not in the lake yet, the one behind all bounds first.
+    """The splits that are not in the lake yet, the one behind all bounds first, and the mark last.
 
-    It may be much longer than the others: servers sample what has come last too rarely. Begun last, it would be
-    read alone.
+    The former may be much longer than the others: servers sample what has come last too rarely. Begun last, it
+    would be read alone.
     """
     splits = plan.splits()
+    last = len(plan.bounds)
     return [
         spec
-        for spec in (splits[-1], *splits[:-1])
+        for spec in (splits[last], *splits[:last], *splits[last + 1 :])
         if spec.stream not in known or not is_end(known[spec.stream].position)
     ]
 

@@ -636,13 +636,26 @@ class Coordinator:
         mine = [each for each in splits if not each.held_by and each.status != "failed"]
         weight = sum(0.25 if each.reading_done else 1.0 for each in mine)
         actions: list[Action] = []
-        while self._splits and weight <= len(self._pool):
-            spec = self._splits.popleft()
+        while weight <= len(self._pool) and (spec := self._next_split()) is not None:
             self.streams[spec.stream] = stream = self._new_stream(spec, None)
             stream.lease = "asked"
             actions.append(Acquire(spec.stream, spec.namespace))
             weight += 1.0
         return actions
+
+    def _next_split(self) -> StreamSpec | None:
+        """The first split that may be begun, and waits no more; a mark may when its plan has no other left."""
+        for index, spec in enumerate(self._splits):
+            if spec.closes and self._has_other_splits(spec):
+                continue
+            del self._splits[index]
+            return spec
+        return None
+
+    def _has_other_splits(self, mark: StreamSpec) -> bool:
+        """Whether another split of its plan waits, is being read, or has stopped."""
+        others = itertools.chain(self._splits, (stream.spec for stream in self.streams.values()))
+        return any(each.namespace == mark.namespace and not each.closes for each in others)
 
     def _close_split(self, stream: Stream, rows: int = 0) -> list[Action]:
         """All of the split is in the lake; ``rows`` of it by another engine."""
@@ -654,7 +667,8 @@ class Coordinator:
     def _count(self, stream: Stream, rows: int, splits: int = 0) -> None:
         """So much more is in the lake of the backfill that the stream is a part of, if it is of one."""
         if (namespace := stream.spec.namespace) in self.progress:
-            self.progress[namespace] = self.progress[namespace].plus(rows, splits)
+            documents = 0 if stream.spec.closes else rows
+            self.progress[namespace] = self.progress[namespace].plus(documents, splits)
 
     def _change_streams(self) -> list[Stream]:
         return [stream for stream in self.streams.values() if not stream.spec.is_split]
@@ -777,7 +791,8 @@ class Coordinator:
         stopped = Log("error", "stream stopped", fields)
         actions = [stopped, *self._start_over(stream), *self._give_back(stream)]
         if stream.spec.is_split:
-            return actions + self._judge_splits(stream.spec.namespace)
+            mark = [each for each in self._splits if each.closes and each.namespace == stream.spec.namespace]
+            return actions + self._leave(mark) + self._judge_splits(stream.spec.namespace)
         if stream.ledger.committed is None:
             # It does not bring what comes behind a load of its collections: that is left, too.
             actions += self._leave(each for each in self._splits if overlap(each, stream.spec))

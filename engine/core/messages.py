@@ -32,6 +32,7 @@ class StreamSpec(Struct, frozen=True):
         pipeline: further stages, as Extended JSON text of a list.
         lower, upper: of a split: the first key, and the one behind the last; empty for the collection's ends.
         filter, order, whole: of a split: see ``core.backfill``.
+        closes: of the last part of a plan, which reads nothing: see ``core.backfill``; 0 for all others.
     """
 
     stream: str
@@ -50,6 +51,7 @@ class StreamSpec(Struct, frozen=True):
     filter: str = ""
     order: str = "_id"
     whole: bool = False
+    closes: int = 0
 
     @property
     def namespace(self) -> str:
@@ -60,7 +62,7 @@ class StreamSpec(Struct, frozen=True):
     def coverage(self) -> tuple[object, ...]:
         """What it covers, as its id says: a stream with another coverage is another stream."""
         share = self.part, self.parts, self.carries_database
-        bounds = self.lower, self.upper, self.filter, self.order, self.whole
+        bounds = self.lower, self.upper, self.filter, self.order, self.whole, self.closes
         return self.level, self.database, self.collections, *share, *bounds
 
     @property

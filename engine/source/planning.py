@@ -111,6 +111,7 @@ class _Planner:
         self._collection = client[self._database][self._name]
         self._selection = selection
         self._query = query
+        self._since = 0
         self._operation = f"plan the backfill of {self._database}.{self._name}"
 
     def is_present(self) -> bool:
@@ -126,6 +127,7 @@ class _Planner:
             cause = "it is a view, which has no index to read by"
             raise ConfigError(self._operation, cause, "Name the collection that the view is made from.")
         with translated(self._operation):
+            self._since = server_time(self._client)
             self._try_filter()
             if entry["type"] == "timeseries":
                 return self._plan_time_series(entry)
@@ -213,7 +215,12 @@ class _Planner:
             made=time.time(),
             order=order,
             whole=whole,
+            since=self._since if self._may_be_marked(order) else 0,
         )
+
+    def _may_be_marked(self, order: str) -> bool:
+        """Whether it is a load of all; and files of bare documents have no place for a mark."""
+        return self._selection == Selection() and order == "_id" and self._config.sink.format != "bson"
 
     def _id_bounds(self) -> tuple[ObjectId | None, ObjectId | None]:
         """``--since`` and ``--until`` as ObjectIds, which begin with the second that they were made in.

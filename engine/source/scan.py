@@ -74,6 +74,25 @@ class Documents(Reply):
         return rest
 
 
+class Mark:
+    """The one event of a plan's mark, which no server has: all of the collection has been loaded."""
+
+    def __init__(self, spec: StreamSpec, start: Position) -> None:
+        time = Timestamp(*split_time(spec.closes))
+        namespace = {"db": spec.database, "coll": spec.collections[0]}
+        self._event = bson.encode({"operationType": "loaded", "clusterTime": time, "ns": namespace, "_id": None})
+        self._end = Position(END, start.time)
+
+    def next(self) -> Documents:
+        """The reply with it."""
+        reply = Documents.of_documents([self._event], Documents(b"", np.zeros(1, np.int64), END))
+        reply.position, reply.is_last = self._end, True
+        return reply
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class SplitScan:
     """Reads one split from a position on.
 
