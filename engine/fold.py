@@ -162,9 +162,9 @@ _DUCKDB_FILE = """\
 --   CREATE VIEW orders AS
 --   FROM current_state('s3://lake/prefix/*database=shop/*collection=orders/**/*.parquet');
 --
--- One view per collection, because one name may be a struct here and a text there. The stars stand for the `cdc_`
--- that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`, in front.
--- With partition_by = "none" the files of a collection have its name: '.../*shop.orders[-~]*.parquet'.
+-- One view per collection, because one name may be a struct here and a text there. The stars stand for the
+-- `cdc_` that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`,
+-- in front. With partition_by = "none" the files of a collection have its name: '.../*shop.orders[-~]*.parquet'.
 --
 -- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
 
@@ -180,8 +180,8 @@ _SPARK_FILE = """\
 -- Made by `python -m engine.fold`; the rule and its reasons stand in engine/fold.py.
 --
 -- Fill in {{{{name}}}}, and as {{{{path}}}} the directory of one collection, because one name may be a struct
--- here and a text there: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (Of a lake that version 0.1 wrote, at
--- least one file must be of a later version.)
+-- here and a text there: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (Of a lake that version 0.1
+-- wrote, at least one file must be of a later version.)
 --
 -- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
 

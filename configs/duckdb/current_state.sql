@@ -6,9 +6,9 @@
 --   CREATE VIEW orders AS
 --   FROM current_state('s3://lake/prefix/*database=shop/*collection=orders/**/*.parquet');
 --
--- One view per collection, because one name may be a struct here and a text there. The stars stand for the `cdc_`
--- that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`, in front.
--- With partition_by = "none" the files of a collection have its name: '.../*shop.orders[-~]*.parquet'.
+-- One view per collection, because one name may be a struct here and a text there. The stars stand for the
+-- `cdc_` that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`,
+-- in front. With partition_by = "none" the files of a collection have its name: '.../*shop.orders[-~]*.parquet'.
 --
 -- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
 

@@ -2,8 +2,8 @@
 -- Made by `python -m engine.fold`; the rule and its reasons stand in engine/fold.py.
 --
 -- Fill in {{name}}, and as {{path}} the directory of one collection, because one name may be a struct
--- here and a text there: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (Of a lake that version 0.1 wrote, at
--- least one file must be of a later version.)
+-- here and a text there: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (Of a lake that version 0.1
+-- wrote, at least one file must be of a later version.)
 --
 -- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
 
