@@ -283,6 +283,10 @@ class Lake:
         """Delete one object."""
         self._fs.rm(f"{self._root}/{key}")
 
+    def move(self, key: str, to: str) -> None:
+        """Give one object another key."""
+        self._fs.mv(f"{self._root}/{key}", f"{self._root}/{to}")
+
     def content(self, key: str) -> bytes:
         """The bytes of one object."""
         found: bytes = self._fs.cat_file(f"{self._root}/{key}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from pymongo import MongoClient
 
+from engine.failpoints import VARIABLE
 from engine.local import LocalStack
-from tests.integration.harness import Engine, EngineConfig, Lake, catch_up
+from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_engine
 
 Client = MongoClient[dict[str, Any]]
 NAMES = [
@@ -90,3 +93,63 @@ def test_every_legal_name_lands(
     if max_readers == 1:
         assert [row["_cdc_op"] for row in rows].count("drop") == len(NAMES)
         assert [row["_cdc_op"] for row in rows].count("dropDatabase") == 1
+
+
+def formerly(key: str) -> str:
+    """The key as versions before 0.2 made it."""
+    key = key.replace("cdc_database=", "database=").replace("cdc_collection=", "collection=")
+    key = re.sub(r"cdc_date=(\d+)-(\d+)-(\d+)", r"year=\1/month=\2/day=\3", key)
+    return key.replace("cdc_hour=", "hour=")
+
+
+@pytest.mark.parametrize("partition_by", ["hour", "day", "collection"])
+def test_a_lake_of_former_directories_goes_on(
+    stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, partition_by: str
+) -> None:
+    """An earlier version died between publishing and committing: its segment is replayed to its own keys."""
+    config.set("sink", partition_by=partition_by)
+    orders = mongo[config.name].orders
+    orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    with Engine(config, environment={VARIABLE: "before_commit:1"}) as engine:
+        engine.wait_reading()
+        orders.insert_many([{"n": n} for n in range(100, 200)])
+        assert engine.end() == -9
+    # All of it as if the earlier version had done it: the objects, and the intent in the stream's record.
+    assert len(lake.check_no_token_twice()) == 200
+    for key in lake.object_keys():
+        lake.move(key, formerly(key))
+    former = lake.object_keys()
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+        (record,) = [
+            each
+            for each in client.scan_iter(f"{config.name}*")
+            if client.type(each) == "hash" and client.hexists(each, "spec")
+        ]
+        intents = {name: text for name, text in client.hgetall(record).items() if name.startswith("intent:")}
+        assert intents
+        client.hset(record, mapping={name: formerly(text) for name, text in intents.items()})
+    catch_up(config)
+    assert lake.object_keys() == former, "written anew, and nowhere else"
+    assert len(lake.check_no_token_twice()) == 200
+    orders.insert_many([{"n": n} for n in range(200, 300)])
+    catch_up(config)
+    assert len(lake.check_no_token_twice()) == 300
+    assert set(lake.object_keys()) > set(former)
+    assert sorted(row["n"] for row in lake.rows()) == list(range(300))
+
+
+def test_objects_of_former_directories_tell_of_a_lost_state(
+    stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
+    catch_up(config)
+    for key in lake.object_keys():
+        lake.move(key, formerly(key))
+    before = lake.object_keys()
+    with redis.Redis.from_url(stack.valkey.url) as client:
+        client.delete(*client.scan_iter(f"{config.name}*"))
+    done = run_engine(config, "--until-caught-up")
+    assert done.returncode == 1
+    assert "the lake" in done.stderr
+    assert lake.object_keys() == before
