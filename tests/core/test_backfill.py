@@ -57,6 +57,19 @@ def test_places_are_in_order(one: int, other: int) -> None:
     assert split_place(make_place(one, "0a")) == (one, "0a")
 
 
+def test_a_mark_is_the_last_split_and_no_document() -> None:
+    plan = replace(PLAN, since=TIME)
+    *splits, mark = plan.splits()
+    assert splits == PLAN.splits()
+    assert (mark.stream, mark.closes) == ("shop.orders~read1f3a5c7e-000003", TIME)
+    assert left_to_read(plan, {})[-1] == mark
+    assert left_to_read(plan, {})[0] == splits[-1]
+    done = StreamRecord(position=Position(END), rows=1)
+    known = {each.stream: done for each in plan.splits()}
+    assert left_to_read(plan, known) == []
+    assert (progress_of(plan, known).documents, progress_of(plan, known).splits) == (3, 4)
+
+
 def test_progress() -> None:
     first, second, _ = PLAN.splits()
     done = StreamRecord(first, position=Position(END, TIME), rows=1000)

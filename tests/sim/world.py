@@ -691,7 +691,7 @@ class World:
 
 
 class SplitWorld(World):
-    """A backfill instead of a change stream: splits that engines share, with documents that come and go."""
+    """A backfill instead of a change stream: splits that engines share, whose documents come and go, and a mark."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(-seed - 1)
@@ -703,6 +703,8 @@ class SplitWorld(World):
                 Event(place, 1_800_000_000 << 32, "orders", rng.random() < 0.08)
                 for place in range(1, rng.randrange(0, 25))
             ]
+        self._mark = split_id("shop", "orders", "a", len(self._documents))
+        self._documents[self._mark] = [Event(1, 1_800_000_000 << 32, "orders", fickle=False)]
         super().__init__(seed, events=0)
 
     def streams(self) -> list[StreamSpec]:
@@ -712,7 +714,7 @@ class SplitWorld(World):
     def splits(self) -> list[StreamSpec]:
         """Those that are not in the lake yet, as the shell has it."""
         return [
-            StreamSpec(stream, "split", "shop", ("orders",))
+            StreamSpec(stream, "split", "shop", ("orders",), closes=int(stream == self._mark))
             for stream in self._documents
             if not self._is_in(stream)
         ]
@@ -722,6 +724,12 @@ class SplitWorld(World):
 
     def read(self, spec: StreamSpec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """The next documents of a split; of fickle ones, those that are there this time."""
+        if spec.closes:
+            others = [(stream, each) for stream in self._documents for each in self._documents[stream]]
+            there_before = {
+                (stream, each.number) for stream, each in others if stream != self._mark and not each.fickle
+            }
+            assert there_before <= self.lake.events(), "a mark says that all has been loaded"
         reached = self.reached(spec.stream, after)
         left = [event for event in self._documents[spec.stream] if event.number > reached]
         there = [event for event in left[:most] if not event.fickle or self.rng.random() < 0.5]
