@@ -19,6 +19,7 @@ from bson.binary import UuidRepresentation
 from pymongo import MongoClient
 
 from bench.measure import PeakMemory
+from engine.failpoints import VARIABLE
 from engine.local import LocalStack
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
 
@@ -346,6 +347,25 @@ def is_loaded(status: dict[str, Any]) -> bool:
     """Whether all backfills are in the lake."""
     found = status["backfills"]
     return bool(found) and all(each["splits"] == each["splits_total"] for each in found)
+
+
+def test_a_second_backfill_is_marked_once_whatever_dies(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """Killed before each of its commits, the mark's among them; what was deleted between the two is gone."""
+    collection = mongo[config.name].orders
+    collection.insert_many([{"_id": n, "n": n} for n in range(300)])
+    backfill(config)
+    collection.delete_many({"_id": {"$lt": 100}})
+    arguments = ["--restart"]
+    for commit in (1, 2, 3):
+        dying = {VARIABLE: f"before_commit:{commit}"}
+        with Engine(config, *arguments, command="backfill", environment=dying) as engine:
+            engine.end()
+        arguments = []
+        assert len(current_state(lake)) in (200, 300)
+    backfill(config)
+    assert [row["_cdc_op"] for row in lake.rows()].count("loaded") == 1
+    assert numbers(lake) == Counter([*range(300), *range(100, 300), None])
+    assert set(current_state(lake)) == set(range(100, 300))
 
 
 def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:

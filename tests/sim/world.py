@@ -691,7 +691,7 @@ class World:
 
 
 class SplitWorld(World):
-    """A backfill instead of a change stream: splits that engines share, whose documents come and go, and a mark."""
+    """A backfill instead of change streams: splits that engines share, documents that come and go, and a mark."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(-seed - 1)
