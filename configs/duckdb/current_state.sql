@@ -8,7 +8,9 @@
 --
 -- One view per collection, because one name may be a struct here and a text there. The stars stand for the
 -- `cdc_` that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`,
--- in front. With partition_by = "none" the files of a collection have its name: '.../*shop.orders[-~]*.parquet'.
+-- in front. With partition_by = "none" the files of a collection have its name, and so may others:
+--
+--   FROM current_state('s3://lake/prefix/*shop.orders[-~]*.parquet') WHERE _cdc_collection = 'orders';
 --
 -- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 import msgspec
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bson import Binary, CodecOptions, DatetimeMS, Decimal128, Int64, ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -119,13 +121,12 @@ def place(landed: Landed, collection: str) -> tuple[str, str]:
     return str(found), str(found).replace("cdc_database", "*database").replace("cdc_collection", "*collection")
 
 
-def block(heading: str, language: str, landed: Landed, collection: str) -> str:
+def block(heading: str, language: str, landed: Landed, collection: str, number: int = 0) -> str:
     """A code block of the guide, for one collection of this lake."""
-    section = GUIDE.read_text().partition(f"## {heading}\n")[2]
-    code = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert code, heading
+    section = re.split(r"^##", GUIDE.read_text().partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
+    code = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[number]
     directory, pattern = place(landed, collection)
-    text = code[1].replace("s3://lake/prefix/*database=shop/*collection=orders", pattern)
+    text = code.replace("s3://lake/prefix/*database=shop/*collection=orders", pattern)
     text = re.sub("s3a?://lake/prefix/cdc_database=shop/cdc_collection=orders", directory, text)
     assert str(landed.root) in text
     return text
@@ -227,6 +228,53 @@ def in_order(tree: Any) -> str:
     if isinstance(tree, dict):
         return repr(sorted((name, in_order(each)) for name, each in tree.items()))
     return repr([in_order(each) for each in tree]) if isinstance(tree, list) else repr(tree)
+
+
+@pytest.mark.parametrize(
+    ("sink", "files"),
+    [
+        ({"partition_by": "none"}, "*{db}.orders[-~]*.parquet"),
+        ({"partition_by": "day", "prefix_shards": 3}, "*/*database={db}/*collection=orders/**/*.parquet"),
+        ({"partition_by": "collection"}, "*database={db}/*collection=orders/**/*.parquet"),
+    ],
+    ids=["none", "shards", "collection"],
+)
+def test_other_directories(mongo: Client, config: EngineConfig, sink: dict[str, Any], files: str) -> None:
+    """The patterns that the view's file gives for them."""
+    config.set("sink", url=f"file://{config.directory}/lake", **sink)
+    config.set("source", collections=["orders", "orders-2"], max_readers=1)
+    for name in ("orders", "orders-2"):
+        mongo[config.name][name].insert_many([{"_id": n, "name": name, "year": 1909} for n in range(30)])
+    catch_up(config)
+    mongo[config.name].orders.delete_many({"_id": {"$lt": 10}})
+    catch_up(config)
+    pattern = f"{config.directory}/lake/{files.format(db=config.name)}"
+    with duckdb.connect() as database:
+        database.execute((CONFIGS / "duckdb" / "current_state.sql").read_text())
+        query = f"SELECT _cdc_id, name, year FROM current_state('{pattern}') WHERE _cdc_collection = 'orders'"
+        found = database.sql(query).fetchall()
+    assert sorted(found) == sorted((str(n), "orders", 1909) for n in range(10, 30))
+
+
+def test_a_range_of_days(landed: Landed) -> None:
+    with duckdb.connect() as database:
+        query = block("DuckDB", "sql", landed, "people", 1)
+        assert database.sql(query).fetchall() == [(len(by_pyarrow(landed, "people", None)),)]
+        assert database.sql(query.replace("2126", "2026")).fetchall() == [(0,)]
+
+
+def test_what_engines_do_by_themselves_hides_no_field(landed: Landed) -> None:
+    """DuckDB and Polars take directories for columns unless they are told not to."""
+    directory, pattern = place(landed, "orders")
+    with duckdb.connect() as database:
+        query = f"SELECT year, month FROM read_parquet('{pattern}/**/*.parquet', union_by_name = true)"
+        by_default = database.sql(query).fetchall()
+    expected = [(row.get("year"), row.get("month")) for row in plain(by_pyarrow(landed, "orders", None))]
+    assert sorted(map(repr, by_default)) == sorted(map(repr, expected))
+    for file in Path(directory).rglob("*.parquet"):
+        own = pq.ParquetFile(file).read()
+        found = pl.read_parquet(file, hive_partitioning=True)
+        assert found.select(own.column_names).to_arrow().equals(pl.from_arrow(own).to_arrow()), file
 
 
 def schema_of(config: EngineConfig, collection: str) -> CollectionSchema:
