@@ -94,13 +94,133 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         "batch.rows: got 0; expected an integer of at least 1",
         'lease.ttl: got True; expected a time such as "30s" or "5m", at least 1s',
         "retry.max_attempts: ${ATTEMPTS} is not set; export ATTEMPTS, or write ${ATTEMPTS:-default}",
-        "retry.max_attempts: got ''; expected an integer of at least 1",
         "source.collections: got 'c'; expected a list of texts",
         "source.databse: unknown key; did you mean 'database'?",
         "tls: unknown key; known here: source, sink, schema, backfill, batch, memory, writers, state, lease, "
         "retry, telemetry, shutdown, supervision",
         "writers.processes: got 65; expected an integer from 1 to 64",
     ]
+
+
+def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
+    """Unknown keys, types, values, missing keys, variables, and what is wrong between keys: nothing waits."""
+    text = (
+        '[source]\nuri = "${MONGODB_URL}"\ncollections = ["c", "c"]\nsplit = {d = 2}\nstrat = "now"\n'
+        '[schema]\noverrides = {price = "decimals"}\n'
+        '[sink]\ncompression = "gzip"\ncompression_level = 12\n'
+        '[batch]\nrows = "many"\n[state]\nprefix = ["${NOWHERE}"]\n[telemetry]\nlisten = "8080"\n'
+    )
+    environ = {"HEADRACE_BATCH_BYTES": "1MiB", "REDIS_URLS": "redis://r", "MONGODB_URI": "mongodb://h"}
+    found = [each.partition("; there are")[0] for each in problems(written(tmp_path, text), environ)]
+    assert sorted(found) == [
+        "HEADRACE_BATCH_BYTES: no such key; did you mean HEADRACE_BATCH__BYTES?",
+        "REDIS_URLS: not read; did you mean REDIS_URL?",
+        "batch.rows: got 'many'; expected an integer of at least 1",
+        "schema.overrides.'price': 'decimals' is no type",
+        "schema.overrides.'price': expected <collection>.<field>",
+        "sink.compression_level: gzip takes 1 to 9",
+        "sink.url: missing; expected a text",
+        "source.collections: a name stands there twice",
+        'source.database: missing; needed for watch = "collections"',
+        "source.split: d is not in source.collections",
+        "source.strat: unknown key; did you mean 'start'?",
+        "source.uri: ${MONGODB_URL} is not set; did you mean MONGODB_URI, which is?",
+        "state.prefix[0]: ${NOWHERE} is not set; export NOWHERE, or write ${NOWHERE:-default}",
+        'telemetry.listen: expected "host:port", or "" for none',
+    ]
+
+
+def test_too_many_parts_are_told_with_the_rest(tmp_path: Path) -> None:
+    text = MINIMAL.replace('["c"]\n', '["c"]\nsplit = {c = 9}\n') + "[batch]\nrows = 0\n"
+    found = problems(written(tmp_path, text))
+    assert len(found) == 2
+    assert "source.split needs 9 readers" in str(found)
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_environments_mistakes(tmp_path: Path) -> None:
+    found = problems(tmp_path / "nowhere.toml", {"HEADRACE_BATCH_ROWS": "1"})
+    assert "No such file" in found[0]
+    assert "HEADRACE_BATCH__ROWS" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("HEADRACE_BATCH_ROWS", "HEADRACE_BATCH__ROWS"),
+        ("HEADRACE_SOURCE__URL", "HEADRACE_SOURCE__URI"),
+        ("HEADRACE__SOURCE__URI", "HEADRACE_SOURCE__URI"),
+        ("HEADRACE_SINK_S3_REGION", "HEADRACE_SINK__S3__REGION"),
+        ("HEADRACE_TELEMETRY__LOGFORMAT", "HEADRACE_TELEMETRY__LOG_FORMAT"),
+        ("headrace_batch__rows", "HEADRACE_BATCH__ROWS"),
+        ("HEADRACE_NONSENSE", "HEADRACE_SECTION__KEY"),
+        ("HEADRACE_PORT", "HEADRACE_SECTION__KEY"),
+        ("REDIS_URLS", "REDIS_URL"),
+        ("REDISURL", "REDIS_URL"),
+        ("REDIS_URI", "REDIS_URL"),
+        ("BATCHSIZE", "BATCH_SIZE"),
+        ("BATCH_SIZES", "BATCH_SIZE"),
+        ("BATHC_SIZE", "BATCH_SIZE"),
+    ],
+)
+def test_a_misspelled_variable_is_refused_with_what_was_meant(tmp_path: Path, name: str, meant: str) -> None:
+    (found,) = problems(written(tmp_path, MINIMAL), {name: "5"})
+    assert found.startswith(f"{name}: ")
+    assert meant in found
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MONGO_URI", "MONGODB_URI"),
+        ("MONGODB_URL", "MONGODB_URI"),
+        ("MONGO_DATABASE", "MONGODB_DATABASE"),
+        ("MONGODB_COLLECTION", "MONGODB_COLLECTIONS"),
+        ("MONGODB_COLECTION", "MONGODB_COLLECTIONS"),
+        ("S3_BUCKETS", "S3_BUCKET"),
+        ("S3_PREFIXES", "S3_PREFIX"),
+    ],
+)
+def test_a_misspelled_variable_is_refused_where_the_right_one_would_count(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    """And only there: with the key in the file, it has no effect under either name."""
+    environ = {"S3_BUCKET": "b", name: "x"} if meant == "S3_PREFIX" else {name: "x"}
+    assert f"{name}: not read; did you mean {meant}?" in problems(None, environ)
+    load(written(tmp_path, MINIMAL), environ)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "REDIS_HOST REDIS_PORT REDIS_PASSWORD REDIS_TLS_URL REDIS_URL_2 REDISCLOUD_URL REDIS_USER",
+        "MONGODB_USER MONGODB_PASSWORD MONGODB_PORT MONGO_INITDB_DATABASE MONGODB_VERSION MONGODB_HOST",
+        "S3_ENDPOINT S3_REGION S3_BUCKET_NAME S3_BUCKET2 S3_KEY S3_SUFFIX S3_PREFIX",
+        "AWS_DEFAULT_REGION AWS_REGIONS AWS_PROFILE",
+        "PATCH_SIZE BATCH BATCH_SIZE_BYTES PAGE_SIZE MAX_BATCH_SIZE",
+        "HEADRACE_VENV HEADRACE_FAILPOINT _HEADRACE_X MY_HEADRACE_BATCH_ROWS",
+    ],
+)
+def test_variables_of_other_programs_and_of_ours_are_let_be(tmp_path: Path, name: str) -> None:
+    text = '[source]\nuri = "mongodb://h"\nwatch = "deployment"\n[sink]\nurl = "file:///lake"\n'
+    load(written(tmp_path, text), dict.fromkeys(name.split(), "x"))
+    complaints = problems(None, dict.fromkeys(name.split(), "x"))
+    assert not [each for each in complaints if "did you mean" in each]
+
+
+def test_what_kubernetes_makes_of_a_service_with_our_name_is_let_be(tmp_path: Path) -> None:
+    environ = {
+        "HEADRACE_METRICS_SERVICE_HOST": "10.0.0.1",
+        "HEADRACE_METRICS_SERVICE_PORT": "8080",
+        "HEADRACE_METRICS_SERVICE_PORT_HTTP": "8080",
+        "HEADRACE_METRICS_PORT": "tcp://10.0.0.1:8080",
+        "HEADRACE_METRICS_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    load(written(tmp_path, MINIMAL), environ)
+
+
+def test_the_right_variable_beside_the_wrong_one_is_no_mistake(tmp_path: Path) -> None:
+    environ = {"REDIS_URL": "redis://r", "REDIS_URI": "redis://of-another-program"}
+    assert load(written(tmp_path, MINIMAL), environ).state.url == "redis://r"
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,31 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_origin
 
 import msgspec
-from msgspec import Struct
+from msgspec import NODEFAULT, Struct
 
-from engine.config.quantities import Duration, Secret, Size, decode_quantity, format_duration, format_size
-from engine.config.tree import Config, parse_start
-from engine.core.schema import parse_type
+from engine.config.contradictions import contradictions
+from engine.config.environment import WELL_KNOWN, is_near, near_misses, overrides
+from engine.config.expectations import expectation, unwrap
+from engine.config.quantities import Secret, decode_quantity
+from engine.config.tree import Config
 from engine.errors import ConfigError
 
-ENV_PREFIX = "HEADRACE_"
 OPERATION = "read the configuration"
+
+
+class InvalidConfigError(ConfigError):
+    """The configuration cannot be read.
+
+    Attributes:
+        config: as much of it as could be, with defaults for the rest: how it wants its errors to be shown.
+    """
+
+    def __init__(self, cause: str, remedy: str, config: Config) -> None:
+        super().__init__(OPERATION, cause, remedy)
+        self.config = config
 
 
 class _FromEnvironment(str):
@@ -28,17 +41,25 @@ class _FromEnvironment(str):
     __slots__ = ()
 
 
-_WELL_KNOWN: dict[str, tuple[str, ...]] = {
-    "MONGODB_URI": ("source", "uri"),
-    "MONGODB_DATABASE": ("source", "database"),
-    "MONGODB_COLLECTIONS": ("source", "collections"),
-    "BATCH_SIZE": ("batch", "rows"),
-    "AWS_REGION": ("sink", "s3", "region"),
-    "REDIS_URL": ("state", "url"),
-}
+class _Missing:
+    """In the place of a value that is not there, which has been said already."""
+
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_Problems = list[str]
 _S = TypeVar("_S", bound=Struct)
+
+
+class _Problems:
+    """What was found so far, and the keys whose values cannot be used."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.unread: set[str] = set()
+
+    def add(self, problem: str, *keys: str) -> None:
+        """Note a problem, and that these keys have no value by it."""
+        self.found.append(problem)
+        self.unread.update(keys)
 
 
 def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
@@ -49,20 +70,34 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
         environ: the environment; the process's own when None.
 
     Raises:
-        ConfigError: with every problem found, each with its path and what would be right.
+        InvalidConfigError: with every problem found, each with its path and what would be right.
     """
     environ = os.environ if environ is None else environ
-    problems: _Problems = []
-    data = _expand(_read_file(path), "", environ, problems) if path else {}
+    problems = _Problems()
+    variables, misnamed = overrides(environ)
+    data: dict[str, Any] = {}
+    unreadable = remedy = ""
+    try:
+        data = _read_file(path) if path else {}
+    except ConfigError as error:
+        unreadable, remedy = error.cause, error.remedy
+    data = _expand(data, "", environ, problems)
+    for name, key in variables.items():
+        if not _set_path(data, key, _FromEnvironment(environ[name]), replace=True):
+            problems.add(f"{name}: {'.'.join(key)} is not a section")
+    if not unreadable:
+        for problem in near_misses(environ, _without_value(data, environ)):
+            problems.add(problem)
     _apply_well_known(data, environ)
-    _apply_overrides(data, environ, problems)
     config = _build(Config, data, "", problems)
-    if config is not None and not problems:
-        problems += _contradictions(config)
-    if problems or config is None:
+    found = problems.found + [text for keys, text in contradictions(config) if not problems.unread & {*keys}]
+    if unreadable:  # of what it would have said nothing can be said
+        found = [unreadable]
+    found += misnamed
+    if found:
         where = str(path) if path else "the environment (no --config was given)"
-        listing = "".join(f"\n  - {problem}" for problem in problems)
-        raise ConfigError(OPERATION, f"{len(problems)} problem(s) in {where}:{listing}")
+        listing = "".join(f"\n  - {problem}" for problem in found)
+        raise InvalidConfigError(f"{len(found)} problem(s) in {where}:{listing}", remedy, config)
     return config
 
 
@@ -87,91 +122,125 @@ def _expand(value: Any, path: str, environ: Mapping[str, str], problems: _Proble
         return [_expand(v, f"{path}[{n}]", environ, problems) for n, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
+    missing = False
 
     def replace(match: re.Match[str]) -> str:
+        nonlocal missing
         name, default = match.groups()
         found = environ.get(name) or default
         if found is None:
-            problems.append(f"{path}: ${{{name}}} is not set; export {name}, or write ${{{name}:-default}}")
-            return ""
-        return found
+            missing = True
+            near = [each for each in environ if is_near(each, name)]
+            hint = (
+                f"did you mean {near[0]}, which is?" if near else f"export {name}, or write ${{{name}:-default}}"
+            )
+            problems.add(f"{path}: ${{{name}}} is not set; {hint}")
+        return found or ""
 
-    return _FromEnvironment(_VARIABLE.sub(replace, value))
+    text = _FromEnvironment(_VARIABLE.sub(replace, value))
+    return _Missing() if missing else text
+
+
+def _without_value(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, bool]:
+    """For each well-known variable, whether what it would set has no value yet, and is used at all."""
+
+    def is_set(path: tuple[str, ...]) -> bool:
+        section: Any = data
+        for part in path:
+            if not isinstance(section, dict) or part not in section:
+                return False
+            section = section[part]
+        return True
+
+    source = data.get("source", {})
+    watch = source.get("watch", "collections") if isinstance(source, dict) else ""
+    is_open = {name: not is_set(path) for name, path in WELL_KNOWN.items()}
+    is_open["MONGODB_DATABASE"] &= watch != "deployment"
+    is_open["MONGODB_COLLECTIONS"] &= watch == "collections"
+    is_open["S3_PREFIX"] &= bool(environ.get("S3_BUCKET"))
+    return is_open
 
 
 def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str]) -> None:
     """Fill what the file leaves open from the variables that other tools use too."""
-    for name, path in _WELL_KNOWN.items():
-        if value := environ.get(name):
-            _set_path(data, path, _FromEnvironment(value), replace=False)
-    if bucket := environ.get("S3_BUCKET"):
-        prefix = environ.get("S3_PREFIX", "").strip("/")
-        url = f"s3://{bucket}/{prefix}".rstrip("/")
-        _set_path(data, ("sink", "url"), _FromEnvironment(url), replace=False)
+    values = {name: value for name in WELL_KNOWN if (value := environ.get(name))}
+    prefix = values.pop("S3_PREFIX", "").strip("/")
+    if bucket := values.pop("S3_BUCKET", ""):
+        values["S3_BUCKET"] = f"s3://{bucket}/{prefix}".rstrip("/")
+    for name, value in values.items():
+        _set_path(data, WELL_KNOWN[name], _FromEnvironment(value), replace=False)
 
 
-def _apply_overrides(data: dict[str, Any], environ: Mapping[str, str], problems: _Problems) -> None:
-    """``HEADRACE_SECTION__KEY`` wins over everything else."""
-    for name, value in sorted(environ.items()):
-        if name.startswith(ENV_PREFIX) and "__" in name:
-            path = tuple(part.lower() for part in name.removeprefix(ENV_PREFIX).split("__"))
-            try:
-                _set_path(data, path, _FromEnvironment(value), replace=True)
-            except TypeError:
-                problems.append(f"{name}: {'.'.join(path)} is not a section")
-
-
-def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replace: bool) -> None:
+def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replace: bool) -> bool:
+    """Set a key; False where something that is no section is in the way."""
+    section: Any = data
     for part in path[:-1]:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise TypeError(part)
-    if replace or path[-1] not in data:
-        data[path[-1]] = value
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            return False
+    if replace or path[-1] not in section:
+        section[path[-1]] = value
+    return True
 
 
-def _build(kind: type[_S], data: Any, path: str, problems: _Problems) -> _S | None:
-    """The struct of ``data``, or None when something below is wrong; the problems say what."""
-    if not isinstance(data, Mapping):
-        problems.append(f"{path}: expected a section [{path}], got {_shown(data)}")
-        return None
+def _build(kind: type[_S], data: Any, path: str, problems: _Problems) -> _S:
+    """The struct of ``data``; what cannot be read has its default, or something empty, and is noted."""
     fields = {each.name: each for each in msgspec.structs.fields(kind)}
+    if not isinstance(data, Mapping):
+        problems.add(f"{path}: expected a section [{path}], got {_shown(data)}")
+        problems.unread.update(f"{path}.{name}" for name in fields)
+        data = {name: _Missing() for name in fields}
     values: dict[str, Any] = {}
-    before = len(problems)
     for key in data:
         if key not in fields:
-            problems.append(_unknown_key(key, path, list(fields)))
+            _note_unknown_key(key, path, list(fields), problems)
     for name, each in fields.items():
         at = f"{path}.{name}" if path else name
         if isinstance(each.type, type) and issubclass(each.type, Struct):
-            if name in data or each.required:
-                values[name] = _build(each.type, data.get(name, {}), at, problems)
-        elif name in data:
-            values[name] = _convert(data[name], each.type, at, problems)
-        elif each.required:
-            problems.append(f"{at}: missing; {expectation(each.type)}")
-    return kind(**values) if len(problems) == before else None
+            values[name] = _build(each.type, data.get(name, {}), at, problems)
+            continue
+        value = data.get(name, NODEFAULT)
+        if value is not NODEFAULT:
+            value = _convert(value, each.type, at, problems)
+        elif each.required and at not in problems.unread:
+            problems.add(f"{at}: missing; {expectation(each.type)}", at)
+        if value is not NODEFAULT or each.required:
+            values[name] = unwrap(each.type)[0]() if value is NODEFAULT else value
+    return kind(**values)
 
 
-def _unknown_key(key: str, path: str, known: list[str]) -> str:
+def _note_unknown_key(key: str, path: str, known: list[str], problems: _Problems) -> None:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-    return f"{path}.{key}: unknown key; {hint}" if path else f"{key}: unknown key; {hint}"
+    at = f"{path}." if path else ""
+    # What it was meant to be is not missing as well.
+    problems.add(f"{at}{key}: unknown key; {hint}", *(f"{at}{each}" for each in close))
 
 
 def _convert(value: Any, annotation: Any, path: str, problems: _Problems) -> Any:
+    """The value as the key's type; ``NODEFAULT`` when it cannot be read so."""
+    if _lacks_something(value):
+        problems.unread.add(path)
+        return NODEFAULT
     lenient = isinstance(value, _FromEnvironment)
     if lenient:
         value = _parse_text(str(value), unwrap(annotation)[0])
     try:
         result = msgspec.convert(value, annotation, strict=not lenient, dec_hook=decode_quantity)
     except msgspec.ValidationError:
-        problems.append(f"{path}: got {_shown(value, annotation)}; {expectation(annotation)}")
-        return None
+        problems.add(f"{path}: got {_shown(value, annotation)}; {expectation(annotation)}", path)
+        return NODEFAULT
     least = unwrap(annotation)[1].get("min")
     if least is not None and result < least:
-        problems.append(f"{path}: got {_shown(value)}; {expectation(annotation)}")
+        problems.add(f"{path}: got {_shown(value)}; {expectation(annotation)}", path)
+        return NODEFAULT
     return result
+
+
+def _lacks_something(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_lacks_something, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, _Missing)
 
 
 def _parse_text(text: str, base: Any) -> Any:
@@ -184,96 +253,8 @@ def _parse_text(text: str, base: Any) -> Any:
         return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def unwrap(annotation: Any) -> tuple[Any, dict[str, Any]]:
-    """The type inside ``Annotated``, and what its ``Meta`` says: ``description``, ``min``, ``ge``, ``le``."""
-    if get_origin(annotation) is not Annotated:
-        return annotation, {}
-    base, *metas = get_args(annotation)
-    facts: dict[str, Any] = {}
-    for meta in metas:
-        facts |= {name: getattr(meta, name) for name in ("description", "ge", "le", "min_length")}
-        facts |= meta.extra or {}
-    return base, {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def expectation(annotation: Any) -> str:
-    """What would be right for a key, in words: ``"expected an integer from 1 to 64"``."""
-    base, facts = unwrap(annotation)
-    if get_origin(base) is Literal:
-        return "expected one of " + ", ".join(f'"{choice}"' for choice in get_args(base))
-    if base is Size:
-        least = f", at least {format_size(facts['min'])}" if "min" in facts else ""
-        return f'expected a size such as "64MiB"{least}'
-    if base is Duration:
-        least = f", at least {format_duration(facts['min'])}" if "min" in facts else ""
-        return f'expected a time such as "30s" or "5m"{least}'
-    if base is int:
-        low, high = facts.get("ge"), facts.get("le")
-        bounds = f" from {low} to {high}" if high is not None else f" of at least {low}" if low is not None else ""
-        return f"expected an integer{bounds}"
-    if base is bool:
-        return "expected true or false"
-    if isinstance(base, type) and issubclass(base, str):
-        return "expected a text" + (" that is not empty" if facts.get("min_length") else "")
-    origin = get_origin(base)
-    if origin is list:
-        return "expected a list of texts" if get_args(base)[0] is str else "expected a list of tables"
-    assert origin is dict, base
-    return f"expected a table of {'integers' if get_args(base)[1] is int else 'texts'}"
-
-
 def _shown(value: Any, annotation: Any = None) -> str:
     if unwrap(annotation)[0] is Secret:
         return f"a {type(value).__name__}"
     text = repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _contradictions(config: Config) -> _Problems:
-    """What is wrong between keys, each of which is right alone."""
-    source, found = config.source, []
-    if not re.match(r"mongodb(\+srv)?://", source.uri):
-        found.append("source.uri: expected mongodb:// or mongodb+srv://")
-    if source.watch != "deployment" and not source.database:
-        found.append(f'source.database: missing; needed for watch = "{source.watch}"')
-    if source.watch == "collections" and not source.collections:
-        found.append('source.collections: missing; name them, or set source.watch = "database"')
-    if source.watch != "collections" and (source.collections or source.split):
-        found.append(f'source.collections, source.split: not used with watch = "{source.watch}"; remove them')
-    found += [
-        f"source.split: {name} is not in source.collections"
-        for name in source.split
-        if source.watch == "collections" and name not in source.collections
-    ]
-    found += [
-        f"source.split.{name}: expected an integer of at least 1"
-        for name, parts in source.split.items()
-        if parts < 1
-    ]
-    if len(set(source.collections)) < len(source.collections):
-        found.append("source.collections: a name stands there twice")
-    try:
-        parse_start(source.start)
-    except ValueError:
-        found.append(
-            f'source.start: got {source.start!r}; expected "now", "snapshot", "earliest", or an RFC 3339 time '
-            'such as "2026-05-01T00:00:00Z"'
-        )
-    for key, text in config.schema.overrides.items():
-        try:
-            parse_type(text)
-        except ValueError as error:
-            found.append(f"schema.overrides.{key!r}: {error}")
-        if "." not in key.strip("."):
-            found.append(f"schema.overrides.{key!r}: expected <collection>.<field>")
-    if "://" not in config.sink.url:
-        found.append("sink.url: expected a URL such as s3://bucket/prefix or file:///data/lake")
-    if config.sink.format != "parquet" and config.sink.compression in ("snappy", "lz4"):
-        found.append(f'sink.compression: {config.sink.format} takes "zstd", "gzip" or "none"')
-    if config.sink.compression == "gzip" and config.sink.compression_level > 9:
-        found.append("sink.compression_level: gzip takes 1 to 9")
-    if not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
-        found.append("state.url: expected redis://, rediss://, redis+sentinel:// or sqlite://")
-    if config.telemetry.listen and not re.fullmatch(r".*:\d{1,5}", config.telemetry.listen):
-        found.append('telemetry.listen: expected "host:port", or "" for none')
-    return found

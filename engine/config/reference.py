@@ -15,7 +15,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo
 
-from engine.config.load import expectation, unwrap
+from engine.config.expectations import expectation, unwrap
 from engine.config.quantities import Duration, Size, format_duration, format_size
 from engine.config.tree import Config
 

@@ -1,0 +1,72 @@
+"""What is wrong with a configuration whose keys are each of the right type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from engine.config.tree import Config, SourceConfig, parse_start
+from engine.core.plan import plan_streams
+from engine.core.schema import parse_type
+from engine.errors import ConfigError
+
+# The keys that a problem depends on, and the problem itself.
+Found = tuple[tuple[str, ...], str]
+
+
+def contradictions(config: Config) -> Iterator[Found]:
+    """What is wrong with values that are not their type's business, and between keys.
+
+    A key that could not be read has its default here, or something empty: whoever asks leaves out what depends on
+    such a key.
+    """
+    yield from _of_source(config.source)
+    for key, text in config.schema.overrides.items():
+        try:
+            parse_type(text)
+        except ValueError as error:
+            yield ("schema.overrides",), f"schema.overrides.{key!r}: {error}"
+        if "." not in key.strip("."):
+            yield ("schema.overrides",), f"schema.overrides.{key!r}: expected <collection>.<field>"
+    sink = config.sink
+    if "://" not in sink.url:
+        yield ("sink.url",), "sink.url: expected a URL such as s3://bucket/prefix or file:///data/lake"
+    how = ("sink.format", "sink.compression")
+    if sink.format != "parquet" and sink.compression in ("snappy", "lz4"):
+        yield how, f'sink.compression: {sink.format} takes "zstd", "gzip" or "none"'
+    if sink.compression == "gzip" and sink.compression_level > 9:
+        yield (*how, "sink.compression_level"), "sink.compression_level: gzip takes 1 to 9"
+    if not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
+        yield ("state.url",), "state.url: expected redis://, rediss://, redis+sentinel:// or sqlite://"
+    if config.telemetry.listen and not re.fullmatch(r".*:\d{1,5}", config.telemetry.listen):
+        yield ("telemetry.listen",), 'telemetry.listen: expected "host:port", or "" for none'
+
+
+def _of_source(source: SourceConfig) -> Iterator[Found]:
+    watch, names, parts = "source.watch", "source.collections", "source.split"
+    if not re.match(r"mongodb(\+srv)?://", source.uri):
+        yield ("source.uri",), "source.uri: expected mongodb:// or mongodb+srv://"
+    if source.watch != "deployment" and not source.database:
+        yield (watch, "source.database"), f'source.database: missing; needed for watch = "{source.watch}"'
+    if source.watch == "collections" and not source.collections:
+        yield (watch, names), 'source.collections: missing; name them, or set source.watch = "database"'
+    if source.watch != "collections" and (source.collections or source.split):
+        problem = f'source.collections, source.split: not used with watch = "{source.watch}"; remove them'
+        yield (watch, names, parts), problem
+    for name, count in source.split.items():
+        if source.watch == "collections" and name not in source.collections:
+            yield (watch, names, parts), f"source.split: {name} is not in source.collections"
+        if count < 1:
+            yield (parts,), f"source.split.{name}: expected an integer of at least 1"
+    if len(set(source.collections)) < len(source.collections):
+        yield (names,), "source.collections: a name stands there twice"
+    try:
+        parse_start(source.start)
+    except ValueError:
+        expected = 'expected "now", "snapshot", "earliest", or an RFC 3339 time such as "2026-05-01T00:00:00Z"'
+        yield ("source.start",), f"source.start: got {source.start!r}; {expected}"
+    if source.watch == "collections" and all(name in source.collections for name in source.split):
+        try:
+            plan_streams(source)
+        except ConfigError as error:
+            yield (watch, names, parts, "source.max_readers"), f"{error.cause}. {error.remedy}"

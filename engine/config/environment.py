@@ -1,0 +1,128 @@
+"""The environment's part of the configuration: which variables are keys, and which are near misses of one.
+
+A variable that is misspelled would be passed over in silence, and a default would stand in its place. Every
+``HEADRACE_...`` is ours, so that one which is no key is refused. The other names belong to everybody: a near miss
+of theirs is refused only where the right name would have had an effect, and only when it is one slip away.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from engine.config.expectations import unwrap
+from engine.config.tree import Config
+from engine.failpoints import VARIABLE as FAILPOINT
+
+PREFIX = "HEADRACE_"
+Path = tuple[str, ...]
+
+# Filled from these is what the file leaves open.
+WELL_KNOWN: dict[str, Path] = {
+    "MONGODB_URI": ("source", "uri"),
+    "MONGODB_DATABASE": ("source", "database"),
+    "MONGODB_COLLECTIONS": ("source", "collections"),
+    "BATCH_SIZE": ("batch", "rows"),
+    "AWS_REGION": ("sink", "s3", "region"),
+    "REDIS_URL": ("state", "url"),
+    "S3_BUCKET": ("sink", "url"),
+    "S3_PREFIX": ("sink", "url"),
+}
+# AWS has other names beside this one that look like it, such as AWS_DEFAULT_REGION.
+_WITHOUT_NEAR_MISSES = {"AWS_REGION"}
+# No keys, and ours all the same: of the tests, and of scripts/.
+_NO_KEYS = {FAILPOINT, "HEADRACE_VENV"}
+
+
+def overrides(environ: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
+    """The variables that set keys, with the key of each; and what is wrong with the others that are ours."""
+    keys = {PREFIX + "__".join(path).upper(): is_table for path, is_table in _leaves(Config)}
+    found: dict[str, Path] = {}
+    problems: list[str] = []
+    for name in sorted(environ):
+        if not name.upper().startswith(PREFIX) or name in _NO_KEYS or _is_of_a_service(name, environ):
+            continue
+        upper = name.upper()
+        is_key = upper in keys or any(upper.startswith(f"{key}__") for key, is_table in keys.items() if is_table)
+        if is_key and name.startswith(PREFIX):
+            found[name] = tuple(part.lower() for part in name.removeprefix(PREFIX).split("__"))
+        else:
+            problems.append(f"{name}: no such key; {_hint(name, keys)}")
+    return found, problems
+
+
+def near_misses(environ: Mapping[str, str], is_open: Mapping[str, bool]) -> Iterator[str]:
+    """The variables that were meant to be well-known ones.
+
+    Args:
+        is_open: for each well-known variable, whether it would have an effect if it were set.
+    """
+    for known in WELL_KNOWN.keys() - _WITHOUT_NEAR_MISSES:
+        if not is_open[known] or environ.get(known):
+            continue
+        for name, value in environ.items():
+            if value and name not in WELL_KNOWN and is_near(name, known):
+                yield f"{name}: not read; did you mean {known}?"
+
+
+def is_near(name: str, known: str) -> bool:
+    """Whether the two are the same but for case, separators, a plural, ``MONGO`` for ``MONGODB``, and one slip.
+
+    A slip is a letter too many, too few, wrong, or two that have changed places; it is never the first letter
+    (``PATCH_SIZE`` is another word) nor a digit (``REDIS_URL_2`` is another server).
+    """
+    one, other = _bare(name), _bare(known)
+    if one[:1] != other[:1] or _digits(one) != _digits(other):
+        return False
+    while one and one[:1] == other[:1]:
+        one, other = one[1:], other[1:]
+    while one and one[-1:] == other[-1:]:
+        one, other = one[:-1], other[:-1]
+    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names was probably meant; empty for none."""
+    names = list(known)
+    same = [each for each in names if _bare(each) == _bare(name)]
+    return next(iter(same or difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.75)), "")
+
+
+def _hint(name: str, keys: Iterable[str]) -> str:
+    near = closest(name, keys)
+    if near:
+        return f"did you mean {near}?"
+    return "keys are set as HEADRACE_SECTION__KEY (two underscores before each key), see configs/reference.toml"
+
+
+def _bare(name: str) -> str:
+    bare = "".join(letter for letter in name.upper() if letter.isalnum())
+    return bare.replace("MONGODB", "MONGO").removesuffix("S")
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
+
+
+def _is_of_a_service(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes has made it of a Service: one called ``headrace`` gives each pod HEADRACE_PORT and more.
+
+    See https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables.
+    """
+    hosts = (each for each in environ if each.startswith(PREFIX) and each.endswith("_SERVICE_HOST"))
+    services = [each.removesuffix("_SERVICE_HOST") for each in hosts]
+    return any(name.startswith((f"{each}_SERVICE_", f"{each}_PORT")) for each in services)
+
+
+def _leaves(kind: type[Struct], path: Path = ()) -> Iterator[tuple[Path, bool]]:
+    """Every key, and whether it takes a table."""
+    for field in msgspec.structs.fields(kind):
+        base: Any = unwrap(field.type)[0]
+        if isinstance(base, type) and issubclass(base, Struct):
+            yield from _leaves(base, (*path, field.name))
+        else:
+            yield (*path, field.name), get_origin(base) is dict
