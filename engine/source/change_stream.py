@@ -24,9 +24,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, is_behind, split_time, token_document
+from engine.source.failures import translate
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
-from engine.source.session import Client, Members, translate
+from engine.source.session import Client, Members
 
 # How long the server waits for events before it answers with none; shorter while the end is looked for.
 AWAIT_MS = 1000

@@ -12,7 +12,8 @@ import time
 from pymongo.errors import OperationFailure
 
 from engine.errors import ConfigError, TransientError
-from engine.source.session import Client, translate
+from engine.source.failures import translate
+from engine.source.session import Client
 
 # A pause is made of steps, so that the reader can show that it lives.
 STEP_S = 1.0

@@ -22,8 +22,10 @@ from engine.config import Config
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
+from engine.source.failures import is_bad_query, said, translated
+from engine.source.presence import absent
 from engine.source.scan import key_of
-from engine.source.session import Client, connect, is_bad_query, server_time, translated
+from engine.source.session import Client, connect, server_time
 
 # Keys that are sampled for each split: the more, the more equal the splits.
 KEYS_PER_SPLIT = 20
@@ -58,6 +60,12 @@ def server_clock(config: Config) -> str:
     """The server's cluster time, as ``starting_position`` takes it."""
     with connect(config.source.uri) as client:
         return str(server_time(client))
+
+
+def absentees(config: Config) -> list[str]:
+    """A sentence for each of what the configuration names and is not there."""
+    with connect(config.source.uri) as client:
+        return absent(client, config.source.database, config.source.collections)
 
 
 def list_collections(config: Config) -> list[Namespace]:
@@ -159,8 +167,7 @@ class _Planner:
         except OperationFailure as error:
             if not is_bad_query(error):
                 raise
-            cause = (error.details or {}).get("errmsg", str(error))
-            raise ConfigError(self._operation, cause, "Check --filter.") from error
+            raise ConfigError(self._operation, said(error), "Check --filter.") from error
 
     def _plan_by_id(self) -> Plan:
         lower, upper = self._id_bounds()

@@ -142,7 +142,7 @@ class Prefetcher:
             remedy = (
                 "That lasted for longer than the [retry] budget. Start again when it is over: nothing is lost."
             )
-            raise FatalError(error.operation, error.cause, remedy) from error
+            raise FatalError(error.operation, error.cause, f"{error.remedy} {remedy}".lstrip()) from error
         log_retry("MongoDB", error, self._failures.count, self._failures.retry_at - now)
         while (left_s := self._failures.retry_at - time.monotonic()) > 0:
             if self._stopped.wait(min(left_s, _BEAT_S)):

@@ -34,10 +34,11 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time
 from engine.errors import ConfigError, HeadraceError, InterruptedScanError, TransientError
 from engine.rawbson.elements import UNDEFINED, MalformedBSON, find
+from engine.source.failures import is_bad_query, said, translate
 from engine.source.pace import Pace
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply
-from engine.source.session import Members, is_bad_query, translate
+from engine.source.session import Members
 
 _FIRST_BATCH = 100
 _EMPTY_RANGE = 51175  # min and max are equal in the index's order
@@ -258,8 +259,8 @@ class SplitScan:
     def _translated(self, error: PyMongoError) -> HeadraceError:
         if isinstance(error, OperationFailure) and is_bad_query(error):
             if self._spec.filter and error.code != _NOT_HEARD_OF:
-                return ConfigError(self._operation, str(error), "Check --filter.")
-            return TransientError(self._operation, str(error))  # nothing else in it is the user's
+                return ConfigError(self._operation, said(error), "Check --filter.")
+            return TransientError(self._operation, said(error))  # nothing else in it is the user's
         return translate(self._operation, error)
 
 

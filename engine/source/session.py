@@ -1,11 +1,10 @@
-"""The connection to MongoDB, and the one place where the driver's errors become ours."""
+"""The connection to MongoDB."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -13,18 +12,12 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import MongoClient, ReadPreference, uri_parser
-from pymongo.errors import (
-    AutoReconnect,
-    ConfigurationError,
-    ConnectionFailure,
-    InvalidURI,
-    OperationFailure,
-    PyMongoError,
-)
+from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import ReaderReady
 from engine.core.position import Position, make_time
-from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
+from engine.errors import ConfigError
+from engine.source.failures import UNAUTHORIZED, said, translated
 from engine.source.reply import Reply, cursor_of
 
 Client = MongoClient[dict[str, Any]]
@@ -35,18 +28,6 @@ SOCKET_TIMEOUT_MS = 60_000
 SAMPLE_MS = 10_000
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 
-_UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
-_UNAUTHORIZED = 13
-_HISTORY_LOST = {280, 286}  # ChangeStreamFatalError, ChangeStreamHistoryLost
-# What no server will ever do: CommandNotFound, CommandNotSupported, InternalErrorNotSupported, NotImplemented,
-# BSONObjectTooLarge.
-_NEVER = {59, 115, 235, 238, 10334}
-# BadValue, FailedToParse, TypeMismatch, IllegalOperation, IndexNotFound (of $text), InvalidOptions,
-# InvalidNamespace, JSInterpreterFailure, CommandNotSupportedOnView, InvalidPipelineOperator, ConversionFailure,
-# NoQueryExecutionPlans (of $near).
-_BAD_QUERY = {2, 9, 14, 20, 27, 72, 73, 139, 166, 168, 241, 291}
-_FIRST_LOCATION = 10_000
-_NO_NAME_SERVER = {"LifetimeTimeout", "NoNameservers"}  # of dnspython, for mongodb+srv://
 _PREFERENCES = {
     "primary": ReadPreference.PRIMARY,
     "secondary": ReadPreference.SECONDARY,
@@ -193,7 +174,7 @@ def _oldest_time(client: Client) -> int:
             try:
                 oldest = client.admin.command("serverStatus", oplog=1).get("oplog", {}).get("earliestOptime")
             except OperationFailure as unknown:
-                if failures := [each for each in (unread, unknown) if each.code != _UNAUTHORIZED]:
+                if failures := [each for each in (unread, unknown) if each.code != UNAUTHORIZED]:
                     raise failures[0] from unknown
                 oldest = None
     if oldest is None:
@@ -215,66 +196,6 @@ def sample(client: Client, database: str, collection: str, size: int) -> Reply |
             client[database].command("killCursors", collection, cursors=[cursor])
         return Reply.parse(raw)
     except PyMongoError as error:
-        fields = {"collection": f"{database}.{collection}", "cause": _first_line(error)}
+        fields = {"collection": f"{database}.{collection}", "cause": said(error)}
         log.warning("no sample; types are settled by the first events", extra={"fields": fields})
         return None
-
-
-@contextmanager
-def translated(operation: str) -> Iterator[None]:
-    """Raise the driver's errors as ours."""
-    try:
-        yield
-    except PyMongoError as error:
-        raise translate(operation, error) from error
-
-
-def translate(operation: str, error: PyMongoError) -> HeadraceError:
-    """The driver's error as one of ours."""
-    if isinstance(error, OperationFailure):
-        return _translate_failure(operation, error)
-    if isinstance(error, ConfigurationError) and type(error.__cause__).__name__ in _NO_NAME_SERVER:
-        return TransientError(operation, _first_line(error), "Can this machine resolve the name in source.uri?")
-    if isinstance(error, ConfigurationError | InvalidURI):
-        return ConfigError(operation, str(error), "Check source.uri.")
-    if isinstance(error, AutoReconnect | ConnectionFailure):
-        cause = _first_line(error)
-        return TransientError(operation, cause, "Is MongoDB up, and source.uri right?")
-    return FatalError(operation, f"{type(error).__name__}: {error}")
-
-
-def _translate_failure(operation: str, error: OperationFailure) -> HeadraceError:
-    """Whatever is not known to last may pass: servers have hundreds of codes, and get new ones."""
-    message = (error.details or {}).get("errmsg", str(error))
-    cause = f"{message} (code {error.code})"
-    if error.code in _UNAUTHENTICATED:
-        return ConfigError(operation, cause, "Check the user, the password and authSource in source.uri.")
-    if error.code == _UNAUTHORIZED:
-        remedy = "Grant the user find and changeStream on what is watched (the role read has both)."
-        return ConfigError(operation, cause, remedy)
-    if error.code in _HISTORY_LOST or error.has_error_label("NonResumableChangeStreamError"):
-        remedy = (
-            'Set source.on_history_lost = "now" to go on without the events between, '
-            "and give the oplog more time (replSetResizeOplog, minRetentionHours)."
-        )
-        return StreamLostError(operation, cause, remedy)
-    if is_bad_query(error) and not error.has_error_label("ResumableChangeStreamError"):
-        return ConfigError(operation, cause, "Check source.pipeline and the other keys of [source].")
-    if error.code in _NEVER:
-        return FatalError(operation, cause)
-    return TransientError(operation, cause)
-
-
-def is_bad_query(error: OperationFailure) -> bool:
-    """Whether the server complains of what it was asked: a pipeline, a filter, an option, a view.
-
-    Most of its checks of a query have a number of their own and no name, beside which it says "Location".
-    """
-    name = str((error.details or {}).get("codeName", ""))
-    is_check = (error.code or 0) >= _FIRST_LOCATION and name.startswith("Location")
-    return error.code in _BAD_QUERY or is_check
-
-
-def _first_line(error: Exception) -> str:
-    """Without the driver's description of the whole topology."""
-    return str(error).partition(", Timeout:")[0].partition(", Topology Description:")[0]
