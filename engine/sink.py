@@ -3,13 +3,12 @@
 ``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is no object before it is
 completed, and what is smaller than a part stays in memory; on a local disk the bytes lie under a hidden name.
 ``Upload.publish`` makes the object appear, replacing an earlier one of the same key, and returns when the
-store has acknowledged it. The only room that imports s3fs, and the one that translates its errors.
+store has acknowledged it. The only room that imports s3fs; ``sink_errors`` translates its errors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import itertools
 import os
@@ -25,7 +24,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
-from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.errors import HeadraceError
+from engine.sink_errors import is_refused, translated
 from engine.state.owner import is_certainly_dead, this_owner
 
 PART_SIZE = 6 * 2**20
@@ -52,7 +52,10 @@ class Upload(Protocol):
         """Make the object appear."""
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind, as far as that can be done."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; complains when something is."""
 
     @property
     def held(self) -> int:
@@ -92,16 +95,49 @@ class Sink:
             if self._is_local:
                 Path(self._root).mkdir(parents=True, exist_ok=True)
             elif hasattr(self._store.filesystem, "call_s3"):
-                bucket = self._root.partition("/")[0]
-                self._store.filesystem.call_s3("head_bucket", Bucket=bucket)
+                # Not head_bucket: what is wrong is not in the answer to a HEAD request.
+                bucket, _, path = self._root.partition("/")
+                self._store.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=path, MaxKeys=1)
+        self._probe().discard()
+        self._proved = True
+
+    def prove(self) -> None:
+        """As ``check``, and that what is given up can be cleared; nothing is left behind, not even a directory.
+
+        An object is published only on local disks: on S3 that takes no other right than its parts have taken, and
+        to remove one a right that a run does not need.
+
+        Raises:
+            ConfigError, TransientError: as ``check``.
+        """
+        root = Path(self._root)
+        missing = [each for each in (root, *root.parents) if not each.exists()] if self._is_local else []
+        try:
+            self.check()
+            probe = self._probe()
+            if self._is_local:
+                probe.publish()
+                with translated(f"clear {root / _PROBE}"):
+                    (root / _PROBE).unlink()
+                    next(os.scandir(root), None)
+            else:
+                probe.abort()
+        finally:
+            for directory in missing:
+                with contextlib.suppress(OSError):  # somebody else has begun to use it
+                    directory.rmdir()
+
+    def _probe(self) -> Upload:
+        """An object that is all but published."""
         probe = self.open(_PROBE)
         try:
             probe.write(b"x")
             probe.seal()
             probe.spill()  # to begin a multipart upload takes the right to write
-        finally:
+        except BaseException:
             probe.discard()
-        self._proved = True
+            raise
+        return probe
 
     def open(self, key: str) -> Upload:
         """Begin an object; ``key`` is relative to the sink's URL."""
@@ -200,7 +236,7 @@ class Store:
             with translated(operation, proved=proved):
                 yield
         except HeadraceError as error:
-            if proved and _is_refused(error.__cause__):
+            if proved and is_refused(error.__cause__):
                 self._renew(used)
             raise
 
@@ -291,12 +327,19 @@ class StagedUpload:
 
     def discard(self) -> None:
         """Abort the multipart upload, if there is one."""
+        with contextlib.suppress(HeadraceError):
+            self.abort()
+
+    def abort(self) -> None:
+        """Abort the multipart upload, if there is one; complains when the store does not."""
         file, self._small, self._file = self._file, None, None
         if file is not None:
             file.fs = self._store.filesystem  # whose credentials may have been read again meanwhile
-            with contextlib.suppress(HeadraceError), self._translated("abort"):
-                file.discard()
-            file.closed = True  # else it would upload what is left in it when it is collected
+            try:
+                with self._translated("abort the upload of"):
+                    file.discard()
+            finally:
+                file.closed = True  # else it would upload what is left in it when it is collected
 
     def _translated(self, verb: str) -> AbstractContextManager[None]:
         used = self._store.filesystem if self._file is None else self._file.fs
@@ -355,9 +398,14 @@ class LocalUpload:
 
     def discard(self) -> None:
         """Remove the hidden file, although its last bytes may find no room."""
+        with contextlib.suppress(HeadraceError):
+            self.abort()
+
+    def abort(self) -> None:
+        """Remove the hidden file; complains when it stays."""
         with contextlib.suppress(OSError):
             self._file.close()
-        with contextlib.suppress(OSError):
+        with translated(f"clear {self._hidden}", proved=self._proved):
             self._hidden.unlink(missing_ok=True)
 
 
@@ -389,138 +437,3 @@ def _s3_options(config: SinkConfig) -> dict[str, Any]:
         "fixed_upload_size": True,
     }
     return options
-
-
-@contextlib.contextmanager
-def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
-    """Raise the file system's errors as ours.
-
-    Args:
-        proved: the configuration has worked before. Whatever goes wrong then is worth another attempt: stores
-            answer "not found" for an upload that was completed by a request whose answer was lost, and
-            "forbidden" for a token that has just run out.
-    """
-    try:
-        yield
-    except HeadraceError:
-        raise
-    except Exception as error:
-        _forget_frames(error)
-        raise _translate(operation, error, proved=proved) from error
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what the failed calls were given: a part of an upload, rows, until a collector comes around."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
-_RENEW = (
-    "Renew the credentials where they come from (the AWS chain or [sink.s3]), with s3:PutObject, "
-    "s3:AbortMultipartUpload and s3:ListBucket; files and chain are read again at each attempt."
-)
-_GIVE = (
-    "Give credentials by the AWS chain or [sink.s3], with s3:PutObject, s3:AbortMultipartUpload and s3:ListBucket."
-)
-_NO_SPACE = "Free space there, or raise the quota: it goes on by itself, within [retry]."
-_BUSY = "The store is busy or has a fault of its own; it is tried again, within [retry]."
-_UNREACHABLE = "Is the store up, and sink.s3.endpoint_url right?"
-
-# What stores answer when they do not take the credentials (any more); 403 is what a HEAD request has of it.
-_REFUSED_CODES = {
-    "403",
-    "AccessDenied",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestExpired",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_NO_CREDENTIALS = {
-    "CredentialRetrievalError",
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "TokenRetrievalError",
-    "UnauthorizedSSOTokenError",
-}
-_FULL_CODES = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
-_FULL_NUMBERS = {errno.ENOSPC, errno.EDQUOT}
-_BUSY_CODES = {
-    "429",
-    "500",
-    "502",
-    "503",
-    "504",
-    "InternalError",
-    "OperationAborted",
-    "RequestLimitExceeded",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-}
-
-
-def _code(error: BaseException | None) -> str:
-    """What an S3 store called its error; empty for what is none of a store's."""
-    while error is not None:
-        if isinstance(response := getattr(error, "response", None), dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
-
-
-def _is_refused(error: BaseException | None) -> bool:
-    """Whether other credentials might be taken where these were not."""
-    return _code(error) in _REFUSED_CODES or type(error).__name__ in _NO_CREDENTIALS
-
-
-def _translate(operation: str, error: Exception, *, proved: bool) -> HeadraceError:
-    code = _code(error)
-    cause = f"{type(error).__name__}: {error}"
-    if code and code not in cause:
-        cause += f" ({code})"
-    kind, remedy = _class_of(error, code, proved=proved)
-    return kind(operation, cause, remedy)
-
-
-def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[HeadraceError], str]:
-    """The kind of an error, and what can be done about it."""
-    lasting: type[HeadraceError] = TransientError if proved else ConfigError
-    if _is_refused(error):
-        return lasting, _RENEW if proved else _GIVE
-    if code in _FULL_CODES or (not code and getattr(error, "errno", None) in _FULL_NUMBERS):
-        return TransientError, _NO_SPACE
-    if code in _BUSY_CODES:
-        return TransientError, _BUSY
-    if isinstance(error, FileNotFoundError) and code == "NoSuchUpload":
-        return TransientError, "Its upload was aborted, by a rule of the bucket or by hand; it is made again."
-    if isinstance(error, FileNotFoundError):
-        return lasting, "Create the bucket (or directory), or correct sink.url."
-    if isinstance(error, PermissionError):
-        return lasting, _GIVE if code else "Let the engine's user write there, or correct sink.url."
-    if isinstance(error, ImportError | ValueError):
-        return lasting, "Check sink.url; a URL of another kind needs its fsspec package."
-    if _is_unreachable(error):
-        return TransientError, _UNREACHABLE
-    return TransientError, _OTHER_REMEDIES.get(getattr(error, "errno", None) or 0, "") if not code else ""
-
-
-_OTHER_REMEDIES = {
-    errno.EMFILE: "Raise the limit of open files (ulimit -n), or make fewer objects (sink.partition_by).",
-    errno.EROFS: "The file system is read-only: mount it for writing, or correct sink.url.",
-    errno.ENAMETOOLONG: "A name is too long for this file system: use another one, or S3.",
-    errno.ENOTDIR: "Something that is no directory is in the way: correct sink.url.",
-}
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Nobody answers, or not in time; the libraries below have classes of their own for it."""
-    names = {each.__name__ for each in type(error).__mro__}
-    ours = isinstance(error, ConnectionError | TimeoutError)
-    return ours or bool(
-        names & {"BotoConnectionError", "HTTPClientError", "ConnectionError", "ClientConnectionError"}
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from s3fs.errors import translate_boto_error
 from engine.config import S3Config, Secret, SinkConfig
 from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.local import LocalStack, S3Server
-from engine.sink import PART_SIZE, Sink, translated
+from engine.sink import PART_SIZE, Sink
+from engine.sink_errors import translated
 from tests.disks import mounted
 
 SIZES = [0, 1, PART_SIZE, PART_SIZE + 1, 2 * PART_SIZE, 2 * PART_SIZE + 5]
@@ -176,11 +178,64 @@ def test_keys_are_kept_as_they_are(place: Place, key: str) -> None:
         ({"secret_key": "wrong"}, ConfigError, "credentials"),
         ({"access_key": "nobody"}, ConfigError, "credentials"),
         ({"endpoint_url": "http://127.0.0.1:1"}, TransientError, "Is the store up"),
+        ({"endpoint_url": "http://nowhere.invalid"}, TransientError, "cannot be resolved"),
+        ({"endpoint_url": "https"}, TransientError, "http and https"),
     ],
 )
 def test_s3_errors(stack: LocalStack, changes: dict[str, str], kind: type[Exception], remedy: str) -> None:
+    if changes.get("endpoint_url") == "https":
+        changes = {"endpoint_url": f"https://127.0.0.1:{stack.s3.port}"}
     with pytest.raises(kind, match=remedy):
         Sink(s3_config(stack, f"s3://{stack.bucket}/x", **changes)).check()
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A store with a key for each right."""
+    directory = tmp_path_factory.mktemp("strict")
+    server = S3Server(directory)
+    path = directory / "s3.json"
+    rights = json.loads(path.read_text())
+    for right in ("Read", "Write", "List"):
+        key = [{"accessKey": right, "secretKey": right}]
+        rights["identities"].append({"name": right, "credentials": key, "actions": [right]})
+    path.write_text(json.dumps(rights))
+    server.start()
+    server.make_bucket("lake")
+    yield server
+    server.process.kill()
+
+
+@pytest.mark.parametrize(("right", "missing"), [("Write", "list"), ("List", "write"), ("Read", "write")])
+def test_a_right_that_is_missing_is_named(strict: S3Server, right: str, missing: str) -> None:
+    """A HEAD request would only say 403, and a run would find out at its first segment."""
+    s3 = S3Config("us-east-1", strict.endpoint_url, Secret(right), Secret(right))
+    with pytest.raises(ConfigError, match=r"s3:PutObject and .* s3:ListBucket") as caught:
+        Sink(SinkConfig(url="s3://lake/x", s3=s3)).prove()
+    assert "AccessDenied" in caught.value.cause, missing
+
+
+def test_proving_complains_of_an_upload_that_cannot_be_aborted(
+    stack: LocalStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No store here has a right of its own for that."""
+
+    def denied(self: Any) -> None:
+        raise PermissionError("Access Denied.") from refused("AccessDenied", "AbortMultipartUpload").__cause__
+
+    monkeypatch.setattr("s3fs.core.S3File.discard", denied)
+    sink = Sink(s3_config(stack, f"s3://{stack.bucket}/x"))
+    sink.check()  # a run can do without
+    with pytest.raises(HeadraceError, match="abort the upload"):
+        sink.prove()
+
+
+def test_proving_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
+    place.sink.prove()
+    assert place.visible() == {}
+    assert place.hidden() == []
+    Sink(SinkConfig(url=f"file://{tmp_path}/a/new/lake")).prove()
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_missing_bucket(stack: LocalStack) -> None:
@@ -227,31 +282,30 @@ def refused(code: str, operation: str = "PutObject") -> Exception:
     return made
 
 
-RENEW, GIVE, BUSY, SPACE = "Renew the credentials", "Give credentials", "is tried again", "Free space there"
+RENEW, BUSY, SPACE = "They worked before", "is tried again", "Free space there"
+UNKNOWN, EXPIRED, DENIED = "does not take these credentials", "have expired", "forbids it: grant them s3:PutObject"
+NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is the store up"
 
 
 @pytest.mark.parametrize(
     ("error", "at_first", "later", "remedy_at_first", "remedy_later"),
     [
         *(
-            (refused(code), ConfigError, TransientError, GIVE, RENEW)
-            for code in (
-                "403",
-                "AccessDenied",
-                "ExpiredToken",
-                "InvalidAccessKeyId",
-                "InvalidToken",
-                "SignatureDoesNotMatch",
+            (refused(code), ConfigError, TransientError, remedy, RENEW)
+            for code, remedy in (
+                ("403", DENIED),
+                ("AccessDenied", DENIED),
+                ("ExpiredToken", EXPIRED),
+                ("RequestExpired", EXPIRED),
+                ("InvalidAccessKeyId", UNKNOWN),
+                ("InvalidToken", UNKNOWN),
+                ("SignatureDoesNotMatch", UNKNOWN),
             )
         ),
-        (boto.NoCredentialsError(), ConfigError, TransientError, GIVE, RENEW),
-        (
-            boto.CredentialRetrievalError(provider="x", error_msg="y"),
-            ConfigError,
-            TransientError,
-            GIVE,
-            RENEW,
-        ),
+        (boto.NoCredentialsError(), ConfigError, TransientError, NONE, RENEW),
+        (boto.CredentialRetrievalError(provider="x", error_msg="y"), ConfigError, TransientError, NONE, RENEW),
+        (refused("RequestTimeTooSkewed"), ConfigError, TransientError, "clock", "clock"),
+        (refused("PermanentRedirect"), ConfigError, TransientError, "sink.s3.region", "sink.s3.region"),
         *(
             (refused(code), TransientError, TransientError, BUSY, BUSY)
             for code in (
@@ -285,13 +339,14 @@ RENEW, GIVE, BUSY, SPACE = "Renew the credentials", "Give credentials", "is trie
         (ImportError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
         (ValueError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
         *(
-            (error, TransientError, TransientError, "Is the store up", "Is the store up")
-            for error in (
-                boto.EndpointConnectionError(endpoint_url="http://x"),
-                boto.ReadTimeoutError(endpoint_url="http://x"),
-                boto.ConnectTimeoutError(endpoint_url="http://x"),
-                ConnectionResetError(),
-                TimeoutError(),
+            (error, TransientError, TransientError, remedy, remedy)
+            for error, remedy in (
+                (boto.EndpointConnectionError(endpoint_url="http://x"), AWAY),
+                (boto.ReadTimeoutError(endpoint_url="http://x"), SILENT),
+                (boto.ConnectTimeoutError(endpoint_url="http://x"), SILENT),
+                (boto.SSLError(endpoint_url="http://x", error="y"), "secure connection"),
+                (ConnectionResetError(), AWAY),
+                (TimeoutError(), SILENT),
             )
         ),
         (OSError(errno.EMFILE, "no"), TransientError, TransientError, "ulimit -n", "ulimit -n"),
