@@ -7,9 +7,10 @@ classes travel.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
-from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 _RESTORE = (
     "Restore the store's data, and see to it that it is durable and never evicts (Redis: appendonly and "
@@ -82,6 +83,10 @@ class StateLostError(FatalError):
         super().__init__(operation, cause, remedy or _RESTORE)
 
 
+class NoStateError(FatalError):
+    """There is no state yet where it is to be looked at."""
+
+
 _BY_KIND: dict[FailureKind, type[HeadraceError]] = {
     each.kind: each for each in (ConfigError, TransientError, StreamLostError, LeaseLostError, FatalError)
 }
@@ -122,10 +127,10 @@ class Redactor:
 def url_password(url: str) -> str:
     """The password of a URL's user part as it stands there (quoted), or ``""``.
 
-    Works on connection strings with several hosts, where ``urlsplit`` would refuse the port.
+    Works on connection strings with several hosts, and on broken ones, which ``urlsplit`` would refuse.
     """
-    location = urlsplit(url).netloc if "://" in url else ""
-    user = location.rpartition("@")[0]
+    location = re.match(r"[^/?#]*://([^/?#]*)", url)
+    user = location[1].rpartition("@")[0] if location else ""
     return user.partition(":")[2]
 
 

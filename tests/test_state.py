@@ -23,13 +23,15 @@ from redis.client import Pipeline
 from engine.config import Secret
 from engine.config.tree import StateConfig
 from engine.core.naming import split_id
-from engine.errors import ConfigError, LeaseLostError, StateLostError, TransientError
+from engine.errors import ConfigError, HeadraceError, LeaseLostError, StateLostError, TransientError
 from engine.local import LocalStack
 from engine.local.servers import Process, Valkey, free_ports, valkey_path, wait_until
 from engine.state import Acquired, HeldElsewhere, Lease, StateStore, open_store
 from engine.state.redis import RedisStore
 from engine.state.replies import translated
-from tests.conditions import CONDITIONS
+from engine.state.sqlite import SqliteStore
+from tests.conditions import CONDITIONS, client_of, set_to
+from tests.disks import mounted
 from tests.integration.proxy import Cuts
 
 TTL_S = 30.0
@@ -103,9 +105,9 @@ def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path
     opened: list[StateStore] = []
 
     def opener(url: str) -> Open:
-        def open_it(**changes: object) -> StateStore:
+        def open_it(*, read_only: bool = False, **changes: object) -> StateStore:
             settings = {"url": Secret(url), "prefix": unique} | changes
-            store = open_store(StateConfig(**settings))  # type: ignore[arg-type]
+            store = open_store(StateConfig(**settings), read_only=read_only)  # type: ignore[arg-type]
             opened.append(store)
             return store
 
@@ -819,3 +821,104 @@ def test_a_sentinel_failover_keeps_what_replicas_have(tmp_path: Path) -> None:
         store.close()
         for process in (sentinel, first.process, second.process):
             process.kill()
+
+
+# --- check ----------------------------------------------------------------------------------------------
+
+
+def test_checking_proves_and_leaves_nothing(open_state: Open) -> None:
+    made = open_state()
+    lease = acquired(made, "a").lease
+    made.write(lease, {"x": "1"})
+    before = made.read_all()
+    doubts = open_state(read_only=True).check()
+    assert all("does not say how" in each for each in doubts)  # one without the right to ask
+    assert made.read_all() == before
+    made.write(lease, {"x": "2"})
+
+
+@pytest.mark.parametrize(
+    ("condition", "remedy"),
+    [each for each in CONDITIONS if each[0].__name__ not in ("full_of_clients", "with_another_password")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_checking_tells_what_keeps_a_server_from_writing(server: Valkey, condition: Any, remedy: str) -> None:
+    """Reading works in most of these states."""
+    store = RedisStore(StateConfig(Secret(server.url)), read_only=True)
+    with condition(server), closing(store), pytest.raises(TransientError, match=remedy):
+        store.check()
+    with closing(redis.Redis(port=server.port)) as client:
+        assert client.keys("headrace:*") == []
+    with closing(RedisStore(StateConfig(Secret(server.url)))) as well:
+        assert well.check() == []
+
+
+@pytest.mark.parametrize("command", ["set", "eval", "sadd", "del", "hset"])
+def test_checking_tells_of_a_right_that_is_missing(server: Valkey, command: str) -> None:
+    with closing(redis.Redis(port=server.port)) as client:
+        client.execute_command("ACL", "SETUSER", "poor", "on", ">p", "~headrace:*", "+@all", f"-{command}")
+    url = server.url.replace("redis://", "redis://poor:p@")
+    with (
+        closing(RedisStore(StateConfig(Secret(url)))) as store,
+        pytest.raises(HeadraceError, match=r"NOPERM|ACL|permission") as caught,
+    ):
+        store.check()
+    assert "rights" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "doubt"),
+    [
+        ({"maxmemory_policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru"),
+        ({"maxmemory_policy": "volatile-ttl"}, "maxmemory-policy is volatile-ttl"),
+        ({"appendonly": "no"}, "appendonly"),
+    ],
+)
+def test_checking_doubts_servers_that_may_lose_writes(
+    server: Valkey, settings: dict[str, object], doubt: str
+) -> None:
+    with (
+        client_of(server) as client,
+        set_to(client, **settings),
+        closing(RedisStore(StateConfig(Secret(server.url)))) as store,
+    ):
+        (found,) = store.check()
+    assert doubt in found
+
+
+def test_checking_a_server_that_does_not_say_how_it_keeps_its_data(server: Valkey) -> None:
+    with closing(redis.Redis(port=server.port)) as client:
+        client.execute_command("ACL", "SETUSER", "some", "on", ">p", "~headrace:*", "+@all", "-info")
+    with closing(RedisStore(StateConfig(Secret(server.url.replace("//", "//some:p@"))))) as store:
+        (found,) = store.check()
+    assert "does not say how it keeps its data" in found
+
+
+def test_checking_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """A disk that is mounted for reading, which binds root as well."""
+    with mounted(tmp_path / "disk", "4m") as disk:
+        config = StateConfig(Secret(f"sqlite:///{disk}/s.db"))
+        for exists in (False, True):
+            if exists:
+                with closing(SqliteStore(config)) as store:
+                    store.read_all()
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            with closing(SqliteStore(config, read_only=True)) as store, pytest.raises(HeadraceError):
+                store.check()
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("redis://127.0.0.1:1/0", "Is the state store up"),
+        ("redis://nowhere.invalid:6379/0", "cannot be resolved"),
+        ("redis://127.0.0.1:{tls}/0", "does it want TLS"),
+        ("rediss://127.0.0.1:{tls}/0", "certificate is not trusted"),
+    ],
+)
+def test_a_server_that_cannot_be_reached(server: Valkey, url: str, remedy: str) -> None:
+    with tls_in_front_of(server.port, trustme.CA()) as port:
+        store = RedisStore(StateConfig(Secret(url.replace("{tls}", str(port)))))
+        with closing(store), pytest.raises(TransientError, match=remedy):
+            store.read_all()

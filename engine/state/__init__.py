@@ -8,7 +8,7 @@ A store knows what it was told is durable, and says so when it finds less (``kno
 again that is gone. Any call can be made again after a ``TransientError``: whether the first one had come through
 does not matter.
 
-Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these eight methods.
+Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these ten methods.
 """
 
 from __future__ import annotations
@@ -70,16 +70,23 @@ class StateStore(Protocol):
     def write_shared(self, name: str, version: int, text: str) -> bool:
         """Store ``text`` as ``version``, if the present version is the one before; whether that is so now."""
 
+    def check(self) -> list[str]:
+        """Prove that a run can use the store, and leave nothing behind; what is doubtful about it."""
+
     def close(self) -> None:
         """Drop the connection."""
 
 
-def open_store(config: StateConfig) -> StateStore:
-    """The store that ``state.url`` names. The connection is made by its first use."""
+def open_store(config: StateConfig, *, read_only: bool = False) -> StateStore:
+    """The store that ``state.url`` names. The connection is made by its first use.
+
+    Args:
+        read_only: it is only looked at (or checked), and not made where there is none: ``NoStateError`` then.
+    """
     if config.url.startswith("sqlite:"):
         from engine.state.sqlite import SqliteStore
 
-        return SqliteStore(config)
+        return SqliteStore(config, read_only=read_only)
     from engine.state.redis import RedisStore
 
-    return RedisStore(config)
+    return RedisStore(config, read_only=read_only)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar, cast
@@ -23,9 +24,10 @@ from redis.retry import Retry
 
 from engine.config.tree import StateConfig
 from engine.core.naming import is_split
-from engine.errors import ConfigError, LeaseLostError, TransientError, url_without_password
+from engine.errors import ConfigError, HeadraceError, LeaseLostError, TransientError, url_without_password
 from engine.state import Acquired, HeldElsewhere, Lease
 from engine.state.known import Known, log_restored, lost_record, own_fields
+from engine.state.owner import this_owner
 from engine.state.replies import translated
 
 TIMEOUT_S = 5.0
@@ -124,8 +126,9 @@ return 1
 class RedisStore:
     """See ``engine.state.StateStore``. Not for use by several threads at once."""
 
-    def __init__(self, config: StateConfig) -> None:
+    def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
         self._config = config
+        self._read_only = read_only
         self._prefix = config.prefix
         self._index = f"{config.prefix}:streams"
         self._ttl_ms = int(config.ttl * 1000)
@@ -230,6 +233,43 @@ class RedisStore:
         (written,) = self._change(f"write {name}", ask)
         return bool(written)
 
+    def check(self) -> list[str]:
+        """Do what a run does, with a record of our own that is then removed; what is doubtful about the server."""
+        stream = f"check~{uuid.uuid4().hex}"
+        try:
+            found = self.acquire(stream, this_owner(), TIMEOUT_S)
+            assert isinstance(found, Acquired), "nobody else has this name"
+            self.write(found.lease, {"checked": "1"})
+            self.renew(found.lease, TIMEOUT_S)
+            self.read_all()
+            self.read_shared(stream)
+            self.release(found.lease)
+        except HeadraceError:
+            with suppress(HeadraceError):  # the first one tells
+                self.forget([stream])
+            raise
+        self.forget([stream])
+        return self._doubts()
+
+    def _doubts(self) -> list[str]:
+        """What may lose writes that the server has acknowledged, as far as it may be asked."""
+
+        def act(client: redis.Redis) -> Any:
+            try:
+                return client.info()
+            except redis.ResponseError as error:
+                return str(error)
+
+        info = self._run("ask the state store how it keeps its data", act)
+        if isinstance(info, str):
+            return [f"it does not say how it keeps its data ({info}): see to appendonly and maxmemory-policy"]
+        found = []
+        if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
+            found.append(f"its maxmemory-policy is {policy}, which may evict records: set it to noeviction")
+        if not info.get("aof_enabled", 1):
+            found.append("its appendonly is no: what it has acknowledged is lost with it. Set appendonly yes")
+        return found
+
     def close(self) -> None:
         """Close the connections: a client closes its own, and not those by which it asked the sentinels."""
         if self._client is not None:
@@ -279,7 +319,7 @@ class RedisStore:
 
         operation = "list the streams anew"
         streams: list[str] = self._run(operation, act)
-        if streams:
+        if streams and not self._read_only:
             self._change(operation, lambda batch: batch.sadd(self._index, *streams))
             log.warning("the state store had lost its list of streams; it is made anew")
         return streams

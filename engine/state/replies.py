@@ -16,6 +16,28 @@ from engine.errors import ConfigError, HeadraceError, TransientError
 _RIGHTS = "Check the user and the password in state.url, and their rights."
 _VERSION = "Is state.url a Redis 6 or later (or Valkey) that allows Lua scripts?"
 _AWAY = "Is the state store up, and state.url right?"
+# What the library says of a connection that cannot be made; the first that fits.
+_UNREACHABLE = (
+    (
+        "not known|name resolution|nodename nor servname|No address associated",
+        "Its name cannot be resolved: check the host in state.url, and this machine's DNS.",
+    ),
+    (
+        "certificate",
+        "Its certificate is not trusted here: name its authority by ssl_ca_certs in state.url, and the server by "
+        "a name that is in the certificate.",
+    ),
+    ("SSL|TLS", "Does it speak TLS? rediss:// is with TLS, redis:// without."),
+    (
+        "[Tt]imeout|timed out",
+        "It does not answer in time: is a firewall between, is it overloaded, or does it not speak TLS (rediss://)?",
+    ),
+    ("closed by server|reset by peer", "It hung up: is it up, and does it want TLS (rediss://)?"),
+    (
+        "MasterNotFound|No master found",
+        "Do the Sentinels in state.url know the service, and see its primary?",
+    ),
+)
 _CLUSTER = "Name one server, or a Sentinel: of a cluster, one that has all slots."
 
 # The library takes the code off the text of these.
@@ -34,7 +56,8 @@ _CODES: dict[type[redis.RedisError], str] = {
     exceptions.AskError: "MOVED",  # MovedError is one too
     exceptions.ClusterCrossSlotError: "CROSSSLOT",
 }
-_DENIED = {"NOAUTH", "WRONGPASS", "NOPERM"}
+# The last is what a script meets inside.
+_DENIED = {"NOAUTH", "WRONGPASS", "NOPERM", "has no permissions"}
 _CONFIGURATION = {
     "MOVED": _CLUSTER,
     "ASK": _CLUSTER,
@@ -83,7 +106,8 @@ def translated(operation: str, where: str, error: redis.RedisError, *, worked: b
     if word in _PASSING:
         return TransientError(operation, cause, _PASSING[word])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return TransientError(operation, cause, _AWAY)
+        remedies = (remedy for words, remedy in _UNREACHABLE if re.search(words, str(error)))
+        return TransientError(operation, cause, next(remedies, _AWAY))
     if isinstance(error, redis.ResponseError):
         return TransientError(operation, cause, "The state store's own log may tell more.")
     return ConfigError(operation, cause, _VERSION)

@@ -6,15 +6,23 @@ on disk when they return (WAL with ``synchronous=FULL``), in the file that the p
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from engine.config.tree import StateConfig
-from engine.errors import ConfigError, HeadraceError, LeaseLostError, StateLostError, TransientError
+from engine.errors import (
+    ConfigError,
+    HeadraceError,
+    LeaseLostError,
+    NoStateError,
+    StateLostError,
+    TransientError,
+)
 from engine.state import Acquired, HeldElsewhere, Lease
 from engine.state.known import REVISION, Known, log_restored, lost_record, own_fields
 
@@ -45,7 +53,8 @@ CREATE TABLE IF NOT EXISTS shared (
 class SqliteStore:
     """See ``engine.state.StateStore``. Streams are prefixed, so that several engines can share a file."""
 
-    def __init__(self, config: StateConfig) -> None:
+    def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         parts = urlsplit(config.url)
         # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy has made it common
         self._path = Path(unquote(parts.netloc + parts.path.removeprefix("/")))
@@ -146,6 +155,34 @@ class SqliteStore:
             db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
         return True
 
+    def check(self) -> list[str]:
+        """Make sure that the file can be written, or made; nothing is changed."""
+        operation = "write the state"
+        if not self._path.exists():
+            self._refuse_directory(operation)
+            return []
+        try:
+            with closing(sqlite3.connect(self._uri("rw"), BUSY_TIMEOUT_S, isolation_level=None, uri=True)) as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                db.execute("BEGIN IMMEDIATE")
+                db.execute(f"PRAGMA user_version = {version}")
+                db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise self._translated(operation, error) from error
+        return []
+
+    def _refuse_directory(self, operation: str) -> None:
+        """Raises ``ConfigError`` when the file cannot be made in its directory."""
+        directory = self._path.absolute().parent
+        if not directory.is_dir():
+            raise ConfigError(operation, f"there is no directory {directory}", "Make it, or correct state.url.")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            remedy = "Let the engine's user write there, or name another place in state.url."
+            raise ConfigError(operation, f"{directory} cannot be written", remedy)
+
+    def _uri(self, mode: str) -> str:
+        return f"{self._path.absolute().as_uri()}?mode={mode}"
+
     def close(self) -> None:
         """Close the file."""
         if self._connection is not None:
@@ -175,7 +212,7 @@ class SqliteStore:
         """An immediate transaction; the library's errors leave it as ours."""
         try:
             db = self._connect(operation)
-            db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
@@ -191,6 +228,9 @@ class SqliteStore:
         self._refuse_other_file(operation)
 
     def _connect(self, operation: str) -> sqlite3.Connection:
+        if self._connection is None and self._read_only:
+            self._connection = self._look(operation)
+            self._file, self._log = _identity(self._path), _identity(self._log_path)
         if self._connection is None:
             if self._file:
                 self._refuse_other_file(operation)
@@ -207,6 +247,30 @@ class SqliteStore:
             self._connection = connection
             self._file, self._log = _identity(self._path), _identity(self._log_path)
         return self._connection
+
+    def _look(self, operation: str) -> sqlite3.Connection:
+        """The file as it is, which must hold a state; nothing is made, not even beside it.
+
+        Without a log nobody writes, and the file is all there is; SQLite would make an empty log beside it, unless
+        it is told that the file does not change.
+        """
+        where = self._path.absolute()
+        remedy = "The first run makes it. A relative path in state.url counts from the working directory."
+        if not self._path.exists():
+            raise NoStateError(operation, f"there is no state yet at {where}", remedy)
+        mode = "ro" if self._log_path.exists() else "ro&immutable=1"
+        connection = sqlite3.connect(
+            self._uri(mode), BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True
+        )
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        except BaseException:
+            connection.close()
+            raise
+        if "leases" not in tables:
+            connection.close()
+            raise NoStateError(operation, f"there is no state in {where} yet", remedy)
+        return connection
 
     def _refuse_other_file(self, operation: str) -> None:
         """Raises ``StateLostError`` when the path, or its log's, does not lead to what was opened."""
