@@ -98,7 +98,8 @@ class Planner:
             result = self._submit(function, *arguments)
         except (BrokenExecutor, EOFError, OSError) as error:
             self._pool = None
-            raise TransientError(operation, f"its process could not be started: {error!r}") from error
+            remedy = "Is there enough memory, and can /dev/shm be written?"
+            raise TransientError(operation, f"its process could not be started: {error!r}", remedy) from error
         try:
             return result.result()
         except BrokenExecutor as error:
@@ -243,7 +244,8 @@ def prepare(
     """The work that is left to load these collections; plans are made where there are none.
 
     Args:
-        names: collections of the configured database; all that the configuration watches when empty.
+        names: collections of the configured database; all that the configuration watches and that are there when
+            empty.
         restart: forget what has been done, and begin anew.
         beginning: their change streams are about to begin: a plan of which anything was read is too old for them,
             and a collection that is not there (yet) is left out.
@@ -253,6 +255,7 @@ def prepare(
     """
     from engine.source.planning import list_collections, make_plans
 
+    is_asked_for = bool(names) and not beginning
     names = names or (config.source.collections if config.source.watch == "collections" else ())
     named = [(config.source.database, name) for name in dict.fromkeys(names)]
     wanted = named or planner.call(list_collections, config)
@@ -272,7 +275,7 @@ def prepare(
             _refuse_lost_state(config, planner, plans, former)
         for plan in found.values():
             plans.enlist(plan.namespace)
-        for made in planner.call(make_plans, config, fresh, selection, beginning) if fresh else []:
+        for made in planner.call(make_plans, config, fresh, selection, not is_asked_for) if fresh else []:
             namespace = made.database, made.collection
             before = former[namespace]
             has_older = before is not None or _is_streamed(made, known)
@@ -283,7 +286,17 @@ def prepare(
                 raise ConfigError(f"plan the backfill of {plan.namespace}", cause, "Stop the other engine first.")
             if before is not None and found[namespace] == plan:
                 plans.forget(before)
+        if wanted and not found and not beginning:
+            planner.call(make_plans, config, wanted, selection, False)  # which says what is wrong with the first
         return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
+
+
+def warn_of_absent(config: Config, planner: Planner) -> None:
+    """Say what the configuration names and is not there: it is left out."""
+    from engine.source.planning import absentees
+
+    for sentence in planner.call(absentees, config):
+        log.warning("nothing to load yet", extra={"fields": {"cause": sentence}})
 
 
 def _refuse_lost_state(

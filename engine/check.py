@@ -1,159 +1,164 @@
-"""The commands that look and do not run: ``check``, ``status`` and ``state show``."""
+"""The command ``check``: what a run would find, before it is run; nothing is changed by it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import bson
-import msgspec
-from bson import json_util
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from engine.backfill import Plans, snapshot_readers
+from engine.backfill import snapshot_readers
 from engine.cgroup import divide_within
 from engine.config import Config, format_size
-from engine.core.naming import is_split
+from engine.core.handover import plan_handover
+from engine.core.messages import StreamSpec
 from engine.core.plan import plan_streams
-from engine.core.position import split_time, token_document
+from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
-from engine.errors import ConfigError, HeadraceError, url_without_password
-from engine.progress import report
+from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostError, url_without_password
+from engine.layout import Terminal
 from engine.state import open_store
+
+if TYPE_CHECKING:
+    from engine.source.session import Members
+
+Records = dict[str, StreamRecord]
+
+
+class Doubt(str):
+    """Something that is legal, and may not be meant."""
+
+    __slots__ = ()
+
+
+# What a step has found, one after the other; an error that it raises is the last one.
+Findings = Iterator[str | Doubt | HeadraceError]
 
 
 def check(config: Config) -> int:
-    """Reach MongoDB, the sink and the state store with the rights that a run needs; show the memory sum.
+    """Reach the state store, MongoDB and the sink with the rights that a run needs; show the memory sum.
 
     Returns 0 when all is well, 2 when something is wrong with the configuration, else 1; every failure is shown
     with its remedy.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal(soft_wrap=True)
     redact = config.redactor()
+    records: Records = {}
     code = 0
-    steps: list[tuple[str, Callable[[Config], str]]] = [
-        ("MongoDB", _check_source),
-        ("sink", _check_sink),
-        ("state store", _check_state),
-        ("memory", _check_memory),
+    steps: list[tuple[str, Callable[[], Findings]]] = [
+        ("state store", lambda: _check_state(config, records)),
+        ("MongoDB", lambda: _check_source(config, records)),
+        ("sink", lambda: _check_sink(config)),
+        ("memory", lambda: _check_memory(config)),
     ]
     for name, step in steps:
-        try:
-            found = redact(step(config))
-            console.print(f"[green]ok[/]      {name:12} ", end="")
-            console.print(found, markup=False)
-        except HeadraceError as error:
-            code = max(code, 2 if isinstance(error, ConfigError) else 1)
-            console.print(f"[red]failed[/]  {name:12} ", end="")
-            console.print(redact(str(error)), markup=False)
+        for found in _each(step()):
+            label, color = "ok", "green"
+            if isinstance(found, HeadraceError):
+                code = max(code, 2 if isinstance(found, ConfigError) else 1)
+                label, color = "failed", "red"
+            elif isinstance(found, Doubt):
+                label, color = "doubt", "yellow"
+            terminal.print(Text(f"{label:8}", style=color), f"{name:12} {redact(str(found))}", sep="")
     return code
 
 
-def _check_source(config: Config) -> str:
-    from engine.source.change_stream import ChangeStream
-    from engine.source.session import Members, connect, starting_position, survey
-
-    client = connect(config.source.uri)
-    ready = survey(client)
-    specs = plan_streams(config.source)
-    members = Members(client, config.source.uri, "primary")
-    for spec in specs:
-        stream = ChangeStream(members, spec, starting_position(client, config.source.start))
-        try:
-            stream.next()
-        finally:
-            stream.close()
-    return f"{ready.deployment}, MongoDB {ready.server_version}; {len(specs)} stream(s) can be opened"
-
-
-def _check_sink(config: Config) -> str:
-    from engine.sink import Sink
-
-    Sink(config.sink).check()
-    return f"{config.sink.url} can be written"
-
-
-def _check_state(config: Config) -> str:
-    store = open_store(config.state)
+def _each(findings: Findings) -> Findings:
     try:
-        known = store.read_all()
+        yield from findings
+    except HeadraceError as error:
+        yield error
+
+
+def _check_state(config: Config, records: Records) -> Findings:
+    """Also fills in the records, for the next steps."""
+    where = url_without_password(config.state.url)
+    store = open_store(config.state, read_only=True)
+    try:
+        try:
+            records |= {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+            known = f"{where} knows {len(records)} stream(s), and can be written"
+        except NoStateError as none:
+            known = f"{none.cause}; the first run can make it"
+        doubts = store.check()
     finally:
         store.close()
-    return f"{url_without_password(config.state.url)} knows {len(known)} stream(s)"
+    yield known
+    yield from map(Doubt, doubts)
 
 
-def _check_memory(config: Config) -> str:
+def _check_source(config: Config, records: Records) -> Findings:
+    from engine.source.presence import absent
+    from engine.source.session import Members, connect, starting_position, survey
+
+    source = config.source
+    with connect(source.uri) as client:
+        ready = survey(client)
+        yield f"{ready.deployment}, MongoDB {ready.server_version}"
+        yield from map(Doubt, absent(client, source.database, source.collections))
+        members = Members(client, source.uri, "primary")
+        opened = resumed = 0
+        for spec, record in _streams(config, records):
+            if record is not None and record.deployment not in ("", ready.deployment):
+                cause = f"its state is from {record.deployment!r}, and this is {ready.deployment!r}"
+                remedy = "Use another state.prefix and another sink.url for another deployment."
+                yield ConfigError(f"begin the stream {spec.stream}", cause, remedy)
+                continue
+            try:
+                position = record.position if record else None
+                _open(members, spec, position or starting_position(client, source.start))
+                opened += 1
+                resumed += position is not None
+            except StreamLostError as lost:
+                policy = source.on_history_lost
+                yield lost if policy == "fail" else Doubt(_healed(lost, policy))
+            except HeadraceError as error:
+                yield error
+        yield f"{opened} stream(s) can be opened" + (f", {resumed} where they stand" if resumed else "")
+
+
+def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamRecord | None]]:
+    """What a run would open: its streams, and those that hand over to them; with the records of what goes on."""
+    running = {
+        name: record.spec
+        for name, record in records.items()
+        if record.spec and record.position and not record.closed and not record.spec.is_split
+    }
+    desired = plan_streams(config.source)
+    handover = plan_handover(desired, running)
+    beginning = {spec.stream for spec in handover.open} if handover else set()
+    former = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
+    return former + [
+        (spec, records[spec.stream] if spec.stream in running and spec.stream not in beginning else None)
+        for spec in desired
+    ]
+
+
+def _open(members: Members, spec: StreamSpec, position: Position) -> None:
+    from engine.source.change_stream import ChangeStream
+
+    stream = ChangeStream(members, spec, position)
+    try:
+        stream.next()
+    finally:
+        stream.close()
+
+
+def _healed(lost: StreamLostError, policy: str) -> str:
+    then = "its collections are loaded again" if policy == "snapshot" else "what has changed since is skipped"
+    return f'{lost.operation}: {lost.cause}. By source.on_history_lost = "{policy}", {then}.'
+
+
+def _check_sink(config: Config) -> Findings:
+    from engine.sink import Sink
+
+    Sink(config.sink).prove()
+    yield f"{config.sink.url} can be written and listed"
+
+
+def _check_memory(config: Config) -> Findings:
     readers = len(plan_streams(config.source)) + snapshot_readers(config)
     budget = divide_within(config, readers)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
-    return "\n".join(lines)
-
-
-class _Shown(msgspec.Struct):
-    """One stream's line of ``state show``; ``position`` is the whole resume token, as Extended JSON."""
-
-    stream: str
-    collections: str
-    position: str
-    cluster_time: str
-    seq: int
-    events: int
-    intents: int
-    held_by: str
-    updated: str
-
-
-def show_state(config: Config, *, as_json: bool) -> int:
-    """Print where each stream and each backfill stands: tables, or one JSON object per line."""
-    store = open_store(config.state)
-    try:
-        known = store.read_all()
-        backfills = Plans(store).progress()
-    finally:
-        store.close()
-    rows = [
-        _shown(name, read_record(fields), holder) for name, (fields, holder) in known.items() if not is_split(name)
-    ]
-    if as_json:
-        for row in (*rows, *backfills):
-            sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
-        return 0
-    if rows or not backfills:
-        table = Table(*_Shown.__struct_fields__, box=None)
-        for row in rows:
-            table.add_row(*(str(getattr(row, name)) for name in _Shown.__struct_fields__))
-        Console().print(table if rows else "no stream has run yet")
-    if backfills:
-        report(backfills)
-    return 0
-
-
-def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
-    at = record.position
-    return _Shown(
-        stream=name,
-        collections=", ".join(record.spec.collections) if record.spec else "",
-        position=_token_json(at.token) if at and at.token else "",
-        cluster_time=_iso(split_time(at.time)[0]) if at and at.time else "",
-        seq=record.seq,
-        events=record.rows,
-        intents=len(record.intents),
-        held_by=holder.partition("/")[0],
-        updated=_iso(record.updated),
-    )
-
-
-def _token_json(token: str) -> str:
-    """The resume token as a driver takes it."""
-    return json_util.dumps(bson.decode(token_document(token)))
-
-
-def _iso(seconds: float) -> str:
-    return (
-        datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        if seconds
-        else ""
-    )
+    yield "\n".join(lines)

@@ -1,24 +1,30 @@
 """The commands: ``python -m engine [run|backfill|status|check|state] --config FILE``; installed, ``headrace``.
 
-Exit codes: 0 done, 1 failed (a server that stays out of reach included), 2 bad configuration or usage.
+Exit codes: 0 done, or stopped by a signal; 1 failed (a server that stays out of reach included); 2 bad
+configuration or usage; 141 nobody read the output to its end.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from engine import __version__
-from engine.config import Config, load
+from engine.config import Config, InvalidConfigError, load
 from engine.core.messages import StreamSpec
-from engine.errors import ConfigError, EngineEnded, HeadraceError, Redactor
-from engine.forks import template
+from engine.errors import ConfigError, EngineEnded, HeadraceError
+from engine.forks import stop_signals, template
+from engine.logs import configure_logging, last_words
 
 if TYPE_CHECKING:
     from engine.backfill import Work
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 # A loss of history that comes back at once is no loss that a snapshot heals.
 MOST_LOSSES = 3
 LOSSES_WITHIN_S = 600.0
+log = logging.getLogger("headrace")
+# What a shell reports of a program that SIGPIPE has ended.
+CUT_OFF = 128 + signal.SIGPIPE
 _EPILOG = """\
 examples:
   python -m engine --config prod.toml                    follow the change streams until SIGTERM
@@ -41,23 +50,81 @@ Every key can also be set by the environment: HEADRACE_SECTION__KEY, for example
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
+    try:
+        try:
+            return _run_command(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except OSError:
+        if not _is_cut_off(sys.stdout):
+            raise
+        # What is still in its buffer has nowhere to go, and would be tried again at the end of the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
+
+
+def _run_command(given: list[str]) -> int:
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given.insert(0, "run")
     options = _parser().parse_args(given)
-    redact = Redactor()
+    with _stopped_by_signals(options.stoppable):
+        try:
+            config = load(options.config)
+        except InvalidConfigError as error:
+            return _ended(error.config, error, 2)
+        configure_logging(config, "supervisor")
+        try:
+            return int(options.act(config, options))
+        except EngineEnded as ended:
+            return _ended(config, ended.error, ended.code)
+        except HeadraceError as error:
+            return _ended(config, error, 2 if isinstance(error, ConfigError) else 1)
+        except KeyboardInterrupt:
+            return 0 if options.stoppable else 128 + signal.SIGINT
+        except Exception as error:  # our own bug: told as the log is, and without secrets
+            if isinstance(error, OSError) and _is_cut_off(sys.stdout):
+                raise
+            log.critical("ended by a bug", exc_info=True)
+            return 1
+
+
+def _ended(config: Config, error: HeadraceError, code: int) -> int:
+    with suppress(OSError):  # a terminal that is gone must not take the exit code with it
+        print(last_words(config, error, code), file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def _stopped_by_signals(stoppable: bool) -> Iterator[None]:
+    """For a command that drains: until there is something to drain, stop at once, and in good order.
+
+    SIGINT does so by itself; the supervisor has handlers of its own.
+    """
+    numbers = stop_signals() - {signal.SIGINT} if stoppable else set()
+    former = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
-        config = load(options.config)
-        redact = config.redactor()
-        return int(options.act(config, options))
-    except EngineEnded as ended:
-        print(f"headrace: {redact(str(ended.error))}", file=sys.stderr)
-        return ended.code
-    except HeadraceError as error:
-        print(f"headrace: {redact(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        return 130
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Have something to write to where the shell has closed it (``>&-``), and no file of ours in its place."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+
+
+def _is_cut_off(stream: TextIO) -> bool:
+    """Whether nobody reads any more what is written to a pipe, or a terminal."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(stoppable=False)
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
@@ -80,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="end with code 0 when every stream has committed past the cluster time seen at its start",
     )
-    run.set_defaults(act=_run)
+    run.set_defaults(act=_run, stoppable=True)
 
     backfill = commands.add_parser(
         "backfill",
@@ -113,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="forget what has been loaded and begin anew, with other keys; delete the former objects yourself",
     )
-    backfill.set_defaults(act=_backfill)
+    backfill.set_defaults(act=_backfill, stoppable=True)
 
     check = commands.add_parser(
         "check", parents=[shared], help="read the configuration, reach everything, show the memory sum"
@@ -146,27 +214,28 @@ def _time(text: str) -> str:
 
 @template()
 def _backfill(config: Config, options: argparse.Namespace) -> int:
-    from engine.backfill import Planner, finish, prepare
+    from engine.backfill import Planner, finish, prepare, warn_of_absent
     from engine.core.backfill import Selection
-    from engine.logs import configure_logging
     from engine.progress import report, shown
 
-    configure_logging(config, "supervisor")
     selection = Selection(options.filter, options.since or "", options.until or "")
-    restart = options.restart
+    restart, is_first = options.restart, True
     while True:
         with ExitStack() as stack:
             with Planner(config.retry, config.supervision.hang_timeout) as planner:
                 load = stack.enter_context(_loader(config))
+                if is_first and not options.collections:
+                    warn_of_absent(config, planner)
                 work = prepare(config, planner, options.collections, selection, restart=restart)
             watch = stack.enter_context(shown(config, work.progress.values()))
             interrupted = bool(work.splits) and not load(work, watch)
         found = finish(config, work)
         # Some splits may be left where another engine took one over in its last moment.
         if interrupted or all(each.finished for each in found):
-            report(found)
+            if not (interrupted and _is_cut_off(sys.stdout)):  # a terminal that closes interrupts, too
+                report(found)
             return 0
-        restart = False
+        restart = is_first = False
 
 
 @contextmanager
@@ -202,9 +271,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     from engine.backfill import snapshot_readers
     from engine.cgroup import divide_within
     from engine.core.plan import plan_streams
-    from engine.logs import configure_logging
 
-    configure_logging(config, "supervisor")
     specs = plan_streams(config.source)
     readers = len(specs) + snapshot_readers(config)
     divide_within(config, readers)
@@ -284,6 +351,6 @@ def _check(config: Config, _: argparse.Namespace) -> int:
 
 
 def _state_show(config: Config, options: argparse.Namespace) -> int:
-    from engine.check import show_state
+    from engine.status import show_state
 
     return show_state(config, as_json=options.json or not sys.stdout.isatty())

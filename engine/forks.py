@@ -12,12 +12,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
+
+from engine.errors import ConfigError, FatalError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -32,6 +35,11 @@ ALLOCATION = {
 }
 FORMER = "_HEADRACE_FORMER_ENVIRONMENT"
 END_TIMEOUT_S = 5.0
+STOPPING: Set[signal.Signals] = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+_TEMPORARY = (
+    "Set TMPDIR to a directory that this user can write and whose path is short, or make /tmp writable (a tmpfs "
+    "will do): a socket is all that is kept there."
+)
 # A start changes this process's environment for a moment.
 _starting = threading.Lock()
 
@@ -39,24 +47,39 @@ _starting = threading.Lock()
 def start_template() -> None:
     """Start the template, unless it runs; it loads while this process goes on.
 
-    SIGINT and SIGTERM are blocked in it and in its children: terminals and service managers send them to every
+    ``STOPPING`` is blocked in it and in its children: terminals and service managers send these signals to every
     process, and what children do then is the supervisor's to say.
     """
     with _starting:
         forkserver.set_forkserver_preload(["engine.template"])
-        resource_tracker.ensure_running()  # by itself it would come between, and unblock them
+        # By itself it would come between, and unblock them. It ignores all but SIGHUP.
+        with _blocked({signal.SIGHUP}):
+            resource_tracker.ensure_running()
         # It is to load what this process would, whatever lies in the working directory.
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is where we are
         changes = ALLOCATION | {name: value for name, value in os.environ.items() if name in ALLOCATION}
         changes |= {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
         former = {name: os.environ.get(name) for name in changes}
         os.environ.update(changes | {FORMER: json.dumps(former)})
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            forkserver.ensure_running()
+            with _blocked(STOPPING):
+                forkserver.ensure_running()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             restore_environment()
+
+
+@contextmanager
+def _blocked(signals: Set[signal.Signals]) -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def stop_signals() -> Set[signal.Signals]:
+    """The signals that end this process in good order: SIGHUP only where it is not ignored, as by ``nohup``."""
+    return STOPPING - ({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set())
 
 
 def kill_template() -> None:
@@ -69,8 +92,12 @@ def kill_template() -> None:
 
 @contextmanager
 def template() -> Iterator[None]:
-    """The template loads from the beginning on; at the end it is gone, and all children with it."""
-    start_template()
+    """The template loads from the beginning on; at the end it is gone, and all children with it.
+
+    Raises:
+        ConfigError: there is no place for its socket.
+    """
+    _start_template_first()
     try:
         yield
     finally:
@@ -82,6 +109,23 @@ def template() -> Iterator[None]:
             kill_template()
         else:
             _end_template()
+
+
+def _start_template_first() -> None:
+    """The socket's directory is chosen by the first start, and used by all that follow."""
+    operation = "start the process that the others are forked from"
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        cause = f"its socket has no place: {(error.strerror or str(error)).lower()}"
+        raise ConfigError(operation, cause, _TEMPORARY) from error
+    try:
+        start_template()
+    except OSError as error:
+        if error.errno is None:  # the socket module's own complaint of a path beyond 107 bytes
+            cause = f"its socket's path in {tempfile.gettempdir()} is too long"
+            raise ConfigError(operation, cause, _TEMPORARY) from error
+        raise FatalError(operation, str(error), "Is there enough memory, and may more files be open?") from error
 
 
 def _end_template() -> None:

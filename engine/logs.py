@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.config import Config
-from engine.errors import Redactor
+from engine.errors import HeadraceError, Redactor
 
 _COLORS = {"DEBUG": "\033[2m", "INFO": "", "WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
 _RESET = "\033[0m"
@@ -70,19 +70,35 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return fields
 
 
+def is_text(config: Config) -> bool:
+    """Whether logs are for people: as the configuration says, or as stderr is a terminal."""
+    wanted = config.telemetry.log_format
+    return wanted == "text" or (wanted == "auto" and sys.stderr.isatty())
+
+
 def configure_logging(config: Config, process: str) -> None:
     """Set up this process's logging; to stderr."""
-    as_text = config.telemetry.log_format == "text"
-    if config.telemetry.log_format == "auto":
-        as_text = sys.stderr.isatty()
-    redact = config.redactor()
-    formatter: logging.Formatter = JsonFormatter(redact, process)
-    if as_text:
-        formatter = LineFormatter(redact, process, colors=sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(_formatter(config, process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("headrace").setLevel(config.telemetry.log_level.upper())
     logging.captureWarnings(True)
+
+
+def last_words(config: Config, error: HeadraceError, code: int) -> str:
+    """Why the program ends, as its last line on stderr: in the shape of the log."""
+    if is_text(config):
+        return config.redactor()(f"headrace: {error}")
+    fields = {"error": str(error), "operation": error.operation, "cause": error.cause, "remedy": error.remedy}
+    record = logging.LogRecord("headrace", logging.ERROR, "", 0, "ended with an error", (), None)
+    record.fields = fields | {"exit_code": code}
+    return _formatter(config, "supervisor").format(record)
+
+
+def _formatter(config: Config, process: str) -> logging.Formatter:
+    redact = config.redactor()
+    if is_text(config):
+        return LineFormatter(redact, process, colors=sys.stderr.isatty())
+    return JsonFormatter(redact, process)

@@ -6,7 +6,8 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -29,7 +30,7 @@ def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, _WhileItIsThere(sys.stderr)))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -74,6 +75,27 @@ def _above_the_bars() -> Iterator[None]:
         for handler, stream in zip(handlers, streams, strict=True):
             if stream is not None:
                 handler.setStream(stream)
+
+
+class _WhileItIsThere:
+    """A stream to a terminal, which may be closed: bars have nowhere to go then, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if there is still somebody to read it."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """The same."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Rate:
@@ -129,17 +151,23 @@ def report(backfills: Iterable[Backfill]) -> None:
         for each in found:
             sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
         return
-    from rich.console import Console
-    from rich.table import Table
+    from engine.layout import print_details, print_table
 
-    table = Table("collection", "splits", "documents", "of about", "BSON", "finished", box=None)
+    if not found:
+        sys.stdout.write("there is no backfill\n")
+        return
+    essentials = [
+        (each.collection, _loaded(each), f"{each.documents:,}", format_size(each.bytes)) for each in found
+    ]
+    print_table(("collection", "loaded", "documents", "BSON"), essentials)
     for each in found:
-        table.add_row(
-            each.collection,
-            f"{each.splits}/{each.splits_total}",
-            f"{each.documents:,}",
-            f"{each.documents_total:,}",
-            format_size(each.bytes),
-            time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(each.finished)) if each.finished else "not yet",
-        )
-    Console().print(table if found else "there is no backfill")
+        finished = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(each.finished)) if each.finished else ""
+        documents = f"{each.documents:,} of about {each.documents_total:,}"
+        splits = f"{each.splits} of {each.splits_total}"
+        print_details(each.collection, {"splits": splits, "documents": documents, "finished": finished})
+
+
+def _loaded(backfill: Backfill) -> str:
+    if backfill.finished:
+        return "all"
+    return f"{100 * backfill.splits // max(1, backfill.splits_total)} %"

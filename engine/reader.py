@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
+from engine.core.plan import plan_streams
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, grow, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
@@ -28,6 +29,7 @@ from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
+from engine.source.presence import absent
 from engine.source.reply import Reply
 from engine.source.scan import Mark, SplitScan
 from engine.source.session import Members, connect, sample, server_time, starting_position, survey
@@ -188,6 +190,8 @@ class Reader:
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
             return
+        if not assign.generation and assign.spec.stream == plan_streams(config.source)[0].stream:
+            self._warn_of_absent()
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
@@ -196,6 +200,12 @@ class Reader:
         collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
         self._decoder = Decoder(_Registry(self), self._options, namespace)
+
+    def _warn_of_absent(self) -> None:
+        """Say what is not there, for all streams and once: they wait for it in silence."""
+        source = self._settings.config.source
+        for sentence in absent(self._client, source.database, source.collections):
+            log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
         size = self._settings.budget.reply

@@ -45,6 +45,7 @@ from engine.core.position import split_time, token_data
 from engine.core.restarts import RetryPolicy
 from engine.core.stream import Settings, Stream
 from engine.errors import EngineEnded, FatalError
+from engine.forks import stop_signals
 from engine.memory import Arena
 from engine.process import DEATH_S, ChildProcess, ChildSettings, Spawner
 from engine.state import open_store
@@ -175,7 +176,7 @@ class Supervisor:
             self._config.schema.max_fields,
             self._take_answer,
         )
-        previous = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+        previous = {each: signal.signal(each, self._on_signal) for each in stop_signals()}
         try:
             if not self._launched:
                 self.launch()
@@ -249,7 +250,9 @@ class Supervisor:
                 self._children[name] = process
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._signals += 1
+        # A terminal that closes says so several times: by itself, and by the shell. That is no second request.
+        if number != signal.SIGHUP or not self._signals:
+            self._signals += 1
         self._wake()
 
     def _heed_signals(self) -> None:

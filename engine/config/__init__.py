@@ -1,12 +1,13 @@
 """What the user can set: the keys (``tree``), how they are read (``load``), their reference (``reference``)."""
 
-from engine.config.load import load
+from engine.config.load import InvalidConfigError, load
 from engine.config.quantities import Duration, Secret, Size, format_duration, format_size
 from engine.config.tree import Config, RetryConfig, S3Config, SinkConfig, SourceConfig, parse_start
 
 __all__ = [
     "Config",
     "Duration",
+    "InvalidConfigError",
     "RetryConfig",
     "S3Config",
     "Secret",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from msgspec import Meta, Struct, field
 
@@ -300,7 +300,7 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The drain at SIGTERM or SIGINT."""
+    """The drain at SIGTERM, SIGINT or SIGHUP."""
 
     timeout: Annotated[
         Duration,
@@ -342,7 +342,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         urls = (self.source.uri, self.state.url, self.sink.url)
         secrets = [url_password(url) for url in urls] + [self.sink.s3.secret_key]
         for url in urls:
-            options = parse_qsl(urlsplit(url).query)
+            options = parse_qsl(url.partition("?")[2])
             secrets += [value for key, value in options if re.search("password|token", key, re.I)]
             for key, value in options:
                 if key.lower() == "authmechanismproperties":

@@ -64,7 +64,10 @@ class DemoFailed(Exception):
 def run(*, keep: bool, seconds: float) -> None:
     """Start everything, write, capture, show; clean up unless ``keep``."""
     given_uri = os.environ.get("MONGODB_URI", "")
-    directory = Path(tempfile.mkdtemp(prefix="headrace-quickstart-"))
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="headrace-quickstart-"))
+    except OSError as error:
+        raise DemoFailed(f"no place for the servers' data ({error.strerror}): set TMPDIR to one") from error
     stack = LocalStack(directory / "servers", detached=keep, with_mongo=not given_uri)
     with console.status("starting the servers ..."):
         stack.start()

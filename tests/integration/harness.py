@@ -102,9 +102,11 @@ class Engine:
         *arguments: str,
         command: str = "run",
         environment: Mapping[str, str] | None = None,
+        ignored: Sequence[signal.Signals] = (),
     ) -> None:
         self.config = config
         self.log_path = config.path.with_suffix(".log")
+        before = {each: signal.signal(each, signal.SIG_IGN) for each in ignored}  # which it inherits
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "engine", command, "--config", str(config.path), *arguments],
@@ -113,6 +115,8 @@ class Engine:
                 env=os.environ | dict(environment or {}),
                 process_group=0,
             )
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
     def status(self) -> dict[str, Any] | None:
         """What /status says; None while nobody answers."""

@@ -93,16 +93,20 @@ def test_starts_now(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     assert [row["n"] for row in lake.rows()] == [2]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_of_its_processes_ends_it_in_order(
-    mongo: Client, config: EngineConfig, lake: Lake
+    mongo: Client, config: EngineConfig, lake: Lake, number: signal.Signals
 ) -> None:
-    """As service managers send it."""
+    """As service managers send it, and terminals that close."""
+    mongo[config.name].create_collection("orders")
     with Engine(config) as engine:
         engine.wait_reading()
         mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
         engine.wait_for(lambda status: status["streams"][0]["events_read"] == 500, "reads all")
         children = engine.template() + engine.pids("reader") + engine.pids("writer")
-        os.killpg(engine.process.pid, signal.SIGTERM)
+        os.killpg(engine.process.pid, number)
+        if number == signal.SIGHUP:  # the shell says so as well
+            os.killpg(engine.process.pid, number)
         assert engine.end() == 0
         assert '"level":"warning"' not in engine.log()
     assert len(children) >= 3
@@ -296,11 +300,20 @@ def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: st
             orders.insert_one({"n": 1})
             catch_up(config)
             orders.insert_one({"n": 5})
+            checked = run_engine(config, "check")
+            assert (checked.returncode, "1 where they stand" in checked.stdout) == (0, True), checked.stdout
             _turn_oplog_over(client)
+            checked = run_engine(config, "check")
+            assert checked.returncode == (1 if policy == "fail" else 0), checked.stdout
+            assert "no longer be in the oplog" in checked.stdout
             if policy == "fail":
                 done = run_engine(config, "run", "--until-caught-up")
                 assert done.returncode == 1
-                assert "source.on_history_lost" in done.stderr
+                for said in (done.stderr, checked.stdout):  # what loses nothing comes first
+                    advice = said.replace("\\", "").partition("source.on_history_lost = ")[2]
+                    assert advice.startswith('"snapshot"')
+                    assert '"now" loads nothing' in advice
+                    assert "caused by" not in said
                 return
             with Engine(config) as engine:
                 engine.wait_for(lambda status: "history lost" in engine.log(), "noticed")
