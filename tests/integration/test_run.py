@@ -208,7 +208,7 @@ def test_partitions_and_shards(mongo: Client, config: EngineConfig, lake: Lake, 
     assert 0 <= int(shard, 16) < 4
     directories = [f"cdc_database={config.name}", "cdc_collection=orders"]
     times = [f"cdc_date={now:%Y-%m-%d}", f"cdc_hour={now:%H}"]
-    expected = {"hour": directories + times, "day": directories + times[:3], "collection": directories, "none": []}
+    expected = {"hour": directories + times, "day": directories + times[:1], "collection": directories, "none": []}
     assert rest == expected[partition_by]
     seq = int(name.removeprefix(f"{config.name}.orders-").removesuffix(".parquet"))
     assert now.timestamp() - 86400 < seq / 100 < now.timestamp() + 60, "numbers begin with the time of the start"
@@ -324,7 +324,7 @@ def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: st
                 if policy == "snapshot":
                     engine.wait_for(lambda status: status["backfills"][0]["documents"] >= 2, "loads again")
                 assert engine.terminate() == 0
-            found = sorted((row["n"], row["_cdc_op"]) for row in lake.rows())
+            found = sorted((row["n"], row["_cdc_op"]) for row in lake.rows() if row["_cdc_op"] != "loaded")
             captured = [(1, "insert"), (2, "insert")]
             loaded = [(1, "read"), (5, "read")] if policy == "snapshot" else []
             assert [each for each in found if each != (2, "read")] == sorted(captured + loaded)
