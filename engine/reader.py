@@ -18,13 +18,15 @@ from engine.core import messages as msg
 from engine.core.ledger import first_segment
 from engine.core.plan import plan_streams
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, grow, types_by_path
+from engine.core.schema import CollectionSchema, Field, grow, room_left, types_by_path
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
+from engine.held import ENOUGH_DOCUMENTS, Held
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
+from engine.rescue_log import RescueLog
 from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
@@ -49,11 +51,16 @@ class _Reassigned(Exception):
     """What was being done is void: a new assignment has come, or none."""
 
 
+class _Unsettled(Exception):
+    """There is too little of a collection yet to settle its types by."""
+
+
 class Assignment:
     """One stream being read, from one ``Assign`` to the next."""
 
     def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
         self.spec = assign.spec
+        self.held = Held(limits.age_s)
         if self.spec.whole:
             limits = UNCUT
         self.generation = assign.generation
@@ -104,6 +111,8 @@ class Reader:
         self._decoder: Decoder | None = None
         self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
         self._schemas: dict[tuple[str, str], CollectionSchema] = {}
+        self._rescue_log = RescueLog()
+        self._settling = False
         self._stopping = False
         self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
         self._progress = 0
@@ -135,7 +144,9 @@ class Reader:
         self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
         reply = prefetcher.take()
         if reply is not None:
-            self._take(assignment, reply)
+            self._take_in(assignment, reply)
+        if assignment.held.since is not None and self._must_release(assignment, reply):
+            self._release(assignment)
         if assignment.cut_now:
             assignment.cut_now = False
             if not assignment.uncut:
@@ -144,8 +155,9 @@ class Reader:
         if assignment.finishing and not assignment.segmenter.replaying:
             self._finish(assignment)
         elif reply is None:
-            deadline = assignment.segmenter.deadline()
-            most_s = BEAT_S if deadline is None else min(BEAT_S, deadline - time.monotonic())
+            deadlines = [assignment.segmenter.deadline(), assignment.held.deadline()]
+            left_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
+            most_s = min([BEAT_S, *left_s])
             wait([self._connection, prefetcher.fileno()], max(0.0, most_s))
 
     def _hear(self, most_s: float) -> None:
@@ -242,20 +254,66 @@ class Reader:
 
     # --- replies -----------------------------------------------------------------------------------------
 
-    def _take(self, assignment: Assignment, reply: Reply) -> None:
-        """Take all events of a reply, then note how far the server has looked."""
+    def _take_in(self, assignment: Assignment, reply: Reply) -> None:
+        """Take a reply; where one before it is held back, so is this."""
+        if assignment.held.since is not None:
+            assignment.held.add(reply, 0, time.monotonic())
+        else:
+            self._take(assignment, reply)
+
+    def _must_release(self, assignment: Assignment, reply: Reply | None) -> bool:
+        """Whether nothing can be held back any longer."""
+        nothing_comes = reply is not None and not len(reply) and not reply.is_partial
+        at_end = assignment.finishing or (assignment.until and nothing_comes)
+        return bool(at_end) or assignment.cut_now or assignment.held.is_due(time.monotonic())
+
+    def _release(self, assignment: Assignment) -> None:
+        """Settle types by all that was held back, then take it, as of when it came."""
+        assert self._decoder is not None
+        since = assignment.held.since
+        assert since is not None
+        self._settling = True
+        try:
+            self._decoder.settle(*assignment.held.events())
+        finally:
+            self._settling = False
+        for reply, row in assignment.held.release():
+            if assignment.held.since is None:
+                self._take(assignment, reply, row, since)
+            else:
+                assignment.held.add(reply, row, since)
+
+    def may_hold(self) -> bool:
+        """Whether events can be held back: the types of a replay are settled, and a split has documents enough."""
+        assignment = self._assignment
+        if assignment is None or assignment.spec.is_split or not self._options.columns:
+            return False
+        return not (self._settling or assignment.segmenter.replaying or assignment.replay_only)
+
+    def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> None:
+        """Take the events of a reply from a row on, then note how far the server has looked.
+
+        From the row on where a new collection begins, it is held back.
+
+        Args:
+            came: when they came, if that was not now.
+        """
         self._progress += 1
         self._note_started(assignment)
         segmenter = assignment.segmenter
-        row = 0
         while row < len(reply):
             stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
             if stop == row and not segmenter.replaying:
                 assignment.finishing = True  # the next event lies behind ``until``
                 return
             if stop > row:
-                stop = self._take_rows(assignment, reply, row, stop)
-            self._report(assignment, segmenter.take(reply, row, stop, time.monotonic()))
+                try:
+                    stop = self._take_rows(assignment, reply, row, stop)
+                except _Unsettled:
+                    assignment.held.add(reply, row, time.monotonic())
+                    return
+            now = time.monotonic() if came is None else came
+            self._report(assignment, segmenter.take(reply, row, stop, now))
             if assignment.replay_only and not segmenter.replaying:
                 assignment.finishing = True
                 return
@@ -299,7 +357,8 @@ class Reader:
             fields = {"stream": assignment.spec.stream, "events": len(decoded.dead_letters)}
             log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
         if not assignment.grown:
-            self._hand_over(assignment, plan, stop - row, raw_bytes)
+            rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
+            self._hand_over(assignment, plan, stop - row, raw_bytes, rescued)
         return stop
 
     def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
@@ -338,12 +397,17 @@ class Reader:
         budget = int(reply.offsets[row]) + most
         return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
 
-    def _hand_over(self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int) -> None:
+    def _hand_over(
+        self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int, rescued: tuple[msg.Rescued, ...]
+    ) -> None:
         seq = assignment.segmenter.seq
         self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
         grant = self._await_grant()
         plan.write(self._arena.slab(grant.offset, grant.size))
-        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes))
+        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
+        for each in rescued:
+            schema = self._schemas[each.database, each.collection]
+            self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
 
     def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
         contents = []
@@ -411,15 +475,17 @@ class Reader:
                 raise _Reassigned
         return schema
 
-    def sampled_fields(self, database: str, collection: str) -> tuple[Field, ...]:
-        """The fields that a sample of the collection has; none where it may not tell."""
+    def sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
+        """The fields that a sample of the collection has, and how many documents; none where it may not tell."""
         size = self._settings.config.schema.sample
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
         if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
-            return ()
+            return (), 0
         self._beat("sampling")
         found = sample(self._client, database, collection, size)
-        return () if found is None else self._decoder.propose(collection, found.data, found.offsets)
+        if found is None:
+            return (), 0
+        return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
     def warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
         """An override counts from a field's first file on: say so where it comes too late."""
@@ -430,6 +496,10 @@ class Reader:
                 log.warning(
                     "schema.overrides comes too late: files with another type are there", extra={"fields": fields}
                 )
+
+    def forget_schema(self, database: str, collection: str) -> None:
+        """Ask for the collection's schema again when it is wanted next."""
+        self._schemas.pop((database, collection), None)
 
     def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
         """The collection's schema, if it was asked for before."""
@@ -453,13 +523,23 @@ class _Registry:
         self._reader = reader
 
     def get(self, database: str, collection: str) -> CollectionSchema:
-        """The collection's schema as it stands."""
-        known = self._reader.known_schema(database, collection)
+        """The collection's schema as it stands.
+
+        Raises:
+            _Unsettled: it has none yet, and more of its documents may be seen before it gets one.
+        """
+        reader = self._reader
+        known = reader.known_schema(database, collection)
         if known is None:
-            known = self._reader.ask_schema(database, collection, ())
-            self._reader.warn_of_late_overrides(collection, known)
-            if not known.version and (fields := self._reader.sampled_fields(database, collection)):
-                known = self._reader.ask_schema(database, collection, fields)
+            known = reader.ask_schema(database, collection, ())
+            reader.warn_of_late_overrides(collection, known)
+            if not known.version:
+                fields, documents = reader.sampled_fields(database, collection)
+                if collection and documents < ENOUGH_DOCUMENTS and reader.may_hold():
+                    reader.forget_schema(database, collection)
+                    raise _Unsettled
+                if fields:
+                    known = reader.ask_schema(database, collection, fields)
         return known
 
     def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
