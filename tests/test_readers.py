@@ -31,7 +31,7 @@ DOCUMENT = {
     "_id": 1,
     "_ID": "not the id",
     "_CDC_KEY": "not the key",
-    "cdc_year": "not the directory",
+    "cdc_hour": "not the directory",
     **{first: "first" for first, _ in PAIRS},
     "sub": {name: name for pair in PAIRS for name in pair},
     **{second: "second" for _, second in PAIRS},
@@ -61,7 +61,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = [bson.encode(DOCUMENT | {"when": DatetimeMS(stamp)}) for stamp in DATES]
     data, offsets = values.as_array(documents)
     (decoded,) = Decoder(schemas, SchemaOptions(), ("db", "c")).decode_documents(data, offsets).batches
-    path = tmp_path_factory.mktemp("lake") / "cdc_year=2026" / "one.parquet"
+    path = tmp_path_factory.mktemp("lake") / "cdc_hour=07" / "one.parquet"
     path.parent.mkdir()
     with path.open("wb") as file:
         encoder = open_file(path.name, file, schemas.get("db", "c"), SinkConfig(url="file:///lake"), raw=False)
@@ -107,8 +107,8 @@ def test_duckdb(lake: Path, columns: dict[str, str], inner: dict[str, str]) -> N
     source = f"read_parquet('{lake.parent.parent}/**/*.parquet', hive_partitioning = true)"
     names = ", ".join(expressions(columns, inner, '"'))
     assert list(duckdb.execute(f"select {names} from {source} limit 1").fetchall()[0]) == expected()
-    assert duckdb.execute(f'select any_value(cdc_year), min("_cdc_key") from {source}').fetchall() == [
-        (2026, '{"_id":1}')
+    assert duckdb.execute(f'select any_value(cdc_hour), min("_cdc_key") from {source}').fetchall() == [
+        ("07", '{"_id":1}')
     ]
     found = duckdb.execute(f'select epoch_ms("when") from {source} order by _cdc_rescued nulls first').fetchall()
     assert [row[0] for row in found] == [0, MOST_MS, -MOST_MS, None, None, None, None]

@@ -14,10 +14,10 @@ from unicodedata import normalize
 from msgspec import Struct
 from msgspec.structs import replace
 
+from engine.core.naming import PARTITION_NAMES
+
 # Names of document fields that begin so have no column: the metadata columns' names do.
 RESERVED_PREFIX = "_cdc_"
-# The names in the lake's directories, which readers take for columns as well.
-PARTITION_NAMES = frozenset(["cdc_database", "cdc_collection", "cdc_year", "cdc_month", "cdc_day", "cdc_hour"])
 # What identifies a document has a column under this very name, whatever else there is.
 IDENTIFIER = "_id"
 

@@ -9,7 +9,8 @@ import unicodedata
 import msgspec
 import pytest
 
-from engine.core.schema import PARTITION_NAMES, CollectionSchema, DataType, Field, folded, grow
+from engine.core.naming import PARTITION_NAMES
+from engine.core.schema import CollectionSchema, DataType, Field, folded, grow
 
 INT = DataType("int64")
 
@@ -33,7 +34,7 @@ def grown(*fields: str, onto: CollectionSchema | None = None) -> CollectionSchem
         (["_ID", "_id"], ["_ID__2", "_id"]),
         (["_id", "_Id"], ["_id", "_Id__2"]),
         (["_CDC_KEY", "_Cdc_new"], ["_CDC_KEY__2", "_Cdc_new__2"]),
-        (["cdc_year", "CDC_Year", "cdc_years"], ["cdc_year__2", "CDC_Year__3", "cdc_years"]),
+        (["cdc_date", "CDC_Date", "cdc_dates"], ["cdc_date__2", "CDC_Date__3", "cdc_dates"]),
         (["stra\u00dfe", "STRASSE", "stra\u1e9ee"], ["stra\u00dfe", "STRASSE__2", "stra\u1e9ee__3"]),
         (["\u0130d", "id", "\u0131D"], ["\u0130d", "id__2", "\u0131D__3"]),
         (["\u00e9", "e\u0301", "e"], ["\u00e9", "e\u0301__2", "e"]),

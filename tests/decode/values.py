@@ -98,7 +98,7 @@ _ODD_NAMES = (
 )  # fmt: skip
 # Names that some reader takes for one of the others, for a metadata column, or for a directory of the lake.
 _ALIKE = (
-    b"A", b"B", b"B__2", b"b__2", b"_id", b"_ID", b"_CDC_op", b"cdc_year", b"CDC_HOUR", b"i", b"I", b"ss",
+    b"A", b"B", b"B__2", b"b__2", b"_id", b"_ID", b"_CDC_op", b"cdc_date", b"CDC_HOUR", b"i", b"I", b"ss",
     *(each.encode() for each in ("\u0131", "\u0130", "\u00c4", "\u00e4", "a\u0308", "\u00df")),
 )  # fmt: skip
 names = st.one_of(
