@@ -7,9 +7,10 @@ events, or their segment would be due anyway. Nothing of a replayed segment is h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from engine.rawbson.offsets import Offsets
 from engine.source.reply import Reply
 
 # Enough to settle types by: so many documents in a sample, or so many events held; and no more bytes than that.
@@ -53,17 +54,24 @@ class Held:
         whole = ends.is_last or ends.is_partial
         return whole or events >= ENOUGH_EVENTS or size >= MOST_BYTES or now >= self.since + self._most_s
 
-    def events(self) -> tuple[bytes, Offsets]:
-        """All events that are held, one behind the other, and where each begins (and the last ends)."""
-        pieces, offsets, size = [], [np.zeros(1, np.int64)], 0
-        for reply, row in self.replies:
-            at = reply.offsets[row:]
-            pieces.append(reply.data[at[0] : at[-1]])
-            offsets.append(at[1:] - at[0] + size)
-            size += len(pieces[-1])
-        return b"".join(pieces), np.concatenate(offsets)
+    def parts(self) -> list[Reply]:
+        """All events that are held: a large reply as it is, then those of the small ones as one."""
+        large = [(reply, row) for reply, row in self.replies if len(reply.data) > MOST_BYTES]
+        small = [(reply, row) for reply, row in self.replies if len(reply.data) <= MOST_BYTES]
+        return [Reply(reply.data, reply.offsets[row:], "") for reply, row in large] + [_joined(small)]
 
     def release(self) -> list[tuple[Reply, int]]:
         """What was held, and is no longer."""
         replies, self.replies, self.since = self.replies, [], None
         return replies
+
+
+def _joined(replies: Sequence[tuple[Reply, int]]) -> Reply:
+    """The events of some replies, one behind the other."""
+    pieces, offsets, size = [], [np.zeros(1, np.int64)], 0
+    for reply, row in replies:
+        at = reply.offsets[row:]
+        pieces.append(reply.data[at[0] : at[-1]])
+        offsets.append(at[1:] - at[0] + size)
+        size += len(pieces[-1])
+    return Reply(b"".join(pieces), np.concatenate(offsets), "")

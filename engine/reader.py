@@ -18,14 +18,15 @@ from engine.core import messages as msg
 from engine.core.ledger import first_segment
 from engine.core.plan import plan_streams
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, grow, room_left, types_by_path
+from engine.core.schema import CollectionSchema, Field, grow, room_left
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
-from engine.held import ENOUGH_DOCUMENTS, Held
+from engine.held import Held
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
+from engine.registry import Registry, Unsettled
 from engine.rescue_log import RescueLog
 from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
@@ -49,10 +50,6 @@ log = logging.getLogger("headrace")
 
 class _Reassigned(Exception):
     """What was being done is void: a new assignment has come, or none."""
-
-
-class _Unsettled(Exception):
-    """There is too little of a collection yet to settle its types by."""
 
 
 class Assignment:
@@ -110,7 +107,7 @@ class Reader:
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
         self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
-        self._schemas: dict[tuple[str, str], CollectionSchema] = {}
+        self._registry = Registry(self._options, self._ask_schema, self._sampled_fields, self._may_hold)
         self._rescue_log = RescueLog()
         self._settling = False
         self._stopping = False
@@ -180,7 +177,7 @@ class Reader:
             case msg.CutNow(generation) if self._assignment and generation == self._assignment.generation:
                 self._assignment.cut_now = True
             case msg.SchemaGiven(database, collection, schema):
-                self._schemas[database, collection] = schema
+                self._registry.known[database, collection] = schema
             case msg.Stop():
                 self._drop()
                 self._stopping = True
@@ -211,7 +208,7 @@ class Reader:
         one = assign.spec.level in ("collection", "split")
         collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
-        self._decoder = Decoder(_Registry(self), self._options, namespace)
+        self._decoder = Decoder(self._registry, self._options, namespace)
 
     def _warn_of_absent(self) -> None:
         """Say what is not there, for all streams and once: they wait for it in silence."""
@@ -269,12 +266,12 @@ class Reader:
 
     def _release(self, assignment: Assignment) -> None:
         """Settle types by all that was held back, then take it, as of when it came."""
-        assert self._decoder is not None
         since = assignment.held.since
         assert since is not None
         self._settling = True
         try:
-            self._decoder.settle(*assignment.held.events())
+            for events in assignment.held.parts():
+                self._settle(events)
         finally:
             self._settling = False
         for reply, row in assignment.held.release():
@@ -283,7 +280,17 @@ class Reader:
             else:
                 assignment.held.add(reply, row, since)
 
-    def may_hold(self) -> bool:
+    def _settle(self, events: Reply) -> None:
+        """Let the schemas grow by these events, of which as many count together as are decoded together."""
+        assert self._decoder is not None
+        row = 0
+        while row < len(events):
+            self._beat("settling types")
+            stop = row + self._chunk_rows(events, row)
+            self._decoder.settle(events.data, events.offsets[row : stop + 1])
+            row = stop
+
+    def _may_hold(self) -> bool:
         """Whether events can be held back: the types of a replay are settled, and a split has documents enough."""
         assignment = self._assignment
         if assignment is None or assignment.spec.is_split or not self._options.columns:
@@ -309,7 +316,7 @@ class Reader:
             if stop > row:
                 try:
                     stop = self._take_rows(assignment, reply, row, stop)
-                except _Unsettled:
+                except Unsettled:
                     assignment.held.add(reply, row, time.monotonic())
                     return
             now = time.monotonic() if came is None else came
@@ -406,13 +413,13 @@ class Reader:
         plan.write(self._arena.slab(grant.offset, grant.size))
         self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
         for each in rescued:
-            schema = self._schemas[each.database, each.collection]
+            schema = self._registry.known[each.database, each.collection]
             self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
 
     def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
         contents = []
         for batch in decoded.batches:
-            schema = self._schemas[batch.database, batch.collection]
+            schema = self._registry.known[batch.database, batch.collection]
             rows = batch.batch.num_rows
             contents.append((Content(batch.database, batch.collection, 0, 0, rows, schema), batch.batch))
         if decoded.dead_letters:
@@ -460,12 +467,12 @@ class Reader:
 
     # --- messages ----------------------------------------------------------------------------------------
 
-    def ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
+    def _ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
         """The collection's schema with these fields, from the supervisor."""
-        self._schemas.pop((database, collection), None)
+        self._registry.known.pop((database, collection), None)
         self._send(msg.SchemaWanted(database, collection, fields))
         most = self._options.max_fields
-        while (schema := self._schemas.get((database, collection))) is None or grow(
+        while (schema := self._registry.known.get((database, collection))) is None or grow(
             schema, fields, most
         ) is not schema:
             self._beat("waiting for a schema")
@@ -475,7 +482,7 @@ class Reader:
                 raise _Reassigned
         return schema
 
-    def sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
+    def _sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
         """The fields that a sample of the collection has, and how many documents; none where it may not tell."""
         size = self._settings.config.schema.sample
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
@@ -487,24 +494,6 @@ class Reader:
             return (), 0
         return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
-    def warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
-        """An override counts from a field's first file on: say so where it comes too late."""
-        overrides = self._options.overridden(collection)
-        for path, type_ in types_by_path(schema.fields):
-            if overrides.get(path, type_) != type_:
-                fields = {"field": f"{collection}.{path}", "type": type_.kind, "wanted": overrides[path].kind}
-                log.warning(
-                    "schema.overrides comes too late: files with another type are there", extra={"fields": fields}
-                )
-
-    def forget_schema(self, database: str, collection: str) -> None:
-        """Ask for the collection's schema again when it is wanted next."""
-        self._schemas.pop((database, collection), None)
-
-    def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
-        """The collection's schema, if it was asked for before."""
-        return self._schemas.get((database, collection))
-
     def _beat(self, doing: str) -> None:
         now = time.monotonic()
         if now - self._beat_at >= BEAT_S:
@@ -514,34 +503,3 @@ class Reader:
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))
-
-
-class _Registry:
-    """The decoder's view of the schemas: what is known here, and the supervisor for the rest."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def get(self, database: str, collection: str) -> CollectionSchema:
-        """The collection's schema as it stands.
-
-        Raises:
-            _Unsettled: it has none yet, and more of its documents may be seen before it gets one.
-        """
-        reader = self._reader
-        known = reader.known_schema(database, collection)
-        if known is None:
-            known = reader.ask_schema(database, collection, ())
-            reader.warn_of_late_overrides(collection, known)
-            if not known.version:
-                fields, documents = reader.sampled_fields(database, collection)
-                if collection and documents < ENOUGH_DOCUMENTS and reader.may_hold():
-                    reader.forget_schema(database, collection)
-                    raise _Unsettled
-                if fields:
-                    known = reader.ask_schema(database, collection, fields)
-        return known
-
-    def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        """The schema with these fields, now kept."""
-        return self._reader.ask_schema(database, collection, fields)
