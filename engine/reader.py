@@ -275,10 +275,10 @@ class Reader:
         finally:
             self._settling = False
         for reply, row in assignment.held.release():
-            if assignment.held.since is None:
-                self._take(assignment, reply, row, since)
-            else:
+            if assignment.held.since is not None:
                 assignment.held.add(reply, row, since)
+            elif not self._take(assignment, reply, row, since):
+                return
 
     def _settle(self, events: Reply) -> None:
         """Let the schemas grow by these events, of which as many count together as are decoded together."""
@@ -297,13 +297,16 @@ class Reader:
             return False
         return not (self._settling or assignment.segmenter.replaying or assignment.replay_only)
 
-    def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> None:
+    def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> bool:
         """Take the events of a reply from a row on, then note how far the server has looked.
 
         From the row on where a new collection begins, it is held back.
 
         Args:
             came: when they came, if that was not now.
+
+        Returns:
+            whether what comes behind it is to be taken as well.
         """
         self._progress += 1
         self._note_started(assignment)
@@ -312,18 +315,18 @@ class Reader:
             stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
             if stop == row and not segmenter.replaying:
                 assignment.finishing = True  # the next event lies behind ``until``
-                return
+                return False
             if stop > row:
                 try:
                     stop = self._take_rows(assignment, reply, row, stop)
                 except Unsettled:
                     assignment.held.add(reply, row, time.monotonic())
-                    return
+                    return True
             now = time.monotonic() if came is None else came
             self._report(assignment, segmenter.take(reply, row, stop, now))
             if assignment.replay_only and not segmenter.replaying:
                 assignment.finishing = True
-                return
+                return False
             row = stop
         if reply.is_last and assignment.grown:
             cause = "its documents have fields that were not known; they are now"
@@ -333,8 +336,9 @@ class Reader:
             self._report(assignment, segmenter.scanned(reply.token))
             if reply.is_last or (assignment.replay_only and not segmenter.replaying):
                 assignment.finishing = True
-                return
+                return False
         self._note_silence(assignment, reply)
+        return True
 
     def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> int:
         """Decode some rows and hand them over; before that, cut where a collection's schema has grown.
