@@ -55,7 +55,12 @@ class Held:
         return whole or events >= ENOUGH_EVENTS or size >= MOST_BYTES or now >= self.since + self._most_s
 
     def parts(self) -> list[Reply]:
-        """All events that are held: a large reply as it is, then those of the small ones as one."""
+        """What is to be looked at before any of it is taken: a large reply as it is, then the small ones as one.
+
+        That is nothing where there is one reply: taking it looks at as many of its events together.
+        """
+        if len(self.replies) == 1:
+            return []
         large = [(reply, row) for reply, row in self.replies if len(reply.data) > MOST_BYTES]
         small = [(reply, row) for reply, row in self.replies if len(reply.data) <= MOST_BYTES]
         return [Reply(reply.data, reply.offsets[row:], "") for reply, row in large] + [_joined(small)]

@@ -272,13 +272,11 @@ class Reader:
         try:
             for events in assignment.held.parts():
                 self._settle(events)
+            for reply, row in assignment.held.release():
+                if not self._take(assignment, reply, row, since):
+                    return
         finally:
             self._settling = False
-        for reply, row in assignment.held.release():
-            if assignment.held.since is not None:
-                assignment.held.add(reply, row, since)
-            elif not self._take(assignment, reply, row, since):
-                return
 
     def _settle(self, events: Reply) -> None:
         """Let the schemas grow by these events, of which as many count together as are decoded together."""

@@ -57,6 +57,7 @@ def test_a_large_reply_is_not_copied() -> None:
     large = reply(2, 3, text="x" * MOST_BYTES)
     held = Held(30.0)
     held.add(reply(1), 0, now=0.0)
+    assert held.parts() == []
     held.add(large, 1, now=0.0)
     assert held.is_due(0.0)
     first, second = held.parts()
