@@ -18,13 +18,16 @@ from engine.core import messages as msg
 from engine.core.ledger import first_segment
 from engine.core.plan import plan_streams
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, grow, types_by_path
+from engine.core.schema import CollectionSchema, Field, grow, room_left
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
+from engine.held import Held
 from engine.memory import Arena
 from engine.process import ChildSettings, send_failure
+from engine.registry import Registry, Unsettled
+from engine.rescue_log import RescueLog
 from engine.slab import Content, SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
@@ -54,6 +57,7 @@ class Assignment:
 
     def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
         self.spec = assign.spec
+        self.held = Held(limits.age_s)
         if self.spec.whole:
             limits = UNCUT
         self.generation = assign.generation
@@ -103,7 +107,9 @@ class Reader:
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
         self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
-        self._schemas: dict[tuple[str, str], CollectionSchema] = {}
+        self._registry = Registry(self._options, self._ask_schema, self._sampled_fields, self._may_hold)
+        self._rescue_log = RescueLog()
+        self._settling = False
         self._stopping = False
         self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
         self._progress = 0
@@ -135,7 +141,9 @@ class Reader:
         self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
         reply = prefetcher.take()
         if reply is not None:
-            self._take(assignment, reply)
+            self._take_in(assignment, reply)
+        if assignment.held.since is not None and self._must_release(assignment, reply):
+            self._release(assignment)
         if assignment.cut_now:
             assignment.cut_now = False
             if not assignment.uncut:
@@ -144,8 +152,9 @@ class Reader:
         if assignment.finishing and not assignment.segmenter.replaying:
             self._finish(assignment)
         elif reply is None:
-            deadline = assignment.segmenter.deadline()
-            most_s = BEAT_S if deadline is None else min(BEAT_S, deadline - time.monotonic())
+            deadlines = [assignment.segmenter.deadline(), assignment.held.deadline()]
+            left_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
+            most_s = min([BEAT_S, *left_s])
             wait([self._connection, prefetcher.fileno()], max(0.0, most_s))
 
     def _hear(self, most_s: float) -> None:
@@ -168,7 +177,7 @@ class Reader:
             case msg.CutNow(generation) if self._assignment and generation == self._assignment.generation:
                 self._assignment.cut_now = True
             case msg.SchemaGiven(database, collection, schema):
-                self._schemas[database, collection] = schema
+                self._registry.known[database, collection] = schema
             case msg.Stop():
                 self._drop()
                 self._stopping = True
@@ -199,7 +208,7 @@ class Reader:
         one = assign.spec.level in ("collection", "split")
         collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
-        self._decoder = Decoder(_Registry(self), self._options, namespace)
+        self._decoder = Decoder(self._registry, self._options, namespace)
 
     def _warn_of_absent(self) -> None:
         """Say what is not there, for all streams and once: they wait for it in silence."""
@@ -242,23 +251,80 @@ class Reader:
 
     # --- replies -----------------------------------------------------------------------------------------
 
-    def _take(self, assignment: Assignment, reply: Reply) -> None:
-        """Take all events of a reply, then note how far the server has looked."""
+    def _take_in(self, assignment: Assignment, reply: Reply) -> None:
+        """Take a reply; where one before it is held back, so is this."""
+        if assignment.held.since is not None:
+            assignment.held.add(reply, 0, time.monotonic())
+        else:
+            self._take(assignment, reply)
+
+    def _must_release(self, assignment: Assignment, reply: Reply | None) -> bool:
+        """Whether nothing can be held back any longer."""
+        nothing_comes = reply is not None and not len(reply) and not reply.is_partial
+        at_end = assignment.finishing or (assignment.until and nothing_comes)
+        return bool(at_end) or assignment.cut_now or assignment.held.is_due(time.monotonic())
+
+    def _release(self, assignment: Assignment) -> None:
+        """Settle types by all that was held back, then take it, as of when it came."""
+        since = assignment.held.since
+        assert since is not None
+        self._settling = True
+        try:
+            for events in assignment.held.parts():
+                self._settle(events)
+            for reply, row in assignment.held.release():
+                if not self._take(assignment, reply, row, since):
+                    return
+        finally:
+            self._settling = False
+
+    def _settle(self, events: Reply) -> None:
+        """Let the schemas grow by these events, of which as many count together as are decoded together."""
+        assert self._decoder is not None
+        row = 0
+        while row < len(events):
+            self._beat("settling types")
+            stop = row + self._chunk_rows(events, row)
+            self._decoder.settle(events.data, events.offsets[row : stop + 1])
+            row = stop
+
+    def _may_hold(self) -> bool:
+        """Whether events can be held back: the types of a replay are settled, and a split has documents enough."""
+        assignment = self._assignment
+        if assignment is None or assignment.spec.is_split or not self._options.columns:
+            return False
+        return not (self._settling or assignment.segmenter.replaying or assignment.replay_only)
+
+    def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> bool:
+        """Take the events of a reply from a row on, then note how far the server has looked.
+
+        From the row on where a new collection begins, it is held back.
+
+        Args:
+            came: when they came, if that was not now.
+
+        Returns:
+            whether what comes behind it is to be taken as well.
+        """
         self._progress += 1
         self._note_started(assignment)
         segmenter = assignment.segmenter
-        row = 0
         while row < len(reply):
             stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
             if stop == row and not segmenter.replaying:
                 assignment.finishing = True  # the next event lies behind ``until``
-                return
+                return False
             if stop > row:
-                stop = self._take_rows(assignment, reply, row, stop)
-            self._report(assignment, segmenter.take(reply, row, stop, time.monotonic()))
+                try:
+                    stop = self._take_rows(assignment, reply, row, stop)
+                except Unsettled:
+                    assignment.held.add(reply, row, time.monotonic())
+                    return True
+            now = time.monotonic() if came is None else came
+            self._report(assignment, segmenter.take(reply, row, stop, now))
             if assignment.replay_only and not segmenter.replaying:
                 assignment.finishing = True
-                return
+                return False
             row = stop
         if reply.is_last and assignment.grown:
             cause = "its documents have fields that were not known; they are now"
@@ -268,8 +334,9 @@ class Reader:
             self._report(assignment, segmenter.scanned(reply.token))
             if reply.is_last or (assignment.replay_only and not segmenter.replaying):
                 assignment.finishing = True
-                return
+                return False
         self._note_silence(assignment, reply)
+        return True
 
     def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> int:
         """Decode some rows and hand them over; before that, cut where a collection's schema has grown.
@@ -299,7 +366,8 @@ class Reader:
             fields = {"stream": assignment.spec.stream, "events": len(decoded.dead_letters)}
             log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
         if not assignment.grown:
-            self._hand_over(assignment, plan, stop - row, raw_bytes)
+            rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
+            self._hand_over(assignment, plan, stop - row, raw_bytes, rescued)
         return stop
 
     def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
@@ -338,17 +406,22 @@ class Reader:
         budget = int(reply.offsets[row]) + most
         return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
 
-    def _hand_over(self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int) -> None:
+    def _hand_over(
+        self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int, rescued: tuple[msg.Rescued, ...]
+    ) -> None:
         seq = assignment.segmenter.seq
         self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
         grant = self._await_grant()
         plan.write(self._arena.slab(grant.offset, grant.size))
-        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes))
+        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
+        for each in rescued:
+            schema = self._registry.known[each.database, each.collection]
+            self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
 
     def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
         contents = []
         for batch in decoded.batches:
-            schema = self._schemas[batch.database, batch.collection]
+            schema = self._registry.known[batch.database, batch.collection]
             rows = batch.batch.num_rows
             contents.append((Content(batch.database, batch.collection, 0, 0, rows, schema), batch.batch))
         if decoded.dead_letters:
@@ -396,12 +469,12 @@ class Reader:
 
     # --- messages ----------------------------------------------------------------------------------------
 
-    def ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
+    def _ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
         """The collection's schema with these fields, from the supervisor."""
-        self._schemas.pop((database, collection), None)
+        self._registry.known.pop((database, collection), None)
         self._send(msg.SchemaWanted(database, collection, fields))
         most = self._options.max_fields
-        while (schema := self._schemas.get((database, collection))) is None or grow(
+        while (schema := self._registry.known.get((database, collection))) is None or grow(
             schema, fields, most
         ) is not schema:
             self._beat("waiting for a schema")
@@ -411,29 +484,17 @@ class Reader:
                 raise _Reassigned
         return schema
 
-    def sampled_fields(self, database: str, collection: str) -> tuple[Field, ...]:
-        """The fields that a sample of the collection has; none where it may not tell."""
+    def _sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
+        """The fields that a sample of the collection has, and how many documents; none where it may not tell."""
         size = self._settings.config.schema.sample
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
         if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
-            return ()
+            return (), 0
         self._beat("sampling")
         found = sample(self._client, database, collection, size)
-        return () if found is None else self._decoder.propose(collection, found.data, found.offsets)
-
-    def warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
-        """An override counts from a field's first file on: say so where it comes too late."""
-        overrides = self._options.overridden(collection)
-        for path, type_ in types_by_path(schema.fields):
-            if overrides.get(path, type_) != type_:
-                fields = {"field": f"{collection}.{path}", "type": type_.kind, "wanted": overrides[path].kind}
-                log.warning(
-                    "schema.overrides comes too late: files with another type are there", extra={"fields": fields}
-                )
-
-    def known_schema(self, database: str, collection: str) -> CollectionSchema | None:
-        """The collection's schema, if it was asked for before."""
-        return self._schemas.get((database, collection))
+        if found is None:
+            return (), 0
+        return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
     def _beat(self, doing: str) -> None:
         now = time.monotonic()
@@ -444,24 +505,3 @@ class Reader:
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))
-
-
-class _Registry:
-    """The decoder's view of the schemas: what is known here, and the supervisor for the rest."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def get(self, database: str, collection: str) -> CollectionSchema:
-        """The collection's schema as it stands."""
-        known = self._reader.known_schema(database, collection)
-        if known is None:
-            known = self._reader.ask_schema(database, collection, ())
-            self._reader.warn_of_late_overrides(collection, known)
-            if not known.version and (fields := self._reader.sampled_fields(database, collection)):
-                known = self._reader.ask_schema(database, collection, fields)
-        return known
-
-    def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        """The schema with these fields, now kept."""
-        return self._reader.ask_schema(database, collection, fields)

@@ -57,6 +57,8 @@ TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
+# So many of a collection's columns are in the status: those with the most rescued values.
+RESCUED_COLUMNS = 10
 
 log = logging.getLogger("headrace")
 
@@ -361,6 +363,7 @@ class Supervisor:
                 _stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
             ),
             backfills=tuple(c.progress.values()),
+            rescued=c.rescues.top(RESCUED_COLUMNS),
             processes=tuple(self._process_status(child) for child in c.children),
         )
 
@@ -399,6 +402,7 @@ def _stream_status(stream: Stream) -> StreamStatus:
         segments=counters.segments,
         segments_in_flight=stream.ledger.in_flight,
         dead_letters=counters.dead_letters,
+        rescued_values=counters.rescued_values,
         restarts=counters.restarts,
         held_by=stream.held_by,
         error=str(stream.error) if stream.error else "",

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from engine.core.backfill import Progress
+from engine.core.rescues import RescuedValues
 from engine.errors import ConfigError
 
 STALE_AFTER_S = 15.0
@@ -46,6 +47,7 @@ class StreamStatus(Struct, frozen=True):
     restarts: int
     held_by: str = ""
     error: str = ""
+    rescued_values: int = 0
 
 
 class ProcessStatus(Struct, frozen=True):
@@ -77,6 +79,7 @@ class Status(Struct, frozen=True):
     streams: tuple[StreamStatus, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     backfills: tuple[Progress, ...] = ()
+    rescued: tuple[RescuedValues, ...] = ()
 
 
 class Telemetry:
@@ -210,6 +213,14 @@ class _Collector:
             for collection in stream.collections or ("",):
                 carried.add_metric([stream.stream, stream.database, collection], 1)
         yield carried
+        rescued = CounterMetricFamily(
+            "headrace_rescued_values",
+            "Values in _cdc_rescued, of batches that this engine has read.",
+            labels=["database", "collection"],
+        )
+        for each in status.rescued:
+            rescued.add_metric([each.database, each.collection], each.values)
+        yield rescued
         reading = GaugeMetricFamily("headrace_reading", "1 while the stream is being read.", labels=["stream"])
         for stream in status.streams:
             reading.add_metric([stream.stream], int(stream.reading))

@@ -10,11 +10,11 @@ import json
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bson
 import duckdb
@@ -41,7 +41,7 @@ from tests.decode import values
 from tests.decode.test_properties import milliseconds
 
 OID = ObjectId("0123456789abcdef01234567")
-FAR = values.element(9, b"when", struct.pack("<q", 2**62))
+FAR = values.element(9, b"when", struct.pack("<q", 2**53))
 DOCUMENTS = [
     bson.encode({"_id": OID, "n": 1, "s": "", "d": 1.5, "b": True, "bin": Binary(b"\0\xff", 0), "a.b": 7}),
     bson.encode({"_id": OID, "s": 'quote " comma , line \n \u00e4', "nested": {"x": [1, None], "y": "z"}}),
@@ -206,7 +206,7 @@ def test_json_lines(format_: str, compression: str) -> None:
     assert second["nested"] == {"x": [1, None], "y": "z"}
     assert (third["n"], third["d"]) == (2**62, {"$numberDouble": "NaN"})
     assert third["list"] == [{"p": 1.5, "q": None}, {"p": None, "q": None}, {"p": None, "q": "r"}]
-    assert fourth["when"] == 2**62
+    assert fourth["when"] == 2**53
     assert "n" not in fourth
     assert (fifth["price"], fifth["list"], fifth["odd"]) == ("1.50", [], '[1,"x"]')
 
@@ -224,7 +224,7 @@ def test_csv(format_: str, compression: str, tmp_path: Path) -> None:
     )
     assert rows[1]["s"] == 'quote " comma , line \n \u00e4'
     assert json.loads(rows[1]["nested"]) == {"x": [1, None], "y": "z"}
-    assert rows[3]["when"] == str(2**62)
+    assert rows[3]["when"] == str(2**53)
     path = tmp_path / "x.csv"
     path.write_bytes(data)
     found = duckdb.execute(
@@ -277,6 +277,29 @@ def test_avro_names_that_would_collide() -> None:
     (row,) = fastavro.reader(io.BytesIO(file.data))
     assert isinstance(row, dict)
     assert (row["a_x2eb"], row["a_x2eb_2"], row["_1st"], row["s"]) == (1, 2, 3, {"_xe4": 4})
+
+
+def test_names_that_differ_by_case_in_formats_other_than_parquet() -> None:
+    """The columns' names; Avro has a place for the document's."""
+    data, offsets = values.as_array([bson.encode({"a.b": 1, "A.b": 2, "s": {"x": 3, "X": 4}})])
+    files = {}
+    for ending in ("avro", "jsonl", "csv"):
+        schemas, file = Schemas(), Collected()
+        batch = Decoder(schemas, SchemaOptions(), ("db", "c")).decode_documents(data, offsets).batches[0].batch
+        config = SinkConfig(url="file:///", compression="none")
+        encoder = open_file(f"x.{ending}", file, schemas.get("db", "c"), config, raw=False)
+        encoder.write([batch])
+        encoder.close({})
+        files[ending] = file.data
+    row = json.loads(files["jsonl"])
+    assert (row["a.b"], row["A.b__2"], row["s"]) == (1, 2, {"x": 3, "X__2": 4})
+    header, line = csv.reader(io.StringIO(files["csv"].decode()))
+    assert dict(zip(header, line, strict=True))["A.b__2"] == "2"
+    reader = fastavro.reader(io.BytesIO(files["avro"]))
+    schema: Any = reader.writer_schema
+    row = next(cast("Iterator[dict[str, Any]]", reader))
+    original = {field.get("doc", field["name"]): field["name"] for field in schema["fields"]}
+    assert (row[original["a.b"]], row[original["A.b"]], row["s"]) == (1, 2, {"x": 3, "X__2": 4})
 
 
 def test_files_before_and_after_new_columns_are_one_table(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ge=1,
             le=20_000,
             description="Columns that a collection may get. Past it a new sub-document is one JSON column, and a "
-            "field that would need a column of its own is in `_cdc_rescued`.",
+            "field that would need a column of its own is in `_cdc_rescued`; but `_id` always has one.",
         ),
     ] = 1000
     integers: Annotated[

@@ -77,6 +77,7 @@ from engine.core.messages import (
 from engine.core.naming import FORMER_DIRECTORIES, directories_of, number_in
 from engine.core.position import Position, token_data
 from engine.core.records import StreamRecord
+from engine.core.rescues import Rescues
 from engine.core.restarts import Failures
 from engine.core.schema import CollectionSchema
 from engine.core.stream import Counters, Settings, Stream
@@ -120,6 +121,7 @@ class Coordinator:
         self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
         self._waiting_for_schema: set[Child] = set()
+        self.rescues = Rescues()
         self._schemas: dict[str, int] = {}  # the versions that the store has answered
         self._renew_at = 0.0
         self._ticked_at = 0.0
@@ -456,6 +458,7 @@ class Coordinator:
         self.grants.hand_over(message.offset, writer)
         stream.counters.events_read += message.rows
         stream.counters.bytes_read += message.raw_bytes
+        stream.counters.rescued_values += self.rescues.add(message.rescued)
         name, generation = stream.name, stream.generation
         replayed = stream.ledger.intents.get(message.seq)
         keys = [each.key for each in replayed.objects] if replayed else []

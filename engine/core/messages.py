@@ -183,6 +183,22 @@ class SlabRequest(Struct, frozen=True, tag=True):
     size: int
 
 
+class Rescued(Struct, frozen=True):
+    """How many values of a batch are in ``_cdc_rescued``, of one column or of all that have none.
+
+    Attributes:
+        path: the column's, dotted; empty for values without a column.
+        column, found: the column's type, and the BSON type of a value that it cannot hold.
+    """
+
+    database: str
+    collection: str
+    values: int
+    path: str = ""
+    column: str = ""
+    found: str = ""
+
+
 class BatchReady(Struct, frozen=True, tag=True):
     """A slab is filled: events of segment ``seq``."""
 
@@ -192,6 +208,7 @@ class BatchReady(Struct, frozen=True, tag=True):
     size: int
     rows: int
     raw_bytes: int
+    rescued: tuple[Rescued, ...] = ()
 
 
 class SegmentCut(Struct, frozen=True, tag=True):

@@ -7,10 +7,19 @@ than the files before it. It is kept in the state store, one version after the o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
+from unicodedata import normalize
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+from engine.core.naming import PARTITION_NAMES
+
+# Names of document fields that begin so have no column: the metadata columns' names do.
+RESERVED_PREFIX = "_cdc_"
+# What identifies a document has a column under this very name, whatever else there is.
+IDENTIFIER = "_id"
 
 Kind = Literal[
     "float64",
@@ -51,11 +60,22 @@ class DataType(Struct, frozen=True, omit_defaults=True):
 
 
 class Field(Struct, frozen=True, omit_defaults=True):
-    """A named field; ``since`` is the schema version in which it appeared (0 while it is a proposal)."""
+    """A named field.
+
+    Attributes:
+        since: the schema version in which it appeared (0 while it is a proposal).
+        column: the name of its column where that is not the field's own; see ``ColumnNames``.
+    """
 
     name: str
     type: DataType
     since: int = 0
+    column: str = ""
+
+    @property
+    def column_name(self) -> str:
+        """What its column is called in the files."""
+        return self.column or self.name
 
 
 class CollectionSchema(Struct, frozen=True, omit_defaults=True):
@@ -131,32 +151,56 @@ def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int)
 
     Args:
         max_fields: columns, counted at the leaves, that a schema may grow to. Past it a new sub-document becomes
-            one JSON column, and when there is no room for that either, a new field gets none.
+            one JSON column, and when there is no room for that either, a new field gets none; but for ``_id``.
     """
-    growth = _Growth(schema.version + 1, max_fields - sum(_leaves(field.type) for field in schema.fields))
-    fields = growth.fields(schema.fields, proposed)
+    growth = _Growth(schema, max_fields)
+    fields = growth.fields(schema.fields, proposed, outermost=True)
     if fields == schema.fields:
         return schema
     return CollectionSchema(schema.version + 1, fields)
 
 
+def has_room(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> bool:
+    """Whether ``grow`` would take up all of the proposed fields as they are."""
+    growth = _Growth(schema, max_fields)
+    growth.fields(schema.fields, proposed, outermost=True)
+    return not growth.is_short
+
+
+def room_left(fields: Iterable[Field], max_fields: int) -> int:
+    """How many leaves a schema with these fields may still grow by."""
+    return max(0, max_fields - sum(_leaves(field.type) for field in fields))
+
+
 class _Growth:
-    """One step from a version to the next; ``room`` is how many leaves may still come."""
+    """One step from a version to the next.
 
-    def __init__(self, version: int, room: int) -> None:
-        self._version = version
-        self._room = room
+    State:
+        room: how many leaves may still come.
+        is_short: a proposed field did not get what it asked for.
+    """
 
-    def fields(self, known: tuple[Field, ...], proposed: tuple[Field, ...]) -> tuple[Field, ...]:
+    def __init__(self, schema: CollectionSchema, max_fields: int) -> None:
+        self._version = schema.version + 1
+        self._room = room_left(schema.fields, max_fields)
+        self.is_short = False
+
+    def fields(
+        self, known: tuple[Field, ...], proposed: tuple[Field, ...], *, outermost: bool = False
+    ) -> tuple[Field, ...]:
         by_name = {field.name: field for field in known}
+        names: ColumnNames | None = None
         for field in proposed:
             if (old := by_name.get(field.name)) is not None:
                 grown = self._type(old.type, field.type)
                 if grown is not old.type:
-                    by_name[field.name] = Field(field.name, grown, old.since)
-            elif (type_ := self._fitting(field.type)) is not None:
+                    by_name[field.name] = replace(old, type=grown)
+                continue
+            type_ = self._fitting(field.type, most_wanted=outermost and field.name == IDENTIFIER)
+            if type_ is not None:
                 self._room -= _leaves(type_)
-                by_name[field.name] = Field(field.name, _stamped(type_, self._version), self._version)
+                names = names or ColumnNames(known, outermost=outermost)
+                by_name[field.name] = names.new_field(field.name, type_, self._version)
         return tuple(by_name.values())
 
     def _type(self, known: DataType, proposed: DataType) -> DataType:
@@ -168,11 +212,12 @@ class _Growth:
             return known if item is known.item else DataType("list", item=item)
         return known
 
-    def _fitting(self, type_: DataType) -> DataType | None:
-        leaves = _leaves(type_)
-        if leaves <= max(self._room, 0):
+    def _fitting(self, type_: DataType, *, most_wanted: bool) -> DataType | None:
+        leaves, room = _leaves(type_), max(self._room, int(most_wanted))
+        if leaves <= max(room, 0):
             return type_
-        return DataType("json") if leaves > 1 and self._room > 0 else None
+        self.is_short = True
+        return DataType("json") if leaves > 1 and room > 0 else None
 
 
 def _leaves(type_: DataType) -> int:
@@ -188,9 +233,62 @@ def _leaves(type_: DataType) -> int:
             return 1
 
 
-def _stamped(type_: DataType, version: int) -> DataType:
-    """The type with all fields below marked as new in ``version``."""
+# --- names of columns ------------------------------------------------------------------------------------
+
+
+def folded(name: str) -> str:
+    """A key that two names share when any reader could take one for the other.
+
+    DuckDB folds the case of ASCII letters; Spark and Hive lower-case by Unicode's rules, and compare the fields of
+    structs character by character, in upper and in lower case. So this folds by all of these, and by Unicode's
+    compatibility forms too: a sharp s is ``ss``, and an ``i`` with or without its dot, small or large, is ``i``.
+    """
+    if name.isascii():
+        return name.lower()
+    before, key = "", name
+    while key != before:
+        before, key = key, normalize("NFKC", normalize("NFKD", key).upper().casefold()).replace("i\u0307", "i")
+    return key
+
+
+class ColumnNames:
+    """The names that the columns of one level have, and those that new ones get.
+
+    A column has its field's name. Where a reader could take that for the name of a column that is there already,
+    a number is put behind it: ``name__2`` beside ``Name``. At the outermost level the same goes for names that
+    could be taken for a metadata column, for ``_id``, or for a directory of the lake. A name is given once and
+    kept with the schema, so it depends on nothing but the order in which the schema met the fields.
+    """
+
+    def __init__(self, known: Iterable[Field], *, outermost: bool = False) -> None:
+        self._outermost = outermost
+        self._taken = {folded(field.column_name) for field in known if field.type.kind != "drop"}
+
+    def new_field(self, name: str, type_: DataType, since: int) -> Field:
+        """A field, and all below it, as new in this version; its column's name is taken from now on."""
+        column = "" if type_.kind == "drop" else self._take(name)
+        return Field(name, _as_new(type_, since), since, "" if column == name else column)
+
+    def _take(self, name: str) -> str:
+        column, key, number = name, folded(name), 1
+        while key in self._taken or (number == 1 and self._is_reserved(name, key)):
+            number += 1
+            column = f"{name}__{number}"
+            key = folded(column)
+        self._taken.add(key)
+        return column
+
+    def _is_reserved(self, name: str, key: str) -> bool:
+        if not self._outermost:
+            return False
+        like_identifier = key == IDENTIFIER and name != IDENTIFIER
+        return like_identifier or key in PARTITION_NAMES or key.startswith(RESERVED_PREFIX)
+
+
+def _as_new(type_: DataType, since: int) -> DataType:
+    """The type with all fields below marked as new in a version, and with names for their columns."""
     if type_.kind not in ("struct", "list"):
         return type_
-    fields = tuple(Field(field.name, _stamped(field.type, version), version) for field in type_.fields)
-    return DataType(type_.kind, fields, _stamped(type_.item, version) if type_.item else None)
+    names = ColumnNames(())
+    fields = tuple(names.new_field(field.name, field.type, since) for field in type_.fields)
+    return DataType(type_.kind, fields, _as_new(type_.item, since) if type_.item else None)

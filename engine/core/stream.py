@@ -53,6 +53,7 @@ class Counters(Struct):
     objects: int = 0
     segments: int = 0
     dead_letters: int = 0
+    rescued_values: int = 0
     restarts: int = 0
 
 

@@ -10,7 +10,7 @@ lies. Which values a column can hold:
 | int64, int32 | int32, int64, double: where the integer equals it (and the zero is not negative) |
 | bool | bool, of which the byte is 0 or 1 |
 | string | string that is UTF-8 |
-| timestamp | date |
+| timestamp | date, as far as microseconds in an int64 reach |
 | ObjectId | ObjectId |
 | decimal (a string) | Decimal128, but for a NaN with a payload |
 | decimal128(P, S) | Decimal128, int32, int64, double: where the decimal equals it |
@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from engine.core.schema import DataType
 from engine.decode.cursor import Bools, Ints, Part, View
 from engine.decode.json import decimal_text, utf8
-from engine.decode.schema import MILLISECONDS
+from engine.decode.schema import MILLISECONDS, MOST_MS
 from engine.rawbson import elements as raw
 
 Parts = dict[int, Part]
@@ -105,6 +105,14 @@ def _whole(low: float, high: float) -> Callable[[npt.NDArray[Any]], Bools]:
 
 def _fits_int32(values: npt.NDArray[Any]) -> Bools:
     result: Bools = (values >= -(2**31)) & (values < 2**31)
+    return result
+
+
+def fitting_dates(values: npt.NDArray[Any]) -> Bools | None:
+    """Which dates, in milliseconds, readers can hold; None for all of them."""
+    if not len(values) or (values.min() >= -MOST_MS and values.max() <= MOST_MS):
+        return None
+    result: Bools = (values >= -MOST_MS) & (values <= MOST_MS)
     return result
 
 
@@ -383,7 +391,7 @@ _BUILDERS: dict[str, Any] = {
     "int32": _numbers(
         {raw.INT32: _ANY, raw.INT64: _fits_int32, raw.DOUBLE: _whole(-(2.0**31), 2.0**31)}, pa.int32()
     ),
-    "timestamp": _numbers({raw.DATE: _ANY}, MILLISECONDS),
+    "timestamp": _numbers({raw.DATE: fitting_dates}, MILLISECONDS),
     "bool": _booleans,
     "string": _strings,
     "binary": _binaries,

@@ -235,8 +235,8 @@ def scan_documents(
     count: int,
     plan: Plan,
     odd: Flag,
-    known: Set[bytes] = frozenset(),
     most_names: int = MAX_HEADERS,
+    worth: Callable[[Sequence[Loose]], Set[bytes]] = lambda _: frozenset(),
 ) -> Level:
     """Find every value of these documents.
 
@@ -244,14 +244,14 @@ def scan_documents(
         starts, ends: where each document begins, and the byte behind it, both within the buffer.
         rows: the row number of each document, ascending; None when they are all ``count`` rows.
         odd: is told the rows that cannot be scanned.
-        known, most_names: when walking finds more names than so many, all but the known ones stay loose.
+        most_names, worth: when walking finds more names than so many, those that are not ``worth`` it stay loose.
     """
     level = Level(count)
     if len(starts):
         _Scan(view, starts, ends, rows, level, plan, odd).run()
         if level.loose:
             names = {each.name for each in level.loose}
-            level.adopt(view, names if len(names) <= most_names else plan.names | (names & known))
+            level.adopt(view, names if len(names) <= most_names else plan.names | worth(level.loose))
         _flag_duplicates(level, odd)
     return level
 

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
+from engine.core.messages import Rescued
 from engine.core.position import split_time
-from engine.core.schema import CollectionSchema, DataType, Field, grow
+from engine.core.schema import CollectionSchema, DataType, Field
 from engine.decode import rowwise
 from engine.decode.columns import primitive, scattered, texts
-from engine.decode.cursor import Bools, Flag, Ints, Level, View, padded
+from engine.decode.cursor import Bools, Flag, Ints, Level, Part, View, padded
 from engine.decode.document import Builder, DocumentScanner, Tree, checked_json, observe
 from engine.decode.event import Envelopes, EventScanner, object_id_keys
 from engine.decode.identity import merge_keys
@@ -41,12 +42,17 @@ class Schemas(Protocol):
 
 
 class DecodedBatch(Struct):
-    """Rows of one collection. Columns that no row has a value for are left out."""
+    """Rows of one collection. Columns that no row has a value for are left out.
+
+    Attributes:
+        rescued: how many values are in ``_cdc_rescued``: one for each column, and one for those without.
+    """
 
     database: str
     collection: str
     schema_version: int
     batch: pa.RecordBatch
+    rescued: tuple[Rescued, ...] = ()
 
 
 class Decoded(Struct):
@@ -70,6 +76,7 @@ class _Group:
     Attributes:
         rows: their numbers among all; None for all.
         tree, scan: what was found in the fast rows' documents; and how to look again, with another schema.
+        rescued: what was rescued, by the column's path; under an empty one what has no column.
     """
 
     def __init__(self, namespace: Namespace, rows: Ints | None, count: int) -> None:
@@ -79,6 +86,7 @@ class _Group:
         self.tree: Tree | None = None
         self.scan: Callable[[Sequence[Field]], Tree] | None = None
         self.slow: list[_SlowRow] = []
+        self.rescued: dict[str, Rescued] = {}
 
     def row_numbers(self) -> Ints:
         return np.arange(self.count, dtype=np.int64) if self.rows is None else self.rows
@@ -126,21 +134,14 @@ class Decoder:
     def decode(self, data: bytes, offsets: Offsets) -> Decoded:
         """Decode the events that begin at ``offsets[:-1]``; the last offset is where the last one ends."""
         reply = _Reply(data, offsets)
-        envelopes = self._events.scan(reply.view, reply.starts, reply.ends, reply.flag)
-        metadata = envelopes.columns()
-        spaces = envelopes.namespaces()
-        groups = {namespace: _Group(namespace, rows, reply.count) for namespace, rows in spaces.items()}
-        for group in groups.values():
-            self._scan_events(reply, envelopes, group)
-        for row in np.flatnonzero(reply.odd).tolist():
-            event = rowwise.read_event(reply.bytes_of(row))
-            if event is None:
-                reply.dead.append(reply.bytes_of(row))
-                continue
-            namespace = rowwise.namespace_of(event)
-            group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
-            group.slow.append(_SlowRow(row, rowwise.envelope(event), rowwise.document_of(event)))
-        return self._decoded(reply, metadata, list(groups.values()))
+        metadata, groups = self._scan_all(reply)
+        return self._decoded(reply, metadata, groups)
+
+    def settle(self, data: bytes, offsets: Offsets) -> None:
+        """Let the schemas grow by the fields of these events, and decode none of them yet."""
+        reply = _Reply(data, offsets)
+        for group in self._scan_all(reply)[1]:
+            self._grown(reply, group)
 
     def decode_documents(self, data: bytes, offsets: Offsets, read_at: int = 0) -> Decoded:
         """Decode documents as they were found in the collection.
@@ -180,9 +181,27 @@ class Decoder:
         tree = scanner.scan(reply.view, reply.starts, reply.ends, None, reply.count, (), reply.flag)
         fine = ~reply.odd
         seen = observe(reply.view, tree, None if fine.all() else fine)
-        return Settler(self._options, collection).settle(seen)
+        return Settler(self._options, collection).proposal(seen, CollectionSchema())
 
     # --- scanning ----------------------------------------------------------------------------------------
+
+    def _scan_all(self, reply: _Reply) -> tuple[Columns, list[_Group]]:
+        """The metadata columns of all events, and the events of each namespace."""
+        envelopes = self._events.scan(reply.view, reply.starts, reply.ends, reply.flag)
+        metadata = envelopes.columns()
+        spaces = envelopes.namespaces()
+        groups = {namespace: _Group(namespace, rows, reply.count) for namespace, rows in spaces.items()}
+        for group in groups.values():
+            self._scan_events(reply, envelopes, group)
+        for row in np.flatnonzero(reply.odd).tolist():
+            event = rowwise.read_event(reply.bytes_of(row))
+            if event is None:
+                reply.dead.append(reply.bytes_of(row))
+                continue
+            namespace = rowwise.namespace_of(event)
+            group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
+            group.slow.append(_SlowRow(row, rowwise.envelope(event), rowwise.document_of(event)))
+        return metadata, list(groups.values())
 
     def _scan_events(self, reply: _Reply, envelopes: Envelopes, group: _Group) -> None:
         at, stop, rows = envelopes.documents()
@@ -238,10 +257,10 @@ class Decoder:
         arrays = _merged(fast, fast_rows, slow, np.array([row.number for row in group.slow], np.int64))
         arrays["_cdc_database"] = pa.repeat(pa.scalar(database), count)
         arrays["_cdc_collection"] = pa.repeat(pa.scalar(collection), count)
-        names = [*METADATA_COLUMNS, *(field.name for field in schema.fields)]
+        names = [*METADATA_COLUMNS, *(field.column_name for field in schema.fields)]
         present = [name for name in names if name in arrays]
         batch = pa.RecordBatch.from_arrays([arrays[name] for name in present], names=present)
-        return DecodedBatch(database, collection, schema.version, batch)
+        return DecodedBatch(database, collection, schema.version, batch, tuple(group.rescued.values()))
 
     def _grown(self, reply: _Reply, group: _Group) -> CollectionSchema:
         """The collection's schema, with the fields that these rows bring."""
@@ -255,10 +274,8 @@ class Decoder:
             if row.document is not None and self._options.columns:
                 rowwise.observe(row.document, seen)
         settler = self._settlers.setdefault(collection, Settler(self._options, collection))
-        fields = settler.settle(seen)
-        if grow(schema, fields, self._options.max_fields) is schema:
-            return schema
-        return self._schemas.grow(database, collection, fields)
+        fields = settler.proposal(seen, schema)
+        return self._schemas.grow(database, collection, fields) if fields else schema
 
     def _fast_columns(
         self, reply: _Reply, metadata: Columns, group: _Group, schema: CollectionSchema
@@ -275,9 +292,8 @@ class Decoder:
         bad = sorted({row for row in builder.malformed if fine[row]})
         reply.dead += [reply.bytes_of(int(rows[row])) for row in bad]
         fine[bad] = False
-        for rescue in builder.rescued:
-            if rescue.column is not None:
-                self._note_mismatch(group, rescue.path, rescue.kind, rescue.column)
+        for path, kind, part, column in builder.rescued:
+            self._note_rescued(group, path, kind, column, int(np.count_nonzero(fine[_rows_of(part)])))
         own = metadata
         if group.rows is not None:
             numbers = pa.array(group.rows)
@@ -299,7 +315,8 @@ class Decoder:
             if rescued.values:
                 metadata["_cdc_rescued"] = rowwise.object_json(rescued.values)
             for path, kind, column in rescued.mismatched:
-                self._note_mismatch(group, path, kind, column)
+                self._note_rescued(group, path, kind, column, 1)
+            self._note_rescued(group, "", 0, None, len(rescued.values) - len(rescued.mismatched))
             if self._options.raw:
                 metadata[RAW_COLUMN] = reply.bytes_of(row.number)
         for name, type_ in METADATA_COLUMNS.items():
@@ -307,20 +324,29 @@ class Decoder:
                 arrays[name] = pa.array([metadata.get(name) for metadata in found], type_)
         return arrays
 
-    def _note_mismatch(self, group: _Group, path: str, kind: int, column: DataType) -> None:
-        """A value that its column cannot hold: an error when the configuration wants it to be one.
+    def _note_rescued(self, group: _Group, path: str, kind: int, column: DataType | None, times: int) -> None:
+        """Values that have no column, or whose column cannot hold them: count them.
 
         Raises:
-            FatalError: ``schema.on_mismatch`` is ``fail``.
+            FatalError: there is a column, and ``schema.on_mismatch`` is ``fail``.
         """
-        if self._options.on_mismatch == "fail":
-            database, collection = self._named(group.namespace)
+        database, collection = self._named(group.namespace)
+        if column is not None and self._options.on_mismatch == "fail":
             cause = f"field {path!r} has a {raw.NAMES[kind]} that its column ({column.kind}) cannot hold exactly"
             remedy = (
                 'Set schema.on_mismatch = "rescue", which keeps such values in _cdc_rescued, or give the field a '
                 f'type that holds them all, by "{collection}.{path}" in schema.overrides, and a new sink.url.'
             )
             raise FatalError(f"decode {database}.{collection}", cause, remedy)
+        if not times:
+            return
+        of, type_, found = (path, column.kind, raw.NAMES[kind]) if column is not None else ("", "", "")
+        before = group.rescued[of].values if of in group.rescued else 0
+        group.rescued[of] = Rescued(database, collection, before + times, of, type_, found)
+
+
+def _rows_of(part: Part) -> Ints | slice:
+    return slice(None) if part.rows is None else part.rows
 
 
 def _document_keys(reply: _Reply, tree: Tree) -> pa.Array:

@@ -6,17 +6,18 @@ What a column cannot hold, and what has no column, is *rescued*: it is returned 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.core.schema import DataType, Field, path_of
+from engine.core.schema import IDENTIFIER, DataType, Field, path_of, room_left
 from engine.decode.arrays import ArrayLevel, scan_arrays
 from engine.decode.columns import Parts, build, scattered
-from engine.decode.cursor import Bools, Flag, Ints, Level, Part, Plan, View, scan_documents
+from engine.decode.cursor import Bools, Flag, Ints, Level, Loose, Part, Plan, View, scan_documents
 from engine.decode.json import text_json, values_json
 from engine.decode.schema import Observed, SchemaOptions, arrow_type
 from engine.rawbson import elements as raw
@@ -80,9 +81,15 @@ class DocumentScanner:
     ) -> Tree:
         types = {field.name.encode(): field.type for field in fields}
         most = self._options.max_fields
-        level = scan_documents(
-            view, part.at, part.stop, part.rows, count, plan, odd, known=types.keys(), most_names=most
-        )
+
+        def worth(loose: Sequence[Loose]) -> Set[bytes]:
+            if depth > 1:
+                return types.keys()
+            times = Counter(each.name for each in loose if each.name not in types)
+            often = [name for name, _ in times.most_common(room_left(fields, most))]
+            return types.keys() | {IDENTIFIER.encode(), *often}
+
+        level = scan_documents(view, part.at, part.stop, part.rows, count, plan, odd, most, worth)
         tree = Tree(level)
         for name, parts in level.columns.items():
             self._inside(view, tree, name, parts, plan.child(name), types.get(name), depth, odd)
@@ -163,7 +170,7 @@ class Builder:
         self.malformed: list[int] = []
 
     def columns(self, tree: Tree, fields: Sequence[Field], path: str = "") -> dict[str, pa.Array]:
-        """The columns of the fields that occur; those that do not are left out."""
+        """The columns of the fields that occur, by the columns' names; those that do not are left out."""
         arrays: dict[str, pa.Array] = {}
         types = {field.name.encode(): field for field in fields}
         for name, parts in tree.level.columns.items():
@@ -172,7 +179,7 @@ class Builder:
             if field is None:
                 self._rescue(at, [(kind, part) for kind, part in parts.items() if kind not in raw.NOTHING], None)
             elif field.type.kind != "drop":
-                arrays[field.name] = self._field(tree, name, parts, field.type, at)
+                arrays[field.column_name] = self._field(tree, name, parts, field.type, at)
         for loose in tree.level.loose:
             if loose.kind not in raw.NOTHING:
                 part = Part(np.array([loose.row]), np.array([loose.at]), np.array([loose.stop]), None)

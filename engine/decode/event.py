@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.position import token_time
-from engine.decode.columns import not_utf8, primitive, scattered, texts
+from engine.decode.columns import fitting_dates, not_utf8, primitive, scattered, texts
 from engine.decode.cursor import Flag, Ints, Level, Part, Plan, View, scan_documents
 from engine.decode.document import checked_json
 from engine.decode.identity import merge_keys, object_id_texts
@@ -35,6 +35,7 @@ _OWN_COLUMN = {
     (b"lsid", raw.DOCUMENT),
     (b"txnNumber", raw.INT64),
 }
+_TRANSACTION = ((b"lsid", raw.DOCUMENT), (b"txnNumber", raw.INT64))
 
 
 class EventScanner:
@@ -115,7 +116,8 @@ class Envelopes:
         if (part := self._part(b"clusterTime", raw.TIMESTAMP)) is not None:
             arrays["_cdc_cluster_time"] = self._cluster_times(part)
         arrays["_cdc_timestamp"] = self._timestamps(part, arrays.get("_cdc_token"))
-        if (part := self._part(b"wallTime", raw.DATE)) is not None:
+        part, late = self._wall_times()
+        if part is not None:
             assert part.payload is not None
             arrays["_cdc_wall_time"] = scattered(primitive(part.payload, None, MILLISECONDS), part.rows, count)
         if (part := self._part(b"documentKey", raw.DOCUMENT)) is not None:
@@ -124,13 +126,16 @@ class Envelopes:
         for column, name in (("_cdc_update", b"updateDescription"), ("_cdc_before", b"fullDocumentBeforeChange")):
             if (part := self._part(name, raw.DOCUMENT)) is not None:
                 arrays[column] = self._json(part)
-        arrays |= self._objects("_cdc_txn", [(n, k) for n, k in _OWN_COLUMN if n in (b"lsid", b"txnNumber")])
+        kinds_of = self._level.columns
+        transaction = [(n, k, kinds_of[n][k]) for n, k in _TRANSACTION if k in kinds_of.get(n, {})]
+        arrays |= self._objects("_cdc_txn", transaction)
         extra = [
-            (name, kind)
-            for name, kinds in self._level.columns.items()
-            for kind in kinds
+            (name, kind, part)
+            for name, kinds in kinds_of.items()
+            for kind, part in kinds.items()
             if (name, kind) not in _OWN_COLUMN and kind not in raw.NOTHING
         ]
+        extra += [(b"wallTime", raw.DATE, late)] if late is not None else []
         return arrays | self._objects("_cdc_extra", extra)
 
     def _tokens(self, part: Part) -> pa.Array:
@@ -205,12 +210,17 @@ class Envelopes:
         values = checked_json(self._view, raw.DOCUMENT, part, self._odd)
         return scattered(pa.array(values, pa.string()), part.rows, self.count)
 
-    def _objects(self, column: str, fields: list[tuple[bytes, int]]) -> dict[str, pa.Array]:
+    def _wall_times(self) -> tuple[Part | None, Part | None]:
+        """The wall times, and those that no column of times can hold."""
+        part = self._part(b"wallTime", raw.DATE)
+        if part is None or part.payload is None or (fits := fitting_dates(part.payload)) is None:
+            return part, None
+        return part.select(fits, self.count), part.select(~fits, self.count)
+
+    def _objects(self, column: str, fields: list[tuple[bytes, int, Part]]) -> dict[str, pa.Array]:
         """A column of JSON objects that hold several fields of the envelope; empty when no row has any."""
         members: dict[int, list[str]] = {}
-        for name, kind in sorted(fields):
-            if (part := self._part(name, kind)) is None:
-                continue
+        for name, kind, part in sorted(fields, key=lambda field: field[:2]):
             rows = range(self.count) if part.rows is None else part.rows.tolist()
             label = text_json(name.decode())
             for row, text in zip(rows, checked_json(self._view, kind, part, self._odd), strict=True):

@@ -21,7 +21,7 @@ from engine.core.schema import DataType, Field, path_of
 from engine.decode.columns import decimal_of
 from engine.decode.identity import merge_key
 from engine.decode.json import binary_value, decimal_text, text_json, utf8, value_json
-from engine.decode.schema import Observed, arrow_type
+from engine.decode.schema import MOST_MS, Observed, arrow_type
 from engine.rawbson import elements as raw
 from engine.rawbson.elements import MalformedBSON, elements
 
@@ -153,41 +153,41 @@ class Lost(NamedTuple):
 def columns(documents: Sequence[Value | None], fields: Sequence[Field]) -> tuple[dict[str, pa.Array], list[Lost]]:
     """The columns of these documents, and for each what was rescued."""
     lost = [Lost({}, []) for _ in documents]
-    types = {field.name: field.type for field in fields}
+    by_name = {field.name: field for field in fields}
     rows: list[dict[str, Any]] = []
     for document, rescued in zip(documents, lost, strict=True):
         if document is None:
             rows.append({})
             continue
         found, unambiguous = document.unambiguous_fields()
-        rows.append(_fit_fields(found, types, "", rescued))
+        rows.append(_fit_fields(found, by_name, "", rescued))
         if not unambiguous:
             rescued.values.clear()
             rescued.values[""] = document.json()
     arrays = {}
     for field in fields:
-        if field.type.kind != "drop" and any(field.name in row for row in rows):
-            arrays[field.name] = pa.array([row.get(field.name) for row in rows], arrow_type(field.type))
+        column = field.column_name
+        if field.type.kind != "drop" and any(column in row for row in rows):
+            arrays[column] = pa.array([row.get(column) for row in rows], arrow_type(field.type))
     return arrays, lost
 
 
-def _fit_fields(
-    found: Mapping[str, Value], types: Mapping[str, DataType], path: str, lost: Lost
-) -> dict[str, Any]:
+def _fit_fields(found: Mapping[str, Value], fields: Mapping[str, Field], path: str, lost: Lost) -> dict[str, Any]:
+    """What the columns of a level hold, by their names."""
     fitted: dict[str, Any] = {}
     for name, value in found.items():
         if value.kind in raw.NOTHING:
             continue
-        type_, at = types.get(name), path_of(path, name)
-        if type_ is None:
+        field, at = fields.get(name), path_of(path, name)
+        if field is None:
             lost.values[at] = value.json()
-        elif type_.kind != "drop":
-            result = fit(value, type_, at, lost)
+        elif field.type.kind != "drop":
+            result = fit(value, field.type, at, lost)
             if result is REFUSED:
                 lost.values[at] = value.json()
-                lost.mismatched.append((at, value.kind, type_))
+                lost.mismatched.append((at, value.kind, field.type))
             else:
-                fitted[name] = result
+                fitted[field.column_name] = result
     return fitted
 
 
@@ -201,8 +201,8 @@ def fit(value: Value, type_: DataType, path: str, lost: Lost) -> Any:
             return value.json()
         case "struct" if value.kind == raw.DOCUMENT:
             fields = value.fields()
-            types = {field.name: field.type for field in type_.fields}
-            return REFUSED if fields is None else _fit_fields(fields, types, path, lost)
+            by_name = {field.name: field for field in type_.fields}
+            return REFUSED if fields is None else _fit_fields(fields, by_name, path, lost)
         case "list" if value.kind == raw.ARRAY:
             return _fit_items(value.items(), type_)
         case "struct" | "list":
@@ -240,7 +240,7 @@ def _fit_scalar(value: Value, type_: DataType) -> Any:
             fitted = bool(data[at]) if data[at] < 2 else None
         case "string", raw.STRING:
             fitted = value.text()
-        case "timestamp", raw.DATE:
+        case "timestamp", raw.DATE if abs(_INT64(data, at)[0]) <= MOST_MS:
             fitted = _INT64(data, at)[0]
         case "object_id", raw.OBJECT_ID:
             fitted = data[at:stop].hex()
@@ -283,7 +283,7 @@ def envelope(event: Event) -> dict[str, Any]:
             case "clusterTime", raw.TIMESTAMP:
                 found["_cdc_timestamp"] = _INT64(value.data, value.at)[0]
                 found["_cdc_cluster_time"] = int.from_bytes(value.data[value.at + 4 : value.stop], "little") * 1000
-            case "wallTime", raw.DATE:
+            case "wallTime", raw.DATE if abs(_INT64(value.data, value.at)[0]) <= MOST_MS:
                 found["_cdc_wall_time"] = _INT64(value.data, value.at)[0]
             case "documentKey", raw.DOCUMENT:
                 found |= {"_cdc_key": value.json(), "_cdc_id": keys_of(value).get("_cdc_id")}

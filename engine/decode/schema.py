@@ -13,10 +13,20 @@ import pyarrow as pa
 from msgspec import Struct
 
 from engine.config.tree import SchemaConfig
-from engine.core.schema import CollectionSchema, DataType, Field, Kind, parse_type, path_of
+from engine.core.schema import (
+    IDENTIFIER,
+    RESERVED_PREFIX,
+    CollectionSchema,
+    DataType,
+    Field,
+    Kind,
+    grow,
+    has_room,
+    parse_type,
+    path_of,
+)
 from engine.rawbson import elements as raw
 
-RESERVED_PREFIX = "_cdc_"
 MILLISECONDS = pa.timestamp("ms", tz="UTC")
 
 METADATA_COLUMNS: dict[str, pa.DataType] = {
@@ -40,6 +50,11 @@ METADATA_COLUMNS: dict[str, pa.DataType] = {
     "_cdc_raw": pa.binary(),
 }
 RAW_COLUMN = "_cdc_raw"
+# In the metadata of an Arrow field: the name that the document's field has.
+NAME_KEY = "bson.name"
+# Dates so many milliseconds from 1970, or fewer, are columns' (the years -290308 to 294247). DuckDB and Spark read
+# timestamps as microseconds in an int64, and fail on every query of a column in which one value is beyond.
+MOST_MS = (2**63 - 1) // 1000
 
 Family = Literal[
     "number", "string", "bool", "date", "object_id", "decimal", "binary", "document", "array", "other"
@@ -149,6 +164,17 @@ class Settler:
         self._options = options
         self._overrides = options.overridden(collection)
 
+    def proposal(self, observed: Mapping[str, Observed], schema: CollectionSchema) -> tuple[Field, ...]:
+        """The fields by which these counts let the schema grow; none when it has all that it can have.
+
+        They are in the order in which they were met. Where there is not room for all of them, ``_id`` is first,
+        and then come those that most documents have.
+        """
+        fields, most = self.settle(observed), self._options.max_fields
+        if grow(schema, fields, most) is schema:
+            return ()
+        return fields if has_room(schema, fields, most) else self.settle(_often_first(observed))
+
     def settle(self, observed: Mapping[str, Observed]) -> tuple[Field, ...]:
         """The fields whose type is overridden, or told by these counts.
 
@@ -209,6 +235,15 @@ class Settler:
         return DataType("list", item=item) if item else None
 
 
+def _often_first(observed: Mapping[str, Observed]) -> dict[str, Observed]:
+    """``_id``, then the others by how many documents have a value for them."""
+
+    def rank(name: str) -> tuple[bool, int]:
+        return name != IDENTIFIER, -sum(n for kind, n in observed[name].counts.items() if kind not in raw.NOTHING)
+
+    return {name: observed[name] for name in sorted(observed, key=rank)}
+
+
 def arrow_type(type_: DataType) -> pa.DataType:
     """The Arrow type of a field."""
     match type_.kind:
@@ -240,11 +275,13 @@ _ARROW: dict[Kind, pa.DataType] = {
 
 
 def arrow_field(field: Field) -> pa.Field:
-    """A field with its type; a binary's subtype is in the field's metadata."""
+    """A field with its type; its own name, where the column has another, and a binary's subtype are metadata."""
     metadata: dict[str, str] = {"bson.type": field.type.kind}
+    if field.column:
+        metadata[NAME_KEY] = field.name
     if field.type.kind == "binary":
         metadata["bson.subtype"] = str(field.type.subtype)
-    return pa.field(field.name, arrow_type(field.type), metadata=metadata)
+    return pa.field(field.column_name, arrow_type(field.type), metadata=metadata)
 
 
 def arrow_schema(schema: CollectionSchema, *, raw: bool = False) -> pa.Schema:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from engine.decode.schema import NAME_KEY
 from engine.encode.compression import CompressedFile, File
 
 _YEAR_1_MS, _YEAR_10000_MS = -62135596800000, 253402300800000
@@ -108,7 +109,7 @@ class CsvFile:
 
 
 class AvroFile:
-    """An Avro object container; names that Avro does not take have the original in their ``doc``.
+    """An Avro object container; a field with another name than the document's has that in its ``doc``.
 
     Args:
         codec: ``null``, ``deflate`` or ``zstandard``.
@@ -260,7 +261,8 @@ def _avro_fields(fields: Sequence[pa.Field], path: str) -> list[dict[str, Any]]:
             name = f"{plain}_{number}"
         taken.add(name)
         made: dict[str, Any] = {"name": name, "type": ["null", _avro_type(field.type, f"{path}__{name}")]}
-        found.append(made if name == field.name else made | {"doc": field.name})
+        original = (field.metadata or {}).get(NAME_KEY.encode(), field.name.encode()).decode()
+        found.append(made if name == original else made | {"doc": original})
     return found
 
 

@@ -149,9 +149,9 @@ def document_of(row: Mapping[str, Any], fields: Sequence[Field]) -> Tree:
 
 def _fields_of(row: Mapping[str, Any], fields: Sequence[Field], path: str) -> dict[str, Tree]:
     return {
-        field.name: _value_of(row[field.name], field.type, path_of(path, field.name))
+        field.name: _value_of(row[field.column or field.name], field.type, path_of(path, field.name))
         for field in fields
-        if field.type.kind != "drop" and row.get(field.name) is not None
+        if field.type.kind != "drop" and row.get(field.column or field.name) is not None
     }
 
 

@@ -77,8 +77,9 @@ def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes])
     for field in schema.fields:
         if field.type.kind == "drop":
             continue
-        by_row = arrays.get(field.name, pa.nulls(len(found), arrow_type(field.type)))
-        fast = batch.column(field.name) if field.name in batch.schema.names else pa.nulls(len(found), by_row.type)
+        name = field.column or field.name
+        by_row = arrays.get(name, pa.nulls(len(found), arrow_type(field.type)))
+        fast = batch.column(name) if name in batch.schema.names else pa.nulls(len(found), by_row.type)
         assert repr(milliseconds(fast).to_pylist()) == repr(milliseconds(by_row).to_pylist()), field.name
     rescued = [rowwise.object_json(each.values) if each.values else None for each in lost]
     names = batch.schema.names

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import bson
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from bson import json_util
 from bson.binary import Binary
@@ -26,7 +27,7 @@ from bson.regex import Regex
 from bson.timestamp import Timestamp
 
 from bench.decode import Schemas
-from engine.core.schema import DataType, parse_type
+from engine.core.schema import DataType, Field, parse_type
 from engine.decode import rowwise
 from engine.decode.decoder import Decoder
 from engine.decode.json import documents_json
@@ -118,11 +119,50 @@ def test_the_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], c
     assert [rowwise.object_json(each.values) if each.values else None for each in lost] == rescued
 
 
-def test_dates_of_any_size_keep_their_milliseconds() -> None:
-    stamps = [-(2**63), -1, 0, 253402300800000, 2**63 - 1]
-    documents = [values.document([values.element(9, b"v", struct.pack("<q", stamp))]) for stamp in stamps * 9]
-    batch, _ = decoded(documents, SchemaOptions())
-    assert batch.column("v").cast(pa.int64()).to_pylist() == stamps * 9
+@pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
+def test_dates_that_readers_cannot_hold_are_rescued(copies: int) -> None:
+    """Also inside lists and structs; the others keep their milliseconds."""
+    held = [-9_223_372_036_854_775, -1, 0, 253402300800000, 9_223_372_036_854_775]
+    refused = [-(2**63), -9_223_372_036_854_776, 9_223_372_036_854_776, 2**63 - 1]
+    documents = []
+    for stamp in (held + refused) * copies:
+        date = struct.pack("<q", stamp)
+        inner = values.element(3, b"s", values.document([values.element(9, b"t", date)]))
+        items = values.document([values.element(9, b"0", date), values.element(9, b"1", bytes(8))])
+        documents.append(values.document([values.element(9, b"v", date), inner, values.element(4, b"l", items)]))
+    batch, schema = decoded(documents, SchemaOptions())
+    none: list[Any] = [None] * len(refused)
+    assert batch.column("v").cast(pa.int64()).to_pylist() == (held + none) * copies
+    assert pc.struct_field(batch.column("s"), "t").cast(pa.int64()).to_pylist() == (held + none) * copies
+    lists = [[stamp, 0] for stamp in held]
+    assert batch.column("l").cast(pa.list_(pa.int64())).to_pylist() == (lists + none) * copies
+    rescued = [json.loads(each) if each else {} for each in column(batch, "_cdc_rescued")]
+    assert [set(each) for each in rescued] == ([set()] * len(held) + [{"v", "s.t", "l"}] * len(refused)) * copies
+    far = [int(each["v"]["$date"]["$numberLong"]) for each in rescued if each]
+    assert far == refused * copies
+    _, lost = rowwise.columns([rowwise.whole(each) for each in documents], schema.fields)
+    assert [json.loads(rowwise.object_json(each.values)) for each in lost] == rescued
+    with pytest.raises(FatalError, match="has a date that its column"):
+        decoded(documents, SchemaOptions(on_mismatch="fail"))
+
+
+@pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
+def test_a_wall_time_that_readers_cannot_hold_is_with_what_else_there_is(copies: int) -> None:
+    events = []
+    for stamp in (5, 2**63 - 1):
+        fields = [
+            values.element(2, b"operationType", values.sized(b"drop")),
+            values.element(9, b"wallTime", struct.pack("<q", stamp)),
+        ]
+        events.append(values.document(fields))
+    data, offsets = values.as_array(events * copies)
+    (batch,) = Decoder(Schemas(), SchemaOptions(), ("db", "c")).decode(data, offsets).batches
+    assert batch.batch.column("_cdc_wall_time").cast(pa.int64()).to_pylist() == [5, None] * copies
+    extra = column(batch.batch, "_cdc_extra")
+    assert extra == [None, '{"wallTime":{"$date":{"$numberLong":"9223372036854775807"}}}'] * copies
+    slow = [rowwise.envelope(rowwise.read_event(each)) for each in events]  # type: ignore[arg-type]
+    assert [each.get("_cdc_wall_time") for each in slow] == [5, None]
+    assert [each.get("_cdc_extra") for each in slow] == extra[:2]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +243,56 @@ class TestCrowded:
         kinds = {field.name: field.type.kind for field in schema.fields}
         assert kinds == {"a": "int64", "s": "struct", "t": "json"}
         assert column(batch, "_cdc_rescued")[0] == '{"z":9}'
+
+    @pytest.mark.parametrize("rows", [1, 5, 300])
+    @pytest.mark.parametrize("most", [1, 5, 100, 1000])
+    def test_id_and_common_names_get_columns_first(self, rows: int, most: int) -> None:
+        """Of more names than there is room for, in whatever order the documents have them."""
+        rng = np.random.default_rng(rows)
+        documents = []
+        for n in range(rows):
+            names = [f"random{each}" for each in rng.integers(0, 2**60, 2000 if rows < 9 else 30)]
+            fields = dict.fromkeys(names, 1) | {f"common{k}": k for k in range(10)}
+            documents.append(bson.encode({"_id": n} | fields if n % 2 else fields | {"_id": n}))
+        batch, schema = decoded(documents, SchemaOptions(max_fields=most))
+        names = [field.name for field in schema.fields]
+        assert len(names) == min(most, len({name for each in documents for name in bson.decode(each)}))
+        common = [f"common{k}" for k in range(10)]
+        assert names[0] == "_id" or len(names) < most
+        expected = {"_id", *common[: most - 1]} if rows > 1 else {"_id"}
+        assert expected <= set(names)
+        assert column(batch, "_id") == list(range(rows))
+        assert column(batch, "_cdc_key") == [f'{{"_id":{n}}}' for n in range(rows)]
+        assert column(batch, "_cdc_id") == [str(n) for n in range(rows)]
+        for document, row in zip(documents[:5], batch.slice(0, 5).to_pylist(), strict=True):
+            assert lake.document_of(row, schema.fields) == lake.document_tree(document)
+
+    def test_all_names_fit_in_the_order_of_the_documents(self) -> None:
+        documents = [bson.encode({"seldom": 1, "b": 1, "a": 1}), *[bson.encode({"a": 1, "_id": 1, "b": 1})] * 20]
+        _, schema = decoded(documents, SchemaOptions(max_fields=4))
+        assert [field.name for field in schema.fields] == ["seldom", "b", "a", "_id"]
+
+    @pytest.mark.parametrize("rows", [1, 40])
+    def test_a_large_id_is_json_and_the_key_is_whole(self, rows: int) -> None:
+        documents = [
+            bson.encode({"a": n, "_id": {f"part{k}": n for k in range(5)}, "text": "x"}) for n in range(rows)
+        ]
+        batch, schema = decoded(documents, SchemaOptions(max_fields=1))
+        assert [(field.name, field.type.kind) for field in schema.fields] == [("_id", "json")]
+        keys = [{f"part{k}": n for k in range(5)} for n in range(rows)]
+        assert [json.loads(each) for each in column(batch, "_id")] == keys
+        assert [json.loads(each)["_id"] for each in column(batch, "_cdc_key")] == keys
+        assert None not in column(batch, "_cdc_id")
+
+    def test_id_gets_a_column_in_a_schema_that_is_full(self) -> None:
+        schemas = Schemas(2)
+        schemas.grow("db", "c", (Field("x", DataType("int64")), Field("y", DataType("int64"))))
+        data, offsets = values.as_array([bson.encode({"x": 1, "z": 1, "_id": 7})])
+        (batch,) = (
+            Decoder(schemas, SchemaOptions(max_fields=2), ("db", "c")).decode_documents(data, offsets).batches
+        )
+        assert [field.name for field in schemas.get("db", "c").fields] == ["x", "y", "_id"]
+        assert column(batch.batch, "_id") == [7]
 
 
 class TestOptions:

@@ -41,7 +41,12 @@ _int64 = st.one_of(
     st.integers(-(2**63), 2**63 - 1), st.integers(-9, 9), st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63), 2**31])
 ).map(lambda value: struct.pack("<q", value))
 _dates = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.integers(0, 4 * 10**12), st.sampled_from([0, -1, 253402300800000])
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 4 * 10**12),
+    st.sampled_from([0, -1, 253402300800000]),
+    st.builds(
+        lambda sign, beyond: sign * (9_223_372_036_854_775 + beyond), st.sampled_from([-1, 1]), st.integers(-1, 1)
+    ),
 ).map(lambda value: struct.pack("<q", value))
 _decimals = st.one_of(
     st.tuples(st.integers(0, 10**18), st.integers(6170, 6178), st.sampled_from([0, 1 << 63])).map(
@@ -91,8 +96,17 @@ _ODD_NAMES = (
     b"", b".", b"a.b", b"\\", b"_cdc_op", b"_cdc_x", b"$oid", b"$date", b"x" * 40, b"x" * 41, "n\u00e4me".encode(),
     b"\xff", b"$ref", b"$id", b"longer_than_eight", b'q"uote',
 )  # fmt: skip
+# Names that some reader takes for one of the others, for a metadata column, or for a directory of the lake.
+_ALIKE = (
+    b"A", b"B", b"B__2", b"b__2", b"_id", b"_ID", b"_CDC_op", b"cdc_date", b"CDC_HOUR", b"i", b"I", b"ss",
+    *(each.encode() for each in ("\u0131", "\u0130", "\u00c4", "\u00e4", "a\u0308", "\u00df")),
+)  # fmt: skip
 names = st.one_of(
-    st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(_ODD_NAMES)
+    st.sampled_from(NAMES),
+    st.sampled_from(NAMES),
+    st.sampled_from(NAMES),
+    st.sampled_from(_ODD_NAMES),
+    st.sampled_from(_ALIKE),
 )
 
 

@@ -1,0 +1,111 @@
+"""How a schema grows: what its columns are called, and who gets one."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import unicodedata
+
+import msgspec
+import pytest
+
+from engine.core.naming import PARTITION_NAMES
+from engine.core.schema import CollectionSchema, DataType, Field, folded, grow
+
+INT = DataType("int64")
+
+
+def names(schema: CollectionSchema) -> dict[str, str]:
+    return {field.name: field.column or field.name for field in schema.fields}
+
+
+def grown(*fields: str, onto: CollectionSchema | None = None) -> CollectionSchema:
+    return grow(onto or CollectionSchema(), tuple(Field(name, INT) for name in fields), 1000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        (["Name", "name"], ["Name", "name__2"]),
+        (["name", "NAME", "Name"], ["name", "NAME__2", "Name__3"]),
+        (["a", "A", "A__2"], ["a", "A__2", "A__2__2"]),
+        (["A__2", "a", "A"], ["A__2", "a", "A__3"]),
+        (["a", "a__2", "A"], ["a", "a__2", "A__3"]),
+        (["_ID", "_id"], ["_ID__2", "_id"]),
+        (["_id", "_Id"], ["_id", "_Id__2"]),
+        (["_CDC_KEY", "_Cdc_new"], ["_CDC_KEY__2", "_Cdc_new__2"]),
+        (["cdc_date", "CDC_Date", "cdc_dates"], ["cdc_date__2", "CDC_Date__3", "cdc_dates"]),
+        (["stra\u00dfe", "STRASSE", "stra\u1e9ee"], ["stra\u00dfe", "STRASSE__2", "stra\u1e9ee__3"]),
+        (["\u0130d", "id", "\u0131D"], ["\u0130d", "id__2", "\u0131D__3"]),
+        (["\u00e9", "e\u0301", "e"], ["\u00e9", "e\u0301__2", "e"]),
+    ],
+    ids="-".join,
+)
+def test_names_that_a_reader_could_take_for_one_another(fields: list[str], columns: list[str]) -> None:
+    assert list(names(grown(*fields)).values()) == columns
+    one_by_one = CollectionSchema()
+    for field in fields:
+        one_by_one = grown(field, onto=one_by_one)
+    assert list(names(one_by_one).values()) == columns
+
+
+def test_every_directory_of_the_lake_is_reserved() -> None:
+    for name in PARTITION_NAMES:
+        assert names(grown(name.upper())) == {name.upper(): f"{name.upper()}__2"}
+        inner = grow(CollectionSchema(), (Field("s", DataType("struct", (Field(name, INT),))),), 9)
+        assert inner.fields[0].type.fields[0].column == ""
+
+
+def test_inside_of_structs_and_lists_at_every_depth() -> None:
+    def fields(*found: str) -> DataType:
+        return DataType("struct", tuple(Field(name, INT) for name in found))
+
+    first = (Field("s", fields("x", "X")), Field("l", DataType("list", item=fields("y", "Y"))))
+    schema = grow(CollectionSchema(), first, 99)
+    later = (Field("s", fields("X", "x", "X__2")), Field("l", DataType("list", item=fields("\u00ff", "\u0178"))))
+    struct, list_ = grow(schema, later, 99).fields
+    assert list_.type.item is not None
+    assert [field.column or field.name for field in struct.type.fields] == ["x", "X__2", "X__2__2"]
+    assert [field.column or field.name for field in list_.type.item.fields] == [
+        "y", "Y__2", "\u00ff", "\u0178__2",
+    ]  # fmt: skip
+
+
+def test_a_dropped_field_takes_no_name() -> None:
+    schema = grow(CollectionSchema(), (Field("A", DataType("drop")), Field("a", INT)), 9)
+    assert names(schema) == {"A": "A", "a": "a"}
+
+
+def test_columns_never_share_a_name_and_never_change_theirs() -> None:
+    rng = random.Random(3)
+    pool = ["".join(each) for each in itertools.product("aA\u00e4\u00c4", ("", "_", "__2", "__3"), ("", "__2"))]
+    for _ in range(200):
+        schema, before = CollectionSchema(), dict[str, str]()
+        for _ in range(6):
+            schema = grown(*rng.sample(pool, 4), onto=schema)
+            now = names(schema)
+            assert now | before == now
+            assert len({name.casefold() for name in now.values()}) == len(now)
+            before = now
+            schema = msgspec.json.decode(msgspec.json.encode(schema), type=CollectionSchema)  # a restart
+
+
+def test_a_record_that_has_both_names_keeps_them() -> None:
+    """Files with both are there; what comes anew yields to both."""
+    fields = '{"name":"Name","type":{"kind":"int64"},"since":1},{"name":"name","type":{"kind":"string"}}'
+    text = f'{{"version":3,"fields":[{fields}]}}'
+    schema = msgspec.json.decode(text, type=CollectionSchema)
+    assert grown("Name", "name", onto=schema) is schema
+    assert names(grown("NAME", onto=schema)) == {"Name": "Name", "name": "name", "NAME": "NAME__2"}
+
+
+def test_a_name_and_each_of_its_forms_have_one_key() -> None:
+    """All that lower-casing, upper-casing, title-casing, case folding and normalizing make of a character."""
+    for code in itertools.chain(range(0xD800), range(0xE000, 0x1F000)):
+        character = chr(code)
+        forms = {character.lower(), character.upper(), character.casefold(), character.title()}
+        if len(forms) == 1 and unicodedata.normalize("NFKD", character) == character:
+            continue
+        forms |= {unicodedata.normalize(form, character) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+        keys = {folded(each) for form in forms for each in (form, form.lower(), form.upper())}
+        assert keys == {folded(character)}, hex(code)
