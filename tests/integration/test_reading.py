@@ -39,6 +39,15 @@ HOSTILE: dict[str, list[dict[str, Any]]] = {
         {"address": {"street": "s", "no": 5}, "ok": True, "amount": 5, "_cdc_op": "mine", "when": WHEN},
         {"a.b": 1, "": "no name", "$price": 3, "with space": 1, 'quo"te': 2, "ünï": 3, "select": "from"},
         {
+            "Name": 1,
+            "name": "lower",
+            "NAME": WHEN,
+            "_ID": 7,
+            "_CDC_KEY": "k",
+            "CDC_Hour": 5,
+            "in": {"A": 1, "a": "x"},
+        },
+        {
             "deep": {"year": 1909, "list": [{"x": 1}, {"x": 2, "y": "z"}]},
             "binary": b"\0\1",
             "uuid": Binary(b"u" * 16, 4),
@@ -49,7 +58,7 @@ HOSTILE: dict[str, list[dict[str, Any]]] = {
         {"address": "another", "ok": 2**40, "amount": Decimal128("1.10"), "deep": [1, 2]},
     ],
     "_hidden": [{"_x": 1, ".y": 2, "year": WHEN}],
-    "a.dots": [{"value": DatetimeMS(2**40)}, {"value": WHEN}],
+    "a.dots": [{"value": DatetimeMS(2**60)}, {"value": WHEN}],
 }
 IDS: list[Any] = [
     1,
