@@ -286,6 +286,13 @@ def test_what_engines_do_by_themselves_hides_no_field(landed: Landed) -> None:
         assert found.select(own.column_names).to_arrow().equals(pl.from_arrow(own).to_arrow()), file
 
 
+def test_the_readme_has_the_guides_view() -> None:
+    """Which is the one that is tested."""
+    view = re.search("CREATE VIEW.*?;", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
+    assert view
+    assert view[0] in GUIDE.read_text()
+
+
 def schema_of(config: EngineConfig, collection: str) -> CollectionSchema:
     """The collection's settled schema."""
     settings = load(config.path)
