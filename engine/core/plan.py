@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import zlib
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from engine.config.tree import SourceConfig
 from engine.core.messages import StreamSpec
 from engine.core.naming import shared_stream_id, stream_id
 from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.config.tree import SourceConfig
 
 
 def plan_streams(source: SourceConfig) -> list[StreamSpec]:
