@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -82,6 +83,17 @@ def stop_signals() -> Set[signal.Signals]:
     return STOPPING - ({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set())
 
 
+def raise_open_files() -> None:
+    """Let this process and its children open as many files as they may.
+
+    The usual soft limit of 1,024 is there for programs that call ``select``, which nothing here does; the sockets,
+    pipes and files of an engine with many collections come near it. The hard limit is the administrator's.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # not everywhere may it be raised so far
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def kill_template() -> None:
     """SIGKILL the template, which does not do its work; the next child starts another one."""
     server: Any = forkserver._forkserver
@@ -97,6 +109,7 @@ def template() -> Iterator[None]:
     Raises:
         ConfigError: there is no place for its socket.
     """
+    raise_open_files()
     _start_template_first()
     try:
         yield

@@ -131,6 +131,9 @@ class ChildProcess:
             self._process = psutil.Process(self.pid)  # which will know whether the number is another's
         except psutil.NoSuchProcess:
             self._process = None
+        except OSError:  # /proc cannot be read at present; without its pipe the child ends by itself
+            self.connection.close()
+            raise
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._deliver, name=f"to {child}", daemon=True).start()
 
@@ -179,9 +182,13 @@ class ChildProcess:
 
     def kill(self) -> None:
         """SIGKILL."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        try:
             if self._process is not None:
                 self._process.kill()
+        except psutil.NoSuchProcess:
+            pass
+        except OSError as error:  # /proc cannot be read: too many open files. Whoever wants it dead asks again.
+            log.warning("a process cannot be killed now", extra={"fields": {"pid": self.pid, "cause": str(error)}})
 
     def has_ended(self) -> bool:
         """Whether it is certainly dead; its exit code is in ``code`` then.
@@ -206,6 +213,8 @@ class ChildProcess:
             return self._process is None or self._process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
+        except (psutil.Error, OSError):  # /proc cannot be read at present
+            return False
 
     def close(self) -> None:
         """After its end: drop the pipe."""

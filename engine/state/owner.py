@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 
 def this_owner() -> str:
     """The owner that this process is."""
-    pid = os.getpid()
-    return f"{socket.gethostname()}/{_where()}/{pid}/{_start_tick(pid)}"
+    pid, tick = os.getpid(), None
+    with suppress(OSError):
+        tick = _start_tick(pid)
+    return f"{socket.gethostname()}/{_where()}/{pid}/{tick}"
 
 
 def is_certainly_dead(owner: str) -> bool:
@@ -25,14 +28,21 @@ def is_certainly_dead(owner: str) -> bool:
     pid, _, tick = process.partition("/")
     if not where or where != _where() or not pid.isdigit() or not tick.isdigit():
         return False
-    return _start_tick(int(pid)) != int(tick)
+    try:
+        return _start_tick(int(pid)) != int(tick)
+    except OSError:  # too many open files, for one
+        return False
 
 
 def _start_tick(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None when there is no such process."""
+    """When the process began, in clock ticks since boot; None when there is no such process.
+
+    Raises:
+        OSError: that cannot be told at present.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # from field 3 of proc(5) on: the name in parentheses may hold blanks
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended; field 22 is its start
