@@ -191,6 +191,7 @@ class Reader:
         self._drop()
         config = self._settings.config
         start = assign.start
+        self._beat("waiting for MongoDB to tell where to start", at_once=True)
         try:
             if start is None and assign.spec.is_split:
                 start = Position(time=server_time(self._client))
@@ -490,18 +491,23 @@ class Reader:
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
         if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
             return (), 0
-        self._beat("sampling")
+        self._beat("sampling", at_once=True)
         found = sample(self._client, database, collection, size)
         if found is None:
             return (), 0
         return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
-    def _beat(self, doing: str) -> None:
+    def _beat(self, doing: str, *, at_once: bool = False) -> None:
+        """Show that the loop lives, every second or so; ``at_once`` before it waits without hearing anything."""
         now = time.monotonic()
-        if now - self._beat_at >= BEAT_S:
+        if at_once or now - self._beat_at >= BEAT_S:
             self._beat_at = now
-            fetched = self._prefetcher.progress if self._prefetcher else 0
-            self._send(msg.Heartbeat(self._progress + fetched, doing, time.process_time()))
+            fetched, unanswered_s, error = 0, 0.0, ""
+            if (prefetcher := self._prefetcher) is not None:
+                fetched, unanswered_s = prefetcher.progress, prefetcher.unanswered_s
+                error = prefetcher.last_error
+            progress = self._progress + fetched
+            self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error))
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))

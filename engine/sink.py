@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from engine.calls import Calls
 from engine.config.tree import SinkConfig
 from engine.errors import HeadraceError
 from engine.sink_errors import is_refused, translated
@@ -72,17 +73,25 @@ class Upload(Protocol):
 class Sink:
     """Where objects go: a URL, and the file system that it names.
 
+    Args:
+        beat: is called every second while the thread that makes this object waits for the store.
+
     Raises:
         ConfigError: no such file system, or it cannot be set up.
     """
 
-    def __init__(self, config: SinkConfig) -> None:
+    def __init__(self, config: SinkConfig, beat: Callable[[], None] | None = None) -> None:
         self._url = config.url.rstrip("/")
         self._proved = False
         with translated(f"open the sink {self._url}"):
-            self._store = Store(config)
+            self._store = Store(config, Calls(beat))
         self._root = self._store.root
         self._is_local = isinstance(self._store.filesystem, LocalFileSystem)
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the store has owed an answer."""
+        return self._store.request.unanswered_s
 
     def check(self) -> None:
         """Make sure that objects can be made here, without making one.
@@ -97,7 +106,8 @@ class Sink:
             elif hasattr(self._store.filesystem, "call_s3"):
                 # Not head_bucket: what is wrong is not in the answer to a HEAD request.
                 bucket, _, path = self._root.partition("/")
-                self._store.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=path, MaxKeys=1)
+                list_ = partial(self._store.filesystem.call_s3, "list_objects_v2")
+                self._store.request(partial(list_, Bucket=bucket, Prefix=path, MaxKeys=1))
         self._probe().discard()
         self._proved = True
 
@@ -179,7 +189,7 @@ class Sink:
         asked = {"Bucket": bucket, "Prefix": base + prefix, "Delimiter": delimiter, "StartAfter": base + after}
         asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
         while True:
-            answer = self._store.filesystem.call_s3("list_objects_v2", **asked)
+            answer = self._store.request(partial(self._store.filesystem.call_s3, "list_objects_v2", **asked))
             keys = [each["Key"].removeprefix(base) for each in answer.get("Contents", ())]
             yield _Page(keys, [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())])
             if not answer.get("IsTruncated"):
@@ -189,7 +199,8 @@ class Sink:
     def _find(self, prefix: str) -> list[str]:
         """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
         directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
-        paths = _files(directory) if self._is_local else self._store.filesystem.find(directory)
+        find = partial(self._store.filesystem.find, directory)
+        paths = _files(directory) if self._is_local else self._store.request(find)
         found = (path.removeprefix(f"{self._root}/") for path in paths)
         return [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(".")]
 
@@ -220,9 +231,13 @@ class Store:
 
     State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
     begun keep the one that they began with, and fail with it. Publishing threads renew it too.
+
+    Args:
+        request: makes each request.
     """
 
-    def __init__(self, config: SinkConfig) -> None:
+    def __init__(self, config: SinkConfig, request: Calls) -> None:
+        self.request = request
         url = config.url.rstrip("/")
         options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
         self._lock = threading.Lock()
@@ -274,8 +289,7 @@ class StagedUpload:
             if self._small is not None:
                 self._small.write(piece)
             else:
-                with self._translated("upload"):
-                    self._file.write(piece)
+                self._add(piece)
             rest = rest[len(piece) :]
         return len(data)
 
@@ -284,8 +298,16 @@ class StagedUpload:
         with self._translated("upload"):
             filesystem = self._store.filesystem
             self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
-            data, self._small = self._small.getvalue(), None
-            self._file.write(data)
+        data, self._small = self._small.getvalue(), None
+        self._add(data)
+
+    def _add(self, data: bytes | memoryview) -> None:
+        """Add bytes to the file, which uploads what it holds when they fill a part."""
+        with self._translated("upload"):
+            if self.held + len(data) < PART_SIZE:
+                self._file.write(data)
+            else:
+                self._store.request(partial(self._file.write, data))
 
     @property
     def held(self) -> int:
@@ -313,16 +335,17 @@ class StagedUpload:
 
     def _upload_rest(self) -> None:
         with self._translated("upload"):
-            self._file.close()
+            self._store.request(self._file.close)
 
     def publish(self) -> None:
         """Complete the multipart upload, or put the small object in one request; it is let go of then."""
         with self._translated("publish"):
             if self._file is not None:
-                self._file.commit()
+                self._store.request(self._file.commit)
             else:
                 assert self._small is not None
-                self._store.filesystem.pipe_file(self._path, self._small.getvalue())
+                put = self._store.filesystem.pipe_file
+                self._store.request(partial(put, self._path, self._small.getvalue()))
         self._small = self._file = None
 
     def discard(self) -> None:
@@ -337,7 +360,7 @@ class StagedUpload:
             file.fs = self._store.filesystem  # whose credentials may have been read again meanwhile
             try:
                 with self._translated("abort the upload of"):
-                    file.discard()
+                    self._store.request(file.discard)
             finally:
                 file.closed = True  # else it would upload what is left in it when it is collected
 

@@ -15,7 +15,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from types import FrameType
 
@@ -55,6 +55,7 @@ from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Wat
 
 TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
+TOLD_EVERY_S = 60.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
 # So many of a collection's columns are in the status: those with the most rescued values.
@@ -123,6 +124,8 @@ class Supervisor:
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = 0.0
+        self._told_at: dict[str, float] = {}
+        self._redact = config.redactor()
         self._oom_kills = self._oom_kills_before = oom_kills() or 0
         self._state: StateWorker | None = None
 
@@ -217,10 +220,15 @@ class Supervisor:
             self._perform(self._answers.popleft()(self._coordinator, time.monotonic()))
         self._heed_signals()
         self._measure()
-        self._perform(self._coordinator.tick(time.monotonic()))
-        self._telemetry.status = status = self._status()
+        assert self._state is not None
+        now = time.monotonic()
+        self._coordinator.store_waits(self._state.unanswered_s, self._state.last_error, now)
+        self._perform(self._coordinator.tick(now))
+        self._telemetry.turned_at = now
+        with self._unharmed("the status cannot be made; the former one is shown"):
+            self._telemetry.status = self._status()
         if self._watch is not None:
-            self._watch(status.backfills)
+            self._watch(tuple(self._coordinator.progress.values()))
 
     def _hear(self, name: Child) -> None:
         """Take in some of what a child has said."""
@@ -337,16 +345,29 @@ class Supervisor:
 
     # --- what is seen from outside -----------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _unharmed(self, what: str) -> Iterator[None]:
+        """A failure to look at the engine must not end it; the log has it, once in a while."""
+        try:
+            yield
+        except Exception as error:
+            now = time.monotonic()
+            if now - self._told_at.get(what, -TOLD_EVERY_S) >= TOLD_EVERY_S:
+                self._told_at[what] = now
+                log.warning(what, extra={"fields": {"cause": repr(error)}})
+
     def _measure(self) -> None:
         now = time.monotonic()
         if now - self._measured_at < MEASURE_EVERY_S:
             return
-        self._measured_at = now
+        self._measured_at, self._memory = now, {}
         # A death is told from what was counted at least one measurement ago: the count may be ahead of the news.
         self._oom_kills_before, self._oom_kills = self._oom_kills, oom_kills() or 0
-        tree = (psutil.Process(), *psutil.Process().children(recursive=True))
-        self._memory = {each.pid: proportional_size(each) for each in tree}
-        self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
+        with self._unharmed("memory cannot be measured"):
+            tree = (psutil.Process(), *psutil.Process().children(recursive=True))
+            self._memory = {each.pid: proportional_size(each) for each in tree}
+        if self._memory:
+            self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
 
     def _status(self) -> Status:
         c = self._coordinator
@@ -355,16 +376,47 @@ class Supervisor:
             started_at=self._started_at,
             at=time.time(),
             draining=c.draining,
-            memory_bytes=sum(self._memory.values()),
+            memory_bytes=sum(self._memory.values()) if self._memory else None,
             memory_limit_bytes=self._budget.limit,
             slab_bytes=c.grants.arena.used,
             slab_limit_bytes=self._budget.arena,
             streams=tuple(
-                _stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
+                self._stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
             ),
             backfills=tuple(c.progress.values()),
             rescued=c.rescues.top(RESCUED_COLUMNS),
             processes=tuple(self._process_status(child) for child in c.children),
+        )
+
+    def _stream_status(self, stream: Stream) -> StreamStatus:
+        counters = stream.counters
+        # Of a stream of another engine nobody here knows how far it is by now.
+        at = stream.ledger.committed if stream.lease == "held" or stream.status == "failed" else None
+        lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
+        return StreamStatus(
+            stream=stream.name,
+            database=stream.spec.database,
+            collections=stream.spec.collections,
+            status=stream.status,
+            state=self._coordinator.state_of(stream),
+            reading=stream.reading and stream.problem is None,
+            committed_token=token_data(at.token) if at and at.token else None,
+            committed_cluster_time=(at.time or None) if at else None,
+            committed_seq=stream.ledger.committed_seq if at else None,
+            lag_s=None if lag_s is None else round(lag_s, 1),
+            events_read=counters.events_read,
+            events_committed=counters.events_committed,
+            bytes_read=counters.bytes_read,
+            bytes_landed=counters.bytes_landed,
+            objects=counters.objects,
+            segments=counters.segments,
+            segments_in_flight=stream.ledger.in_flight,
+            dead_letters=counters.dead_letters,
+            rescued_values=counters.rescued_values,
+            restarts=counters.restarts,
+            held_by=stream.held_by,
+            error=self._redact(str(stream.error)) if stream.error else "",
+            problem=self._redact(stream.problem.text(time.monotonic())) if stream.problem else "",
         )
 
     def _process_status(self, child: Child) -> ProcessStatus:
@@ -373,44 +425,21 @@ class Supervisor:
         pid = process.pid if process else 0
         return ProcessStatus(
             process=str(child),
-            pid=pid,
+            pid=pid or None,
             ready=life.ready,
             doing=life.doing,
             cpu_s=life.cpu_s + life.cpu_s_before,
-            memory_bytes=self._memory.get(pid, 0),
+            memory_bytes=self._memory.get(pid),
             restarts=life.deaths,
         )
 
 
-def _stream_status(stream: Stream) -> StreamStatus:
-    at, counters = stream.ledger.committed, stream.counters
-    return StreamStatus(
-        stream=stream.name,
-        database=stream.spec.database,
-        collections=stream.spec.collections,
-        status=stream.status,
-        reading=stream.reading,
-        committed_token=token_data(at.token) if at else "",
-        committed_cluster_time=at.time if at else 0,
-        committed_seq=stream.ledger.committed_seq,
-        lag_s=round(max(0.0, time.time() - split_time(at.time)[0]), 1) if at and at.time else 0.0,
-        events_read=counters.events_read,
-        events_committed=counters.events_committed,
-        bytes_read=counters.bytes_read,
-        bytes_landed=counters.bytes_landed,
-        objects=counters.objects,
-        segments=counters.segments,
-        segments_in_flight=stream.ledger.in_flight,
-        dead_letters=counters.dead_letters,
-        rescued_values=counters.rescued_values,
-        restarts=counters.restarts,
-        held_by=stream.held_by,
-        error=str(stream.error) if stream.error else "",
-    )
-
-
 def proportional_size(process: psutil.Process) -> int:
-    """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone."""
+    """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
     try:
         info = process.memory_full_info()
     except psutil.Error:

@@ -1,16 +1,14 @@
 """What can be seen from outside: /health, /ready, /metrics, /status.
 
-The supervisor puts a snapshot here once a second; the server's threads only read it.
+The supervisor puts a snapshot here at every turn of its loop; the server's thread only reads it. What is not known
+is null in /status, and has no sample in /metrics.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 from msgspec import Struct
@@ -19,23 +17,37 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from engine.core.backfill import Progress
 from engine.core.rescues import RescuedValues
-from engine.errors import ConfigError
+from engine.core.stream import StreamState
+
+if TYPE_CHECKING:
+    from engine.endpoints import HttpServer, Reply
 
 STALE_AFTER_S = 15.0
+_TEXT, _JSON = "text/plain; charset=utf-8", "application/json"
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class StreamStatus(Struct, frozen=True):
-    """One stream, for people and machines. Times are seconds since 1970; 0 for never."""
+    """One stream, for people and machines. Null for what is not known.
+
+    Attributes:
+        reading: what happens from now on is captured, and nothing is known to be in the way.
+        committed_cluster_time: as MongoDB has it: seconds since 1970 << 32 | increment.
+        held_by: the other engine that has the stream's lease.
+        error: what has stopped it for good.
+        problem: what keeps it from being read and landed at present; it is tried again.
+    """
 
     stream: str
     database: str
     collections: tuple[str, ...]
     status: str
+    state: StreamState
     reading: bool
-    committed_token: str
-    committed_cluster_time: int
-    committed_seq: int
-    lag_s: float
+    committed_token: str | None
+    committed_cluster_time: int | None
+    committed_seq: int | None
+    lag_s: float | None
     events_read: int
     events_committed: int
     bytes_read: int
@@ -48,17 +60,18 @@ class StreamStatus(Struct, frozen=True):
     held_by: str = ""
     error: str = ""
     rescued_values: int = 0
+    problem: str = ""
 
 
 class ProcessStatus(Struct, frozen=True):
     """One process of the engine."""
 
     process: str
-    pid: int
+    pid: int | None
     ready: bool
     doing: str
     cpu_s: float
-    memory_bytes: int
+    memory_bytes: int | None
     restarts: int
 
 
@@ -72,7 +85,7 @@ class Status(Struct, frozen=True):
     started_at: float
     at: float
     draining: bool
-    memory_bytes: int
+    memory_bytes: int | None
     memory_limit_bytes: int
     slab_bytes: int
     slab_limit_bytes: int
@@ -85,14 +98,16 @@ class Status(Struct, frozen=True):
 class Telemetry:
     """The snapshot, and the server that shows it.
 
-    State: ``status``. Owner: the supervisor's loop, which replaces it; readers see one whole snapshot.
+    State: ``status`` and ``turned_at``, when the supervisor's loop has last turned (monotonic). Owner: that loop,
+    which replaces them; readers see one whole snapshot.
     """
 
     def __init__(self) -> None:
         self.status: Status | None = None
+        self.turned_at = time.monotonic()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(lambda: self.status))
-        self._server: WSGIServer | None = None
+        self._server: HttpServer | None = None
 
     def serve(self, listen: str) -> str:
         """Answer HTTP at ``host:port`` from now on; the address, with the port that port 0 became.
@@ -100,62 +115,53 @@ class Telemetry:
         Raises:
             ConfigError: the address cannot be used.
         """
-        host, _, port = listen.rpartition(":")
-        try:
-            self._server = make_server(host or "127.0.0.1", int(port), self._app, _Server, _Handler)
-        except (OSError, OverflowError) as error:
-            remedy = 'Choose another telemetry.listen, or "" for none.'
-            raise ConfigError(f"listen on {listen}", str(error), remedy) from error
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True).start()
-        return f"{self._server.server_name}:{self._server.server_port}"
+        from engine.endpoints import HttpServer
+
+        self._server = HttpServer(listen, self.answer)
+        return self._server.address
 
     def close(self) -> None:
         """Stop answering."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
 
-    def _app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        code, kind, body = self._answer(environ.get("PATH_INFO", "/"))
-        start_response(code, [("Content-Type", kind), ("Content-Length", str(len(body)))])
-        return [body]
-
-    def _answer(self, path: str) -> tuple[str, str, bytes]:
-        status = self.status
+    def answer(self, path: str) -> Reply | None:
+        """What is at a path; None for nothing."""
         match path:
             case "/health":
-                return _verdict(unhealthy(status))
+                still_s = time.monotonic() - self.turned_at
+                text = f"the supervisor's loop has stood still for {still_s:.0f} s\n"
+                return (503, _TEXT, text.encode()) if still_s > STALE_AFTER_S else (200, _TEXT, b"ok\n")
             case "/ready":
-                return _verdict(unready(status))
+                ready, lines = readiness(self.status)
+                return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
             case "/metrics":
-                return "200 OK", "text/plain; version=0.0.4; charset=utf-8", generate_latest(self._registry)
+                return 200, _METRICS, generate_latest(self._registry)
             case "/status":
-                return "200 OK", "application/json", msgspec.json.encode(status)
-        return "404 Not Found", "text/plain", b"/health /ready /metrics /status\n"
+                return 200, _JSON, msgspec.json.encode(self.status)
+        return None
 
 
-def unhealthy(status: Status | None) -> str:
-    """Why the engine needs a hand; empty when it does not."""
+def readiness(status: Status | None) -> tuple[bool, list[str]]:
+    """Whether this engine captures all that it is to capture at present, or could take it over; and why not.
+
+    The first line is the verdict; then there is one for each stream that is not being read.
+    """
     if status is None:
-        return ""
-    if time.time() - status.at > STALE_AFTER_S:
-        return "the supervisor's loop stands still"
-    failed = [f"{stream.stream}: {stream.error}" for stream in status.streams if stream.status == "failed"]
-    return "; ".join(failed)
+        return False, ["starting"]
+    unread = [each for each in status.streams if each.state in ("starting", "stalled", "failed")]
+    ready = not unread and not status.draining
+    verdict = (
+        "ok" if ready else "draining" if status.draining else f"{len(unread)} of {len(status.streams)} not read"
+    )
+    standby = [each for each in status.streams if each.state == "standby"]
+    return ready, [verdict, *(_line(each) for each in (*unread, *standby))]
 
 
-def unready(status: Status | None) -> str:
-    """Why the engine does not capture everything at this moment; empty when it does."""
-    if status is None:
-        return "starting"
-    waiting = [stream.stream for stream in status.streams if not stream.reading]
-    return f"not reading: {', '.join(waiting)}" if waiting else unhealthy(status)
-
-
-def _verdict(problem: str) -> tuple[str, str, bytes]:
-    if problem:
-        return "503 Service Unavailable", "text/plain", f"{problem}\n".encode()
-    return "200 OK", "text/plain", b"ok\n"
+def _line(stream: StreamStatus) -> str:
+    held = f"held by {stream.held_by}" if stream.state == "standby" else ""
+    why = " ".join((stream.error or stream.problem or held).split())
+    return f"{stream.stream}: {stream.state}" + (f": {why}" if why else "")
 
 
 _COUNTERS = {
@@ -169,11 +175,16 @@ _COUNTERS = {
     "restarts": "Times that the stream was started over.",
 }
 _GAUGES = {
-    "lag_s": ("lag_seconds", "Seconds from the committed position's cluster time to now."),
+    "lag_s": (
+        "lag_seconds",
+        "Seconds from the committed position's cluster time to now; none where the position is not known.",
+    ),
     "segments_in_flight": ("segments_in_flight", "Segments between their first batch and their commit."),
+    "reading": (
+        "reading",
+        "1 while the stream is read and nothing is known to be in the way: what happens now is captured.",
+    ),
 }
-
-
 _BACKFILL = {
     "splits": "Splits of the backfill that are in the lake.",
     "splits_total": "Splits of the backfill.",
@@ -194,68 +205,86 @@ class _Collector:
         status = self._status()
         if status is None:
             return
-        for name, text in _COUNTERS.items():
-            counter = CounterMetricFamily(f"headrace_{name}", text, labels=["stream"])
-            for stream in status.streams:
-                counter.add_metric([stream.stream], getattr(stream, name))
-            yield counter
-        for attribute, (name, text) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=["stream"])
-            for stream in status.streams:
-                gauge.add_metric([stream.stream], getattr(stream, attribute))
-            yield gauge
-        carried = GaugeMetricFamily(
-            "headrace_stream_collection",
-            "1 for each collection that the stream carries; an empty one where it carries all.",
-            labels=["stream", "database", "collection"],
-        )
-        for stream in status.streams:
-            for collection in stream.collections or ("",):
-                carried.add_metric([stream.stream, stream.database, collection], 1)
-        yield carried
-        rescued = CounterMetricFamily(
-            "headrace_rescued_values",
-            "Values in _cdc_rescued, of batches that this engine has read.",
-            labels=["database", "collection"],
-        )
-        for each in status.rescued:
-            rescued.add_metric([each.database, each.collection], each.values)
-        yield rescued
-        reading = GaugeMetricFamily("headrace_reading", "1 while the stream is being read.", labels=["stream"])
-        for stream in status.streams:
-            reading.add_metric([stream.stream], int(stream.reading))
-        yield reading
+        yield from _of_streams(status.streams)
         for name, text in _BACKFILL.items():
             gauge = GaugeMetricFamily(f"headrace_backfill_{name}", text, labels=["collection"])
             for backfill in status.backfills:
                 gauge.add_metric([backfill.collection], getattr(backfill, name))
             yield gauge
-        yield from self._processes(status)
+        yield _of_rescued(status.rescued)
+        yield from _of_processes(status.processes)
+        yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
+        yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
+        yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
+        yield _gauge("slab_limit_bytes", "Shared memory there is for slabs.", status.slab_limit_bytes)
 
-    def _processes(self, status: Status) -> Iterator[Metric]:
-        cpu = CounterMetricFamily("headrace_cpu_seconds", "User and system time of a process.", labels=["process"])
-        restarts = CounterMetricFamily("headrace_process_restarts", "Times a process died.", labels=["process"])
-        memory = GaugeMetricFamily(
-            "headrace_memory_bytes", "Proportional set size of a process.", labels=["process"]
-        )
-        for process in status.processes:
-            cpu.add_metric([process.process], process.cpu_s)
-            restarts.add_metric([process.process], process.restarts)
+
+def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
+    for name, text in _COUNTERS.items():
+        counter = CounterMetricFamily(f"headrace_{name}", text, labels=["stream"])
+        for stream in streams:
+            counter.add_metric([stream.stream], getattr(stream, name))
+        yield counter
+    for attribute, (name, text) in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=["stream"])
+        for stream in streams:
+            if (value := getattr(stream, attribute)) is not None:
+                gauge.add_metric([stream.stream], float(value))
+        yield gauge
+    states = GaugeMetricFamily(
+        "headrace_stream_state",
+        f"1 for the state that the stream is in, 0 for the others: {', '.join(get_args(StreamState))}.",
+        labels=["stream", "state"],
+    )
+    for stream in streams:
+        for state in get_args(StreamState):
+            states.add_metric([stream.stream, state], float(state == stream.state))
+    yield states
+    carried = GaugeMetricFamily(
+        "headrace_stream_collection",
+        "1 for each collection that the stream carries; an empty one where it carries all.",
+        labels=["stream", "database", "collection"],
+    )
+    for stream in streams:
+        for collection in stream.collections or ("",):
+            carried.add_metric([stream.stream, stream.database, collection], 1)
+    yield carried
+
+
+def _of_rescued(rescued: Sequence[RescuedValues]) -> Metric:
+    text = "Values in _cdc_rescued, of batches that this engine has read."
+    counter = CounterMetricFamily("headrace_rescued_values", text, labels=["database", "collection"])
+    for each in rescued:
+        counter.add_metric([each.database, each.collection], each.values)
+    return counter
+
+
+def _of_processes(processes: Sequence[ProcessStatus]) -> Iterator[Metric]:
+    cpu = CounterMetricFamily("headrace_cpu_seconds", "User and system time of a process.", labels=["process"])
+    restarts = CounterMetricFamily("headrace_process_restarts", "Times a process died.", labels=["process"])
+    memory = GaugeMetricFamily("headrace_memory_bytes", "Proportional set size of a process.", labels=["process"])
+    for process in processes:
+        cpu.add_metric([process.process], process.cpu_s)
+        restarts.add_metric([process.process], process.restarts)
+        if process.memory_bytes is not None:
             memory.add_metric([process.process], process.memory_bytes)
-        yield from (cpu, restarts, memory)
-        used = "Proportional set size of the whole process tree."
-        yield GaugeMetricFamily("headrace_memory_used_bytes", used, value=status.memory_bytes)
-        yield GaugeMetricFamily("headrace_memory_limit_bytes", "memory.limit", value=status.memory_limit_bytes)
-        yield GaugeMetricFamily("headrace_slab_bytes", "Shared memory in use for slabs.", value=status.slab_bytes)
-        yield GaugeMetricFamily(
-            "headrace_slab_limit_bytes", "Shared memory there is for slabs.", value=status.slab_limit_bytes
-        )
+    yield from (cpu, restarts, memory)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+def _gauge(name: str, text: str, value: float | None) -> Metric:
+    """A figure of the whole engine; without a sample when it is not known."""
+    gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=[])
+    if value is not None:
+        gauge.add_metric([], value)
+    return gauge
 
 
-class _Handler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # a request is no event worth a line
-        pass
+def metrics_markdown() -> str:
+    """All metrics as a table."""
+    nothing = Status("", 0.0, 0.0, False, None, 0, 0, 0)
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in _Collector(lambda: nothing).collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = ", ".join(f"`{each}`" for each in getattr(metric, "_labelnames", ()))
+        lines.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
+    return "\n".join(lines) + "\n"

@@ -218,11 +218,11 @@ class Writer:
         self._settings = settings
         self._connection = connection
         self._arena = arena
-        self._sink = Sink(settings.config.sink)
-        self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
-        self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
         self._progress = 0
         self._beat_at = 0.0
+        self._sink = Sink(settings.config.sink, lambda: self._beat("waiting for the sink"))
+        self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
+        self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
 
     def run(self) -> None:
         """Until told to stop."""
@@ -408,7 +408,8 @@ class Writer:
         now = time.monotonic()
         if now - self._beat_at >= BEAT_S:
             self._beat_at = now
-            self._send(msg.Heartbeat(self._progress, doing, time.process_time()))
+            unanswered_s = self._sink.unanswered_s
+            self._send(msg.Heartbeat(self._progress, doing, time.process_time(), unanswered_s))
 
     def _send(self, message: msg.FromWriter) -> None:
         self._connection.send_bytes(msg.encode(message))

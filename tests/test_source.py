@@ -371,6 +371,7 @@ class TestPrefetcher:
             self.script = script
             self.closed = threading.Event()
             self.calls = 0
+            self.unanswered_s = 0.0
 
         def next(self) -> Reply:
             self.calls += 1

@@ -1,6 +1,6 @@
-"""The reference, made from the structs: ``configs/reference.toml``, and the table in the README.
+"""The reference, made from the code: ``configs/reference.toml``, the table in the README, and that of the metrics.
 
-``python -m engine.config.reference`` writes both; a test sees to it that this was done.
+``python -m engine.config.reference`` writes them; tests see to it that this was done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from msgspec.structs import FieldInfo
 from engine.config.expectations import expectation, unwrap
 from engine.config.quantities import Duration, Size, format_duration, format_size
 from engine.config.tree import Config
+from engine.telemetry import metrics_markdown
 
-BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
+README, OPERATIONS = ROOT / "README.md", ROOT / "configs" / "OPERATIONS.md"
 
 
 def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
@@ -91,18 +92,29 @@ def reference_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(document: str, name: str, table: str) -> str:
+    """A document with a table put between the two marks of this name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}{end}{after}"
+
+
 def readme_with_reference(readme: str) -> str:
-    """The README with the table put between its two marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{reference_markdown()}{END}{after}"
+    """The README with the table of all keys."""
+    return with_table(readme, "reference", reference_markdown())
+
+
+def operations_with_metrics(document: str) -> str:
+    """The document on operations with the table of all metrics."""
+    return with_table(document, "metrics", metrics_markdown())
 
 
 def main() -> None:
-    """Write both."""
-    (_ROOT / "configs" / "reference.toml").write_text(reference_toml())
-    readme = _ROOT / "README.md"
-    readme.write_text(readme_with_reference(readme.read_text()))
+    """Write them all."""
+    (ROOT / "configs" / "reference.toml").write_text(reference_toml())
+    README.write_text(readme_with_reference(README.read_text()))
+    OPERATIONS.write_text(operations_with_metrics(OPERATIONS.read_text()))
 
 
 if __name__ == "__main__":

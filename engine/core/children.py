@@ -15,10 +15,12 @@ from msgspec import Struct
 
 from engine.core.actions import Action, Child, Kill, Log, Spawn
 from engine.core.messages import Heartbeat
+from engine.core.problems import SILENT_S, UNANSWERED_S, Problem
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError
 
 OUT_OF_MEMORY = "killed by the kernel: out of memory"
+SERVERS = {"reader": "MongoDB", "writer": "the sink"}
 MORE_MEMORY = "Give the container (or the machine) more memory than memory.limit, or lower memory.limit."
 
 
@@ -28,6 +30,9 @@ class Life(Struct):
     Attributes:
         error: why it could not begin this time, in its own words.
         died_by, starved: how it ended the last time, and whether that was for want of memory.
+        heard_at: when it last gave a sign of life.
+        unanswered_s: how long its server had owed it an answer by then.
+        trouble: what it fails at, or died of, until that is over.
     """
 
     failures: Failures
@@ -46,6 +51,9 @@ class Life(Struct):
     error: HeadraceError | None = None
     died_by: str = ""
     starved: bool = False
+    heard_at: float = 0.0
+    unanswered_s: float = 0.0
+    trouble: Problem | None = None
 
 
 class Children:
@@ -85,14 +93,15 @@ class Children:
         for child in due:
             life = self._lives[child]
             life.alive, life.ready, life.kill_sent, life.error = True, False, False, None
-            life.started_at = life.progress_at = now
+            life.started_at = life.progress_at = life.heard_at = now
+            life.unanswered_s = 0.0
             life.progress = -1
         return [Spawn(child) for child in due]
 
     def became_ready(self, child: Child, now: float) -> None:
         """The child is up."""
         life = self._lives[child]
-        life.ready, life.progress_at, life.error = True, now, None
+        life.ready, life.progress_at, life.heard_at, life.error, life.trouble = True, now, now, None, None
 
     def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
         """A heartbeat has come."""
@@ -100,6 +109,22 @@ class Children:
         if beat.progress != life.progress:
             life.progress, life.progress_at = beat.progress, now
         life.doing, life.cpu_s = beat.doing, beat.cpu_s
+        life.heard_at, life.unanswered_s = now, beat.unanswered_s
+        if life.ready:  # else it is how its predecessor ended, until it has come further
+            life.trouble = Problem.after(life.trouble, beat.error, now)
+
+    def problem(self, child: Child, now: float) -> Problem | None:
+        """What keeps the child from its work, as far as that can be told."""
+        life = self._lives[child]
+        if not life.wanted or life.ended or life.trouble is not None:
+            return life.trouble
+        if life.alive and now - life.heard_at >= SILENT_S:
+            at = f", at {life.doing!r}" if life.doing else ""
+            return Problem(f"{child} has given no sign of life{at}", life.heard_at, lasts=True)
+        if life.unanswered_s >= UNANSWERED_S:
+            since = life.heard_at - life.unanswered_s
+            return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
+        return None
 
     def got_somewhere(self, child: Child) -> None:
         """Something was committed while the child lived: its earlier deaths count no more."""
@@ -123,6 +148,8 @@ class Children:
         life.starved = out_of_memory and code == -9 and not life.kill_sent
         life.died_by = OUT_OF_MEMORY if life.starved else _ended(code)
         life.failures.failed(now)
+        why = str(life.error) if life.error is not None else f"{child} ended by {life.died_by}"
+        life.trouble = Problem.after(life.trouble, why, now)
         delay_s = round(life.failures.retry_at - now, 2)
         fields: dict[str, object] = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
         if life.error is not None:
@@ -171,7 +198,7 @@ class Children:
     def forgive_silence(self, now: float) -> None:
         """This process was itself paused: nobody's silence until now counts."""
         for life in self._lives.values():
-            life.progress_at = now
+            life.progress_at = life.heard_at = now
 
     def end(self, child: Child) -> None:
         """The child is to end, and stays ended."""

@@ -76,11 +76,12 @@ from engine.core.messages import (
 )
 from engine.core.naming import FORMER_DIRECTORIES, directories_of, number_in
 from engine.core.position import Position, token_data
+from engine.core.problems import BRIEF_S, UNANSWERED_S, Problem, Problems
 from engine.core.records import StreamRecord
 from engine.core.rescues import Rescues
 from engine.core.restarts import Failures
 from engine.core.schema import CollectionSchema
-from engine.core.stream import Counters, Settings, Stream
+from engine.core.stream import Counters, Settings, Stream, StreamState
 from engine.errors import ConfigError, FatalError, HeadraceError, StateLostError, error_of_kind
 
 MAX_SLABS = 64
@@ -88,6 +89,7 @@ MAX_SEGMENTS_PER_STREAM = 4
 SQUEEZE_EVERY_S = 2.0
 SQUEEZE_ABOVE = 0.85
 SQUEEZE_TOLD_EVERY_S = 60.0
+LOOK_EVERY_S = 0.5
 
 
 class Coordinator:
@@ -134,6 +136,9 @@ class Coordinator:
         self._drain_until = 0.0
         self._exiting: Exit | None = None
         self._has_run = False
+        self._problems = Problems()
+        self._store_problem: Problem | None = None
+        self._looked_at = -LOOK_EVERY_S
         self._sink_seen = False  # a missing bucket must be noticed even when there is nothing to write
 
     def _new_stream(self, spec: StreamSpec, reader: Child | None) -> Stream:
@@ -180,7 +185,7 @@ class Coordinator:
         actions += self.children.hung(self._is_busy, now)
         if self.draining and now > self._drain_until:
             actions += self._drain_failed()
-        return self._settle(actions, now)
+        return [*self._note_problems(now), *self._settle(actions, now)]
 
     def from_child(self, child: Child, message: FromChild, now: float) -> list[Action]:
         """A message from a child."""
@@ -350,6 +355,48 @@ class Coordinator:
     def store_failed(self, error: HeadraceError) -> list[Action]:
         """The state store stayed away for longer than the retry budget, or refuses us."""
         return self._exit(self._code_of(error), error)
+
+    def store_waits(self, unanswered_s: float, error: str, now: float) -> None:
+        """How long the state store has owed an answer, and why the latest attempt failed, if it did."""
+        if error:
+            self._store_problem = Problem.after(self._store_problem, error, now)
+        elif unanswered_s >= UNANSWERED_S:
+            self._store_problem = Problem("the state store has not answered", now - unanswered_s, lasts=True)
+        else:
+            self._store_problem = None
+
+    def state_of(self, stream: Stream) -> StreamState:
+        """What the stream is at, in a word."""
+        if stream.status in ("failed", "finished"):
+            return stream.status
+        if stream.problem is not None:
+            return "stalled"
+        if stream.lease != "held" and stream.held_by:
+            return "standby" if self._can_take_over(stream) else "starting"
+        return "reading" if stream.reading else "starting"
+
+    def _can_take_over(self, stream: Stream) -> bool:
+        """Whether all that a stream needs is there, but for its lease."""
+        has_reader = stream.reader is None or self.children[stream.reader].ready
+        return has_reader and bool(self.children.ready("writer"))
+
+    def _note_problems(self, now: float) -> list[Action]:
+        if now - self._looked_at < LOOK_EVERY_S or self._exiting is not None:
+            return []
+        self._looked_at = now
+        for stream in self.streams.values():
+            stream.problem = None if stream.is_over else self._problem_of(stream, now)
+        return [*self._problems.tell({name: each.problem for name, each in self.streams.items()}, now)]
+
+    def _problem_of(self, stream: Stream, now: float) -> Problem | None:
+        """The first of what is in the stream's way: the others may well have come of it."""
+        at_work = {Child("writer", each.writer) for each in stream.ledger.segments.values()}
+        at_work |= {each for each in (stream.reader, stream.surveyor) if each is not None}
+        if not self.children.ready("writer"):
+            at_work.add(Child("writer", 0))
+        found = [self._store_problem, stream.trouble, *(self.children.problem(each, now) for each in at_work)]
+        lasting = (each for each in found if each is not None and now - each.since >= BRIEF_S)
+        return min(lasting, key=lambda each: each.since, default=None)
 
     def shut_down(self, now: float) -> list[Action]:
         """Drain: publish and commit what has been read, then end."""
@@ -561,6 +608,7 @@ class Coordinator:
 
     def _on_commit(self, stream: Stream, commit: WriteCommit, now: float) -> list[Action]:
         stream.failures.succeeded()
+        stream.trouble = None
         if stream.spec.is_split:
             self._splits_stopped.pop(stream.spec.namespace, None)
             self._collections_stopped.clear()
@@ -775,6 +823,7 @@ class Coordinator:
         if not stream.failures.failed(now):
             remedy = error.remedy or "Start again when the cause is mended: nothing is lost."
             return self._stop_stream(stream, FatalError(error.operation, error.cause, remedy))
+        stream.trouble = Problem.after(stream.trouble, str(error), now)
         delay_s = round(stream.failures.retry_at - now, 2)
         fields = {"stream": failed.stream, "error": str(error), "retry_in_s": delay_s}
         return [Log("warning", "stream failed; starting over", fields), *self._start_over(stream)]

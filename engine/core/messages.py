@@ -357,11 +357,15 @@ class Heartbeat(Struct, frozen=True, tag=True):
         progress: counts units of work; a process with work whose progress stands still hangs.
         doing: what the loop is at, for people.
         cpu_s: user and system time of the process so far.
+        unanswered_s: how long the server that the process works with has owed it an answer.
+        error: why the process's latest attempt at that server failed; empty once one has succeeded.
     """
 
     progress: int
     doing: str
     cpu_s: float
+    unanswered_s: float = 0.0
+    error: str = ""
 
 
 class Failed(Struct, frozen=True, tag=True):

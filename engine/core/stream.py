@@ -10,9 +10,14 @@ from engine.core.actions import Child
 from engine.core.ledger import Ledger
 from engine.core.messages import StreamSpec
 from engine.core.position import Position
+from engine.core.problems import Problem
 from engine.core.records import StreamRecord
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import HeadraceError
+
+# "starting": it will be read when what is on its way is there; "stalled": something is in the way, see
+# ``Stream.problem``; "standby": another engine has its lease, and this one could take over.
+StreamState = Literal["starting", "reading", "standby", "stalled", "finished", "failed"]
 
 
 class Settings(Struct, frozen=True):
@@ -75,6 +80,9 @@ class Stream(Struct):
         surveyor: the writer that looks at it.
         beyond: an object there that an earlier reading of the record does not account for.
         schemas: the versions that the record tells of, by the schemas' names.
+        trouble: what it was last started over for, until something is committed.
+        problem: what keeps it from being read and landed at present; None for a stream that has failed, whose
+            ``error`` tells.
     """
 
     spec: StreamSpec
@@ -103,6 +111,8 @@ class Stream(Struct):
     surveyor: Child | None = None
     beyond: str = ""
     schemas: dict[str, int] = {}
+    trouble: Problem | None = None
+    problem: Problem | None = None
 
     @property
     def name(self) -> str:

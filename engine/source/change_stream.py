@@ -109,6 +109,11 @@ class ChangeStream:
             mean = (reply.offsets[-1] - reply.offsets[0]) / len(reply)
             self._batch_size = max(1, int(self._reply_size / mean))
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long the server has owed an answer."""
+        return self._cursor.unanswered_s
+
     def close(self) -> None:
         """End the cursor on the server, if it is there."""
         self._cursor.close()

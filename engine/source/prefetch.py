@@ -34,6 +34,10 @@ class Stream(Protocol):
     def next(self) -> Reply:
         """The next reply."""
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long the server has owed an answer; for any thread."""
+
     def close(self) -> None:
         """Free what the server keeps for it."""
 
@@ -58,6 +62,11 @@ class Prefetcher:
         self._reached: Position | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long MongoDB has owed an answer."""
+        return self._stream.unanswered_s
 
     def fileno(self) -> int:
         """For ``multiprocessing.connection.wait``."""

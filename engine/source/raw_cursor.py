@@ -4,14 +4,16 @@ The commands are sent as they are, with a raw codec, because a reply then costs 
 whole (a change stream's carries its ``postBatchResumeToken``). The next reply can be asked for before the last one
 is looked at, so that the server does not wait for the client.
 
-State: the member that is read from, a session on it, the cursor's id, and the request that is on its way in a
-thread. Owner: whoever reads the cursor; nobody else uses the session.
+State: the member that is read from, a session on it, the cursor's id, the request that is on its way in a thread,
+and since when it is. Owner: whoever reads the cursor; nobody else uses the session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 from bson.codec_options import CodecOptions
@@ -51,6 +53,13 @@ class RawCursor:
         self._collection = ""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._asked: Future[bytes] | None = None
+        self._sent_at: float | None = None
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the request that is on its way has been so; 0 when there is none. For any thread."""
+        sent_at = self._sent_at
+        return 0.0 if sent_at is None else time.monotonic() - sent_at
 
     @property
     def is_open(self) -> bool:
@@ -65,7 +74,8 @@ class RawCursor:
             PyMongoError: there is none that serves.
         """
         if self._member is None:
-            self._member = self._members.choose()
+            with self._under_way():
+                self._member = self._members.choose()
         return self._member
 
     def open(self, command: dict[str, Any]) -> bytes:
@@ -119,11 +129,20 @@ class RawCursor:
             self._session = member.start_session(causal_consistency=False)
             if self._members.cluster_time is not None:
                 self._session.advance_cluster_time(self._members.cluster_time)
-        reply = member[self._database].command(
-            command, session=self._session, codec_options=_RAW, read_preference=self._members.preference
-        )
+        with self._under_way():
+            reply = member[self._database].command(
+                command, session=self._session, codec_options=_RAW, read_preference=self._members.preference
+            )
         raw = reply.raw
         return raw if isinstance(raw, bytes) else bytes(raw)
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._sent_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._sent_at = None
 
     def _await_asked(self) -> None:
         if self._asked is not None:

@@ -78,6 +78,8 @@ class Documents(Reply):
 class Mark:
     """The one event of a plan's mark, which no server has: all of the collection has been loaded."""
 
+    unanswered_s = 0.0
+
     def __init__(self, spec: StreamSpec, start: Position) -> None:
         time = Timestamp(*split_time(spec.closes))
         namespace = {"db": spec.database, "coll": spec.collections[0]}
@@ -149,6 +151,11 @@ class SplitScan:
             self._pace.spend(len(reply), size)
             self._batch_size = self._pace.most_documents(max(1, int(self._reply_size * len(reply) / size)))
         return reply
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the server has owed an answer."""
+        return self._cursor.unanswered_s
 
     def close(self) -> None:
         """End the cursor on the server, if it is there."""

@@ -1,8 +1,9 @@
 """The thread that talks to the state store, so that the supervisor's loop never waits for it.
 
-State: the store's connection, our leases, and the queue of operations. Owner: the thread. Operations are
-performed one after the other, in the order in which they were asked for: an intent is durable before what was
-asked for after it. While the store is away, the queue stands; that is how the data path pauses.
+State: the store's connection, our leases, the queue of operations, and what keeps the thread waiting. Owner: the
+thread. Operations are performed one after the other, in the order in which they were asked for: an intent is
+durable before what was asked for after it. While the store is away, the queue stands; that is how the data path
+pauses. When there has been nothing to do for a while, the store is asked something, to know whether it answers.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 
 import msgspec
 
@@ -34,6 +35,8 @@ from engine.state.owner import is_certainly_dead
 
 log = logging.getLogger("headrace")
 Answer = Callable[[Coordinator, float], list[Action]]
+PROBE_EVERY_S = 3.0
+_PROBE = "probe"  # a document that nobody writes
 Operation = Acquire | Renew | Release | Write | GrowSchema
 
 # The record of a split of which nothing is left to do.
@@ -50,6 +53,7 @@ class StateWorker:
 
     Attributes:
         error: what has ended it.
+        last_error: why the latest attempt failed; empty once one has succeeded.
     """
 
     def __init__(
@@ -73,8 +77,16 @@ class StateWorker:
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.error: HeadraceError | None = None
+        self.last_error = ""
+        self._begun_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the store has owed an answer; 0 when it owes none. For any thread."""
+        begun_at = self._begun_at
+        return 0.0 if begun_at is None else time.monotonic() - begun_at
 
     def do(self, operation: Operation) -> None:
         """Queue an operation. The protocol bounds how many can wait: some per segment in flight."""
@@ -89,7 +101,7 @@ class StateWorker:
 
     def _run(self) -> None:
         with closing(self._store):
-            while (operation := self._queue.get()) is not None:
+            while (operation := self._next()) is not None:
                 try:
                     self._with_retries(operation)
                 except HeadraceError as error:
@@ -100,6 +112,32 @@ class StateWorker:
                     self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
                     return
 
+    def _next(self) -> Operation | None:
+        """The next operation; None at the end."""
+        while True:
+            try:
+                return self._queue.get(timeout=PROBE_EVERY_S)
+            except queue.Empty:
+                self._probe()
+
+    def _probe(self) -> None:
+        """Find out whether the store answers; what it does not let us do is for an operation to find out."""
+        with suppress(HeadraceError), self._attempt():
+            self._store.read_shared(_PROBE)
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Keep note of how one attempt goes."""
+        self._begun_at = time.monotonic()
+        try:
+            yield
+        except HeadraceError as error:
+            self.last_error = str(error)
+            raise
+        finally:
+            self._begun_at = None
+        self.last_error = ""
+
     def _fail(self, error: HeadraceError) -> None:
         self.error = error
         self._answer(lambda coordinator, _: coordinator.store_failed(error))
@@ -108,6 +146,10 @@ class StateWorker:
         retrying(self._retry, stopped=self._stopped, what="the state store")(self._perform, operation)
 
     def _perform(self, operation: Operation) -> None:
+        with self._attempt():
+            self._do(operation)
+
+    def _do(self, operation: Operation) -> None:
         match operation:
             case Acquire(stream, namespace):
                 self._acquire(stream, namespace)

@@ -43,6 +43,12 @@ def test_paused_past_its_lease_and_taken_over(
             waiting = waits.status()
             assert waiting is not None
             assert not any(each["reading"] for each in waiting["streams"])
+            # A rolling update waits for it to be ready, and it waits for the former engine to end.
+            code, text = waits.get("/ready")
+            assert code == 200
+            assert len([line for line in text.splitlines() if ": standby: held by " in line]) == len(COLLECTIONS)
+            assert {each["lag_s"] for each in waiting["streams"]} == {None}
+            assert "headrace_lag_seconds{" not in waits.get("/metrics")[1]
             assert "another engine runs this stream; waiting for its lease" in waits.log()
             # The whole engine, children included, stops in the middle of its work.
             os.killpg(first_reads.process.pid, signal.SIGSTOP)

@@ -43,11 +43,16 @@ def stops_alone(engine: Engine, database: Any, good: str, bad: str, cause: str) 
     database[good].insert_many([{"n": n} for n in range(10, 20)])
     status = engine.wait_for(lambda status: stands(status, good)["events_committed"] == 20, "the other goes on")
     assert stands(status, good)["status"] == "running"
-    for path in ("/health", "/ready"):
-        code, text = engine.get(path)
-        assert code == 503
-        assert stands(status, bad)["stream"] in text
-    assert cause in engine.get("/health")[1]
+    # A restart would not mend it, and would stop the other.
+    assert engine.get("/health") == (200, "ok\n")
+    code, text = engine.get("/ready")
+    assert code == 503
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{stands(status, bad)['stream']}: failed: ")]
+    assert cause in line
+    assert (
+        f'headrace_stream_state{{state="failed",stream="{stands(status, bad)["stream"]}"}} 1.0'
+        in engine.get("/metrics")[1]
+    )
     assert engine.log().count('"stream stopped"') == 1
     assert engine.terminate() == 1
     assert json.loads(engine.log().rstrip().splitlines()[-1])["message"] == "ended with an error"

@@ -1,0 +1,167 @@
+"""What the coordinator says is in the way of its streams, when, and how often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.core.actions import Log
+from engine.core.coordinator import Coordinator
+from engine.core.ledger import first_segment
+from engine.core.messages import BatchReady, Failed, Heartbeat, Idle, SlabRequest, Started
+from engine.core.position import Position, make_time
+from engine.core.problems import TOLD_AGAIN_S
+from tests.core.test_coordinator import READERS, SPECS, WRITER, coordinator, ready, surveyed
+
+START = Position(time=make_time(100, 1))
+HELD_UP, GO_ON = "streams are held up", "streams go on"
+
+
+def reading() -> Coordinator:
+    """Two streams that are read, at 10.0."""
+    made = coordinator(hang_timeout_s=1000.0)
+    ready(made, make_time(100, 0))
+    for spec, reader in zip(SPECS, READERS, strict=True):
+        surveyed(made, made.acquired(spec.stream, {}, 2.0))
+        made.from_child(reader, Started(0, START), 3.0)
+    assert not live(made, 10.0)
+    return made
+
+
+def live(made: Coordinator, now: float, **beats: dict[str, Any]) -> list[Log]:
+    """Heartbeats of all children (``reader_0``, ...), and a tick; what is logged."""
+    for child in (*READERS, WRITER):
+        beat = beats.get(str(child).replace("-", "_"), {})
+        made.from_child(child, Heartbeat(int(now), "working", 0.0, **beat), now)
+    return logs(made, now)
+
+
+def logs(made: Coordinator, now: float) -> list[Log]:
+    found = [each for each in made.tick(now) if isinstance(each, Log)]
+    return [each for each in found if each.event in (HELD_UP, GO_ON)]
+
+
+def states(made: Coordinator) -> list[str]:
+    return [made.state_of(stream) for stream in made.streams.values()]
+
+
+def problems(made: Coordinator, now: float) -> list[str]:
+    return [stream.problem.text(now) if stream.problem else "" for stream in made.streams.values()]
+
+
+def test_a_mongodb_that_does_not_answer() -> None:
+    made = reading()
+    assert states(made) == ["reading", "reading"]
+    assert not live(made, 12.0, reader_0={"unanswered_s": 2.0}), "a getMore may take its time"
+    (told,) = live(made, 16.0, reader_0={"unanswered_s": 6.0})
+    assert (told.level, told.event) == ("warning", HELD_UP)
+    assert told.fields == {"streams": ["shop.a"], "problem": "MongoDB has not answered for 6 s"}
+    assert states(made) == ["stalled", "reading"]
+    assert problems(made, 17.0) == ["MongoDB has not answered for 7 s", ""]
+    assert made.streams["shop.a"].status == "running", "nothing is decided by it"
+    (told,) = live(made, 20.0)
+    assert (told.level, told.event, told.fields) == ("info", GO_ON, {"streams": ["shop.a"], "after_s": 10.0})
+    assert states(made) == ["reading", "reading"]
+
+
+def test_what_lasts_is_told_now_and_then_and_once_for_all_streams() -> None:
+    made = reading()
+    told = []
+    for second in range(int(3 * TOLD_AGAIN_S)):
+        waits = {"unanswered_s": 6.0 + second}
+        told += live(made, 16.0 + second, reader_0=waits, reader_1=waits)
+    assert len(told) == 3
+    assert told[0].fields["streams"] == ["shop.a", "shop.b"]
+
+
+def test_a_mongodb_that_refuses() -> None:
+    """The words change with each attempt; what counts is since when."""
+    made = reading()
+    assert not live(made, 11.0, reader_1={"error": "read: refused"}), "it may be over at once"
+    (told,) = live(made, 14.0, reader_1={"error": "read: no server"})
+    assert told.fields["problem"] == "read: no server"
+    assert problems(made, 14.0) == ["", "read: no server"]
+    assert not live(made, 16.0, reader_1={"error": "read: refused"})
+    (told,) = live(made, 20.0)
+    assert told.fields["after_s"] == 9.0
+
+
+def test_a_sink_that_does_not_answer_holds_up_those_that_it_owes() -> None:
+    made = reading()
+    (reader, _), seq = READERS, first_segment(START)
+    made.from_child(reader, SlabRequest(0, seq, 100), 10.0)
+    made.from_child(reader, BatchReady(0, seq, 0, 100, 1, 100), 10.0)
+    live(made, 16.0, writer_0={"unanswered_s": 6.0})
+    assert problems(made, 16.0) == ["the sink has not answered for 6 s", ""]
+
+
+def test_a_segment_that_failed_until_something_is_committed() -> None:
+    made = reading()
+    failed = Failed("transient", "publish x", "503", "", "shop.a", 0)
+    made.from_child(WRITER, failed, 10.0)
+    assert [each.fields["problem"] for each in live(made, 13.0)] == ["publish x: 503"]
+    made.from_child(READERS[0], Started(1, None), 14.0)
+    live(made, 14.0)
+    assert states(made) == ["stalled", "reading"], "it is read again, and has landed nothing yet"
+    end = make_time(101, 1)
+    made.from_child(READERS[0], Idle(1, Position(f"82{end:016X}", end)), 15.0)
+    assert [each.event for each in live(made, 15.0)] == [GO_ON]
+    assert states(made) == ["reading", "reading"]
+
+
+def test_a_state_store_that_does_not_answer() -> None:
+    made = reading()
+    made.store_waits(6.0, "", 16.0)
+    (told,) = live(made, 16.0)
+    assert told.fields == {
+        "streams": ["shop.a", "shop.b"],
+        "problem": "the state store has not answered for 6 s",
+    }
+    made.store_waits(0.0, "renew: connection refused", 20.0)
+    assert not live(made, 20.0)
+    assert problems(made, 20.0) == ["renew: connection refused"] * 2
+    made.store_waits(0.0, "", 21.0)
+    (told,) = live(made, 21.0)
+    assert (told.event, told.fields["after_s"]) == (GO_ON, 11.0)
+
+
+def test_a_process_that_gives_no_sign_of_life() -> None:
+    made = reading()
+    live(made, 15.0)
+    for second in range(16, 24):
+        logs(made, float(second))
+    silent = [f"{reader} has given no sign of life, at 'working' for 8 s" for reader in READERS]
+    assert problems(made, 23.0) == silent
+    assert [each.event for each in logs(made, 300.0)] == [GO_ON], "this process was itself paused"
+    assert problems(made, 300.0) == ["", ""]
+
+
+def test_a_process_that_dies_and_cannot_begin() -> None:
+    made = reading()
+    made.child_exited(READERS[0], -9, 20.0)
+    live(made, 22.5)
+    assert problems(made, 22.5) == ["reader-0 ended by signal 9", ""]
+    made.from_child(READERS[0], Failed("transient", "connect", "nobody there", ""), 23.0)
+    made.child_exited(READERS[0], 1, 23.0)
+    live(made, 24.0)
+    assert problems(made, 24.0) == ["connect: nobody there", ""]
+    assert states(made) == ["stalled", "reading"]
+
+
+def test_a_standby_that_could_take_over_and_one_that_could_not() -> None:
+    made = coordinator()
+    made.held_elsewhere("shop.a", "other", 30.0, 0.5)
+    assert states(made) == ["starting", "starting"], "its processes are not there yet"
+    ready(made, make_time(100, 0))
+    assert states(made) == ["standby", "starting"]
+    made.child_exited(READERS[0], -9, 2.0)
+    assert states(made)[0] == "starting"
+    made.acquired("shop.a", {}, 3.0)
+    assert states(made)[0] == "starting"
+
+
+def test_a_stream_that_has_failed_has_an_error_and_no_problem() -> None:
+    made = reading()
+    made.from_child(READERS[0], Failed("fatal", "read", "a view", "", "shop.a", 0), 10.0)
+    assert not live(made, 30.0)
+    assert states(made) == ["failed", "reading"]
+    assert problems(made, 30.0) == ["", ""]

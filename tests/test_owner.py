@@ -1,0 +1,34 @@
+"""Whether the owner of a lease is dead."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from engine.state import owner
+
+
+def test_dead_is_who_is_gone_and_not_who_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "from engine.state.owner import this_owner; print(this_owner(), flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        other = process.stdout.readline().strip()
+        assert not owner.is_certainly_dead(other)
+        here = owner._where()  # was still to be had a moment ago
+        monkeypatch.setattr(owner, "_where", lambda: here)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            assert not owner.is_certainly_dead(other), "no file can be opened"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        process.kill()
+        process.wait()
+        assert owner.is_certainly_dead(other)
