@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from engine.core.actions import Action, Child, Kill, Log, Spawn
 from engine.core.messages import Heartbeat
-from engine.core.problems import SILENT_S, UNANSWERED_S, Problem
+from engine.core.problems import SILENT_S, UNANSWERED_S, UPLOAD_UNANSWERED_S, Problem
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError
 
@@ -121,7 +121,7 @@ class Children:
         if life.alive and now - life.heard_at >= SILENT_S:
             at = f", at {life.doing!r}" if life.doing else ""
             return Problem(f"{child} has given no sign of life{at}", life.heard_at, lasts=True)
-        if life.unanswered_s >= UNANSWERED_S:
+        if life.unanswered_s >= (UPLOAD_UNANSWERED_S if child.role == "writer" else UNANSWERED_S):
             since = life.heard_at - life.unanswered_s
             return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
         return None

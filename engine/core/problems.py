@@ -15,8 +15,10 @@ from msgspec import Struct
 
 from engine.core.actions import Log
 
-# MongoDB answers a getMore within a second, also with nothing; a part of an upload takes a second or two.
-UNANSWERED_S = 5.0
+# MongoDB answers a getMore within a second, also with nothing; the state store's records are small. A part of an
+# upload may take some seconds.
+UNANSWERED_S = 3.0
+UPLOAD_UNANSWERED_S = 5.0
 # Heartbeats come every second; the longest that a loop is at without one is a second or two.
 SILENT_S = 8.0
 # What is over by then is not worth a word.
@@ -45,7 +47,7 @@ class Problem(Struct, frozen=True):
         return cls(cause, now if former is None else former.since)
 
     def text(self, now: float) -> str:
-        """For people."""
+        """As it is told."""
         return f"{self.cause} for {now - self.since:.0f} s" if self.lasts else self.cause
 
 
