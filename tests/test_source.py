@@ -128,7 +128,6 @@ def test_resumes_in_the_middle(client: Client, spec: StreamSpec, start: Position
         ({"errorCode": 18}, ConfigError),
         ({"errorCode": 2}, ConfigError),
         ({"errorCode": 16608}, ConfigError),
-        ({"errorCode": 10334}, FatalError),
     ],
     ids=str,
 )
@@ -139,6 +138,16 @@ def test_does_not_resume_what_is_not_resumable(
     stream.next()
     with failing(client, "getMore", 1, **error), pytest.raises(kind):
         stream.next()
+    stream.close()
+
+
+def test_names_the_remedy_for_an_event_that_stays_too_large(
+    client: Client, spec: StreamSpec, start: Position
+) -> None:
+    stream = ChangeStream(client, spec, start)
+    stream.next()
+    with failing(client, "getMore", 2, errorCode=10334), pytest.raises(FatalError, match=r"source\.pipeline"):
+        drain(stream, 1)
     stream.close()
 
 

@@ -24,6 +24,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, is_behind, split_time, token_document
+from engine.errors import FatalError, HeadraceError
+from engine.source import large_events
 from engine.source.failures import translate
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
@@ -73,6 +75,7 @@ class ChangeStream:
         self._batch_size: int | None = None
         self._split_events = SplitEvents()
         self._can_split_events = True
+        self._leaves_out = False  # from the failure at an event that is too large until that has come
         self._operation = f"read the change stream {spec.stream}"
 
     def next(self) -> Reply:
@@ -87,7 +90,7 @@ class ChangeStream:
             reply = self._read()
         except PyMongoError as error:
             self._forget_cursor()
-            raise translate(self._operation, error) from error
+            raise self._translated(error) from error
         if self._skip_to and reply.token and self._has_passed(reply):
             self._skip_to = ""
         if reply.token and not self._skip_to and (reply.token != self._position.token or not self._position.exact):
@@ -97,6 +100,13 @@ class ChangeStream:
             reply.position = self._position
         self._adapt_batch_size(reply)
         return reply
+
+    def _translated(self, error: PyMongoError) -> HeadraceError:
+        translated = translate(self._operation, error)
+        code = error.code if isinstance(error, OperationFailure) else None
+        if code == large_events.TOO_LARGE:
+            return FatalError(self._operation, f"an event is too large (code {code})", large_events.REMEDY)
+        return translated
 
     def _has_passed(self, reply: Reply) -> bool:
         """Whether the server has passed what was taken before: one that stands at it may have more fragments."""
@@ -126,6 +136,9 @@ class ChangeStream:
             except OperationFailure as error:
                 if error.code == _UNRECOGNIZED_STAGE and self._can_split_events:
                     self._can_split_events = False  # a server before 6.0.9 or 7.0
+                elif error.code == large_events.TOO_LARGE and not self._leaves_out:
+                    self._forget_cursor()
+                    self._leaves_out = True
                 elif _refuses_token(error) and self._position.token and self._position.exact:
                     self._forget_cursor()
                     self._start_at_time(error)
@@ -161,7 +174,18 @@ class ChangeStream:
         reply = self._split_events.join(reply)
         # The server closes a change stream only behind an invalidate event; a pipeline may hide it.
         reply.ends_invalidated = not self._cursor.is_open
+        if self._leaves_out and not reply.is_partial:
+            self._look_for_shortened(reply)
         return reply
+
+    def _look_for_shortened(self, reply: Reply) -> None:
+        """Behind the event that was too large, the stream goes on as it is configured."""
+        for fields in large_events.shortened_events(reply):
+            what = "an event past 16 MiB has landed without what was looked up for it"
+            log.warning(what, extra={"fields": {"stream": self._spec.stream} | fields})
+            self._leaves_out = False
+        if not self._leaves_out:
+            self._cursor.end()
 
     def _forget_cursor(self) -> None:
         self._cursor.forget()
@@ -184,6 +208,8 @@ class ChangeStream:
         elif spec.parts > 1:
             stages.append(_split_stage(spec.part, spec.parts))
         stages += json_util.loads(spec.pipeline)
+        if self._leaves_out:
+            stages.append(large_events.leave_out_stage())
         if self._can_split_events:
             stages.append({"$changeStreamSplitLargeEvent": {}})
         return stages

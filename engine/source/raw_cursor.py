@@ -105,6 +105,11 @@ class RawCursor:
 
     def close(self) -> None:
         """End the cursor on the server, if it is there, and the thread."""
+        self.end()
+        self._thread.shutdown(wait=False)
+
+    def end(self) -> None:
+        """End the cursor on the server, if it is there; the next command begins anew."""
         self._await_asked()
         try:
             if self._id:
@@ -112,7 +117,6 @@ class RawCursor:
         except PyMongoError:
             pass  # it times out by itself
         self.forget()
-        self._thread.shutdown(wait=False)
 
     def _received(self, raw: bytes) -> bytes:
         self._id, self._collection = cursor_of(raw)

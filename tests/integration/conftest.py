@@ -28,3 +28,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
     mongo.start()
     yield mongo
     mongo.members[0].kill()
+
+
+@pytest.fixture(scope="module")
+def latest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A server that splits large events."""
+    mongo = Mongo(tmp_path_factory.mktemp("latest"), latest=True, cache_gib=0.5)
+    mongo.start()
+    yield mongo
+    mongo.stop()

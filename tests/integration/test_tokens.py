@@ -26,15 +26,6 @@ Client = MongoClient[dict[str, Any]]
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def latest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A server that splits large events."""
-    mongo = Mongo(tmp_path_factory.mktemp("latest"), latest=True, cache_gib=0.5)
-    mongo.start()
-    yield mongo
-    mongo.stop()
-
-
 @pytest.fixture(params=["6.0.5", "6.0.27"])
 def server(request: pytest.FixtureRequest, stack: LocalStack, config: EngineConfig) -> Iterator[Client]:
     """A server of each kind, which the engine reads."""
