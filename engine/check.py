@@ -90,12 +90,14 @@ def _check_state(config: Config, records: Records) -> Findings:
 def _check_source(config: Config, records: Records) -> Findings:
     from engine.source.presence import absent
     from engine.source.session import Members, connect, starting_position, survey
+    from engine.source.watchable import not_watchable
 
     source = config.source
     with connect(source.uri) as client:
         ready = survey(client)
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
         yield from map(Doubt, absent(client, source.database, source.collections))
+        yield from not_watchable(client, plan_streams(source))
         members = Members(client, source.uri, "primary")
         opened = resumed = 0
         for spec, record in _streams(config, records):

@@ -36,6 +36,7 @@ from engine.source.presence import absent
 from engine.source.reply import Reply
 from engine.source.scan import Mark, SplitScan
 from engine.source.session import Members, connect, sample, server_time, starting_position, survey
+from engine.source.watchable import not_watchable
 
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
@@ -197,6 +198,8 @@ class Reader:
                 start = Position(time=server_time(self._client))
             elif start is None:
                 start = starting_position(self._client, assign.start_at)
+            for error in not_watchable(self._client, [assign.spec]):
+                log.error("a collection has no change streams", extra={"fields": {"error": str(error)}})
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
             return

@@ -24,8 +24,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, is_behind, split_time, token_document
-from engine.errors import FatalError, HeadraceError
-from engine.source import large_events
+from engine.errors import ConfigError, FatalError, HeadraceError
+from engine.source import large_events, watchable
 from engine.source.failures import translate
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
@@ -106,6 +106,8 @@ class ChangeStream:
         code = error.code if isinstance(error, OperationFailure) else None
         if code == large_events.TOO_LARGE:
             return FatalError(self._operation, f"an event is too large (code {code})", large_events.REMEDY)
+        if code == watchable.NOT_SUPPORTED_ON_VIEW:
+            return ConfigError(self._operation, translated.cause, watchable.REMEDY)
         return translated
 
     def _has_passed(self, reply: Reply) -> bool:

@@ -44,7 +44,7 @@ def make_plans(
     """Plans for these collections.
 
     Args:
-        present_only: leave out what is not there (yet), instead of complaining.
+        present_only: leave out what is not there (yet) and views, instead of complaining.
 
     Raises:
         ConfigError: a collection is not there or cannot be read, or the selection does not fit it.
@@ -123,9 +123,10 @@ class _Planner:
         self._operation = f"plan the backfill of {self._database}.{self._name}"
 
     def is_present(self) -> bool:
-        """Whether there is such a collection."""
+        """Whether there is such a collection, which is no view."""
         with translated(self._operation):
-            return any(entry["name"] == self._name for entry in _entries(self._client, self._database))
+            entries = _entries(self._client, self._database)
+        return any(entry["name"] == self._name and entry["type"] != "view" for entry in entries)
 
     def plan(self) -> Plan:
         """See ``make_plans``."""

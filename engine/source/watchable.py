@@ -1,0 +1,42 @@
+"""Collections that have no change streams: views, and time-series collections.
+
+A stream of one such collection cannot be opened, and the server says why. A stream that collections share can: it
+watches the database, and never has an event of them. So it is looked up what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.core.messages import StreamSpec
+from engine.errors import ConfigError
+from engine.source.failures import translated
+from engine.source.session import Client
+
+NOT_SUPPORTED_ON_VIEW = 166
+_KINDS = {"view": "a view", "timeseries": "a time-series collection"}
+REMEDY = (
+    "Take it out of source.collections: change streams are of collections only. Name the collection that a view "
+    "is made from instead; what a time-series collection holds can be loaded by the command backfill."
+)
+
+
+def not_watchable(client: Client, specs: Sequence[StreamSpec]) -> list[ConfigError]:
+    """An error for each collection of these shared streams that will have no events.
+
+    Raises:
+        HeadraceError: the server does not say.
+    """
+    found = []
+    for spec in specs:
+        if spec.level != "database" or not spec.collections:
+            continue
+        options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
+        with translated(f"list the collections of {spec.database}"):
+            entries = list(client[spec.database].list_collections(**options))
+        for entry in entries:
+            if entry["name"] in spec.collections and entry["type"] in _KINDS:
+                operation = f"watch {spec.database}.{entry['name']}"
+                found.append(ConfigError(operation, f"it is {_KINDS[entry['type']]}", REMEDY))
+    return found
