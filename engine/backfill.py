@@ -60,12 +60,14 @@ class Work(Struct, frozen=True):
         progress: of each collection, by namespace.
         start_at: where change streams without a position start, before the plans were made; empty for
             ``source.start``.
+        loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
     """
 
     plans: tuple[Plan, ...] = ()
     splits: tuple[StreamSpec, ...] = ()
     progress: dict[str, Progress] = {}
     start_at: str = ""
+    loaded: dict[str, int] = {}
 
 
 NOTHING = Work()
@@ -288,7 +290,7 @@ def prepare(
                 plans.forget(before)
         if wanted and not found and not beginning:
             planner.call(make_plans, config, wanted, selection, False)  # which says what is wrong with the first
-        return _work(plans, [found[namespace] for namespace in wanted if namespace in found])
+        return work_of(plans, [found[namespace] for namespace in wanted if namespace in found])
 
 
 def warn_of_absent(config: Config, planner: Planner) -> None:
@@ -376,7 +378,7 @@ def snapshot(
         what = "streams go on where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
     with plans_of(config) as plans:
-        work = _work(plans, plans.read_of(specs))
+        work = work_of(plans, plans.read_of(specs))
     return replace(work, start_at=start_at)
 
 
@@ -432,7 +434,8 @@ def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
     return any(each.position is not None and overlap(collection, each.spec) for each in streams if each.spec)
 
 
-def _work(plans: Plans, found: Sequence[Plan]) -> Work:
+def work_of(plans: Plans, found: Sequence[Plan]) -> Work:
+    """What is left of these plans."""
     open_ = [plan for plan in found if not plan.finished]
     known = plans.records() if open_ else {}
     return Work(

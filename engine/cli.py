@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import select
 import signal
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # A loss of history that comes back at once is no loss that a snapshot heals.
 MOST_LOSSES = 3
 LOSSES_WITHIN_S = 600.0
+# The streams begin again for a load: collections that are replaced all the time are loaded no oftener.
+RELOADS_APART_S = 60.0
 log = logging.getLogger("headrace")
 # What a shell reports of a program that SIGPIPE has ended.
 CUT_OFF = 128 + signal.SIGPIPE
@@ -277,9 +280,14 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     divide_within(config, readers)
     lost: frozenset[str] = frozenset()
     losses: list[float] = []
+    reload_from = 0.0
     while True:
         try:
-            return _follow(config, specs, lost, until_caught_up=options.until_caught_up)
+            return _follow(config, specs, lost, reload_from, until_caught_up=options.until_caught_up)
+        except ContentReplaced:
+            # What is replaced behind the end that was wanted is for the next run.
+            reload_from = math.inf if options.until_caught_up else time.monotonic() + RELOADS_APART_S
+            lost = frozenset()
         except HistoryLost as loss:
             lost = loss.streams
             losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
@@ -296,26 +304,43 @@ class HistoryLost(Exception):
         self.error = error
 
 
-def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *, until_caught_up: bool) -> int:
+class ContentReplaced(Exception):
+    """Collections got other documents, which the streams do not bring: they are to be loaded."""
+
+
+def _follow(
+    config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], reload_from: float, *, until_caught_up: bool
+) -> int:
     """Run the streams to their end; the exit code.
 
+    Args:
+        reload_from: since when, on the monotonic clock, this may end with ``ContentReplaced``.
+
     Raises:
+        ContentReplaced: it goes on with a load of some collections.
         HistoryLost: some of them must begin anew with a snapshot.
         EngineEnded: it failed.
     """
     from engine.backfill import Planner, finish, snapshot
     from engine.handover import hand_over
     from engine.progress import logged
+    from engine.reloads import pool_beside, with_reloads
     from engine.supervisor import Supervisor
 
     with Planner(config.retry, config.supervision.hang_timeout) as planner:
-        work = snapshot(config, planner, specs, lost)
+        work = with_reloads(config, planner, specs, snapshot(config, planner, specs, lost))
     watch = logged(work.progress.values())
 
     def launched() -> Supervisor:
-        pool = min(config.backfill.readers, len(work.splits))
         made = Supervisor(
-            config, specs, pool=pool, start_at=work.start_at, lost=lost, until_caught_up=until_caught_up
+            config,
+            specs,
+            pool=pool_beside(config, len(specs), len(work.splits)),
+            start_at=work.start_at,
+            lost=lost,
+            until_caught_up=until_caught_up,
+            reload_from=reload_from,
+            loaded=work.loaded,
         )
         made.load(work, watch)
         made.launch()
@@ -335,6 +360,8 @@ def _follow(config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], *
     try:
         code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
         finish(config, work)
+        if supervisor.reloads:
+            raise ContentReplaced
         return code
     except EngineEnded as ended:
         if supervisor.lost and not supervisor.interrupted:

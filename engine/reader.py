@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from engine.core import messages as msg
 from engine.core.ledger import first_segment
@@ -68,6 +69,7 @@ class Assignment:
         self.segmenter = Segmenter(limits, next_seq, assign.replay, assign.until, start)
         self.scanned = start
         self.versions: dict[tuple[str, str], int] = {}
+        self.replaced: dict[str, msg.Replaced] = {}  # by the open segment
         self.found_start = None if assign.start else start
         self.started = False
         self.finishing = False
@@ -212,7 +214,7 @@ class Reader:
         one = assign.spec.level in ("collection", "split")
         collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
-        self._decoder = Decoder(self._registry, self._options, namespace)
+        self._decoder = Decoder(self._registry, self._options, namespace, assign.spec.covers)
 
     def _warn_of_absent(self) -> None:
         """Say what is not there, for all streams and once: they wait for it in silence."""
@@ -363,6 +365,7 @@ class Reader:
                 raise TransientError("replay a segment", cause)  # it is known from now on: start over
             else:
                 self._report(assignment, segmenter.flush("schema"))
+        self._note_renames(assignment, decoded)
         for batch in decoded.batches:
             assignment.versions[batch.database, batch.collection] = batch.schema_version
         raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
@@ -373,6 +376,17 @@ class Reader:
             rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
             self._hand_over(assignment, plan, stop - row, raw_bytes, rescued)
         return stop
+
+    def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
+        """Note which collections the open segment gives another content, and tell of those that it takes away."""
+        for renamed in decoded.renames:
+            source, target = ".".join(renamed.source), ".".join(renamed.target)
+            if assignment.spec.covers(*renamed.target):
+                assignment.replaced[target] = msg.Replaced(target, renamed.time)
+            elif assignment.spec.covers(*renamed.source):
+                fields = {"stream": assignment.spec.stream, "collection": source, "to": target}
+                what = "a collection was renamed, and is not captured under its new name"
+                log.warning(what, extra={"fields": fields})
 
     def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
         """The rows as columns, as many of them as fit their share of the arena, and where they end.
@@ -469,7 +483,9 @@ class Reader:
     def _report(self, assignment: Assignment, end: SegmentEnd | None) -> None:
         if end is not None:
             assignment.versions.clear()
-            self._send(msg.SegmentCut(assignment.generation, end.intent, end.reason))
+            intent = replace(end.intent, replaced=tuple(assignment.replaced.values()))
+            assignment.replaced.clear()
+            self._send(msg.SegmentCut(assignment.generation, intent, end.reason))
 
     # --- messages ----------------------------------------------------------------------------------------
 

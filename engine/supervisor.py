@@ -15,7 +15,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from types import FrameType
 
@@ -74,6 +74,7 @@ class Supervisor:
         lost: change streams that begin anew, because their history is lost.
         until_caught_up: end when each stream has passed the cluster time of its start.
         common_end: end with all streams at one cluster time, and keep their leases.
+        reload_from, loaded: see ``Settings``.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Supervisor:
         lost: frozenset[str] = frozenset(),
         until_caught_up: bool = False,
         common_end: bool = False,
+        reload_from: float = float("inf"),
+        loaded: Mapping[str, int] | None = None,
     ) -> None:
         self._config = config
         self._watch: Watch | None = None
@@ -106,6 +109,9 @@ class Supervisor:
             until_caught_up=until_caught_up,
             common_end=common_end,
             memory_limit=budget.limit,
+            on_replaced=config.source.on_replaced,
+            reload_from=reload_from,
+            loaded=dict(loaded or {}),
         )
         self._coordinator = Coordinator(settings, specs, random.Random())
         self._child_settings = ChildSettings(config, budget, __version__)
@@ -138,6 +144,11 @@ class Supervisor:
     def lost(self) -> frozenset[str]:
         """The streams whose collections must be loaded again before they can go on."""
         return self._coordinator.lost
+
+    @property
+    def reloads(self) -> bool:
+        """Whether it has ended so that replaced collections are loaded again."""
+        return self._coordinator.reloads
 
     @property
     def interrupted(self) -> bool:
@@ -417,6 +428,7 @@ class Supervisor:
             held_by=stream.held_by,
             error=self._redact(str(stream.error)) if stream.error else "",
             problem=self._redact(stream.problem.text(time.monotonic())) if stream.problem else "",
+            replaced=tuple(sorted(stream.replaced)),
         )
 
     def _process_status(self, child: Child) -> ProcessStatus:

@@ -36,6 +36,7 @@ class StreamStatus(Struct, frozen=True):
         held_by: the other engine that has the stream's lease.
         error: what has stopped it for good.
         problem: what keeps it from being read and landed at present; it is tried again.
+        replaced: collections that got other documents by a rename, which have not been loaded.
     """
 
     stream: str
@@ -61,6 +62,7 @@ class StreamStatus(Struct, frozen=True):
     error: str = ""
     rescued_values: int = 0
     problem: str = ""
+    replaced: tuple[str, ...] = ()
 
 
 class ProcessStatus(Struct, frozen=True):

@@ -56,6 +56,14 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, int],
         Meta(description="Collection = N: read a hot collection through N change streams, by a hash of `_id`."),
     ] = field(default_factory=dict)
+    on_replaced: Annotated[
+        Literal["reload", "warn", "fail"],
+        Meta(
+            description="When another collection is renamed to a captured one's name, as `$out` does, there are "
+            "no events of its documents: load the collection again while the streams go on; only warn; or stop "
+            "the stream until the command `backfill --restart` has loaded it."
+        ),
+    ] = "reload"
     on_history_lost: Annotated[
         Literal["fail", "snapshot", "now"],
         Meta(

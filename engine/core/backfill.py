@@ -81,6 +81,7 @@ class Plan(Struct, frozen=True):
         read: documents that were read, once it is finished.
         schema: the version of the collection's schema by then; 0 for none.
         since: the cluster time before which nothing of it was read, when it is to be marked as loaded; else 0.
+        begun: the cluster time before which nothing of it was read; 0 in plans of earlier versions.
     """
 
     id: str
@@ -99,11 +100,16 @@ class Plan(Struct, frozen=True):
     read: int = 0
     schema: int = 0
     since: int = 0
+    begun: int = 0
 
     @property
     def namespace(self) -> str:
         """Database and collection, as MongoDB writes them."""
         return f"{self.database}.{self.collection}"
+
+    def has_all_since(self, time: int) -> bool:
+        """Whether it loads the whole collection as it was at this cluster time or later."""
+        return self.selection == Selection() and max(self.begun, self.since) >= time
 
     def splits(self) -> list[StreamSpec]:
         """What is to be read, in order; then the mark, if it is to get one."""

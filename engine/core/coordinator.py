@@ -59,6 +59,7 @@ from engine.core.messages import (
     Publish,
     Published,
     ReaderReady,
+    Replaced,
     SchemaGiven,
     SchemaWanted,
     Seal,
@@ -95,8 +96,9 @@ LOOK_EVERY_S = 0.5
 class Coordinator:
     """Decides; see the module's docstring.
 
-    State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever), and
-    ``lost``, the stream whose loss of history has ended it.
+    State beside the streams: ``until``, the one cluster time that all streams are read up to (0: for ever);
+    ``lost``, the stream whose loss of history has ended it; and ``reloads``, whether it has ended so that
+    collections with other content are loaded again.
 
     Args:
         specs: the change streams, each with a reader of its own.
@@ -119,6 +121,7 @@ class Coordinator:
         self.progress: dict[str, Progress] = {}
         self._anew = set(settings.lost)
         self.lost: frozenset[str] = frozenset()
+        self.reloads = False
         writers = [Child("writer", number) for number in range(settings.writers)]
         self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
@@ -277,6 +280,7 @@ class Coordinator:
         stream.schemas = dict(record.schemas)
         stream.durable_seq = None if record.position is None else record.seq
         stream.ledger = Ledger(record.position, record.seq, record.intents)
+        actions = self._take_replaced(stream, record.replaced)
         beyond, stream.beyond = stream.beyond, ""
         if beyond and (number_in(beyond, name) or 0) > stream.ledger.last_known:
             return self._settle(self._stop_stream(stream, _older_than_the_lake(stream, beyond)), now)
@@ -291,7 +295,16 @@ class Coordinator:
             return self._exit(2, ConfigError(f"resume the stream {name}", cause, remedy))
         if name in self._anew and record.position is not None:
             self._begin_anew(stream)
-        return self._settle([], now)
+        if stream.replaced and self.settings.on_replaced == "fail":
+            actions += self._stop_stream(stream, _replaced(stream))
+        return self._settle(actions, now)
+
+    def _take_replaced(self, stream: Stream, replaced: Mapping[str, int]) -> list[Action]:
+        """What the record tells of replaced collections; those that have been loaded since are done with."""
+        loaded = self.settings.loaded
+        done = [each for each, time in replaced.items() if time <= loaded.get(each, 0)]
+        stream.replaced = {each: time for each, time in replaced.items() if each not in done}
+        return [self._write(stream, records.loaded(done))] if done else []
 
     def _refusal(self, stream: Stream, record: StreamRecord) -> HeadraceError | None:
         """Why the stream must not go on from this record."""
@@ -624,7 +637,40 @@ class Coordinator:
         if commit.seqs:
             fields = {"stream": stream.name, "seq": commit.seq, "rows": commit.rows}
             actions.append(Log(stream.log_level, "committed", fields))
-        return actions
+        return actions + self._on_replaced(stream, commit.replaced)
+
+    def _on_replaced(self, stream: Stream, replaced: Iterable[Replaced]) -> list[Action]:
+        """Collections of the stream have other content; the commit that has just left says so, too."""
+        new = {each.namespace: each.time for each in replaced}
+        if not new:
+            return []
+        stream.replaced |= new
+        if self.settings.on_replaced == "fail":
+            return self._stop_stream(stream, _replaced(stream))
+        fields: dict[str, object] = {"stream": stream.name, "collections": sorted(new)}
+        if self.settings.on_replaced == "reload":
+            return [Log("warning", "collections were replaced; loading what they have now", fields)]
+        fields["remedy"] = _replaced(stream).remedy
+        return [Log("warning", "collections were replaced; what they have now is not loaded", fields)]
+
+    def _reload_if_due(self, now: float) -> list[Action]:
+        """End, so that replaced collections are loaded again by the next run; what is being loaded goes first.
+
+        Streams that have an end come to it before: all that is replaced is then loaded together.
+        """
+        if self.settings.on_replaced != "reload" or now < self.settings.reload_from or self.draining:
+            return []
+        if self._exiting is not None or self._splits or any(each.spec.is_split for each in self.streams.values()):
+            return []
+        if self.settings.until_caught_up and not all(each.is_over for each in self.streams.values()):
+            return []
+        mine = (each for each in self._change_streams() if each.lease == "held" and each.error is None)
+        owed = sorted({namespace for stream in mine for namespace in stream.replaced})
+        if not owed:
+            return []
+        self.reloads = True
+        fields = {"collections": owed}
+        return [Log("info", "beginning again, with a load of replaced collections", fields), *self._exit(0, None)]
 
     def _write(self, stream: Stream, change: records.Change) -> Write:
         return Write(stream.name, stream.generation, change)
@@ -713,7 +759,16 @@ class Coordinator:
         self._count(stream, rows, splits=1)
         self._free_reader(stream)
         del self.streams[stream.name]
-        return [Release((stream.name,))]
+        return [Release((stream.name,)), *self._forget_replaced(stream.spec)]
+
+    def _forget_replaced(self, mark: StreamSpec) -> list[Action]:
+        """All of a collection has been loaded, if this is a mark: it was replaced before that."""
+        actions: list[Action] = []
+        for stream in self._change_streams():
+            if stream.lease == "held" and 0 < stream.replaced.get(mark.namespace, 0) <= mark.closes:
+                del stream.replaced[mark.namespace]
+                actions.append(self._write(stream, records.loaded([mark.namespace])))
+        return actions
 
     def _count(self, stream: Stream, rows: int, splits: int = 0) -> None:
         """So much more is in the lake of the backfill that the stream is a part of, if it is of one."""
@@ -916,6 +971,7 @@ class Coordinator:
             actions += self._enlist_writers(now)
             for stream in list(self.streams.values()):
                 actions += self._finish_stream_if_done(stream, now)
+        actions = actions + self._reload_if_due(now)
         return actions + self._end_if_done()
 
     def _end_if_done(self) -> list[Action]:
@@ -1010,6 +1066,14 @@ class Coordinator:
         return holds_slab or any(
             each.writer == child.index and each.phase.value in ("cut", "publishing") for each in segments
         )
+
+
+def _replaced(stream: Stream) -> FatalError:
+    namespaces = sorted(stream.replaced)
+    names = ",".join(each.partition(".")[2] for each in namespaces)
+    cause = f"{', '.join(namespaces)} got other documents by a rename or $out, of which there are no events"
+    remedy = f"Load them: headrace backfill --collections {names} --restart."
+    return FatalError(f"follow {stream.name}", cause, remedy)
 
 
 def _older_than_the_lake(stream: Stream, beyond: str) -> FatalError:

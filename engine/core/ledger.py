@@ -24,12 +24,14 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from enum import Enum
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from engine.core.messages import Intent, ObjectName
+from engine.core.messages import Intent, ObjectName, Replaced
 from engine.core.position import Position, split_time
 
 
@@ -66,12 +68,13 @@ class PublishSegment(Struct, frozen=True):
 
 
 class WriteCommit(Struct, frozen=True):
-    """To do: make the position durable and drop the intents ``seqs`` with it."""
+    """To do: make the position durable, and what was ``replaced``, and drop the intents ``seqs`` with it."""
 
     seq: int
     position: Position
     seqs: tuple[int, ...] = ()
     rows: int = 0
+    replaced: tuple[Replaced, ...] = ()
 
 
 Effect = WriteIntent | PublishSegment | WriteCommit
@@ -155,7 +158,7 @@ class Ledger:
         assert cut is not None
         assert set(cut.objects) <= set(objects), "a replay makes at least the objects of its intent"
         segment.phase = Phase.SEALED
-        segment.intent = Intent(seq, cut.first_token, cut.end, objects, cut.rows)
+        segment.intent = replace(cut, objects=objects)
         return self._record_prefix()
 
     def _record_prefix(self) -> list[Effect]:
@@ -191,8 +194,10 @@ class Ledger:
         assert last is not None
         assert self.committed is None or not last.end.precedes(self.committed), "tokens only move forward"
         self.committed = last.end
-        rows = sum(each.intent.rows for each in done if each.intent)
-        return [WriteCommit(self.committed_seq, last.end, tuple(each.seq for each in done), rows)]
+        intents = [each.intent for each in done if each.intent]
+        replaced = tuple(itertools.chain.from_iterable(each.replaced for each in intents))
+        rows = sum(each.rows for each in intents)
+        return [WriteCommit(self.committed_seq, last.end, tuple(each.seq for each in done), rows, replaced)]
 
     def idle(self, position: Position) -> list[Effect]:
         """The server has nothing for this stream up to ``position``: commit that, if nothing is in flight."""

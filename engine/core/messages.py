@@ -70,6 +70,12 @@ class StreamSpec(Struct, frozen=True):
         """Whether it is a part of a backfill."""
         return self.level == "split"
 
+    def covers(self, database: str, collection: str) -> bool:
+        """Whether the stream brings what happens in a collection (of a split one, its part of it)."""
+        if self.level == "deployment":
+            return True
+        return database == self.database and (not self.collections or collection in self.collections)
+
 
 class ObjectName(Struct, frozen=True, order=True):
     """One object of a segment, and whose rows it holds."""
@@ -80,6 +86,18 @@ class ObjectName(Struct, frozen=True, order=True):
     dead_letter: bool = False
 
 
+class Replaced(Struct, frozen=True):
+    """A collection has other documents than its events tell of: another one was renamed to its name.
+
+    Attributes:
+        namespace: of the collection, as MongoDB writes it.
+        time: when, as a cluster time.
+    """
+
+    namespace: str
+    time: int
+
+
 class Intent(Struct, frozen=True):
     """A sealed segment that may have been published: what a restart must replay to the same keys.
 
@@ -88,6 +106,7 @@ class Intent(Struct, frozen=True):
         end: the segment holds what lies after the segment before it, up to and with this position.
         objects: what it is published as.
         rows: events in it.
+        replaced: what its events say of collections whose content must be loaded.
     """
 
     seq: int
@@ -95,6 +114,7 @@ class Intent(Struct, frozen=True):
     end: Position
     objects: tuple[ObjectName, ...] = ()
     rows: int = 0
+    replaced: tuple[Replaced, ...] = ()
 
 
 # --- to a reader -----------------------------------------------------------------------------------------

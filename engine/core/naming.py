@@ -56,6 +56,15 @@ _HASH_DIGITS = 16
 _SHARED_DIGITS = 12
 
 
+# What the server itself makes, for $out and for a rename to another database, and renames when it is complete.
+_TEMPORARY = re.compile(r"tmp\.agg_out\.[0-9a-f-]+|tmp[0-9A-Za-z]{5}\.renameCollection")
+
+
+def is_temporary(collection: str) -> bool:
+    """Whether a collection is one of the server's own, which has a name of no meaning until it is renamed."""
+    return _TEMPORARY.fullmatch(collection) is not None
+
+
 def safe_name(name: str, most: int = _COLLECTION_MAX) -> str:
     """A database's or collection's name, percent-encoded where a key or Hive would choke, and not too long."""
     encoded = quote(name, safe="").replace("~", "%7E")

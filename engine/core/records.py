@@ -14,13 +14,14 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 | ``handover`` | the last handover that this record took part in |
 | ``updated`` | when the record was last written: seconds since 1970 |
 | ``schema:<database>.<collection>`` | the least version of that schema that the store must have |
+| ``replaced:<database>.<collection>`` | the cluster time at which it got other documents, until these are loaded |
 | ``intent:<seq>`` | one for each segment that may have been published and is not committed |
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -34,6 +35,7 @@ _INTENT = "intent:"
 # Ids of streams that collections shared, before these were made of what they share.
 _NUMBERED = re.compile(r"~(\d+of\d+)?$")
 _SCHEMA = "schema:"
+_REPLACED = "replaced:"
 
 
 class StreamRecord(Struct, frozen=True):
@@ -50,6 +52,7 @@ class StreamRecord(Struct, frozen=True):
     updated: float = 0.0
     intents: tuple[Intent, ...] = ()
     schemas: dict[str, int] = {}
+    replaced: dict[str, int] = {}
 
 
 class Change(Struct, frozen=True):
@@ -74,6 +77,9 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
         updated=float(fields.get("updated", "0")),
         intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
         schemas={name: int(version) for name, version in fields.items() if name.startswith(_SCHEMA)},
+        replaced={
+            name.removeprefix(_REPLACED): int(time) for name, time in fields.items() if name.startswith(_REPLACED)
+        },
     )
 
 
@@ -106,7 +112,13 @@ def intended(intent: Intent, schemas: Mapping[str, int]) -> Change:
 def committed(commit: WriteCommit, rows_total: int) -> Change:
     """Segments are published, or an idle stream has moved on."""
     put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
+    put |= {f"{_REPLACED}{each.namespace}": str(each.time) for each in commit.replaced}
     return Change(put, tuple(map(intent_field, commit.seqs)))
+
+
+def loaded(namespaces: Iterable[str]) -> Change:
+    """These collections were replaced, and what they have since then has been loaded."""
+    return Change({}, tuple(f"{_REPLACED}{namespace}" for namespace in namespaces))
 
 
 def schema_document(database: str, collection: str) -> str:

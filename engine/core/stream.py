@@ -30,6 +30,8 @@ class Settings(Struct, frozen=True):
         lost: change streams whose history is known to be lost: they begin anew, from now.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
             leases are kept at the end, so that nobody moves a stream before it is handed over.
+        reload_from: since when this engine may end so that replaced collections are loaded again.
+        loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
     """
 
     writers: int
@@ -46,6 +48,9 @@ class Settings(Struct, frozen=True):
     until_caught_up: bool = False
     common_end: bool = False
     memory_limit: int = 0
+    on_replaced: Literal["reload", "warn", "fail"] = "reload"
+    reload_from: float = float("inf")
+    loaded: dict[str, int] = {}
 
 
 class Counters(Struct):
@@ -80,6 +85,7 @@ class Stream(Struct):
         surveyor: the writer that looks at it.
         beyond: an object there that an earlier reading of the record does not account for.
         schemas: the versions that the record tells of, by the schemas' names.
+        replaced: collections whose new content is not in the lake, with the time of the replacement; by namespace.
         trouble: what it was last started over for, until something is committed.
         problem: what keeps it from being read and landed at present; None for a stream that has failed, whose
             ``error`` tells.
@@ -113,6 +119,7 @@ class Stream(Struct):
     schemas: dict[str, int] = {}
     trouble: Problem | None = None
     problem: Problem | None = None
+    replaced: dict[str, int] = {}
 
     @property
     def name(self) -> str:

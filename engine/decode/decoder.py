@@ -14,6 +14,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from engine.core.messages import Rescued
+from engine.core.naming import is_temporary
 from engine.core.position import split_time
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.decode import rowwise
@@ -55,11 +56,20 @@ class DecodedBatch(Struct):
     rescued: tuple[Rescued, ...] = ()
 
 
+class Renamed(NamedTuple):
+    """An event that a collection was renamed, at this cluster time."""
+
+    source: Namespace
+    target: Namespace
+    time: int
+
+
 class Decoded(Struct):
     """What came of some events; ``dead_letters`` holds the bytes of those that no decoder takes."""
 
     batches: list[DecodedBatch]
     dead_letters: list[bytes]
+    renames: list[Renamed] = []
 
 
 class _SlowRow(NamedTuple):
@@ -93,7 +103,7 @@ class _Group:
 
 
 class _Reply:
-    """The bytes that are decoded together, and which of their rows the cursors could not take."""
+    """The bytes that are decoded together, which of their rows the cursors could not take, and what they tell."""
 
     def __init__(self, data: bytes, offsets: Offsets) -> None:
         self.data = data
@@ -104,6 +114,7 @@ class _Reply:
         self.ends = np.clip(self.starts + self.view.int32[self.starts], self.starts, offsets[1:])
         self.odd: Bools = np.zeros(self.count, bool)
         self.dead: list[bytes] = []
+        self.renames: list[Renamed] = []
 
     def flag(self, rows: Ints) -> None:
         self.odd[rows] = True
@@ -121,12 +132,20 @@ class Decoder:
     Args:
         schemas: the collections' schemas.
         default_namespace: for events that have none of their own, and for documents.
+        covers: whether a collection is the stream's, by database and name.
     """
 
-    def __init__(self, schemas: Schemas, options: SchemaOptions, default_namespace: Namespace = ("", "")) -> None:
+    def __init__(
+        self,
+        schemas: Schemas,
+        options: SchemaOptions,
+        default_namespace: Namespace = ("", ""),
+        covers: Callable[[str, str], bool] = lambda *_: True,
+    ) -> None:
         self._schemas = schemas
         self._options = options
         self._default = default_namespace
+        self._covers = covers
         self._events = EventScanner()
         self._scanners: dict[Namespace, DocumentScanner] = {}
         self._settlers: dict[str, Settler] = {}
@@ -189,7 +208,7 @@ class Decoder:
         """The metadata columns of all events, and the events of each namespace."""
         envelopes = self._events.scan(reply.view, reply.starts, reply.ends, reply.flag)
         metadata = envelopes.columns()
-        spaces = envelopes.namespaces()
+        spaces = self._without_renames(reply, envelopes)
         groups = {namespace: _Group(namespace, rows, reply.count) for namespace, rows in spaces.items()}
         for group in groups.values():
             self._scan_events(reply, envelopes, group)
@@ -198,10 +217,34 @@ class Decoder:
             if event is None:
                 reply.dead.append(reply.bytes_of(row))
                 continue
-            namespace = rowwise.namespace_of(event)
+            namespace, found = self._place(reply, event)
             group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
-            group.slow.append(_SlowRow(row, rowwise.envelope(event), rowwise.document_of(event)))
+            group.slow.append(_SlowRow(row, found, rowwise.document_of(event)))
         return metadata, list(groups.values())
+
+    def _without_renames(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
+        """The rows of each namespace; not those of renames, which are few and go the row-by-row way."""
+        spaces, renamed = envelopes.namespaces(), envelopes.renames()
+        if not len(renamed):
+            return spaces
+        reply.flag(renamed)
+        every = np.arange(reply.count, dtype=np.int64)
+        left = {each: np.setdiff1d(every if rows is None else rows, renamed) for each, rows in spaces.items()}
+        return {each: rows for each, rows in left.items() if len(rows)}
+
+    def _place(self, reply: _Reply, event: rowwise.Event) -> tuple[Namespace, dict[str, Any]]:
+        """The collection that an event is told in, and its metadata columns.
+
+        A rename ends what its source was called by; where the stream has no such collection, what its target was.
+        """
+        own, found = rowwise.namespace_of(event), rowwise.envelope(event)
+        if found.get("_cdc_op") != "rename" or not (target := rowwise.namespace_of(event, "to"))[1]:
+            return own, found
+        reply.renames.append(Renamed(own, target, found["_cdc_timestamp"] or 0))
+        has_source = self._covers(*own) and not is_temporary(own[1])
+        if has_source or not self._covers(*target):
+            return own, found
+        return target, rowwise.envelope(event, elsewhere=True)
 
     def _scan_events(self, reply: _Reply, envelopes: Envelopes, group: _Group) -> None:
         at, stop, rows = envelopes.documents()
@@ -219,7 +262,7 @@ class Decoder:
         self._scan(group, reply.view, at, stop, rows, flag)
 
     def _scan(self, group: _Group, view: View, at: Ints, stop: Ints, rows: Ints | None, odd: Flag) -> Tree:
-        scanner = self._scanners.setdefault(group.namespace, DocumentScanner(self._options))
+        scanner = self._scanners.setdefault(self._home(group.namespace), DocumentScanner(self._options))
         count, columns = group.count, self._options.columns
 
         def scan(fields: Sequence[Field]) -> Tree:  # knows no group: a cycle would keep the reply's bytes for long
@@ -228,11 +271,16 @@ class Decoder:
             return scanner.scan(view, at, stop, rows, count, fields, odd)
 
         group.scan = scan
-        group.tree = scan(self._schemas.get(*self._named(group.namespace)).fields)
+        group.tree = scan(self._schemas.get(*self._home(group.namespace)).fields)
         return group.tree
 
     def _named(self, namespace: Namespace) -> Namespace:
         return namespace[0] or self._default[0], namespace[1] or self._default[1]
+
+    def _home(self, namespace: Namespace) -> Namespace:
+        """Whose schema and directory the rows of a namespace have: temporary collections have none."""
+        database, collection = self._named(namespace)
+        return database, "" if is_temporary(collection) else collection
 
     # --- columns -----------------------------------------------------------------------------------------
 
@@ -240,11 +288,11 @@ class Decoder:
         if self._options.raw:
             metadata[RAW_COLUMN] = texts(reply.view, reply.starts, reply.ends, None, reply.count, pa.binary())
         batches = [self._finish(reply, metadata, group) for group in groups]
-        return Decoded([each for each in batches if each is not None], reply.dead)
+        return Decoded([each for each in batches if each is not None], reply.dead, reply.renames)
 
     def _finish(self, reply: _Reply, metadata: Columns, group: _Group) -> DecodedBatch | None:
         """Settle the types of new fields, build the columns, and put the two ways' rows together."""
-        database, collection = self._named(group.namespace)
+        database, collection = self._home(group.namespace)
         before = self._schemas.get(database, collection)
         schema = self._grown(reply, group)
         if schema is not before and group.scan and group.tree and group.tree.has_loose():
@@ -255,8 +303,9 @@ class Decoder:
         if not count:
             return None
         arrays = _merged(fast, fast_rows, slow, np.array([row.number for row in group.slow], np.int64))
-        arrays["_cdc_database"] = pa.repeat(pa.scalar(database), count)
-        arrays["_cdc_collection"] = pa.repeat(pa.scalar(collection), count)
+        shown = self._named(group.namespace)
+        arrays["_cdc_database"] = pa.repeat(pa.scalar(shown[0]), count)
+        arrays["_cdc_collection"] = pa.repeat(pa.scalar(shown[1]), count)
         names = [*METADATA_COLUMNS, *(field.column_name for field in schema.fields)]
         present = [name for name in names if name in arrays]
         batch = pa.RecordBatch.from_arrays([arrays[name] for name in present], names=present)
@@ -264,7 +313,7 @@ class Decoder:
 
     def _grown(self, reply: _Reply, group: _Group) -> CollectionSchema:
         """The collection's schema, with the fields that these rows bring."""
-        database, collection = self._named(group.namespace)
+        database, collection = self._home(group.namespace)
         schema = self._schemas.get(database, collection)
         seen: dict[str, Observed] = {}
         if group.tree is not None:
@@ -330,7 +379,7 @@ class Decoder:
         Raises:
             FatalError: there is a column, and ``schema.on_mismatch`` is ``fail``.
         """
-        database, collection = self._named(group.namespace)
+        database, collection = self._home(group.namespace)
         if column is not None and self._options.on_mismatch == "fail":
             cause = f"field {path!r} has a {raw.NAMES[kind]} that its column ({column.kind}) cannot hold exactly"
             remedy = (

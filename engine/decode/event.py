@@ -105,6 +105,13 @@ class Envelopes:
             return {next(iter(found)): None}
         return found
 
+    def renames(self) -> Ints:
+        """The rows of events that a collection was renamed."""
+        part = self._part(b"to", raw.DOCUMENT)
+        if part is None:
+            return np.zeros(0, np.int64)
+        return np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
+
     def columns(self) -> dict[str, pa.Array]:
         """The metadata columns that have values, but for the namespace's and ``_cdc_rescued``."""
         count = self.count

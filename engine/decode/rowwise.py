@@ -269,8 +269,12 @@ def _fit_integer(value: float, bits: int) -> int | None:
 # --- events ----------------------------------------------------------------------------------------------
 
 
-def envelope(event: Event) -> dict[str, Any]:
-    """The metadata columns of one event, by name, but for the namespace's and ``_cdc_rescued``."""
+def envelope(event: Event, *, elsewhere: bool = False) -> dict[str, Any]:
+    """The metadata columns of one event, by name, but for the namespace's and ``_cdc_rescued``.
+
+    Args:
+        elsewhere: the namespace's columns do not show the event's own, so that it is in ``_cdc_extra``.
+    """
     found: dict[str, Any] = {}
     extra: dict[str, str] = {}
     transaction: dict[str, str] = {}
@@ -293,6 +297,8 @@ def envelope(event: Event) -> dict[str, Any]:
                 found["_cdc_before"] = value.json()
             case ("lsid", raw.DOCUMENT) | ("txnNumber", raw.INT64):
                 transaction[name] = value.json()
+            case "ns", raw.DOCUMENT if elsewhere:
+                extra[name] = value.json()
             case (("ns" | "fullDocument"), raw.DOCUMENT) | (_, raw.NULL | raw.UNDEFINED):
                 pass
             case _:
@@ -333,9 +339,9 @@ def document_of(event: Event) -> Value | None:
     return event.get("fullDocument", raw.DOCUMENT) or event.get("documentKey", raw.DOCUMENT)
 
 
-def namespace_of(event: Event) -> tuple[str, str]:
+def namespace_of(event: Event, name: str = "ns") -> tuple[str, str]:
     """Database and collection; empty where the event has none."""
-    namespace = event.get("ns", raw.DOCUMENT)
+    namespace = event.get(name, raw.DOCUMENT)
     fields = namespace.fields() if namespace is not None else None
     database, collection = ((fields or {}).get(name) for name in ("db", "coll"))
     return (database.text() or "" if database else "", collection.text() or "" if collection else "")

@@ -230,8 +230,12 @@ def _start_option(position: Position) -> dict[str, Any]:
 
 
 def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
-    """Only these collections; what concerns the whole database goes with one of such streams."""
-    wanted: list[dict[str, Any]] = [{"ns.coll": {"$in": list(spec.collections)}}]
+    """Only these collections; what concerns the whole database goes with one of such streams.
+
+    Another collection that is renamed to the name of one of these concerns them: ``to`` is a rename's alone.
+    """
+    names = {"$in": list(spec.collections)}
+    wanted: list[dict[str, Any]] = [{"ns.coll": names}, {"to.coll": names}]
     if spec.carries_database:
         wanted.append({"ns.coll": {"$exists": False}})
     return {"$match": {"$or": wanted}}

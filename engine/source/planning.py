@@ -224,6 +224,7 @@ class _Planner:
             order=order,
             whole=whole,
             since=self._since if self._may_be_marked(order) else 0,
+            begun=self._since,
         )
 
     def _may_be_marked(self, order: str) -> bool:
