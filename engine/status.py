@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import bson
@@ -12,6 +13,7 @@ from bson import json_util
 
 from engine.backfill import Plans
 from engine.config import Config
+from engine.core.backfill import Plan, not_loaded
 from engine.core.naming import is_split
 from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
@@ -20,7 +22,10 @@ from engine.state import open_store
 
 
 class _Shown(msgspec.Struct):
-    """One stream's line; ``position`` is the whole resume token, as Extended JSON."""
+    """One stream's line; ``position`` is the whole resume token, as Extended JSON.
+
+    ``not_loaded`` are the collections that got other documents by a rename, which are not in the lake yet.
+    """
 
     stream: str
     collections: str
@@ -33,6 +38,7 @@ class _Shown(msgspec.Struct):
     updated: str
     status: str
     behind_s: float | None
+    not_loaded: list[str]
 
 
 def show_state(config: Config, *, as_json: bool) -> int:
@@ -45,10 +51,13 @@ def show_state(config: Config, *, as_json: bool) -> int:
     try:
         known = store.read_all()
         backfills = Plans(store).progress()
+        plans = {plan.namespace: plan for plan in Plans(store).read_all()}
     finally:
         store.close()
     rows = [
-        _shown(name, read_record(fields), holder) for name, (fields, holder) in known.items() if not is_split(name)
+        _shown(name, read_record(fields), holder, plans)
+        for name, (fields, holder) in known.items()
+        if not is_split(name)
     ]
     if as_json:
         for row in (*rows, *backfills):
@@ -78,10 +87,12 @@ def _print(rows: list[_Shown]) -> None:
             "segments": segments,
             "written": row.updated,
         }
+        if row.not_loaded:
+            facts["not loaded"] = f"{', '.join(row.not_loaded)}, since a rename brought other documents"
         print_details(row.stream, facts)
 
 
-def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
+def _shown(name: str, record: StreamRecord, holder: str, plans: Mapping[str, Plan]) -> _Shown:
     at = record.position
     seconds = split_time(at.time)[0] if at and at.time else 0
     return _Shown(
@@ -96,6 +107,7 @@ def _shown(name: str, record: StreamRecord, holder: str) -> _Shown:
         updated=_iso(record.updated),
         status="closed" if record.closed else "running" if holder else "stopped",
         behind_s=round(max(0.0, time.time() - seconds), 1) if seconds and not record.closed else None,
+        not_loaded=not_loaded(record, plans),
     )
 
 

@@ -177,6 +177,15 @@ def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
     return nothing.plus(rows, sum(is_end(record.position) for record in records.values()))
 
 
+def not_loaded(record: StreamRecord, plans: Mapping[str, Plan]) -> list[str]:
+    """The collections that were replaced, and of which no plan that was made later has been carried out."""
+    return [
+        namespace
+        for namespace, time in sorted(record.replaced.items())
+        if (plan := plans.get(namespace)) is None or not (plan.finished and plan.has_all_since(time))
+    ]
+
+
 def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int:
     """The version of the collection's schema that the records of a plan's splits tell of."""
     name = schema_document(plan.database, plan.collection)

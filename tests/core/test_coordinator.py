@@ -23,6 +23,7 @@ from engine.core.messages import (
     Intent,
     Published,
     ReaderReady,
+    Replaced,
     Sealed,
     SegmentCut,
     SlabFreed,
@@ -542,17 +543,21 @@ def pool(count: int, specs: Sequence[StreamSpec] = ()) -> tuple[Coordinator, Seq
     return made, specs
 
 
-def write_segment(made: Coordinator, seq: int) -> dict[str, str]:
+def write_segment(
+    made: Coordinator, seq: int, replaced: tuple[Replaced, ...] = (), into: list[Action] | None = None
+) -> dict[str, str]:
     """One segment from its slab to its commit; what was written to the store."""
     actions = made.from_child(READERS[0], SlabRequest(0, seq, 1000), 4.0)
     offset = next(each.message.offset for each in actions if isinstance(each, Send))  # type: ignore[union-attr]
     token = f"82{make_time(100, seq % 1000):016X}"
     actions += made.from_child(READERS[0], BatchReady(0, seq, offset, 1000, 1, 300), 4.0)
-    intent = Intent(seq, token, Position(token, make_time(100, seq % 1000)), (), 1)
+    intent = Intent(seq, token, Position(token, make_time(100, seq % 1000)), (), 1, replaced)
     actions += made.from_child(READERS[0], SegmentCut(0, intent, "full"), 5.0)
     actions += made.from_child(WRITER, Sealed("shop.a", 0, seq, (), 1, 100, 0), 6.0)
     actions += made.stored("shop.a", 0, seq, 7.0)
     actions += made.from_child(WRITER, Published("shop.a", 0, seq), 8.0)
+    if into is not None:
+        into += actions
     fields: dict[str, str] = {}
     for each in actions:
         if isinstance(each, Write):

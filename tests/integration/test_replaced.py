@@ -76,17 +76,21 @@ def check(client: Client, config: EngineConfig, lake: Lake, captured: list[str])
     assert len(set(events)) == len(events)
 
 
-@pytest.fixture(params=["6.0.5", "6.0.27"])
-def mongod(request: pytest.FixtureRequest, stack: LocalStack) -> Mongo:
-    found = stack.mongo if request.param == "6.0.5" else request.getfixturevalue("latest")
-    assert isinstance(found, Mongo)
-    return found
+# Both servers tell the same, so that the newer one is asked for less.
+CASES = [("6.0.5", watch) for watch in WATCHES] + [("6.0.27", "shared streams"), ("6.0.27", "database")]
 
 
-@pytest.mark.parametrize("watch", WATCHES)
+@pytest.mark.parametrize(("version", "watch"), CASES)
 def test_lake_comes_to_what_the_collections_hold(
-    mongod: Mongo, config: EngineConfig, lake: Lake, watch: str
+    stack: LocalStack,
+    config: EngineConfig,
+    lake: Lake,
+    version: str,
+    watch: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    mongod = stack.mongo if version == "6.0.5" else request.getfixturevalue("latest")
+    assert isinstance(mongod, Mongo)
     source = {"uri": mongod.uri, "collections": CAPTURED, "start": "snapshot"} | WATCHES[watch]
     config.set("source", **source)
     config.set("memory", limit="2GiB")
