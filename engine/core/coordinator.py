@@ -302,7 +302,7 @@ class Coordinator:
     def _take_replaced(self, stream: Stream, replaced: Mapping[str, int]) -> list[Action]:
         """What the record tells of replaced collections; those that have been loaded since are done with."""
         loaded = self.settings.loaded
-        done = [each for each, time in replaced.items() if time <= loaded.get(each, 0)]
+        done = [each for each, time in replaced.items() if each in loaded and time <= loaded[each]]
         stream.replaced = {each: time for each, time in replaced.items() if each not in done}
         return [self._write(stream, records.loaded(done))] if done else []
 

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine.core import segments
 from engine.core.actions import Acquire
@@ -72,6 +73,11 @@ def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
     return [PublishSegment(segment), WriteCommit(seq, segment.intent.end)]
 
 
+def forgets_what_was_replaced(self: Ledger, seq: int) -> list[Effect]:
+    effects = PUBLISHED(self, seq)
+    return [replace(each, replaced=()) if isinstance(each, WriteCommit) else each for each in effects]
+
+
 def publishes_before_the_intent_is_durable(self: Ledger) -> list[Effect]:
     effects = RECORD_PREFIX(self)
     early = [PublishSegment(self.segments[each.intent.seq]) for each in effects if isinstance(each, WriteIntent)]
@@ -112,6 +118,7 @@ def waits_for_an_equal_token(self: Segmenter, events: Any, start: int, stop: int
 RECORD_PREFIX = Ledger._record_prefix
 PUBLISHED = Ledger.published
 BROKEN: dict[str, list[tuple[type, str, Callable[..., Any]]]] = {
+    "forget what was replaced": [(Ledger, "published", forgets_what_was_replaced)],
     "commit before acknowledgement": [(Ledger, "intent_durable", commits_before_acknowledgement)],
     "publish before the intent is durable": [
         (Ledger, "_record_prefix", publishes_before_the_intent_is_durable),

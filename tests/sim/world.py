@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import bson
+import msgspec
 
 from engine.core import actions as act
 from engine.core import messages as msg
@@ -28,17 +29,18 @@ from engine.core.actions import Child
 from engine.core.backfill import END, is_end, make_place, split_place
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
-from engine.core.messages import Intent, ObjectName, StreamSpec
-from engine.core.naming import number_in, object_key, partition_of, split_id
+from engine.core.messages import ObjectName, StreamSpec
+from engine.core.naming import is_split, number_in, object_key, partition_of, split_id
 from engine.core.position import Position, make_time
 from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
-from engine.core.segments import Limits, Segmenter
+from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.core.stream import Settings
 
 STREAM = "shop.orders"
 LEASE_TTL_S = 10.0
 TROUBLE = "something that will not pass"
+REPLACED = "shop.replaced"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Event:
     index: int = 0
     key: str = "plain"
     large: bool = False
+
+
+def is_rename(event: Event) -> bool:
+    """Whether the event brings a collection other documents; a pipeline leaves such events alone."""
+    return event.number % 5 == 0 and not event.fickle
 
 
 @dataclass
@@ -187,7 +194,8 @@ class PlayedReader:
         self._events = Replies([])
         self._row = 0
         self._asked: tuple[int, int, int] | None = None  # row after the batch, rows, seq
-        self._cut_after: Intent | None = None
+        self._cut_after: SegmentEnd | None = None
+        self._renames: list[int] = []  # in the open segment
         self._finishing = False
         self._replay_only = False
         self._scanned = ""
@@ -216,13 +224,17 @@ class PlayedReader:
         next_seq = message.next_seq or first_segment(self._position)
         self._segmenter = Segmenter(limits, next_seq, message.replay, 0, self._position)
         self._events, self._row, self._asked, self._cut_after = Replies([]), 0, None, None
+        self._renames = []
         self._finishing = self._done = False
         self._replay_only = message.replay_only
         self._scanned = self._position.token
 
-    def _report(self, end: object) -> None:
+    def _report(self, end: SegmentEnd | None) -> None:
         if end is not None:
-            self.outbox.append(msg.SegmentCut(self._generation, end.intent, end.reason))  # type: ignore[attr-defined]
+            replaced = tuple(msg.Replaced(REPLACED, number) for number in self._renames)
+            self._renames = []
+            intent = msgspec.structs.replace(end.intent, replaced=replaced)
+            self.outbox.append(msg.SegmentCut(self._generation, intent, end.reason))
 
     def _fill(self, grant: msg.Grant) -> None:
         """Write the batch into the slab and hand it over, even when it has become void meanwhile."""
@@ -236,9 +248,8 @@ class PlayedReader:
         self.outbox.append(ready)
         if self._asked is not None and grant.generation == self._generation:
             self._row, self._asked = self._asked[0], None
-            if self._cut_after is not None:
-                self.outbox.append(msg.SegmentCut(self._generation, self._cut_after, "full"))
-                self._cut_after = None
+            self._report(self._cut_after)
+            self._cut_after = None
 
     def can_step(self) -> bool:
         return self._segmenter is not None and self._asked is None and not self._done
@@ -259,9 +270,11 @@ class PlayedReader:
                 self._report(segmenter.flush("schema"))
             seq, rows = segmenter.seq, stop - self._row
             end = segmenter.take(self._events, self._row, stop, now)
+            taken = [event for event, _ in self._events.events[self._row : stop]]
+            self._renames += [event.number for event in taken if is_rename(event)]
             if rows:
                 self._asked = (stop, rows, seq)
-                self._cut_after = end.intent if end else None
+                self._cut_after = end
                 self.outbox.append(msg.SlabRequest(self._generation, seq, 100 * rows))
             else:
                 self._report(end)
@@ -602,6 +615,11 @@ class World:
         for event in self.events_of(stream):
             if event.number <= reached and not event.fickle:
                 assert (stream, event.number) in landed, f"{event} is committed, and in no object"
+        if not is_split(stream):
+            renames = [event.number for event in self.events_of(stream) if is_rename(event)]
+            last = max((number for number in renames if number <= reached), default=0)
+            told = read_record(self.records[stream].fields).replaced.get(REPLACED, 0)
+            assert told >= last, f"event {last} has replaced a collection, and the record does not know"
 
     def events_of(self, _: str) -> Sequence[Event]:
         """All that a stream will ever bring."""
