@@ -61,6 +61,7 @@ class Work(Struct, frozen=True):
         start_at: where change streams without a position start, before the plans were made; empty for
             ``source.start``.
         loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
+        put_off: others cannot be loaded now.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -68,6 +69,7 @@ class Work(Struct, frozen=True):
     progress: dict[str, Progress] = {}
     start_at: str = ""
     loaded: dict[str, int] = {}
+    put_off: bool = False
 
 
 NOTHING = Work()

@@ -36,6 +36,7 @@ MOST_LOSSES = 3
 LOSSES_WITHIN_S = 600.0
 # The streams begin again for a load: collections that are replaced all the time are loaded no oftener.
 RELOADS_APART_S = 60.0
+RELOADS_PUT_OFF_S = 600.0  # when one could not be planned
 log = logging.getLogger("headrace")
 # What a shell reports of a program that SIGPIPE has ended.
 CUT_OFF = 128 + signal.SIGPIPE
@@ -330,6 +331,8 @@ def _follow(
     with Planner(config.retry, config.supervision.hang_timeout) as planner:
         work = with_reloads(config, planner, specs, snapshot(config, planner, specs, lost))
     watch = logged(work.progress.values())
+    if work.put_off:
+        reload_from = max(reload_from, time.monotonic() + RELOADS_PUT_OFF_S)
 
     def launched() -> Supervisor:
         made = Supervisor(

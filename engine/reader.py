@@ -200,13 +200,13 @@ class Reader:
                 start = Position(time=server_time(self._client))
             elif start is None:
                 start = starting_position(self._client, assign.start_at)
-            for error in not_watchable(self._client, [assign.spec]):
-                log.error("a collection has no change streams", extra={"fields": {"error": str(error)}})
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
             return
         if not assign.generation and assign.spec.stream == plan_streams(config.source)[0].stream:
             self._warn_of_absent()
+        if not assign.generation:
+            self._tell_of_not_watchable(assign.spec)
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
@@ -215,6 +215,15 @@ class Reader:
         collection = assign.spec.collections[0] if one else ""
         namespace = (assign.spec.database, collection)
         self._decoder = Decoder(self._registry, self._options, namespace, assign.spec.covers)
+
+    def _tell_of_not_watchable(self, spec: msg.StreamSpec) -> None:
+        """Name the collections of a shared stream that will never have an event in it."""
+        try:
+            for error in not_watchable(self._client, [spec]):
+                log.error("a collection has no change streams", extra={"fields": {"error": str(error)}})
+        except HeadraceError as error:
+            what = "whether all collections have change streams cannot be asked"
+            log.warning(what, extra={"fields": {"stream": spec.stream, "error": str(error)}})
 
     def _warn_of_absent(self) -> None:
         """Say what is not there, for all streams and once: they wait for it in silence."""

@@ -33,6 +33,7 @@ def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], 
         times = replaced(records, specs)
         loaded: dict[str, int] = {}
         due: dict[str, Plan | None] = {}
+        put_off = False
         for namespace, time in times.items():
             plan = plans.read(namespace)
             if plan is None or not plan.has_all_since(time):
@@ -49,12 +50,14 @@ def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], 
                 except ConfigError as error:  # it goes on being shown as not loaded
                     fields = {"collection": namespace, "error": str(error)}
                     log.error("a replaced collection cannot be loaded now", extra={"fields": fields})
+                    put_off = True
                     continue
                 if made is None:
                     loaded[namespace] = times[namespace]
                 else:
                     found[namespace] = made
-        return replace(work_of(plans, list(found.values())), start_at=work.start_at, loaded=loaded)
+        left = work_of(plans, list(found.values()))
+        return replace(left, start_at=work.start_at, loaded=loaded, put_off=put_off)
 
 
 def replaced(records: Mapping[str, StreamRecord], specs: Sequence[StreamSpec]) -> dict[str, int]:

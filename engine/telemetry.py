@@ -64,6 +64,11 @@ class StreamStatus(Struct, frozen=True):
     problem: str = ""
     replaced: tuple[str, ...] = ()
 
+    @property
+    def replaced_collections(self) -> int:
+        """How many."""
+        return len(self.replaced)
+
 
 class ProcessStatus(Struct, frozen=True):
     """One process of the engine."""
@@ -185,6 +190,10 @@ _GAUGES = {
     "reading": (
         "reading",
         "1 while the stream is read and nothing is known to be in the way: what happens now is captured.",
+    ),
+    "replaced_collections": (
+        "replaced_collections",
+        "Collections that got other documents by a rename or $out, which are not loaded yet.",
     ),
 }
 _BACKFILL = {
