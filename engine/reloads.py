@@ -34,28 +34,28 @@ def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], 
         loaded: dict[str, int] = {}
         due: dict[str, Plan | None] = {}
         put_off = False
+        reloads = config.source.on_replaced == "reload"
         for namespace, time in times.items():
             plan = plans.read(namespace)
             if plan is None or not plan.has_all_since(time):
                 due[namespace] = plan
                 continue
-            if not plan.finished:
+            if reloads and not plan.finished:
                 found[namespace] = plan
             if plan.finished or not left_to_read(plan, records):
                 loaded[namespace] = time
-        if config.source.on_replaced == "reload":
-            for namespace, plan in due.items():
-                try:
-                    made = _planned(config, planner, specs, plans, namespace, plan)
-                except ConfigError as error:  # it goes on being shown as not loaded
-                    fields = {"collection": namespace, "error": str(error)}
-                    log.error("a replaced collection cannot be loaded now", extra={"fields": fields})
-                    put_off = True
-                    continue
-                if made is None:
-                    loaded[namespace] = times[namespace]
-                else:
-                    found[namespace] = made
+        for namespace, plan in due.items() if reloads else ():
+            try:
+                made = _planned(config, planner, specs, plans, namespace, plan)
+            except ConfigError as error:  # it goes on being shown as not loaded
+                fields = {"collection": namespace, "error": str(error)}
+                log.error("a replaced collection cannot be loaded now", extra={"fields": fields})
+                put_off = True
+                continue
+            if made is None:
+                loaded[namespace] = times[namespace]
+            else:
+                found[namespace] = made
         left = work_of(plans, list(found.values()))
         return replace(left, start_at=work.start_at, loaded=loaded, put_off=put_off)
 

@@ -649,7 +649,7 @@ class Coordinator:
             return self._stop_stream(stream, _replaced(stream))
         fields: dict[str, object] = {"stream": stream.name, "collections": sorted(new)}
         if self.settings.on_replaced == "reload":
-            return [Log("warning", "collections were replaced; loading what they have now", fields)]
+            return [Log("warning", "collections were replaced; what they have now is to be loaded", fields)]
         fields["remedy"] = _replaced(stream).remedy
         return [Log("warning", "collections were replaced; what they have now is not loaded", fields)]
 
@@ -1072,7 +1072,9 @@ def _replaced(stream: Stream) -> FatalError:
     namespaces = sorted(stream.replaced)
     names = ",".join(each.partition(".")[2] for each in namespaces)
     cause = f"{', '.join(namespaces)} got other documents by a rename or $out, of which there are no events"
-    remedy = f"Load them: headrace backfill --collections {names} --restart."
+    is_named = all(each.partition(".")[0] == stream.spec.database for each in namespaces)
+    which = f"--collections {names} " if is_named else ""  # the command knows those of source.database
+    remedy = f"Load them: headrace backfill {which}--restart."
     return FatalError(f"follow {stream.name}", cause, remedy)
 
 
