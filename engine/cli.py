@@ -363,7 +363,7 @@ def _follow(
     try:
         code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
         finish(config, work)
-        if supervisor.reloads:
+        if supervisor.reloads and not supervisor.interrupted:
             raise ContentReplaced
         return code
     except EngineEnded as ended:

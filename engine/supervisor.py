@@ -152,8 +152,8 @@ class Supervisor:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it before its work was done."""
-        return self._coordinator.draining
+        """Whether a signal has asked for its end, perhaps while it ended for another reason."""
+        return self._coordinator.draining or self._signals > 0
 
     def launch(self) -> None:
         """Start the children, which takes them a while; ``run`` gives them work."""

@@ -149,20 +149,29 @@ def test_streams_go_on_meanwhile(mongo: Client, config: EngineConfig, lake: Lake
     with Engine(config) as engine:
         engine.wait_for(lambda s: bool(s["backfills"]) and all(b["splits"] for b in s["backfills"]), "loaded")
         mongo[config.name].spare.aggregate([{"$out": "out"}])
-        engine.wait_for(
-            lambda s: (
-                any(b["collection"].endswith(".out") and b["splits"] for b in s["backfills"])
-                and len(s["streams"]) == 2
-                and not any(stream["replaced"] for stream in s["streams"])
-                and "what they have now is to be loaded" in engine.log()
-            ),
-            "loaded again",
-        )
+        # The second load has a mark behind its split; the first had none.
+        engine.wait_for(lambda s: any(b["splits"] == b["splits_total"] == 2 for b in s["backfills"]), "again")
+        assert "what they have now is to be loaded" in engine.log()
+        engine.wait_for(lambda s: not any(stream["replaced"] for stream in s["streams"]), "nothing is left")
         mongo[config.name].out.insert_one({"_id": 400, "n": "later"})
         mongo[config.name].quiet.insert_one({"_id": 400, "n": "later"})
         assert engine.terminate() == 0, engine.log_tail()
     catch_up(config)
     check(mongo, config, lake, ["out", "quiet"])
+
+
+def test_a_signal_between_two_runs_is_heeded(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """The one has ended for the sake of the load, and the other has not begun."""
+    config.set("source", collections=["out"], start="snapshot")
+    fill(mongo, config.name)
+    with Engine(config) as engine:
+        engine.wait_for(lambda s: bool(s["backfills"]) and all(b["splits"] for b in s["backfills"]), "loaded")
+        mongo[config.name].spare.aggregate([{"$out": "out"}])
+        while "beginning again" not in engine.log():
+            assert engine.process.poll() is None, engine.log_tail()
+        assert engine.terminate() == 0, engine.log_tail()
+    catch_up(config)
+    check(mongo, config, lake, ["out"])
 
 
 @pytest.mark.parametrize("policy", ["warn", "fail"])
