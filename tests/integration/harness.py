@@ -263,7 +263,10 @@ class Lake:
 
     def _find(self) -> dict[str, str]:
         found: dict[str, Any] = self._fs.find(self._root, detail=True)
-        return {path.removeprefix(self._root + "/"): info["ETag"] for path, info in found.items()}
+        # Before there is an object, what is being uploaded may be listed as a directory, which has no tag.
+        return {
+            path.removeprefix(self._root + "/"): info["ETag"] for path, info in found.items() if "ETag" in info
+        }
 
     def tokens(self) -> dict[str, list[str]]:
         """The tokens of each Parquet object."""
