@@ -30,12 +30,11 @@ from bson.decimal128 import Decimal128
 
 from engine.decode.columns import fixed_texts, hex_digits, primitive, scattered
 from engine.decode.cursor import Flag, Part, View
-from engine.decode.json import as_bson, text_json, utf8, value_json, values_json
+from engine.decode.json import DEEPEST, as_bson, text_json, utf8, value_json, values_json, within
 from engine.rawbson import elements as raw
-from engine.rawbson.elements import MalformedBSON, elements
+from engine.rawbson.elements import MalformedBSON
 
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
-_DEEPEST = 200
 # What a Decimal128 holds: a number with more digits than that is a double, and equals no value of another type.
 _DIGITS = 34
 _EXACT = Context(prec=800, Emin=-7000, Emax=7000)  # the longest double has 767 digits
@@ -47,8 +46,8 @@ def merge_key(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str
     Raises:
         MalformedBSON: it is not what its type must be.
     """
-    if depth > _DEEPEST:
-        raise MalformedBSON(f"more than {_DEEPEST} levels at byte {at}")
+    if depth > DEEPEST:
+        raise MalformedBSON(f"more than {DEEPEST} levels at byte {at}")
     match kind:
         case raw.INT32:
             return str(_INT32(data, at)[0])
@@ -66,7 +65,7 @@ def merge_key(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str
         case raw.DOCUMENT:
             return _document_text(data, at, stop, depth)
         case raw.ARRAY:
-            values = _within(data, at, stop)
+            values = within(data, at, stop)
             return "[" + ",".join([merge_key(data, each, a, b, depth + 1) for each, _, a, b in values]) + "]"
         case raw.CODE_WITH_SCOPE:
             scope = at + 8 + _INT32(data, at + 4)[0]
@@ -79,7 +78,7 @@ def merge_key(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str
 def _document_text(data: bytes, at: int, stop: int, depth: int) -> str:
     members = [
         f"{_name_text(name)}:{merge_key(data, kind, value, end, depth + 1)}"
-        for kind, name, value, end in _within(data, at, stop)
+        for kind, name, value, end in within(data, at, stop)
     ]
     return "{" + ",".join(members) + "}"
 
@@ -89,12 +88,6 @@ def _name_text(name: bytes) -> str:
     if text is None:
         return text_json(f"$x{name.hex()}")
     return text_json(f"${text}" if text.startswith("$") else text)
-
-
-def _within(data: bytes, at: int, stop: int) -> list[tuple[int, bytes, int, int]]:
-    if stop - at < 5 or _INT32(data, at)[0] != stop - at:
-        raise MalformedBSON(f"the document at byte {at} does not end at byte {stop}")
-    return list(elements(data, at))
 
 
 def _double_text(value: float) -> str:

@@ -41,7 +41,7 @@ from engine.rawbson.elements import MalformedBSON, elements
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000_MS = 253402300800000
-_DEEPEST = 200
+DEEPEST = 200
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
 _TIMESTAMP, _DECIMAL = Layout("<II").unpack_from, Layout("<QQ").unpack_from
 # Names that Extended JSON gives a meaning: a document that has one would come back as something else.
@@ -272,8 +272,8 @@ def value_json(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> st
     Raises:
         MalformedBSON: it is not what its type must be.
     """
-    if depth > _DEEPEST:
-        raise MalformedBSON(f"more than {_DEEPEST} levels at byte {at}")
+    if depth > DEEPEST:
+        raise MalformedBSON(f"more than {DEEPEST} levels at byte {at}")
     match kind:
         case raw.DOCUMENT:
             return _document_json(data, at, stop, depth)
@@ -340,7 +340,7 @@ def _extended_object(data: bytes, kind: int, at: int, stop: int) -> Any:
 def _document_json(data: bytes, at: int, stop: int, depth: int) -> str:
     members: dict[str, str] = {}
     count = 0
-    for kind, name, value, end in _within(data, at, stop):
+    for kind, name, value, end in within(data, at, stop):
         count += 1
         text, label = value_json(data, kind, value, end, depth + 1), utf8(name)
         if label is not None and label not in _MEANINGFUL:
@@ -352,7 +352,7 @@ def _document_json(data: bytes, at: int, stop: int, depth: int) -> str:
 
 def _array_json(data: bytes, at: int, stop: int, depth: int) -> str:
     texts, counted = [], True
-    for number, (kind, name, value, end) in enumerate(_within(data, at, stop)):
+    for number, (kind, name, value, end) in enumerate(within(data, at, stop)):
         texts.append(value_json(data, kind, value, end, depth + 1))
         counted = counted and name == b"%d" % number
     return "[" + ",".join(texts) + "]" if counted else as_bson(raw.ARRAY, data[at:stop])
@@ -370,7 +370,7 @@ def _code_with_scope_json(data: bytes, at: int, stop: int, depth: int) -> str:
     return f'{{"$code":{text_json(code)},"$scope":{text}}}'
 
 
-def _within(data: bytes, at: int, stop: int) -> Any:
+def within(data: bytes, at: int, stop: int) -> Any:
     """The elements of a document that must end at ``stop``."""
     if stop - at < 5 or _INT32(data, at)[0] != stop - at:
         raise MalformedBSON(f"the document at byte {at} does not end at byte {stop}")
