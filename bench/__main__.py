@@ -1,7 +1,7 @@
 """Measure Headrace: ``python -m bench NAME [--events N] [--workload W] [--json FILE]``.
 
 Every benchmark is made of comparisons within one run, alternating, on one machine: look at the ratios. Servers
-are started here (``engine.local``) unless --uri names another MongoDB. ``./scripts/bench`` runs all of them and
+are started here (``bench.local``) unless --uri names another MongoDB. ``./scripts/bench`` runs all of them and
 writes a report.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bench.results import append, context, show
 from bench.suite import BENCHMARKS, Options
-from engine.forks import ALLOCATION
+from engine.processes.forks import ALLOCATION
 
 
 def main() -> int:

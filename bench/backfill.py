@@ -24,10 +24,10 @@ import duckdb
 from msgspec import Struct
 from pymongo import MongoClient
 
+from bench.local import LocalStack
 from bench.measure import PEERS, Cost, python, run
 from bench.stream import Case, config_toml
 from bench.workloads import insert
-from engine.local import LocalStack
 
 TOOLS = "github.com/mongodb/mongo-tools"
 READERS = (1, 2)

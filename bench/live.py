@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 from pymongo import MongoClient
 
+from bench.local import LocalStack
+from bench.local.servers import free_ports
 from bench.measure import python, run
 from bench.stream import Case, config_toml, landed_in, make_events
 from bench.workloads import documents
 from engine.config import Size
-from engine.config.quantities import decode_quantity
 from engine.core.budget import divide
-from engine.local import LocalStack
-from engine.local.servers import free_ports
+from engine.quantities import decode_quantity
 
 _POLL_S = 0.02
 _WRITE_EVERY_S = 0.01  # what has become due goes in one command: a command for each would be the bottleneck

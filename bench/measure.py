@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 from msgspec import Struct
 
-from engine.supervisor import proportional_size
+from engine.supervisor.supervisor import proportional_size
 
 # What is built or installed to be measured beside the engine, once for all runs.
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"

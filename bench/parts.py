@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bench.decode import Schemas, as_array, make
-from engine.config.quantities import Secret
+from bench.local import LocalStack
 from engine.config.tree import S3Config, SinkConfig, StateConfig
 from engine.core import records
 from engine.core.ledger import WriteCommit
@@ -26,12 +26,13 @@ from engine.core.schema import CollectionSchema
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file, suffix_of
-from engine.local import LocalStack
-from engine.memory import Arena
+from engine.quantities import Secret
 from engine.rawbson.offsets import document_offsets
-from engine.sink import Sink
-from engine.slab import Content, SlabPlan, read_slab
-from engine.state import Acquired, open_store
+from engine.shared.arena import Arena
+from engine.shared.slab import Content, SlabPlan, read_slab
+from engine.sink.objects import Sink
+from engine.state.opening import open_store
+from engine.state.seam import Acquired
 
 _CHUNK = 16_384
 

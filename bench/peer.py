@@ -33,9 +33,9 @@ from msgspec import Struct
 from pymongo import MongoClient
 from redis import Redis
 
+from bench.local import LocalStack
 from bench.measure import PEERS, Cost, run
 from bench.workloads import insert
-from engine.local import LocalStack
 
 Watch = Literal["collection", "database"]
 Format = Literal["parquet", "jsonl.zst"]

@@ -37,13 +37,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.live import status, wait_for
+from bench.local import LocalStack
+from bench.local.servers import LocalServerError, free_ports
 from bench.measure import python
 from bench.results import context
 from bench.stream import Case, config_toml
 from bench.workloads import documents
 from engine.core.budget import MIB
-from engine.local import LocalStack
-from engine.local.servers import LocalServerError, free_ports
 
 SAMPLE_EVERY_S = 2.0
 WRITE_EVERY_S = 0.1

@@ -27,11 +27,11 @@ import duckdb
 from msgspec import Struct
 from pymongo import MongoClient
 
+from bench.local import LocalStack
 from bench.measure import Cost, python, run
 from bench.workloads import change, insert
 from engine.config import Size
-from engine.config.quantities import decode_quantity
-from engine.local import LocalStack
+from engine.quantities import decode_quantity
 
 # Much slower than the rest, and steady: a quarter of the events tells their rate.
 _LOOPS = ("watch", "usual")

@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from bench import decode, live, parts, peer
 from bench.backfill import measure_backfill
+from bench.local import LocalStack
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.workloads import WORKLOADS
-from engine.local import LocalStack
 
 
 class Options(Struct):

@@ -8,35 +8,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-import select
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.config import Config, InvalidConfigError, load
-from engine.core.messages import StreamSpec
 from engine.errors import ConfigError, EngineEnded, HeadraceError
-from engine.forks import stop_signals, template
 from engine.logs import configure_logging, last_words
+from engine.processes.forks import stop_signals
 
 if TYPE_CHECKING:
-    from engine.backfill import Work
-    from engine.telemetry import Watch
+    pass
 
-# A loss of history that comes back at once is no loss that a snapshot heals.
-MOST_LOSSES = 3
-LOSSES_WITHIN_S = 600.0
-# The streams begin again for a load: collections that are replaced all the time are loaded no oftener.
-RELOADS_APART_S = 60.0
-RELOADS_PUT_OFF_S = 600.0  # when one could not be planned
 log = logging.getLogger("headrace")
 # What a shell reports of a program that SIGPIPE has ended.
 CUT_OFF = 128 + signal.SIGPIPE
@@ -61,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except OSError:
-        if not _is_cut_off(sys.stdout):
+        from engine.commands.terminal import is_cut_off
+
+        if not is_cut_off(sys.stdout):
             raise
         # What is still in its buffer has nowhere to go, and would be tried again at the end of the interpreter.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,7 +78,9 @@ def _run_command(given: list[str]) -> int:
         except KeyboardInterrupt:
             return 0 if options.stoppable else 128 + signal.SIGINT
         except Exception as error:  # our own bug: told as the log is, and without secrets
-            if isinstance(error, OSError) and _is_cut_off(sys.stdout):
+            from engine.commands.terminal import is_cut_off
+
+            if isinstance(error, OSError) and is_cut_off(sys.stdout):
                 raise
             log.critical("ended by a bug", exc_info=True)
             return 1
@@ -119,16 +112,6 @@ def _open_closed_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
-
-
-def _is_cut_off(stream: TextIO) -> bool:
-    """Whether nobody reads any more what is written to a pipe, or a terminal."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # no file
-        return False
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,171 +199,27 @@ def _time(text: str) -> str:
     return text
 
 
-@template()
 def _backfill(config: Config, options: argparse.Namespace) -> int:
-    from engine.backfill import Planner, finish, prepare, warn_of_absent
+    from engine.commands.backfill import backfill
     from engine.core.backfill import Selection
-    from engine.progress import report, shown
 
     selection = Selection(options.filter, options.since or "", options.until or "")
-    restart, is_first = options.restart, True
-    while True:
-        with ExitStack() as stack:
-            with Planner(config.retry, config.supervision.hang_timeout) as planner:
-                load = stack.enter_context(_loader(config))
-                if is_first and not options.collections:
-                    warn_of_absent(config, planner)
-                work = prepare(config, planner, options.collections, selection, restart=restart)
-            watch = stack.enter_context(shown(config, work.progress.values()))
-            interrupted = bool(work.splits) and not load(work, watch)
-        found = finish(config, work)
-        # Some splits may be left where another engine took one over in its last moment.
-        if interrupted or all(each.finished for each in found):
-            if not (interrupted and _is_cut_off(sys.stdout)):  # a terminal that closes interrupts, too
-                report(found)
-            return 0
-        restart = is_first = False
+    return backfill(config, options.collections, selection, restart=options.restart)
 
 
-@contextmanager
-def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
-    """What has splits read, and says whether that came to its end; its processes start while plans are made.
-
-    Raises:
-        EngineEnded: it failed.
-    """
-    from engine.supervisor import Supervisor
-
-    if config.backfill.executor == "ray":
-        from engine.cluster import run_on_ray
-
-        yield lambda work, watch: run_on_ray(config, work, watch)
-        return
-    supervisor = Supervisor(config, (), pool=config.backfill.readers)
-    supervisor.launch()
-
-    def load(work: Work, watch: Watch) -> bool:
-        supervisor.load(work, watch)
-        supervisor.run()
-        return not supervisor.interrupted
-
-    try:
-        yield load
-    finally:
-        supervisor.abandon()
-
-
-@template()
 def _run(config: Config, options: argparse.Namespace) -> int:
-    from engine.backfill import snapshot_readers
-    from engine.cgroup import divide_within
-    from engine.core.plan import plan_streams
+    from engine.commands.run import run
 
-    specs = plan_streams(config.source)
-    readers = len(specs) + snapshot_readers(config)
-    divide_within(config, readers)
-    lost: frozenset[str] = frozenset()
-    losses: list[float] = []
-    reload_from = 0.0
-    while True:
-        try:
-            return _follow(config, specs, lost, reload_from, until_caught_up=options.until_caught_up)
-        except ContentReplaced:
-            # What is replaced behind the end that was wanted is for the next run.
-            reload_from = math.inf if options.until_caught_up else time.monotonic() + RELOADS_APART_S
-            lost = frozenset()
-        except HistoryLost as loss:
-            lost = loss.streams
-            losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
-            if len(losses) > MOST_LOSSES:
-                raise EngineEnded(1, loss.error) from None
-
-
-class HistoryLost(Exception):
-    """What these streams cover must be loaded again, before they begin anew."""
-
-    def __init__(self, streams: frozenset[str], error: HeadraceError) -> None:
-        super().__init__(str(error))
-        self.streams = streams
-        self.error = error
-
-
-class ContentReplaced(Exception):
-    """Collections got other documents, which the streams do not bring: they are to be loaded."""
-
-
-def _follow(
-    config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], reload_from: float, *, until_caught_up: bool
-) -> int:
-    """Run the streams to their end; the exit code.
-
-    Args:
-        reload_from: since when, on the monotonic clock, this may end with ``ContentReplaced``.
-
-    Raises:
-        ContentReplaced: it goes on with a load of some collections.
-        HistoryLost: some of them must begin anew with a snapshot.
-        EngineEnded: it failed.
-    """
-    from engine.backfill import Planner, finish, snapshot
-    from engine.handover import hand_over
-    from engine.progress import logged
-    from engine.reloads import pool_beside, with_reloads
-    from engine.supervisor import Supervisor
-
-    with Planner(config.retry, config.supervision.hang_timeout) as planner:
-        work = with_reloads(config, planner, specs, snapshot(config, planner, specs, lost))
-    watch = logged(work.progress.values())
-    if work.put_off:
-        reload_from = max(reload_from, time.monotonic() + RELOADS_PUT_OFF_S)
-
-    def launched() -> Supervisor:
-        made = Supervisor(
-            config,
-            specs,
-            pool=pool_beside(config, len(specs), len(work.splits)),
-            start_at=work.start_at,
-            lost=lost,
-            until_caught_up=until_caught_up,
-            reload_from=reload_from,
-            loaded=work.loaded,
-        )
-        made.load(work, watch)
-        made.launch()
-        return made
-
-    supervisor = launched()
-
-    def run_to_end(former: Sequence[StreamSpec]) -> int:
-        nonlocal supervisor
-        supervisor.abandon()
-        ending = Supervisor(config, former, common_end=True)
-        if ending.run() or ending.interrupted:
-            return 0
-        supervisor = launched()
-        return ending.until
-
-    try:
-        code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
-        finish(config, work)
-        if supervisor.reloads and not supervisor.interrupted:
-            raise ContentReplaced
-        return code
-    except EngineEnded as ended:
-        if supervisor.lost and not supervisor.interrupted:
-            raise HistoryLost(supervisor.lost, ended.error) from ended
-        raise
-    finally:
-        supervisor.abandon()
+    return run(config, until_caught_up=options.until_caught_up)
 
 
 def _check(config: Config, _: argparse.Namespace) -> int:
-    from engine.check import check
+    from engine.commands.check import check
 
     return check(config)
 
 
 def _state_show(config: Config, options: argparse.Namespace) -> int:
-    from engine.status import show_state
+    from engine.commands.status import show_state
 
     return show_state(config, as_json=options.json or not sys.stdout.isatty())

@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from engine.local.servers import Valkey, wait_until
+from bench.local.servers import Valkey, wait_until
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import settings
 from pymongo import MongoClient
 
-from engine.local import LocalStack
-from engine.local.servers import Valkey
+from bench.local import LocalStack
+from bench.local.servers import Valkey
 from engine.source.session import connect
 
 # The same examples every time, so that a change is not blamed for what was there before; EXPLORE=1 looks for

@@ -9,10 +9,10 @@ import pytest
 
 from bench import decode, live, parts, report, results, soak
 from bench.backfill import measure_backfill
+from bench.local import LocalStack
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.suite import BENCHMARKS
 from bench.workloads import WORKLOADS, documents
-from engine.local import LocalStack
 
 
 @pytest.fixture

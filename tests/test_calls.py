@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from engine.calls import Calls
+from engine.sink.calls import Calls
 
 
 def test_the_owner_beats_while_it_waits() -> None:

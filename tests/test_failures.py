@@ -9,10 +9,10 @@ import trustme
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
+from bench.local import LocalStack
 from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
-from engine.local import LocalStack
 from engine.source.change_stream import ChangeStream
 from engine.source.failures import translate
 from engine.source.session import connect, server_time, survey

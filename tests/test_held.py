@@ -6,7 +6,7 @@ import bson
 import numpy as np
 import pytest
 
-from engine.held import ENOUGH_EVENTS, MOST_BYTES, Held
+from engine.processes.held import ENOUGH_EVENTS, MOST_BYTES, Held
 from engine.source.reply import Reply
 
 EMPTY = Reply(b"", np.zeros(1, np.int64), "")

@@ -1,13 +1,36 @@
-"""Every module can be the first to be imported: none needs another to have been loaded before it."""
+"""Who may import whom: packages lie in layers, and an import points down. There is no cycle among modules."""
 
 from __future__ import annotations
 
+import ast
 import os
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
 
 import engine
+
+# From the lowest to the highest: a module may import those of its own layer's package, and those of lower layers.
+LAYERS = (
+    "errors quantities failpoints owner rawbson fold",
+    "core",
+    "config",
+    "logs retries cgroup",
+    "decode",
+    "encode shared source sink state",
+    "processes",
+    "supervisor",
+    "backfill",
+    "commands",
+    "cli",
+    "__main__",
+)
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 
 # Forks itself for each module, so that the libraries are loaded once.
 SCRIPT = """
@@ -28,9 +51,91 @@ sys.exit(f"cannot be imported first: {failed}" if failed else 0)
 """
 
 
+def sources(root: Path) -> dict[str, str]:
+    """The source of every module below a directory, by the module's name."""
+    found = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path.read_text()
+    return found
+
+
+def imports(modules: Mapping[str, str]) -> dict[str, set[str]]:
+    """What each module imports of the others, wherever in it that stands."""
+    return {
+        name: {each for each in _imported(source, modules) if each != name} for name, source in modules.items()
+    }
+
+
+def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names if each.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, "imports are absolute"
+            for each in node.names:
+                name = f"{node.module}.{each.name}"
+                if name in modules or node.module in modules:
+                    yield name if name in modules else node.module
+
+
+def upward(found: Mapping[str, set[str]]) -> list[str]:
+    """The imports that do not point down."""
+    return sorted(
+        f"{name} imports {each}"
+        for name, others in found.items()
+        for each in others
+        if name.count(".") and each.count(".")  # the package itself has nothing but its version
+        if _package(name) != _package(each) and LEVELS[_package(each)] >= LEVELS[_package(name)]
+    )
+
+
+def _package(module: str) -> str:
+    return module.split(".")[1]
+
+
+def cycle(found: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; none when there is no such circle."""
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_import_points_down() -> None:
+    modules = sources(Path(engine.__path__[0]))
+    assert {_package(name) for name in modules if name.count(".")} == LEVELS.keys()
+    assert upward(imports(modules)) == []
+
+
+def test_no_module_needs_itself() -> None:
+    assert cycle(imports(sources(Path(engine.__path__[0])))) == []
+
+
+@pytest.mark.parametrize("at", ["module", "function", "for types alone"])
+def test_an_import_that_points_up_is_found(at: str) -> None:
+    modules = sources(Path(engine.__path__[0]))
+    statement = "from engine.supervisor.supervisor import Supervisor\n"
+    planted = {
+        "module": statement,
+        "function": f"def f():\n    {statement}",
+        "for types alone": f"if TYPE_CHECKING:\n    {statement}",
+    }
+    modules["engine.core.ledger"] += planted[at]
+    assert upward(imports(modules)) == ["engine.core.ledger imports engine.supervisor.supervisor"]
+
+
+def test_a_cycle_is_found() -> None:
+    modules = sources(Path(engine.__path__[0]))
+    modules["engine.processes.link"] += "def f():\n    import engine.processes.reader\n"
+    assert set(cycle(imports(modules))) >= {"engine.processes.link", "engine.processes.reader"}
+
+
 def test_every_module_can_be_imported_first() -> None:
     names = [each.name for each in pkgutil.walk_packages(engine.__path__, "engine.")]
-    names = [name for name in names if name not in ("engine.__main__", "engine.template")]  # those are run
+    run = ("engine.__main__", "engine.processes.template")
+    names = [name for name in names if name not in run]
     assert len(names) > 50
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, check=False, env=os.environ

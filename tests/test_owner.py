@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from engine.state import owner
+from engine import owner
 
 
 def test_dead_is_who_is_gone_and_not_who_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "from engine.state.owner import this_owner; print(this_owner(), flush=True); input()"
+    script = "from engine.owner import this_owner; print(this_owner(), flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None

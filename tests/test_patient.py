@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from engine.backfill import Plans
+from bench.local.servers import Valkey, wait_until
+from engine.backfill.plans import Plans
 from engine.config import RetryConfig, Secret
 from engine.config.tree import StateConfig
 from engine.core.backfill import Plan, Selection
 from engine.errors import TransientError
-from engine.local.servers import Valkey, wait_until
-from engine.state import StateStore
-from engine.state.patient import open_patiently
+from engine.state.opening import open_patiently
+from engine.state.seam import StateStore
 from tests.conditions import out_of_memory
 
 PLAN = Plan("p", "shop", "orders", Selection(), "", "", (), 0, 0, 1.0)

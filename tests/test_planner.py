@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.backfill import Planner
+from engine.backfill.planner import Planner
 from engine.config import RetryConfig
 from engine.errors import TransientError
-from engine.forks import template
+from engine.processes.forks import template
 
 QUICK = RetryConfig(max_attempts=3, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
 

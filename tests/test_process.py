@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from engine.process import Inbox
+from engine.processes.child import Inbox
 
 MESSAGES = [b"a", b"", b"b" * 100_000, b"c" * 5]
 

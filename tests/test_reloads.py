@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from engine.backfill import NOTHING, Planner, plans_of
+from engine.backfill.planner import Planner
+from engine.backfill.plans import plans_of
+from engine.backfill.reloads import pool_beside, with_reloads
+from engine.backfill.work import NOTHING
 from engine.config import Config, load
+from engine.config.streams import streams_of
 from engine.core.backfill import END, Plan, Selection
 from engine.core.messages import StreamSpec
-from engine.core.plan import plan_streams
 from engine.core.position import Position
 from engine.core.records import begin
-from engine.reloads import pool_beside, with_reloads
-from engine.state import Acquired, open_store
+from engine.state.opening import open_store
+from engine.state.seam import Acquired
 
 PLAN = Plan("1f3a5c7e", "shop", "orders", Selection(), "", "", ("0a",), 30, 900, 0.0, since=200, begun=200)
 NEW = replace(PLAN, id="77777777", since=300, begun=300)
@@ -54,7 +57,7 @@ def config_with(directory: Path, **source: str) -> Config:
 def config(tmp_path: Path) -> Config:
     """With the record of a stream whose collection was replaced at the cluster time 250."""
     made = config_with(tmp_path)
-    (spec,) = plan_streams(made.source)
+    (spec,) = streams_of(made.source)
     keep(made, spec, begin(spec, "", "", Position(time=260)).put | {"replaced:shop.orders": "250"}, "mine")
     return made
 
@@ -75,7 +78,7 @@ def save(config: Config, plan: Plan) -> None:
 
 
 def planned(config: Config, planner: Fake) -> Any:
-    return with_reloads(config, planner, plan_streams(config.source), NOTHING)
+    return with_reloads(config, planner, streams_of(config.source), NOTHING)
 
 
 def test_a_plan_is_made_once_and_gone_on_with(config: Config) -> None:

@@ -12,12 +12,12 @@ from bson import Int64, MaxKey, MinKey
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
+from bench.local import Mongo
 from engine.core.backfill import END, make_place
 from engine.core.messages import Intent, StreamSpec
 from engine.core.position import Position
 from engine.core.segments import Limits, Segmenter
 from engine.errors import ConfigError, InterruptedScanError, TransientError
-from engine.local import Mongo
 from engine.source.pace import Pace, replication_lag_s
 from engine.source.scan import Documents, SplitScan
 from engine.source.session import Members, connect, server_time

@@ -16,11 +16,11 @@ import pytest
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from s3fs.errors import translate_boto_error
 
+from bench.local import LocalStack, S3Server
 from engine.config import S3Config, Secret, SinkConfig
 from engine.errors import ConfigError, HeadraceError, TransientError
-from engine.local import LocalStack, S3Server
-from engine.sink import PART_SIZE, Sink
-from engine.sink_errors import translated
+from engine.sink.failures import translated
+from engine.sink.objects import PART_SIZE, Sink
 from tests.disks import mounted
 
 SIZES = [0, 1, PART_SIZE, PART_SIZE + 1, 2 * PART_SIZE, 2 * PART_SIZE + 5]
@@ -406,7 +406,7 @@ def small_disk_room(disk: Path) -> int:
 def test_hidden_files_of_dead_processes_are_cleared_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     config = SinkConfig(url=f"file://{tmp_path}/lake")
     script = (
-        "import os, sys; from engine.config import SinkConfig; from engine.sink import Sink; "
+        "import os, sys; from engine.config import SinkConfig; from engine.sink.objects import Sink; "
         f"upload = Sink(SinkConfig(url={config.url!r})).open('a/dead'); upload.write(b'x'); "
         "print('made', flush=True); sys.stdin.read(); os._exit(1)"
     )

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from engine.core.schema import CollectionSchema, DataType, Field
-from engine.memory import Arena
-from engine.slab import Content, SlabPlan, read_slab
+from engine.shared.arena import Arena
+from engine.shared.slab import Content, SlabPlan, read_slab
 
 SCHEMA = CollectionSchema(3, (Field("x", DataType("int64"), 1),))
 
@@ -49,7 +49,8 @@ def test_the_arena_is_shared_by_its_descriptor_and_has_no_name() -> None:
     arena = Arena.create(1 << 20)
     arena.slab(100, 5)[:] = b"hello"
     script = (
-        "import sys; from engine.memory import Arena; print(bytes(Arena(int(sys.argv[1]), 1 << 20).slab(100, 5)))"
+        "import sys; from engine.shared.arena import Arena; "
+        "print(bytes(Arena(int(sys.argv[1]), 1 << 20).slab(100, 5)))"
     )
     os.set_inheritable(arena.fd, True)
     done = subprocess.run(

@@ -15,11 +15,11 @@ from bson import ObjectId
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
+from bench.local.servers import wait_until
 from engine.config import RetryConfig
 from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time, token_time
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
-from engine.local.servers import wait_until
 from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
 from engine.source.change_stream import ChangeStream

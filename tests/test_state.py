@@ -20,15 +20,16 @@ import trustme
 from redis._parsers.base import BaseParser
 from redis.client import Pipeline
 
+from bench.local import LocalStack
+from bench.local.servers import Process, Valkey, free_ports, valkey_path, wait_until
 from engine.config import Secret
 from engine.config.tree import StateConfig
 from engine.core.naming import split_id
 from engine.errors import ConfigError, HeadraceError, LeaseLostError, StateLostError, TransientError
-from engine.local import LocalStack
-from engine.local.servers import Process, Valkey, free_ports, valkey_path, wait_until
-from engine.state import Acquired, HeldElsewhere, Lease, StateStore, open_store
+from engine.state.opening import open_store
 from engine.state.redis import RedisStore
 from engine.state.replies import translated
+from engine.state.seam import Acquired, HeldElsewhere, Lease, StateStore
 from engine.state.sqlite import SqliteStore
 from tests.conditions import CONDITIONS, client_of, set_to
 from tests.disks import mounted

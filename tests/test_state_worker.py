@@ -9,8 +9,8 @@ from engine.core import records
 from engine.core.actions import Acquire, Write
 from engine.core.messages import StreamSpec
 from engine.core.position import Position
-from engine.state import open_store
-from engine.state.worker import StateWorker
+from engine.state.opening import open_store
+from engine.state.thread import StateWorker
 
 
 def begin(path: Path, *specs: StreamSpec) -> list[StateWorker]:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.config.reference import OPERATIONS, operations_with_metrics
-from engine.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, readiness
+from engine.commands.reference import OPERATIONS, operations_with_metrics
+from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, readiness
 
 STREAM = StreamStatus(
     stream="shop.orders",
@@ -125,4 +125,4 @@ def test_what_is_not_known_is_absent() -> None:
 
 def test_the_table_of_metrics_is_up_to_date() -> None:
     document = OPERATIONS.read_text()
-    assert operations_with_metrics(document) == document, "run python -m engine.config.reference"
+    assert operations_with_metrics(document) == document, "run python -m engine.commands.reference"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
+from bench.local import LocalStack
 from engine.config import Config, Secret, SinkConfig
 from engine.config.tree import SourceConfig, TelemetryConfig
 from engine.core import messages as msg
@@ -23,13 +24,13 @@ from engine.core.position import Position
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.decode.schema import METADATA_COLUMNS
 from engine.errors import TransientError
-from engine.forks import template
-from engine.local import LocalStack
-from engine.memory import Arena
-from engine.process import ChildProcess, ChildSettings
-from engine.sink import PART_SIZE, Sink
-from engine.slab import Content, SlabPlan
-from engine.writer import SegmentBuild
+from engine.processes.child import ChildProcess
+from engine.processes.forks import template
+from engine.processes.link import ChildSettings
+from engine.processes.writer import SegmentBuild
+from engine.shared.arena import Arena
+from engine.shared.slab import Content, SlabPlan
+from engine.sink.objects import PART_SIZE, Sink
 from tests.test_sink import s3_config
 
 SCHEMA = CollectionSchema(1, (Field("_id", DataType("string"), 1), Field("text", DataType("string"), 1)))

@@ -1,8 +1,8 @@
 """What the user can set: the keys (``tree``), how they are read (``load``), their reference (``reference``)."""
 
 from engine.config.load import InvalidConfigError, load
-from engine.config.quantities import Duration, Secret, Size, format_duration, format_size
 from engine.config.tree import Config, RetryConfig, S3Config, SinkConfig, SourceConfig, parse_start
+from engine.quantities import Duration, Secret, Size, format_duration, format_size
 
 __all__ = [
     "Config",

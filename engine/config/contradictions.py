@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from engine.config.streams import streams_of
 from engine.config.tree import Config, SourceConfig, parse_start
-from engine.core.plan import plan_streams
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
@@ -67,6 +67,6 @@ def _of_source(source: SourceConfig) -> Iterator[Found]:
         yield ("source.start",), f"source.start: got {source.start!r}; {expected}"
     if source.watch == "collections" and all(name in source.collections for name in source.split):
         try:
-            plan_streams(source)
+            streams_of(source)
         except ConfigError as error:
             yield (watch, names, parts, "source.max_readers"), f"{error.cause}. {error.remedy}"

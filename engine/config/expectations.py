@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from engine.config.quantities import Duration, Size, format_duration, format_size
+from engine.quantities import Duration, Size, format_duration, format_size
 
 
 def unwrap(annotation: Any) -> tuple[Any, dict[str, Any]]:

@@ -16,9 +16,9 @@ from msgspec import NODEFAULT, Struct
 from engine.config.contradictions import contradictions
 from engine.config.environment import WELL_KNOWN, is_near, near_misses, overrides
 from engine.config.expectations import expectation, unwrap
-from engine.config.quantities import Secret, decode_quantity
 from engine.config.tree import Config
 from engine.errors import ConfigError
+from engine.quantities import Secret, decode_quantity
 
 OPERATION = "read the configuration"
 

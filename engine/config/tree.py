@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 
 from msgspec import Meta, Struct, field
 
-from engine.config.quantities import Duration, Secret, Size
 from engine.errors import Redactor, url_password, url_without_password
+from engine.quantities import Duration, Secret, Size
 
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):

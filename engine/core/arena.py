@@ -1,6 +1,6 @@
 """Which bytes of the shared memory are whose.
 
-State: the extents in use. Owner: the coordinator. The arena itself (``engine.slab``) is one block of shared
+State: the extents in use. Owner: the coordinator. The arena itself (``engine.shared.slab``) is one block of shared
 memory; a slab is an extent of it, as large as its batch needs. That one rule covers the usual batch and the
 oversize one: both are charged to the same bytes.
 """

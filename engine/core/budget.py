@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from engine.config.quantities import format_size
 from engine.core.arena import GRAIN
 from engine.errors import ConfigError
+from engine.quantities import format_size
 
 MIB = 2**20
 

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from msgspec import Struct
 
 from engine.errors import HeadraceError, LeaseLostError, StateLostError
-from engine.state import Lease
+from engine.state.seam import Lease
 
 REVISION = "_revision"
 

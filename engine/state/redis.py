@@ -25,10 +25,10 @@ from redis.retry import Retry
 from engine.config.tree import StateConfig
 from engine.core.naming import is_split
 from engine.errors import ConfigError, HeadraceError, LeaseLostError, TransientError, url_without_password
-from engine.state import Acquired, HeldElsewhere, Lease
+from engine.owner import this_owner
 from engine.state.known import Known, log_restored, lost_record, own_fields
-from engine.state.owner import this_owner
 from engine.state.replies import translated
+from engine.state.seam import Acquired, HeldElsewhere, Lease
 
 TIMEOUT_S = 5.0
 WAIT_TIMEOUT_MS = 5000
@@ -124,7 +124,7 @@ return 1
 
 
 class RedisStore:
-    """See ``engine.state.StateStore``. Not for use by several threads at once."""
+    """See ``engine.state.seam.StateStore``. Not for use by several threads at once."""
 
     def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
         self._config = config

@@ -23,8 +23,8 @@ from engine.errors import (
     StateLostError,
     TransientError,
 )
-from engine.state import Acquired, HeldElsewhere, Lease
 from engine.state.known import REVISION, Known, log_restored, lost_record, own_fields
+from engine.state.seam import Acquired, HeldElsewhere, Lease
 
 BUSY_TIMEOUT_S = 5.0
 _HELD = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS shared (
 
 
 class SqliteStore:
-    """See ``engine.state.StateStore``. Streams are prefixed, so that several engines can share a file."""
+    """See ``engine.state.seam.StateStore``. Streams are prefixed, so that several engines can share a file."""
 
     def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
         self._read_only = read_only

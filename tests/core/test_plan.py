@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import Secret, SourceConfig
+from engine.config.streams import streams_of
 from engine.core.handover import overlap, plan_handover
 from engine.core.messages import StreamSpec
-from engine.core.plan import plan_streams
 from engine.errors import ConfigError
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -24,7 +24,7 @@ def source(**keys: Any) -> SourceConfig:
 
 
 def ids(**keys: Any) -> list[str]:
-    return [spec.stream for spec in plan_streams(source(**keys))]
+    return [spec.stream for spec in streams_of(source(**keys))]
 
 
 def test_a_stream_per_collection_while_there_are_readers() -> None:
@@ -36,7 +36,7 @@ def test_a_split_collection_has_a_stream_per_part() -> None:
 
 
 def test_more_collections_than_readers_share_streams() -> None:
-    specs = plan_streams(source(max_readers=2))
+    specs = streams_of(source(max_readers=2))
     assert len(specs) <= 2
     assert sorted(name for spec in specs for name in spec.collections) == NAMES
     assert {spec.level for spec in specs} == {"database"}
@@ -44,8 +44,8 @@ def test_more_collections_than_readers_share_streams() -> None:
 
 
 def test_another_collection_moves_no_other() -> None:
-    before = [set(s.collections) for s in plan_streams(source(max_readers=3))]
-    after = [set(s.collections) for s in plan_streams(source(max_readers=3, collections=[*NAMES, "f", "g"]))]
+    before = [set(s.collections) for s in streams_of(source(max_readers=3))]
+    after = [set(s.collections) for s in streams_of(source(max_readers=3, collections=[*NAMES, "f", "g"]))]
     assert [shared & set(NAMES) for shared in after if shared & set(NAMES)] == before
 
 
@@ -57,7 +57,7 @@ def test_a_shared_stream_is_called_by_what_it_carries() -> None:
     assert ids(max_readers=2, collections=[f"a{n}" for n in reversed(range(9))]) == one
     assert (
         plan_handover(
-            plan_streams(source(max_readers=2, collections=[f"a{n}" for n in range(9)])),
+            streams_of(source(max_readers=2, collections=[f"a{n}" for n in range(9)])),
             running(max_readers=2, collections=[f"b{n}" for n in range(9)]),
         )
         is None
@@ -65,7 +65,7 @@ def test_a_shared_stream_is_called_by_what_it_carries() -> None:
 
 
 def test_split_collections_keep_their_streams_when_others_are_packed() -> None:
-    specs = plan_streams(source(max_readers=3, split={"a": 2}))
+    specs = streams_of(source(max_readers=3, split={"a": 2}))
     assert [spec.stream for spec in specs[:2]] == ["shop.a~0of2", "shop.a~1of2"]
     assert specs[2].collections == ("b", "c", "d", "e")
 
@@ -84,16 +84,16 @@ def test_too_many_parts() -> None:
 
 def test_the_pipeline_becomes_extended_json() -> None:
     stages = [{"$match": {"at": {"$gt": datetime(2026, 5, 1, tzinfo=UTC)}}}]
-    (spec, *_) = plan_streams(source(pipeline=stages))
+    (spec, *_) = streams_of(source(pipeline=stages))
     assert spec.pipeline == '[{"$match":{"at":{"$gt":{"$date":"2026-05-01T00:00:00+00:00"}}}}]'
 
 
 def running(**keys: Any) -> dict[str, StreamSpec]:
-    return {spec.stream: spec for spec in plan_streams(source(**keys))}
+    return {spec.stream: spec for spec in streams_of(source(**keys))}
 
 
 def handover(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]] | None:
-    plan = plan_handover(plan_streams(source(**new)), running(**old))
+    plan = plan_handover(streams_of(source(**new)), running(**old))
     return ([s.stream for s in plan.close], [s.stream for s in plan.open]) if plan else None
 
 
@@ -119,7 +119,7 @@ def test_going_to_the_database_closes_everything_in_it() -> None:
 def test_a_collection_that_comes_back_into_a_pack_reopens_the_pack() -> None:
     """``a`` had a stream of its own, was dropped from the configuration, and returns when there are packs."""
     old = running(max_readers=1, collections=["b", "c"]) | running(collections=["a"])
-    desired = plan_streams(source(max_readers=1, collections=["a", "b", "c"]))
+    desired = streams_of(source(max_readers=1, collections=["a", "b", "c"]))
     plan = plan_handover(desired, old)
     assert plan is not None
     assert {spec.stream for spec in plan.close} == set(old)
@@ -131,7 +131,7 @@ def test_what_concerns_the_database_goes_on_where_it_was() -> None:
     old = running(max_readers=2)
     (former,) = [spec for spec in old.values() if spec.carries_database]
     for number in range(100):
-        desired = plan_streams(source(max_readers=2, collections=[*NAMES, f"new{number}"]))
+        desired = streams_of(source(max_readers=2, collections=[*NAMES, f"new{number}"]))
         plan = plan_handover(desired, old)
         assert plan is not None
         if former in plan.close:
@@ -150,9 +150,9 @@ SHAPES = st.fixed_dictionaries(
 
 def specs_of(shape: dict[str, Any]) -> list[StreamSpec]:
     if shape["watch"] == "database":
-        return plan_streams(source(watch="database", collections=[]))
+        return streams_of(source(watch="database", collections=[]))
     split = {shape["collections"][0]: shape["parts"]} if shape["parts"] < shape["max_readers"] else {}
-    return plan_streams(source(collections=shape["collections"], max_readers=shape["max_readers"], split=split))
+    return streams_of(source(collections=shape["collections"], max_readers=shape["max_readers"], split=split))
 
 
 def covers(spec: StreamSpec, name: str, hashed: int) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.local import LocalStack, Mongo
+from bench.local import LocalStack, Mongo
 from tests.integration.harness import EngineConfig, Lake
 
 

@@ -27,8 +27,8 @@ from bson.json_util import RELAXED_JSON_OPTIONS as RELAXED
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
-from engine.local import LocalStack
-from engine.local.servers import free_ports
+from bench.local import LocalStack
+from bench.local.servers import free_ports
 
 
 @dataclass

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config.reference import OPERATIONS, with_table
-from engine.local import LocalStack, Process
+from bench.local import LocalStack, Process
+from engine.commands.reference import OPERATIONS, with_table
 from tests.integration.harness import Engine, EngineConfig
 from tests.integration.test_outages import inserting
 

@@ -18,9 +18,9 @@ from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Time
 from bson.binary import UuidRepresentation
 from pymongo import MongoClient
 
+from bench.local import LocalStack
 from bench.measure import PeakMemory
 from engine.failpoints import VARIABLE
-from engine.local import LocalStack
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
 
 Client = MongoClient[dict[str, Any]]

@@ -10,8 +10,8 @@ import duckdb
 import pytest
 from pymongo import MongoClient
 
-from engine.local import LocalStack, S3Server
-from engine.local.servers import wait_until
+from bench.local import LocalStack, S3Server
+from bench.local.servers import wait_until
 from tests.integration.harness import Engine, EngineConfig
 
 Client = MongoClient[dict[str, Any]]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from bench.local.servers import wait_until
 from engine.config import SinkConfig
-from engine.local.servers import wait_until
-from engine.sink import Sink
+from engine.sink.objects import Sink
 from tests.disks import mounted, resize
 from tests.integration.harness import Engine, EngineConfig, Lake
 

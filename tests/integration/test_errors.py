@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.local import LocalStack, Mongo
+from bench.local import LocalStack, Mongo
 from tests.integration.harness import EngineConfig, run_engine
 
 PASSWORD = "s3cret/p@ss"

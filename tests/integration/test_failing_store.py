@@ -17,8 +17,8 @@ import redis
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
-from engine.local import LocalStack
-from engine.local.servers import Valkey, wait_until
+from bench.local import LocalStack
+from bench.local.servers import Valkey, wait_until
 from tests.conditions import CONDITIONS, as_a_replica, busy, client_of, out_of_memory
 from tests.integration.harness import (
     Engine,

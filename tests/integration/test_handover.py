@@ -11,7 +11,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from engine.local import LocalStack
+from bench.local import LocalStack
 from tests.integration import workload
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 

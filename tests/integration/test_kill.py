@@ -17,8 +17,8 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from bench.local import LocalStack
 from engine.failpoints import POINTS, VARIABLE
-from engine.local import LocalStack
 from tests.integration import workload
 from tests.integration.harness import (
     Engine,

@@ -11,8 +11,8 @@ from bson.json_util import RELAXED_JSON_OPTIONS as RELAXED
 from bson.json_util import dumps
 from pymongo import MongoClient
 
+from bench.local import Mongo
 from engine.failpoints import VARIABLE
-from engine.local import Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, operation_time
 
 Client = MongoClient[dict[str, Any]]

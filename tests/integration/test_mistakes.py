@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from engine.local.servers import Valkey, wait_until
+from bench.local.servers import Valkey, wait_until
 from tests.conditions import as_a_replica, client_of, out_of_memory, set_to
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_alive, run_engine
 
@@ -272,9 +272,9 @@ def test_the_last_line_is_of_the_logs_format(config: EngineConfig, log_format: s
 
 def test_a_bug_is_told_as_the_log_is_and_without_secrets(config: EngineConfig) -> None:
     script = (
-        "import sys, engine.check\nfrom engine.cli import main\n"
+        "import sys, engine.commands.check\nfrom engine.cli import main\n"
         "def fail(config): raise RuntimeError(config.sink.s3.secret_key)\n"
-        f"engine.check.check = fail\nsys.exit(main(['check', '--config', {str(config.path)!r}]))"
+        f"engine.commands.check.check = fail\nsys.exit(main(['check', '--config', {str(config.path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1

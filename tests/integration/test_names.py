@@ -10,8 +10,8 @@ import pytest
 import redis
 from pymongo import MongoClient
 
+from bench.local import LocalStack
 from engine.failpoints import VARIABLE
-from engine.local import LocalStack
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_engine
 
 Client = MongoClient[dict[str, Any]]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.config.reference import OPERATIONS
-from engine.local import LocalStack
+from bench.local import LocalStack
+from engine.commands.reference import OPERATIONS
 from tests.integration.harness import Engine
 from tests.integration.outage_table import (
     AT_S,

@@ -13,7 +13,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from engine.local import LocalStack, Process
+from bench.local import LocalStack, Process
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 
 OUTAGE_S = 4.0

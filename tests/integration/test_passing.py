@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from engine.local import LocalStack, Mongo
+from bench.local import LocalStack, Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
 from tests.test_source import failing
 

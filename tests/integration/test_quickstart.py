@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.config.reference import readme_with_reference, reference_toml
+from engine.commands.reference import readme_with_reference, reference_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MONGODB_URI"}
     done = subprocess.run(
-        [sys.executable, "-m", "engine.local.demo", "--seconds", "3"],
+        [sys.executable, "-m", "bench.local.demo", "--seconds", "3"],
         capture_output=True,
         text=True,
         check=False,

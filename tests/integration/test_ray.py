@@ -15,8 +15,8 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
-from engine.local import LocalStack
-from engine.local.servers import free_ports
+from bench.local import LocalStack
+from bench.local.servers import free_ports
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
 from tests.integration.test_backfill import backfill, mixed_documents, numbers
 
@@ -105,7 +105,7 @@ def test_a_worker_killed_in_the_middle(mongo: Client, config: EngineConfig, lake
             assert time.monotonic() < deadline, engine.log_tail()
             assert engine.process.poll() is None, engine.log_tail()
             time.sleep(0.2)
-        engines = [each for each in psutil.process_iter() if "engine.cluster" in " ".join(command_of(each))]
+        engines = [each for each in psutil.process_iter() if "engine.backfill.ray" in " ".join(command_of(each))]
         assert engines, "no task runs"
         worker = engines[0].parent()
         assert worker is not None

@@ -21,7 +21,7 @@ from pymongo import MongoClient
 from engine.config import load
 from engine.core.records import schema_document
 from engine.core.schema import CollectionSchema
-from engine.state import open_store
+from engine.state.opening import open_store
 from tests.decode import lake as inverse
 from tests.integration.harness import EngineConfig, catch_up, run_engine
 

@@ -10,8 +10,8 @@ import pytest
 from bson import Timestamp
 from pymongo import MongoClient
 
+from bench.local import LocalStack, Mongo
 from engine.failpoints import VARIABLE
-from engine.local import LocalStack, Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time, run_engine
 
 Client = MongoClient[dict[str, Any]]

@@ -18,7 +18,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from engine.local import LocalStack, Mongo
+from bench.local import LocalStack, Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_alive, run_engine
 
 Client = MongoClient[dict[str, Any]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from engine.local import LocalStack
+from bench.local import LocalStack
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 from tests.integration.test_kill import COLLECTIONS, writing
 

@@ -16,9 +16,9 @@ import pytest
 from bson import Int64
 from pymongo import MongoClient
 
+from bench.local import LocalStack, Mongo, Process
+from bench.local.servers import latest_mongod
 from engine.failpoints import VARIABLE
-from engine.local import LocalStack, Mongo, Process
-from engine.local.servers import latest_mongod
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 from tests.integration.workload import a_document, an_id
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from engine.local import LocalStack, Mongo
+from bench.local import LocalStack, Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, run_engine
 
 Client = MongoClient[dict[str, Any]]

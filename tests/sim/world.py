@@ -182,7 +182,7 @@ class Lake:
 
 
 class PlayedReader:
-    """What ``engine.reader`` does, one message or one step at a time."""
+    """What ``engine.processes.reader`` does, one message or one step at a time."""
 
     def __init__(self, world: World, outbox: deque[msg.FromChild]) -> None:
         self._world = world
@@ -296,7 +296,7 @@ class PlayedReader:
 
 
 class PlayedWriter:
-    """What ``engine.writer`` does; uploads become visible one at a time, each in a step of its own."""
+    """What ``engine.processes.writer`` does; uploads become visible one at a time, each in a step of its own."""
 
     def __init__(self, world: World, outbox: deque[msg.FromChild], slabs_of: Callable[[int], Sequence[Event]]):
         self._world = world

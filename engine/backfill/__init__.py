@@ -1,0 +1,1 @@
+"""Backfills: plans, the process that makes them, what is left to load, and Ray."""

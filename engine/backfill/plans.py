@@ -1,0 +1,139 @@
+"""The plans of backfills as the state store keeps them: shared documents, one per collection.
+
+See ``core.backfill`` for what a plan is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from msgspec.structs import replace
+
+from engine.config import Config
+from engine.core.backfill import Plan, Progress, Selection, latest_schema, plan_document, progress_of
+from engine.core.handover import overlap
+from engine.core.messages import StreamSpec
+from engine.core.naming import is_split
+from engine.core.records import StreamRecord, read_record
+from engine.errors import ConfigError, StateLostError
+from engine.owner import is_certainly_dead, this_owner
+from engine.state.opening import open_patiently
+from engine.state.seam import StateStore
+
+_INDEX = "backfills"
+
+
+class Plans:
+    """The plans in a state store."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._is_new = False  # there was no list, and nothing that it would have told of
+
+    def read(self, namespace: str) -> Plan | None:
+        """A collection's plan."""
+        text = self._store.read_shared(plan_document(namespace))[1]
+        if not text and namespace in self._index()[1]:
+            cause = f"the state store has lost the plan of the backfill of {namespace}"
+            raise StateLostError("read the plans of backfills", cause)
+        return msgspec.json.decode(text, type=Plan) if text else None
+
+    def read_all(self) -> list[Plan]:
+        """Every plan there is."""
+        return [plan for name in self._index()[1] if (plan := self.read(name)) is not None]
+
+    def _index(self) -> tuple[int, list[str]]:
+        """The collections that there are plans of, and the version: plans are replaced, and never removed."""
+        version, text = self._store.read_shared(_INDEX)
+        if not version and not self._is_new:
+            if any(map(is_split, self._store.read_all())):
+                cause = "the state store has lost the list of backfills, of which it has splits"
+                raise StateLostError("read the plans of backfills", cause)
+            self._is_new = True
+        return version, msgspec.json.decode(text, type=list[str]) if text else []
+
+    def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
+        """The plans of whole collections that these change streams cover."""
+
+        def is_covered(plan: Plan) -> bool:
+            collection = StreamSpec("", "split", plan.database, (plan.collection,))
+            return any(overlap(collection, spec) for spec in specs)
+
+        return [plan for plan in self.read_all() if plan.selection == Selection() and is_covered(plan)]
+
+    def save(self, plan: Plan, former: Plan | None) -> Plan:
+        """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
+        name = plan_document(plan.namespace)
+        version, text = self._store.read_shared(name)
+        current = msgspec.json.decode(text, type=Plan) if text else None
+        if current != former or not self._store.write_shared(
+            name, version + 1, msgspec.json.encode(plan).decode()
+        ):
+            kept = self.read(plan.namespace)
+            assert kept is not None
+            return kept
+        self.enlist(plan.namespace)
+        return plan
+
+    def records(self) -> dict[str, StreamRecord]:
+        """The records of all streams and splits."""
+        return {name: read_record(fields) for name, (fields, _) in self._store.read_all().items()}
+
+    def progress(self) -> list[Progress]:
+        """How far every backfill has come."""
+        plans = self.read_all()
+        known = self.records() if any(not plan.finished for plan in plans) else {}
+        return [progress_of(plan, known) for plan in plans]
+
+    def finish(self, plans: Sequence[Plan]) -> list[Progress]:
+        """Note which of these plans are done, and forget their splits; all of their progress."""
+        known = self.records()
+        return [self._close(plan, progress_of(plan, known), latest_schema(plan, known)) for plan in plans]
+
+    def _close(self, plan: Plan, progress: Progress, schema: int) -> Progress:
+        if progress.splits < progress.splits_total:
+            return progress
+        closed = replace(plan, finished=time.time(), read=progress.documents, schema=schema)
+        self.save(closed, plan)
+        self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
+        return replace(progress, finished=closed.finished)
+
+    def refuse_if_held(self, plan: Plan) -> None:
+        """A plan that somebody is at work on cannot be replaced.
+
+        Raises:
+            ConfigError: another engine is reading its splits.
+        """
+        known = self._store.read_all()
+        holders = {known[spec.stream][1] for spec in plan.splits() if spec.stream in known} - {"", this_owner()}
+        if alive := [holder for holder in sorted(holders) if not is_certainly_dead(holder)]:
+            cause = f"{', '.join(alive)} is at work on it"
+            raise ConfigError(
+                f"begin the backfill of {plan.namespace} anew", cause, "Stop the other engine first."
+            )
+
+    def forget(self, plan: Plan) -> None:
+        """Forget what a plan's splits have come to."""
+        self._store.forget([spec.stream for spec in plan.splits()])
+
+    def enlist(self, namespace: str) -> None:
+        """See to it that a plan is listed: whoever kept it may have been killed before that."""
+        while True:
+            version, names = self._index()
+            if namespace in names or self._store.write_shared(
+                _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
+            ):
+                return
+
+
+@contextmanager
+def plans_of(config: Config) -> Iterator[Plans]:
+    """The plans of the configured state store."""
+    store = open_patiently(config.state, config.retry)
+    try:
+        yield Plans(store)
+    finally:
+        store.close()

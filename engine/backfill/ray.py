@@ -1,0 +1,186 @@
+"""The splits of a backfill on a Ray cluster: ``backfill.executor = "ray"``.
+
+Ray finds the machines, starts the tasks and starts them again; what a split has come to is in the state store,
+under its lease, so that a task which is started again goes on where the first one was killed. Nothing is sent
+back but the end. A task is one engine of its own, with one reader and one writer, as a child process: Ray's
+worker is no place to fork from, and its end must be the end of all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from msgspec.structs import replace
+
+from engine.backfill.plans import plans_of
+from engine.backfill.work import Work
+from engine.config import Config, Size
+from engine.core.messages import StreamSpec
+from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
+from engine.retries import retrying
+from engine.supervisor.telemetry import Watch
+
+POLL_S = 5.0
+CONNECT_S = 5.0
+TASKS_PER_CPU = 4
+
+_Task = tuple[Config, tuple[StreamSpec, ...]]
+log = logging.getLogger("headrace")
+
+
+def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
+    """Read all splits of the work on the configured cluster; True, when that is done.
+
+    Raises:
+        ConfigError: Ray is not installed or refuses us, or the state store is a file of this machine.
+        TransientError: Ray cannot be reached.
+        FatalError: a task failed; the others have come to their end.
+    """
+    ray = retrying(config.retry, what="the Ray cluster")(_connect, config)
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        splits = [each for each in work.splits if not each.closes]
+        marks = [each for each in work.splits if each.closes]
+        size = max(1, len(splits) // (cpus * TASKS_PER_CPU))
+        # One task is one CPU, and as much memory as an engine may have.
+        options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
+        task = ray.remote(**options)(read_splits)
+        for parts in (splits, marks):  # a plan is marked when all of it is in the lake
+            pending = [
+                task.remote((_of_one_task(config, cpus), tuple(parts[start : start + size])))
+                for start in range(0, len(parts), size)
+            ]
+            _await(ray, pending, config, work, watch)
+    finally:
+        ray.shutdown()
+    return True
+
+
+def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watch) -> None:
+    """Until these tasks have ended.
+
+    Raises:
+        FatalError: one of them failed; the others have come to their end.
+    """
+    failed: FatalError | None = None
+    while pending:
+        done, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
+        for each in done:
+            try:
+                _get(ray, each)
+            except FatalError as error:  # the others go on
+                log.error("a task failed", extra={"fields": {"error": str(error)}})
+                failed = failed or error
+        with contextlib.suppress(TransientError), plans_of(config) as plans:
+            watch([each for each in plans.progress() if each.collection in work.progress])
+    if failed is not None:
+        raise failed
+
+
+def _connect(config: Config) -> Any:
+    operation, address = "reach the Ray cluster", config.backfill.ray_address
+    if config.state.url.startswith("sqlite:"):
+        cause = "state.url is a file, which the cluster's other machines do not have"
+        raise ConfigError(operation, cause, "Use redis://.")
+    try:
+        import ray
+    except ImportError:
+        cause = "Ray is not installed"
+        raise ConfigError(operation, cause, "Install headrace[ray], here and on the cluster.") from None
+    remedy = "Is the cluster up, and backfill.ray_address right?"
+    try:
+        if address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except OSError as error:
+        raise TransientError(operation, f"{address}: {error}", remedy) from error
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(operation, f"{address}: {error}", remedy) from error
+    return ray
+
+
+def _of_one_task(config: Config, at_once: int) -> Config:
+    """What one task is told, of so many at a time: one reader and one writer, and its share of the pace."""
+    backfill = config.backfill
+    return replace(
+        config,
+        backfill=replace(
+            backfill,
+            readers=1,
+            max_documents_per_s=-(-backfill.max_documents_per_s // at_once),
+            max_bytes_per_s=Size(-(-backfill.max_bytes_per_s // at_once)),
+        ),
+        writers=replace(config.writers, processes=1),
+        telemetry=replace(config.telemetry, listen="", log_format="json"),
+    )
+
+
+def _get(ray: Any, task: Any) -> None:
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        remedy = "Nothing is lost: start again when the cause is mended."
+        raise FatalError("run splits on Ray", cause, remedy) from error
+
+
+def read_splits(task: _Task) -> None:
+    """In a worker of Ray: run an engine for these splits, to its end.
+
+    Raises:
+        RuntimeError: it failed; with its own words.
+    """
+    command = [sys.executable, "-m", "engine.backfill.ray"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
+            pickle.dump(task, process.stdin)
+            process.stdin.flush()
+        # The pipe stays open until the end: when this worker is killed, the engine sees it closed.
+        said = process.stdout.read().decode()
+        if process.wait():
+            raise RuntimeError(said or f"the engine ended with {process.returncode}")
+
+
+def _main() -> int:
+    """In the engine's process."""
+    from engine.logs import configure_logging
+    from engine.processes.forks import template
+    from engine.supervisor.supervisor import Supervisor
+
+    config, splits = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_worker, daemon=True).start()
+    configure_logging(config, "supervisor")
+    try:
+        with template():
+            supervisor = Supervisor(config, (), pool=config.backfill.readers)
+            supervisor.load(splits, {})
+            try:
+                return supervisor.run()
+            finally:
+                supervisor.abandon()
+    except EngineEnded as ended:
+        sys.stdout.write(config.redactor()(str(ended.error)))
+        return ended.code
+    except HeadraceError as error:
+        sys.stdout.write(config.redactor()(str(error)))
+        return 1
+
+
+def _end_with_worker() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing more is said: this returns when the other end is closed
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,251 @@
+"""What is left to load: before a run, plans are made or found; after it, those that are done are closed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from engine.backfill.planner import Planner
+from engine.backfill.plans import Plans, plans_of
+from engine.config import Config
+from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
+from engine.core.handover import overlap
+from engine.core.ledger import Ledger
+from engine.core.messages import StreamSpec
+from engine.core.naming import number_in
+from engine.core.position import make_time
+from engine.core.records import StreamRecord
+from engine.errors import ConfigError
+
+# A plan has the time of this machine's clock, and its objects that of the server's.
+_CLOCK_SKEW_S = 86_400
+
+log = logging.getLogger("headrace")
+
+
+class Work(Struct, frozen=True):
+    """What is left of backfills.
+
+    Attributes:
+        plans: those that are not finished.
+        splits: what is left to read of them, in order.
+        progress: of each collection, by namespace.
+        start_at: where change streams without a position start, before the plans were made; empty for
+            ``source.start``.
+        loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
+        put_off: others cannot be loaded now.
+    """
+
+    plans: tuple[Plan, ...] = ()
+    splits: tuple[StreamSpec, ...] = ()
+    progress: dict[str, Progress] = {}
+    start_at: str = ""
+    loaded: dict[str, int] = {}
+    put_off: bool = False
+
+
+NOTHING = Work()
+
+
+def prepare(
+    config: Config,
+    planner: Planner,
+    names: Sequence[str],
+    selection: Selection,
+    *,
+    restart: bool = False,
+    beginning: bool = False,
+) -> Work:
+    """The work that is left to load these collections; plans are made where there are none.
+
+    Args:
+        names: collections of the configured database; all that the configuration watches and that are there when
+            empty.
+        restart: forget what has been done, and begin anew.
+        beginning: their change streams are about to begin: a plan of which anything was read is too old for them,
+            and a collection that is not there (yet) is left out.
+
+    Raises:
+        ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
+    """
+    from engine.backfill.planning import list_collections, make_plans
+
+    is_asked_for = bool(names) and not beginning
+    names = names or (config.source.collections if config.source.watch == "collections" else ())
+    named = [(config.source.database, name) for name in dict.fromkeys(names)]
+    wanted = named or planner.call(list_collections, config)
+    with plans_of(config) as plans:
+        former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
+        known = plans.records()
+        fresh = [
+            each
+            for each, plan in former.items()
+            if restart or _is_void(plan, selection) or (beginning and plan is not None and _is_begun(plan, known))
+        ]
+        found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
+        for namespace, plan in former.items():
+            if plan is not None and namespace in fresh:
+                plans.refuse_if_held(plan)
+        if not restart:
+            _refuse_lost_state(config, planner, plans, former)
+        for plan in found.values():
+            plans.enlist(plan.namespace)
+        for made in planner.call(make_plans, config, fresh, selection, not is_asked_for) if fresh else []:
+            namespace = made.database, made.collection
+            before = former[namespace]
+            has_older = before is not None or _is_streamed(made, known)
+            plan = made if has_older else replace(made, since=0)  # there is nothing that a mark would void
+            found[namespace] = plans.save(plan, before)
+            if found[namespace] != plan and (restart or found[namespace].selection != selection):
+                cause = f"another engine has planned it meanwhile, of {found[namespace].selection}"
+                raise ConfigError(f"plan the backfill of {plan.namespace}", cause, "Stop the other engine first.")
+            if before is not None and found[namespace] == plan:
+                plans.forget(before)
+        if wanted and not found and not beginning:
+            planner.call(make_plans, config, wanted, selection, False)  # which says what is wrong with the first
+        return work_of(plans, [found[namespace] for namespace in wanted if namespace in found])
+
+
+def warn_of_absent(config: Config, planner: Planner) -> None:
+    """Say what the configuration names and is not there: it is left out."""
+    from engine.backfill.planning import absentees
+
+    for sentence in planner.call(absentees, config):
+        log.warning("nothing to load yet", extra={"fields": {"cause": sentence}})
+
+
+def _refuse_lost_state(
+    config: Config, planner: Planner, plans: Plans, former: Mapping[tuple[str, str], Plan | None]
+) -> None:
+    """Hold the state of backfills that go on, or that nobody knows of, against the lake.
+
+    Raises:
+        ConfigError: the lake has more than the state store knows of.
+    """
+    from engine.sink.lake import Wanted, newest_of_splits
+
+    for namespace, plan in former.items():
+        if plan is not None and plan.finished:
+            continue
+        since = _objects_since(config, plans, plan) if plan else 0
+        newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else "", since))
+        # The state is read behind the lake: what another engine has written meanwhile is then known.
+        if not newest or plans.read(".".join(namespace)) != plan:
+            continue
+        records = plans.records()
+        for split, key in newest.items():
+            record = records.get(split, StreamRecord())
+            if (number_in(key, split) or 0) > Ledger(record.position, record.seq, record.intents).last_known:
+                raise _older_than_the_lake(".".join(namespace), plan, key)
+
+
+def _objects_since(config: Config, plans: Plans, plan: Plan) -> int:
+    """The cluster time before which no object of a plan lies where it would now; 0 when that is not known."""
+    known = plans.records()
+    sinks = {known[spec.stream].sink for spec in plan.splits() if spec.stream in known}
+    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {config.sink.identity} else 0
+
+
+def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigError:
+    known = "is older than that" if plan else "knows of no backfill"
+    cause = f"the lake holds {key}, and the state store {known}: documents would be loaded twice"
+    remedy = (
+        "Restore the newest state. Or delete that collection's objects of the backfill (their names have ~read in "
+        "them), or keep them and load everything again with --restart."
+    )
+    return ConfigError(f"load {namespace}", cause, remedy)
+
+
+def snapshot(
+    config: Config, planner: Planner, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()
+) -> Work:
+    """What is to be loaded beside change streams, by ``source.start`` or ``source.on_history_lost``.
+
+    Plans are made for streams that have no position yet, before they get one. A stream that has one goes on, and
+    of its collections only what is planned is loaded: one that has come since is all in the stream.
+
+    Args:
+        lost: streams whose history is lost: what they cover is loaded anew.
+    """
+    from engine.backfill.planning import server_clock
+
+    if "snapshot" not in (config.source.start, config.source.on_history_lost):
+        return NOTHING
+    with plans_of(config) as plans:
+        records = [each for each in plans.records().values() if each.spec and not each.spec.is_split]
+        known = plans.read_of(specs)
+    # A stream that others hand over to goes on from where they stood.
+    running = [each.spec for each in records if each.spec and each.position and not each.closed]
+    starts_so = config.source.start == "snapshot"
+    fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
+    # Everything that is there when the streams begin must be listed: so they begin before the listing.
+    start_at = planner.call(server_clock, config) if fresh or lost else ""
+    for spec in specs:
+        covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
+        added = sorted(set(spec.collections).difference(*covered))
+        if spec in fresh or spec.stream in lost:
+            prepare(config, planner, spec.collections, Selection(), restart=spec.stream in lost, beginning=True)
+        elif starts_so and known and added:
+            prepare(config, planner, added, Selection(), beginning=True)
+    if starts_so and not fresh and not known:
+        what = "streams go on where they were; use the command backfill to load what was there before"
+        log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
+    with plans_of(config) as plans:
+        work = work_of(plans, plans.read_of(specs))
+    return replace(work, start_at=start_at)
+
+
+def snapshot_readers(config: Config) -> int:
+    """Readers that ``run`` may need beside those of the streams."""
+    return config.backfill.readers if "snapshot" in (config.source.start, config.source.on_history_lost) else 0
+
+
+def finish(config: Config, work: Work) -> list[Progress]:
+    """After a run: what it has come to; plans that are done are closed."""
+    if not work.plans:
+        return list(work.progress.values())
+    with plans_of(config) as plans:
+        return plans.finish(work.plans)
+
+
+def _is_void(plan: Plan | None, selection: Selection) -> bool:
+    """Whether a new plan is to be made.
+
+    Raises:
+        ConfigError: the plan is unfinished, and selects something else.
+    """
+    if plan is None:
+        return True
+    if plan.selection == selection:
+        return False
+    if not plan.finished:
+        cause = f"a backfill of {plan.namespace} is unfinished, of {plan.selection}; now it is {selection}"
+        remedy = "Finish it with the same options, or give it up with --restart (its objects stay in the lake)."
+        raise ConfigError("plan the backfill", cause, remedy)
+    return True
+
+
+def _is_begun(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
+    """Whether any of it has been read."""
+    return bool(plan.finished) or any(spec.stream in known for spec in plan.splits())
+
+
+def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
+    """Whether a change stream has brought events of the collection."""
+    collection = StreamSpec("", "split", plan.database, (plan.collection,))
+    streams = (each for each in known.values() if each.spec is not None and not each.spec.is_split)
+    return any(each.position is not None and overlap(collection, each.spec) for each in streams if each.spec)
+
+
+def work_of(plans: Plans, found: Sequence[Plan]) -> Work:
+    """What is left of these plans."""
+    open_ = [plan for plan in found if not plan.finished]
+    known = plans.records() if open_ else {}
+    return Work(
+        tuple(open_),
+        tuple(spec for plan in open_ for spec in left_to_read(plan, known)),
+        {plan.namespace: progress_of(plan, known) for plan in found},
+    )

@@ -1,0 +1,71 @@
+"""The command ``backfill``: plans, splits read here or on Ray, and what came of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from engine.config import Config
+from engine.core.backfill import Selection
+from engine.processes.forks import template
+
+if TYPE_CHECKING:
+    from engine.backfill.work import Work
+    from engine.supervisor.telemetry import Watch
+
+
+@template()
+def backfill(config: Config, collections: Sequence[str], selection: Selection, *, restart: bool) -> int:
+    """Load collections; the exit code."""
+    from engine.backfill.planner import Planner
+    from engine.backfill.work import finish, prepare, warn_of_absent
+    from engine.commands.progress import report, shown
+    from engine.commands.terminal import is_cut_off
+
+    is_first = True
+    while True:
+        with ExitStack() as stack:
+            with Planner(config.retry, config.supervision.hang_timeout) as planner:
+                load = stack.enter_context(_loader(config))
+                if is_first and not collections:
+                    warn_of_absent(config, planner)
+                work = prepare(config, planner, collections, selection, restart=restart)
+            watch = stack.enter_context(shown(config, work.progress.values()))
+            interrupted = bool(work.splits) and not load(work, watch)
+        found = finish(config, work)
+        # Some splits may be left where another engine took one over in its last moment.
+        if interrupted or all(each.finished for each in found):
+            if not (interrupted and is_cut_off(sys.stdout)):  # a terminal that closes interrupts, too
+                report(found)
+            return 0
+        restart = is_first = False
+
+
+@contextmanager
+def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
+    """What has splits read, and says whether that came to its end; its processes start while plans are made.
+
+    Raises:
+        EngineEnded: it failed.
+    """
+    from engine.supervisor.supervisor import Supervisor
+
+    if config.backfill.executor == "ray":
+        from engine.backfill.ray import run_on_ray
+
+        yield lambda work, watch: run_on_ray(config, work, watch)
+        return
+    supervisor = Supervisor(config, (), pool=config.backfill.readers)
+    supervisor.launch()
+
+    def load(work: Work, watch: Watch) -> bool:
+        supervisor.load(work.splits, work.progress, watch)
+        supervisor.run()
+        return not supervisor.interrupted
+
+    try:
+        yield load
+    finally:
+        supervisor.abandon()

@@ -1,0 +1,166 @@
+"""The command ``check``: what a run would find, before it is run; nothing is changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from engine.backfill.work import snapshot_readers
+from engine.cgroup import divide_within
+from engine.commands.terminal import Terminal
+from engine.config import Config, format_size
+from engine.config.streams import streams_of
+from engine.core.handover import plan_handover
+from engine.core.messages import StreamSpec
+from engine.core.position import Position
+from engine.core.records import StreamRecord, read_record
+from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostError, url_without_password
+from engine.state.opening import open_store
+
+if TYPE_CHECKING:
+    from engine.source.session import Members
+
+Records = dict[str, StreamRecord]
+
+
+class Doubt(str):
+    """Something that is legal, and may not be meant."""
+
+    __slots__ = ()
+
+
+# What a step has found, one after the other; an error that it raises is the last one.
+Findings = Iterator[str | Doubt | HeadraceError]
+
+
+def check(config: Config) -> int:
+    """Reach the state store, MongoDB and the sink with the rights that a run needs; show the memory sum.
+
+    Returns 0 when all is well, 2 when something is wrong with the configuration, else 1; every failure is shown
+    with its remedy.
+    """
+    terminal = Terminal(soft_wrap=True)
+    redact = config.redactor()
+    records: Records = {}
+    code = 0
+    steps: list[tuple[str, Callable[[], Findings]]] = [
+        ("state store", lambda: _check_state(config, records)),
+        ("MongoDB", lambda: _check_source(config, records)),
+        ("sink", lambda: _check_sink(config)),
+        ("memory", lambda: _check_memory(config)),
+    ]
+    for name, step in steps:
+        for found in _each(step()):
+            label, color = "ok", "green"
+            if isinstance(found, HeadraceError):
+                code = max(code, 2 if isinstance(found, ConfigError) else 1)
+                label, color = "failed", "red"
+            elif isinstance(found, Doubt):
+                label, color = "doubt", "yellow"
+            terminal.print(Text(f"{label:8}", style=color), f"{name:12} {redact(str(found))}", sep="")
+    return code
+
+
+def _each(findings: Findings) -> Findings:
+    try:
+        yield from findings
+    except HeadraceError as error:
+        yield error
+
+
+def _check_state(config: Config, records: Records) -> Findings:
+    """Also fills in the records, for the next steps."""
+    where = url_without_password(config.state.url)
+    store = open_store(config.state, read_only=True)
+    try:
+        try:
+            records |= {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+            known = f"{where} knows {len(records)} stream(s), and can be written"
+        except NoStateError as none:
+            known = f"{none.cause}; the first run can make it"
+        doubts = store.check()
+    finally:
+        store.close()
+    yield known
+    yield from map(Doubt, doubts)
+
+
+def _check_source(config: Config, records: Records) -> Findings:
+    from engine.source.presence import absent
+    from engine.source.session import Members, connect, starting_position, survey
+    from engine.source.watchable import not_watchable
+
+    source = config.source
+    with connect(source.uri) as client:
+        ready = survey(client)
+        yield f"{ready.deployment}, MongoDB {ready.server_version}"
+        yield from map(Doubt, absent(client, source.database, source.collections))
+        yield from not_watchable(client, streams_of(source))
+        members = Members(client, source.uri, "primary")
+        opened = resumed = 0
+        for spec, record in _streams(config, records):
+            if record is not None and record.deployment not in ("", ready.deployment):
+                cause = f"its state is from {record.deployment!r}, and this is {ready.deployment!r}"
+                remedy = "Use another state.prefix and another sink.url for another deployment."
+                yield ConfigError(f"begin the stream {spec.stream}", cause, remedy)
+                continue
+            try:
+                position = record.position if record else None
+                _open(members, spec, position or starting_position(client, source.start))
+                opened += 1
+                resumed += position is not None
+            except StreamLostError as lost:
+                policy = source.on_history_lost
+                yield lost if policy == "fail" else Doubt(_healed(lost, policy))
+            except HeadraceError as error:
+                yield error
+        yield f"{opened} stream(s) can be opened" + (f", {resumed} where they stand" if resumed else "")
+
+
+def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamRecord | None]]:
+    """What a run would open: its streams, and those that hand over to them; with the records of what goes on."""
+    running = {
+        name: record.spec
+        for name, record in records.items()
+        if record.spec and record.position and not record.closed and not record.spec.is_split
+    }
+    desired = streams_of(config.source)
+    handover = plan_handover(desired, running)
+    beginning = {spec.stream for spec in handover.open} if handover else set()
+    former = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
+    return former + [
+        (spec, records[spec.stream] if spec.stream in running and spec.stream not in beginning else None)
+        for spec in desired
+    ]
+
+
+def _open(members: Members, spec: StreamSpec, position: Position) -> None:
+    from engine.source.change_stream import ChangeStream
+
+    stream = ChangeStream(members, spec, position)
+    try:
+        stream.next()
+    finally:
+        stream.close()
+
+
+def _healed(lost: StreamLostError, policy: str) -> str:
+    then = "its collections are loaded again" if policy == "snapshot" else "what has changed since is skipped"
+    return f'{lost.operation}: {lost.cause}. By source.on_history_lost = "{policy}", {then}.'
+
+
+def _check_sink(config: Config) -> Findings:
+    from engine.sink.objects import Sink
+
+    Sink(config.sink).prove()
+    yield f"{config.sink.url} can be written and listed"
+
+
+def _check_memory(config: Config) -> Findings:
+    readers = len(streams_of(config.source)) + snapshot_readers(config)
+    budget = divide_within(config, readers)
+    lines = [f"{format_size(budget.limit)}, of which"]
+    lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
+    yield "\n".join(lines)

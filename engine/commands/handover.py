@@ -1,0 +1,160 @@
+"""Before the streams of a configuration start: let others hand over to them what they have covered so far.
+
+See ``core.handover`` for why and how. This is the shell: it reads and writes the state store, and runs the
+old streams up to their common end.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.config import Config
+from engine.core import records
+from engine.core.handover import Handover, plan_handover
+from engine.core.ledger import first_segment
+from engine.core.messages import StreamSpec
+from engine.core.position import Position
+from engine.core.records import Change, StreamRecord, read_record
+from engine.errors import ConfigError, StateLostError
+from engine.owner import is_certainly_dead, this_owner
+from engine.state.opening import open_patiently
+from engine.state.seam import Acquired, Lease, StateStore
+
+_DOCUMENT = "handover"
+_OPERATION = "hand streams over"
+_OTHER_FIRST = "Stop the other engine first."
+# Runs these streams until they have caught up: the one cluster time that all have come to; 0 when interrupted.
+RunToEnd = Callable[[Sequence[StreamSpec]], int]
+
+log = logging.getLogger("headrace")
+
+
+def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEnd) -> bool:
+    """Carry out what earlier streams must hand over to the desired ones, if anything.
+
+    Returns False when that was interrupted: the desired streams must not start.
+
+    Raises:
+        ConfigError: another engine runs one of the streams.
+    """
+    store = open_patiently(config.state, config.retry)
+    try:
+        _carry_out_pending(store, config)
+        plan = plan_handover(desired, _running(store))
+        if plan is None:
+            return True
+        fields = {
+            "close": [spec.stream for spec in plan.close],
+            "open": [spec.stream for spec in plan.open],
+        }
+        log.info("streams change; the former ones run to one common end first", extra={"fields": fields})
+        time = run_to_end(plan.close)
+        if not time:
+            return False
+        stands = store.read_all()
+        if lost := [spec.stream for spec in plan.close if spec.stream not in stands]:
+            raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
+        ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
+        streams = {*ends, *(spec.stream for spec in plan.open)}
+        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open))
+        if not _carry_out_pending(store, config):
+            raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
+        return True
+    finally:
+        store.close()
+
+
+def _running(store: StateStore) -> dict[str, StreamSpec]:
+    """The open streams of the store, with their selections."""
+    known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+    return {
+        name: record.spec
+        for name, record in known.items()
+        if record.spec and not record.closed and not record.spec.is_split
+    }
+
+
+def _carry_out_pending(store: StateStore, config: Config) -> bool:
+    """Close and open what the written handover says, as far as that is not done yet; then forget it.
+
+    All leases are taken before anything is written, so that nobody can move a stream in between. False when a
+    stream has moved since the handover was written: it is void.
+
+    Raises:
+        ConfigError: another engine holds one of the streams.
+    """
+    version, text = store.read_shared(_DOCUMENT)
+    if not version:
+        _refuse_if_lost(store)
+    if not text:
+        return True
+    handover = msgspec.json.decode(text, type=Handover)
+    opening = {spec.stream: spec for spec in handover.open}
+    held: dict[str, tuple[Lease, StreamRecord]] = {}
+    try:
+        for name in sorted({*handover.close, *opening}):
+            held[name] = _take(store, config, name)
+        done = {name for name, (_, record) in held.items() if record.handover == handover.id}
+        moved = [
+            name
+            for name, seq in handover.close.items()
+            if name not in done and (held[name][1].seq != seq or held[name][1].intents)
+        ]
+        if moved and done:
+            cause = f"{', '.join(moved)} went on while {', '.join(sorted(done))} had been handed over already"
+            raise ConfigError(_OPERATION, cause, "Begin anew, with another state.prefix and another sink.url.")
+        if moved:
+            log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
+        else:
+            for name in held.keys() - done:
+                lease, record = held[name]
+                change = _change(config, handover, record, opening.get(name))
+                store.write(lease, change.put, change.remove)
+            log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
+        store.write_shared(_DOCUMENT, version + 1, "")
+        return not moved
+    finally:
+        for lease, _ in held.values():
+            store.release(lease)
+
+
+def _refuse_if_lost(store: StateStore) -> None:
+    """There is no document of a handover, and never was: unless some records, but not all, were part of one."""
+    records = [read_record(fields) for fields, _ in store.read_all().values()]
+    for id_, count in Counter(record.handover for record in records).items():
+        streams, _, name = id_.partition("-")
+        if name and count < int(streams):
+            cause = f"the state store has lost the handover {id_}, which {count} of {streams} streams tell of"
+            raise StateLostError(_OPERATION, cause)
+
+
+def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
+    """A stream's lease, and its record as it stands from then on."""
+    owner = this_owner()
+    found = store.acquire(name, owner, config.lease.ttl)
+    if not isinstance(found, Acquired) and is_certainly_dead(found.holder):
+        found = store.acquire(name, owner, config.lease.ttl, replacing=found.holder)
+    if not isinstance(found, Acquired):
+        raise ConfigError(_OPERATION, f"{found.holder} runs the stream {name}", _OTHER_FIRST)
+    return found.lease, read_record(found.fields)
+
+
+def _change(config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None) -> Change:
+    if opened is None:
+        return records.close(handover.id)
+    position = Position(time=handover.time + 1)
+    begun = records.begin(opened, config.sink.identity, record.deployment, position)
+    seq = max(record.seq, first_segment(position) - 1)
+    return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
+
+
+def _save(store: StateStore, handover: Handover) -> None:
+    version, text = store.read_shared(_DOCUMENT)
+    written = not text and store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode())
+    if not written:
+        raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)

@@ -1,0 +1,121 @@
+"""The reference, made from the code: ``configs/reference.toml``, the table in the README, and that of the metrics.
+
+``python -m engine.commands.reference`` writes them; tests see to it that this was done.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+from msgspec.structs import FieldInfo
+
+from engine.config.expectations import expectation, unwrap
+from engine.config.tree import Config
+from engine.quantities import Duration, Size, format_duration, format_size
+from engine.supervisor.telemetry import metrics_markdown
+
+ROOT = Path(__file__).parents[2]
+README, OPERATIONS = ROOT / "README.md", ROOT / "configs" / "OPERATIONS.md"
+
+
+def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
+    fields = msgspec.structs.fields(kind)
+    plain = [field for field in fields if not _is_section(field)]
+    if plain:
+        yield path, kind, plain
+    for field in fields:
+        if _is_section(field):
+            yield from _sections(field.type, f"{path}.{field.name}" if path else field.name)
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.type, type) and issubclass(field.type, Struct)
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.default is not NODEFAULT:
+        return field.default
+    return field.default_factory() if field.default_factory is not NODEFAULT else NODEFAULT
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Size):
+        return f'"{format_size(value)}"'
+    if isinstance(value, Duration):
+        return f'"{format_duration(value)}"'
+    return "{}" if value == {} else json.dumps(str(value) if isinstance(value, str) else value)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """The key's description, and what it takes where that does not go without saying."""
+    base, facts = unwrap(field.type)
+    text = str(facts["description"])
+    if isinstance(base, type) and issubclass(base, str):
+        return text
+    return f"{text} Takes {expectation(field.type).removeprefix('expected ')}."
+
+
+def reference_toml() -> str:
+    """Every key with its default, its description, and what it takes."""
+    lines = [
+        "# Every key of Headrace, with its default. Made from the code: python -m engine.commands.reference",
+        "#",
+        "# ${NAME} and ${NAME:-default} take from the environment, and any key can be set there as",
+        "# HEADRACE_SECTION__KEY.",
+    ]
+    for path, kind, fields in _sections(Config):
+        lines += ["", f"# {(kind.__doc__ or '').strip()}", f"[{path}]"]
+        for field in fields:
+            default = _default(field)
+            lines += textwrap.wrap(_meaning(field), 110, initial_indent="# ", subsequent_indent="# ")
+            lines.append(
+                f"# {field.name} =    (required)" if default is NODEFAULT else f"{field.name} = {_toml(default)}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def reference_markdown() -> str:
+    """The same as a table."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for path, _, fields in _sections(Config):
+        for field in fields:
+            default = _default(field)
+            shown = "*required*" if default is NODEFAULT else f"`{_toml(default)}`"
+            text = _meaning(field).replace("|", "\\|")
+            lines.append(f"| `{path}.{field.name}` | {shown} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(document: str, name: str, table: str) -> str:
+    """A document with a table put between the two marks of this name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}{end}{after}"
+
+
+def readme_with_reference(readme: str) -> str:
+    """The README with the table of all keys."""
+    return with_table(readme, "reference", reference_markdown())
+
+
+def operations_with_metrics(document: str) -> str:
+    """The document on operations with the table of all metrics."""
+    return with_table(document, "metrics", metrics_markdown())
+
+
+def main() -> None:
+    """Write them all."""
+    (ROOT / "configs" / "reference.toml").write_text(reference_toml())
+    README.write_text(readme_with_reference(README.read_text()))
+    OPERATIONS.write_text(operations_with_metrics(OPERATIONS.read_text()))
+
+
+if __name__ == "__main__":
+    main()

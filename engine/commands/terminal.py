@@ -1,0 +1,61 @@
+"""What people are shown on a terminal: a short table that fits it, and below it what is long, item by item."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+INDENT = 2
+
+
+class Terminal(Console):
+    """The standard output."""
+
+    def __init__(self, *, soft_wrap: bool = False) -> None:
+        super().__init__(soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """The command line knows what to do about it; called where the error is handled."""
+        raise  # noqa: PLE0704
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with the essentials of each item; names that are too long for their column are folded."""
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(
+            name, overflow="fold", justify="right" if name in ("behind", "events", "documents") else "left"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Terminal().print(table)
+
+
+def print_details(title: str, facts: Mapping[str, str]) -> None:
+    """What is known of an item, one fact after the other; what is empty is left out."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, fact in facts.items():
+        if fact:
+            grid.add_row(name, Text(fact))
+    terminal = Terminal()
+    terminal.print()
+    terminal.print(Text(title, style="bold", overflow="fold"))
+    terminal.print(Padding(grid, (0, 0, 0, INDENT)))
+
+
+def is_cut_off(stream: TextIO) -> bool:
+    """Whether nobody reads any more what is written to a pipe, or a terminal."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -1,0 +1,103 @@
+"""Which streams a configuration means, and how collections share them.
+
+A collection has a stream of its own while there are readers enough; a split collection has one per part. When
+there are more collections than readers, those that are not split share database-level streams: which others it
+shares with depends on its name alone. The first of these streams also brings what concerns the whole database.
+"""
+
+from __future__ import annotations
+
+import zlib
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from engine.config.tree import SourceConfig
+from engine.core.messages import StreamSpec
+from engine.core.naming import shared_stream_id, stream_id
+from engine.errors import ConfigError
+
+
+def streams_of(source: SourceConfig) -> list[StreamSpec]:
+    """The streams of a configuration, one per reader.
+
+    Raises:
+        ConfigError: more parts of split collections than there may be readers.
+    """
+    base = StreamSpec(
+        stream="",
+        level="database",
+        database=source.database,
+        full_document=source.full_document,
+        full_document_before_change=source.full_document_before_change,
+        expanded_events=source.expanded_events,
+        pipeline=_pipeline_text(source.pipeline),
+    )
+    match source.watch:
+        case "deployment":
+            return [replace(base, stream=stream_id(), level="deployment", database="")]
+        case "database":
+            return [replace(base, stream=stream_id(source.database))]
+        case "collections":
+            return _of_collections(source, base)
+
+
+def _of_collections(source: SourceConfig, base: StreamSpec) -> list[StreamSpec]:
+    split = {name: parts for name, parts in source.split.items() if parts > 1}
+    whole = [name for name in source.collections if name not in split]
+    left = source.max_readers - sum(split.values())
+    if left < min(1, len(whole)):
+        cause = (
+            f"source.split needs {sum(split.values())} readers, and {len(whole)} collection(s) at least one more"
+        )
+        remedy = f"Raise source.max_readers (it is {source.max_readers}), or split into fewer parts."
+        raise ConfigError("plan the streams", cause, remedy)
+    streams = [
+        replace(
+            base,
+            stream=stream_id(source.database, name, part, parts),
+            level="collection",
+            collections=(name,),
+            part=part,
+            parts=parts,
+        )
+        for name, parts in split.items()
+        for part in range(parts)
+    ]
+    if len(whole) <= left:
+        return streams + [
+            replace(base, stream=stream_id(source.database, name), level="collection", collections=(name,))
+            for name in whole
+        ]
+    packs: dict[int, list[str]] = {}
+    for name in sorted(whole):
+        packs.setdefault(zlib.crc32(name.encode()) % left, []).append(name)
+    return streams + [
+        replace(
+            base,
+            stream=shared_stream_id(source.database, names, carries_database=number == min(packs)),
+            collections=tuple(names),
+            carries_database=number == min(packs),
+        )
+        for number, names in sorted(packs.items())
+    ]
+
+
+def _pipeline_text(stages: list[dict[str, Any]]) -> str:
+    """The stages as Extended JSON; a TOML date becomes a date."""
+
+    def extended(value: Any) -> Any:
+        if isinstance(value, datetime):
+            return {"$date": value.isoformat()}
+        raise TypeError(f"source.pipeline: {type(value).__name__} has no Extended JSON")
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [walk(each) for each in value]
+        return extended(value) if isinstance(value, datetime) else value
+
+    return msgspec.json.encode(walk(stages)).decode()

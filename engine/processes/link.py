@@ -1,0 +1,26 @@
+"""What a child process and its supervisor have in common: its settings, and how it reports an error."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+
+from msgspec import Struct
+
+from engine.config import Config
+from engine.core import messages as msg
+from engine.core.budget import Budget
+from engine.errors import HeadraceError
+
+
+class ChildSettings(Struct, frozen=True):
+    """What every child is told at its start."""
+
+    config: Config
+    budget: Budget
+    version: str
+
+
+def send_failure(connection: Connection, error: HeadraceError, stream: str = "", generation: int = -1) -> None:
+    """Report an error to the supervisor."""
+    failed = msg.Failed(error.kind, error.operation, error.cause, error.remedy, stream, generation)
+    connection.send_bytes(msg.encode(failed))

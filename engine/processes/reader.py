@@ -1,0 +1,541 @@
+"""The reader process: one change stream, or one split of a backfill after the other, to slabs.
+
+One loop: hear the supervisor, take a reply from the prefetcher, cut it into segments, decode, ask for a slab,
+fill it, hand it over. State: the assignment, with its segmenter, decoder and prefetcher. Owner: the loop.
+While it waits for a slab it takes no reply, which stops the prefetcher, which stops MongoDB.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from multiprocessing.connection import Connection, wait
+
+import numpy as np
+import pyarrow as pa
+from msgspec.structs import replace
+
+from engine.config.streams import streams_of
+from engine.core import messages as msg
+from engine.core.ledger import first_segment
+from engine.core.position import Position
+from engine.core.schema import CollectionSchema, Field, grow, room_left
+from engine.core.segments import Limits, SegmentEnd, Segmenter
+from engine.decode.decoder import Decoded, Decoder
+from engine.decode.schema import SchemaOptions
+from engine.errors import FatalError, HeadraceError, TransientError
+from engine.processes.held import Held
+from engine.processes.link import ChildSettings, send_failure
+from engine.processes.registry import Registry, Unsettled
+from engine.processes.rescue_log import RescueLog
+from engine.shared.arena import Arena
+from engine.shared.slab import Content, SlabPlan
+from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
+from engine.source.pace import Pace
+from engine.source.prefetch import Prefetcher
+from engine.source.presence import absent
+from engine.source.reply import Reply
+from engine.source.scan import Mark, SplitScan
+from engine.source.session import Members, connect, sample, server_time, starting_position, survey
+from engine.source.watchable import not_watchable
+
+BEAT_S = 1.0
+IDLE_EVERY_S = 10.0
+CHUNK_ROWS = 16_384
+LARGE_DOCUMENT = 2**14
+CHUNK_BYTES = 2**22
+UNCUT = Limits(1 << 62, 1 << 62, float("inf"))
+ARENA_SHARE = 8
+
+log = logging.getLogger("headrace")
+
+
+class _Reassigned(Exception):
+    """What was being done is void: a new assignment has come, or none."""
+
+
+class Assignment:
+    """One stream being read, from one ``Assign`` to the next."""
+
+    def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
+        self.spec = assign.spec
+        self.held = Held(limits.age_s)
+        if self.spec.whole:
+            limits = UNCUT
+        self.generation = assign.generation
+        self.replay_only = assign.replay_only
+        self.until = assign.until
+        next_seq = assign.next_seq or first_segment(start)
+        self.segmenter = Segmenter(limits, next_seq, assign.replay, assign.until, start)
+        self.scanned = start
+        self.versions: dict[tuple[str, str], int] = {}
+        self.replaced: dict[str, msg.Replaced] = {}  # by the open segment
+        self.found_start = None if assign.start else start
+        self.started = False
+        self.finishing = False
+        self.cut_now = False
+        self.grown = False
+        self.idle_at = 0.0
+
+    @property
+    def read_at(self) -> int:
+        """The cluster time at which a split was begun."""
+        return self.scanned.time
+
+    @property
+    def uncut(self) -> bool:
+        """Whether the open segment must not be cut but at its one end."""
+        return self.segmenter.replaying or self.spec.whole
+
+
+class Reader:
+    """The loop of one reader process."""
+
+    def __init__(self, settings: ChildSettings, connection: Connection, arena: Arena) -> None:
+        config = settings.config
+        self._settings = settings
+        self._connection = connection
+        self._arena = arena
+        self._client = connect(config.source.uri)
+        backfill = config.backfill
+        self._primary = Members(self._client, config.source.uri, "primary")
+        self._members = Members(self._client, config.source.uri, backfill.read_preference)
+        share = backfill.readers
+        limits = backfill.max_documents_per_s / share, backfill.max_bytes_per_s / share
+        self._pace = Pace(*limits, backfill.max_lag)
+        self._limits = Limits(config.batch.rows, config.batch.bytes, config.batch.interval)
+        self._assignment: Assignment | None = None
+        self._assigned: msg.Assign | None = None
+        self._finish_assigned = False
+        self._prefetcher: Prefetcher | None = None
+        self._decoder: Decoder | None = None
+        self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
+        self._registry = Registry(self._options, self._ask_schema, self._sampled_fields, self._may_hold)
+        self._rescue_log = RescueLog()
+        self._settling = False
+        self._stopping = False
+        self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
+        self._progress = 0
+        self._beat_at = 0.0
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until told to stop."""
+        self._send(survey(self._client))
+        while not self._stopping:
+            try:
+                self._turn()
+            except _Reassigned:
+                pass
+            except HeadraceError as error:
+                self._fail(error)
+
+    def _turn(self) -> None:
+        """One turn: begin an assignment, or take what there is, or wait for something to come."""
+        self._hear(0.0)
+        if self._assigned is not None:
+            self._begin(self._assigned)
+        assignment, prefetcher = self._assignment, self._prefetcher
+        if assignment is None or prefetcher is None:
+            self._beat("waiting for an assignment")
+            self._hear(BEAT_S)
+            return
+        self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
+        reply = prefetcher.take()
+        if reply is not None:
+            self._take_in(assignment, reply)
+        if assignment.held.since is not None and self._must_release(assignment, reply):
+            self._release(assignment)
+        if assignment.cut_now:
+            assignment.cut_now = False
+            if not assignment.uncut:
+                self._report(assignment, assignment.segmenter.flush("memory"))
+        self._report(assignment, assignment.segmenter.expired(time.monotonic()))
+        if assignment.finishing and not assignment.segmenter.replaying:
+            self._finish(assignment)
+        elif reply is None:
+            deadlines = [assignment.segmenter.deadline(), assignment.held.deadline()]
+            left_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
+            most_s = min([BEAT_S, *left_s])
+            wait([self._connection, prefetcher.fileno()], max(0.0, most_s))
+
+    def _hear(self, most_s: float) -> None:
+        """Take in what the supervisor says, waiting up to ``most_s`` for a first message."""
+        while self._connection.poll(most_s):
+            self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            most_s = 0.0
+
+    def _note(self, message: msg.ToChild) -> msg.Grant | None:
+        """Note what a message says; a grant is for the caller who waits for it."""
+        match message:
+            case msg.Assign():
+                self._assigned, self._finish_assigned = message, False
+            case msg.Unassign():
+                self._drop()
+            case msg.Finish() if self._assigned is not None:
+                self._finish_assigned = True
+            case msg.Finish() if self._assignment is not None:
+                self._assignment.finishing = True
+            case msg.CutNow(generation) if self._assignment and generation == self._assignment.generation:
+                self._assignment.cut_now = True
+            case msg.SchemaGiven(database, collection, schema):
+                self._registry.known[database, collection] = schema
+            case msg.Stop():
+                self._drop()
+                self._stopping = True
+            case msg.Grant():
+                return message
+        return None
+
+    # --- assignments -------------------------------------------------------------------------------------
+
+    def _begin(self, assign: msg.Assign) -> None:
+        self._drop()
+        config = self._settings.config
+        start = assign.start
+        self._beat("waiting for MongoDB to tell where to start", at_once=True)
+        try:
+            if start is None and assign.spec.is_split:
+                start = Position(time=server_time(self._client))
+            elif start is None:
+                start = starting_position(self._client, assign.start_at)
+        except HeadraceError as error:
+            send_failure(self._connection, error, assign.spec.stream, assign.generation)
+            return
+        if not assign.generation and assign.spec.stream == streams_of(config.source)[0].stream:
+            self._warn_of_absent()
+        if not assign.generation:
+            self._tell_of_not_watchable(assign.spec)
+        self._assignment = Assignment(assign, start, self._limits)
+        self._assignment.finishing = self._finish_assigned
+        self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
+        self._prefetcher = Prefetcher(self._source(assign, start), config.retry)
+        one = assign.spec.level in ("collection", "split")
+        collection = assign.spec.collections[0] if one else ""
+        namespace = (assign.spec.database, collection)
+        self._decoder = Decoder(self._registry, self._options, namespace, assign.spec.covers)
+
+    def _tell_of_not_watchable(self, spec: msg.StreamSpec) -> None:
+        """Name the collections of a shared stream that will never have an event in it."""
+        try:
+            for error in not_watchable(self._client, [spec]):
+                log.error("a collection has no change streams", extra={"fields": {"error": str(error)}})
+        except HeadraceError as error:
+            what = "whether all collections have change streams cannot be asked"
+            log.warning(what, extra={"fields": {"stream": spec.stream, "error": str(error)}})
+
+    def _warn_of_absent(self) -> None:
+        """Say what is not there, for all streams and once: they wait for it in silence."""
+        source = self._settings.config.source
+        for sentence in absent(self._client, source.database, source.collections):
+            log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
+
+    def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
+        size = self._settings.budget.reply
+        if assign.spec.closes:
+            return Mark(assign.spec, start)
+        if not assign.spec.is_split:
+            wait_ms = AWAIT_END_MS if assign.until else AWAIT_MS
+            return ChangeStream(self._primary, assign.spec, start, reply_size=size, await_ms=wait_ms, ahead=True)
+        replay = [intent.end.token for intent in assign.replay]
+        return SplitScan(self._members, assign.spec, start, replay, reply_size=size, pace=self._pace)
+
+    def _note_started(self, assignment: Assignment) -> None:
+        """The stream is open: say so, once, with the place that was found for it."""
+        if not assignment.started:
+            assignment.started = True
+            self._send(msg.Started(assignment.generation, assignment.found_start))
+
+    def _drop(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+        self._assignment = self._assigned = self._prefetcher = self._decoder = None
+
+    def _fail(self, error: HeadraceError) -> None:
+        assignment = self._assignment
+        assert assignment is not None, error
+        send_failure(self._connection, error, assignment.spec.stream, assignment.generation)
+        self._drop()
+
+    def _finish(self, assignment: Assignment) -> None:
+        self._note_started(assignment)
+        self._report(assignment, assignment.segmenter.flush("finish"))
+        self._send(msg.Finished(assignment.generation, assignment.scanned))
+        self._drop()
+
+    # --- replies -----------------------------------------------------------------------------------------
+
+    def _take_in(self, assignment: Assignment, reply: Reply) -> None:
+        """Take a reply; where one before it is held back, so is this."""
+        if assignment.held.since is not None:
+            assignment.held.add(reply, 0, time.monotonic())
+        else:
+            self._take(assignment, reply)
+
+    def _must_release(self, assignment: Assignment, reply: Reply | None) -> bool:
+        """Whether nothing can be held back any longer."""
+        nothing_comes = reply is not None and not len(reply) and not reply.is_partial
+        at_end = assignment.finishing or (assignment.until and nothing_comes)
+        return bool(at_end) or assignment.cut_now or assignment.held.is_due(time.monotonic())
+
+    def _release(self, assignment: Assignment) -> None:
+        """Settle types by all that was held back, then take it, as of when it came."""
+        since = assignment.held.since
+        assert since is not None
+        self._settling = True
+        try:
+            for events in assignment.held.parts():
+                self._settle(events)
+            for reply, row in assignment.held.release():
+                if not self._take(assignment, reply, row, since):
+                    return
+        finally:
+            self._settling = False
+
+    def _settle(self, events: Reply) -> None:
+        """Let the schemas grow by these events, of which as many count together as are decoded together."""
+        assert self._decoder is not None
+        row = 0
+        while row < len(events):
+            self._beat("settling types")
+            stop = row + self._chunk_rows(events, row)
+            self._decoder.settle(events.data, events.offsets[row : stop + 1])
+            row = stop
+
+    def _may_hold(self) -> bool:
+        """Whether events can be held back: the types of a replay are settled, and a split has documents enough."""
+        assignment = self._assignment
+        if assignment is None or assignment.spec.is_split or not self._options.columns:
+            return False
+        return not (self._settling or assignment.segmenter.replaying or assignment.replay_only)
+
+    def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> bool:
+        """Take the events of a reply from a row on, then note how far the server has looked.
+
+        From the row on where a new collection begins, it is held back.
+
+        Args:
+            came: when they came, if that was not now.
+
+        Returns:
+            whether what comes behind it is to be taken as well.
+        """
+        self._progress += 1
+        self._note_started(assignment)
+        segmenter = assignment.segmenter
+        while row < len(reply):
+            stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
+            if stop == row and not segmenter.replaying:
+                assignment.finishing = True  # the next event lies behind ``until``
+                return False
+            if stop > row:
+                try:
+                    stop = self._take_rows(assignment, reply, row, stop)
+                except Unsettled:
+                    assignment.held.add(reply, row, time.monotonic())
+                    return True
+            now = time.monotonic() if came is None else came
+            self._report(assignment, segmenter.take(reply, row, stop, now))
+            if assignment.replay_only and not segmenter.replaying:
+                assignment.finishing = True
+                return False
+            row = stop
+        if reply.is_last and assignment.grown:
+            cause = "its documents have fields that were not known; they are now"
+            raise TransientError(f"read {assignment.spec.stream}", cause)
+        if reply.position is not None:
+            assignment.scanned = reply.position
+            self._report(assignment, segmenter.scanned(reply.token))
+            if reply.is_last or (assignment.replay_only and not segmenter.replaying):
+                assignment.finishing = True
+                return False
+        self._note_silence(assignment, reply)
+        return True
+
+    def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> int:
+        """Decode some rows and hand them over; before that, cut where a collection's schema has grown.
+
+        Returns where it stopped: earlier than ``stop``, where the rows take too much memory as columns.
+        """
+        plan, decoded, stop = self._decoded(assignment, reply, row, stop)
+        segmenter = assignment.segmenter
+        grown = [
+            batch
+            for batch in decoded.batches
+            if assignment.versions.get((batch.database, batch.collection), batch.schema_version)
+            != batch.schema_version
+        ]
+        if grown:
+            if assignment.spec.whole:
+                assignment.grown = True  # it is read on for the sake of its schema alone, and then once more
+            elif assignment.uncut:
+                cause = "a segment that must not be cut has a field that no version of the schema had"
+                raise TransientError("replay a segment", cause)  # it is known from now on: start over
+            else:
+                self._report(assignment, segmenter.flush("schema"))
+        self._note_renames(assignment, decoded)
+        for batch in decoded.batches:
+            assignment.versions[batch.database, batch.collection] = batch.schema_version
+        raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
+        if decoded.dead_letters:
+            fields = {"stream": assignment.spec.stream, "events": len(decoded.dead_letters)}
+            log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
+        if not assignment.grown:
+            rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
+            self._hand_over(assignment, plan, stop - row, raw_bytes, rescued)
+        return stop
+
+    def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
+        """Note which collections the open segment gives another content, and tell of those that it takes away."""
+        for renamed in decoded.renames:
+            source, target = ".".join(renamed.source), ".".join(renamed.target)
+            if assignment.spec.covers(*renamed.target):
+                assignment.replaced[target] = msg.Replaced(target, renamed.time)
+            elif assignment.spec.covers(*renamed.source):
+                fields = {"stream": assignment.spec.stream, "collection": source, "to": target}
+                what = "a collection was renamed, and is not captured under its new name"
+                log.warning(what, extra={"fields": fields})
+
+    def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
+        """The rows as columns, as many of them as fit their share of the arena, and where they end.
+
+        Documents that each have few of a collection's many fields are much larger as columns than as BSON.
+        """
+        assert self._decoder is not None
+        share = self._arena.size // ARENA_SHARE
+        while True:
+            self._beat("decoding")
+            offsets = reply.offsets[row : stop + 1]
+            if assignment.spec.is_split and not assignment.spec.closes:
+                decoded = self._decoder.decode_documents(reply.data, offsets, assignment.read_at)
+            else:
+                decoded = self._decoder.decode(reply.data, offsets)
+            plan = SlabPlan(self._contents(assignment, decoded))
+            raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
+            self._growth = max(1.0, plan.size / raw_bytes)
+            if plan.size <= 2 * share or stop == row + 1:
+                break
+            stop = row + max(1, int((stop - row) * share / plan.size))
+        if plan.size > self._arena.size:
+            cause = f"an event takes {plan.size} bytes, and there are {self._arena.size} for all slabs together"
+            raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
+        return plan, decoded, stop
+
+    def _chunk_rows(self, reply: Reply, row: int) -> int:
+        """How many rows from here may be decoded together, so that they fit a part of the arena.
+
+        Large documents have long arrays, whose elements take several times their size while they are found.
+        """
+        most = int(self._arena.size / ARENA_SHARE / self._growth)
+        if int(reply.offsets[-1] - reply.offsets[0]) > LARGE_DOCUMENT * len(reply):
+            most = min(most, CHUNK_BYTES)
+        budget = int(reply.offsets[row]) + most
+        return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
+
+    def _hand_over(
+        self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int, rescued: tuple[msg.Rescued, ...]
+    ) -> None:
+        seq = assignment.segmenter.seq
+        self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
+        grant = self._await_grant()
+        plan.write(self._arena.slab(grant.offset, grant.size))
+        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
+        for each in rescued:
+            schema = self._registry.known[each.database, each.collection]
+            self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
+
+    def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
+        contents = []
+        for batch in decoded.batches:
+            schema = self._registry.known[batch.database, batch.collection]
+            rows = batch.batch.num_rows
+            contents.append((Content(batch.database, batch.collection, 0, 0, rows, schema), batch.batch))
+        if decoded.dead_letters:
+            letters = pa.record_batch([pa.array(decoded.dead_letters, pa.binary())], names=["event"])
+            spec = assignment.spec
+            collection = spec.collections[0] if spec.level in ("collection", "split") else ""
+            content = Content(spec.database, collection, 0, 0, letters.num_rows, dead_letters=True)
+            contents.append((content, letters))
+        return contents
+
+    def _await_grant(self) -> msg.Grant:
+        """Wait for the slab that was asked for.
+
+        Raises:
+            _Reassigned: the assignment is void, and so is the request.
+        """
+        while True:
+            self._beat("waiting for a slab")
+            if not self._connection.poll(BEAT_S):
+                continue
+            grant = self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            if grant is not None:
+                return grant
+            if self._assigned is not None or self._assignment is None:
+                raise _Reassigned
+
+    def _note_silence(self, assignment: Assignment, reply: Reply) -> None:
+        """When the server has nothing more for now: caught up perhaps, or idle."""
+        segmenter = assignment.segmenter
+        if segmenter.replaying:
+            return
+        time_ = assignment.scanned.time
+        silent = not len(reply) and not reply.is_partial
+        if assignment.until and (time_ > assignment.until or (time_ == assignment.until and silent)):
+            assignment.finishing = True
+        now = time.monotonic()
+        if not segmenter.is_open and now >= assignment.idle_at:
+            assignment.idle_at = now + IDLE_EVERY_S
+            self._send(msg.Idle(assignment.generation, assignment.scanned))
+
+    def _report(self, assignment: Assignment, end: SegmentEnd | None) -> None:
+        if end is not None:
+            assignment.versions.clear()
+            intent = replace(end.intent, replaced=tuple(assignment.replaced.values()))
+            assignment.replaced.clear()
+            self._send(msg.SegmentCut(assignment.generation, intent, end.reason))
+
+    # --- messages ----------------------------------------------------------------------------------------
+
+    def _ask_schema(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
+        """The collection's schema with these fields, from the supervisor."""
+        self._registry.known.pop((database, collection), None)
+        self._send(msg.SchemaWanted(database, collection, fields))
+        most = self._options.max_fields
+        while (schema := self._registry.known.get((database, collection))) is None or grow(
+            schema, fields, most
+        ) is not schema:
+            self._beat("waiting for a schema")
+            if self._connection.poll(BEAT_S):
+                self._note(msg.decode_to_child(self._connection.recv_bytes()))
+            if self._assigned is not None or self._assignment is None:
+                raise _Reassigned
+        return schema
+
+    def _sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
+        """The fields that a sample of the collection has, and how many documents; none where it may not tell."""
+        size = self._settings.config.schema.sample
+        reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
+        if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
+            return (), 0
+        self._beat("sampling", at_once=True)
+        found = sample(self._client, database, collection, size)
+        if found is None:
+            return (), 0
+        return self._decoder.propose(collection, found.data, found.offsets), len(found)
+
+    def _beat(self, doing: str, *, at_once: bool = False) -> None:
+        """Show that the loop lives, every second or so; ``at_once`` before it waits without hearing anything."""
+        now = time.monotonic()
+        if at_once or now - self._beat_at >= BEAT_S:
+            self._beat_at = now
+            fetched, unanswered_s, error = 0, 0.0, ""
+            if (prefetcher := self._prefetcher) is not None:
+                fetched, unanswered_s = prefetcher.progress, prefetcher.unanswered_s
+                error = prefetcher.last_error
+            progress = self._progress + fetched
+            self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error))
+
+    def _send(self, message: msg.FromReader) -> None:
+        self._connection.send_bytes(msg.encode(message))

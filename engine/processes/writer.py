@@ -1,0 +1,450 @@
+"""The writer process: slabs to objects.
+
+One loop: take a message, do what it says, beat. State: the segments that are being built or are sealed, each
+with its objects. Owner: the loop. A segment whose work fails is discarded and reported; the coordinator has
+it replayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.config.tree import Config
+from engine.core import messages as msg
+from engine.core.naming import (
+    DIRECTORIES,
+    FORMER_DIRECTORIES,
+    Directories,
+    Partitioning,
+    is_split,
+    object_key,
+    partition_of_seconds,
+)
+from engine.core.position import split_time, token_document, token_time
+from engine.core.schema import CollectionSchema
+from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
+from engine.errors import HeadraceError
+from engine.failpoints import failpoint
+from engine.processes.link import ChildSettings, send_failure
+from engine.shared.arena import Arena
+from engine.shared.slab import Content, read_slab
+from engine.sink.lake import object_beyond
+from engine.sink.objects import PART_SIZE, Sink, Upload
+
+BEAT_S = 1.0
+ROW_GROUP_BYTES = 48 * 2**20
+PUBLISH_THREADS = 8
+
+
+class Outflow:
+    """The way of an object's bytes from its encoder to its upload, and how many they are.
+
+    An encoder is given this, and not the build that owns the encoder: Arrow holds its file where the garbage
+    collector does not see it, and a way back from there would keep the build for ever.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload: Upload | None = upload
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Called by the encoder: bytes for the upload."""
+        self.size += len(data)
+        return len(data) if self._upload is None else self._upload.write(data)
+
+    def cut(self) -> None:
+        """Nothing arrives any more: an encoder that is dropped writes the end of its file all the same."""
+        self._upload = None
+
+
+class ObjectBuild:
+    """One object being built: what was collected for the next row group, and the file behind it."""
+
+    def __init__(
+        self,
+        name: msg.ObjectName,
+        segment: tuple[str, int],
+        upload: Upload,
+        schema: CollectionSchema,
+        config: Config,
+    ) -> None:
+        self.name = name
+        self.segment = segment
+        self.upload = upload
+        self.schema = schema
+        self._config = config
+        self._outflow = Outflow(upload)
+        self._file: Encoder | None = None
+        self._pending: list[pa.RecordBatch] = []
+        self.pending_bytes = 0
+        self.rows = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object so far."""
+        return self._outflow.size
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Collect rows."""
+        self._pending.append(batch)
+        self.pending_bytes += batch.nbytes
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Write what was collected as a row group."""
+        if not self._pending:
+            return
+        self._open().write([self._stamped(batch) for batch in self._pending])
+        self._pending, self.pending_bytes = [], 0
+
+    def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """With the segment that the rows are of."""
+        if self.name.dead_letter:
+            return batch
+        stream, seq = self.segment
+        batch = batch.append_column("_cdc_stream", pa.repeat(pa.scalar(stream), batch.num_rows))
+        return batch.append_column("_cdc_seq", pa.repeat(pa.scalar(seq), batch.num_rows))
+
+    def _open(self) -> Encoder:
+        if self._file is None:
+            raw = self._config.schema.raw
+            self._file = open_file(self.name.key, self._outflow, self.schema, self._config.sink, raw=raw)
+        return self._file
+
+    def seal(self, facts: dict[str, str]) -> None:
+        """Write everything, footer included, without making it visible."""
+        self.flush()
+        self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
+        self._file = None  # what is sealed may wait long for its turn, and takes little
+        self.upload.seal()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._outflow.cut()
+        self._file = None
+        self._pending, self.pending_bytes = [], 0
+        self.upload.discard()
+
+
+class SegmentBuild:
+    """One segment being built: its objects by key."""
+
+    def __init__(
+        self, stream: str, seq: int, sink: Sink, config: Config, directories: Directories = DIRECTORIES
+    ) -> None:
+        self._directories = directories
+        self._stream = stream
+        self._seq = seq
+        self._sink = sink
+        self._config = config
+        self.objects: dict[str, ObjectBuild] = {}
+
+    def add(self, content: Content, batch: pa.RecordBatch) -> None:
+        """Put the rows of one collection where their times say."""
+        if content.dead_letters:
+            name = self._name(content.database, content.collection, "none", dead_letter=True)
+            self._object(name, content.schema).add(batch)
+            return
+        for partition, part in _by_partition(batch, self._config.sink.partition_by, self._directories):
+            name = self._name(content.database, content.collection, partition)
+            self._object(name, content.schema).add(part)
+
+    def _name(
+        self, database: str, collection: str, partition: str, *, dead_letter: bool = False
+    ) -> msg.ObjectName:
+        key = object_key(
+            self._stream,
+            self._seq,
+            database,
+            collection,
+            partition,
+            shards=self._config.sink.prefix_shards,
+            suffix=DEAD_LETTER_SUFFIX if dead_letter else suffix_of(self._config.sink),
+            dead_letter=dead_letter,
+            directories=self._directories,
+        )
+        return msg.ObjectName(key, database, collection, dead_letter)
+
+    def _object(self, name: msg.ObjectName, schema: CollectionSchema) -> ObjectBuild:
+        build = self.objects.get(name.key)
+        if build is None:
+            segment = self._stream, self._seq
+            build = ObjectBuild(name, segment, self._sink.open(name.key), schema, self._config)
+            self.objects[name.key] = build
+        assert build.schema.version == schema.version or name.dead_letter, "the reader cuts where a schema grows"
+        return build
+
+    def pending(self) -> Iterator[ObjectBuild]:
+        """The objects that have collected rows."""
+        return (build for build in self.objects.values() if build.pending_bytes)
+
+    def seal(self, intent: msg.Intent, version: str) -> None:
+        """Finish all objects, and those that an earlier attempt may have made, with or without rows."""
+        for name in intent.objects:
+            if name.key not in self.objects:
+                self._object(name, CollectionSchema())
+        facts = {
+            "headrace.stream": self._stream,
+            "headrace.seq": str(self._seq),
+            "headrace.first_token": self._footer_token(intent.first_token),
+            "headrace.last_token": self._footer_token(intent.end.token),
+            "headrace.version": version,
+        }
+        for build in self.objects.values():
+            build.seal(facts)
+
+    def _footer_token(self, token: str) -> str:
+        """A whole resume token as the digits of its BSON; a split's place as it is."""
+        return token_document(token).hex() if token and not is_split(self._stream) else token
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        for build in self.objects.values():
+            build.discard()
+
+
+class Writer:
+    """The loop of one writer process."""
+
+    def __init__(self, settings: ChildSettings, connection: Connection, arena: Arena) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._arena = arena
+        self._progress = 0
+        self._beat_at = 0.0
+        self._sink = Sink(settings.config.sink, lambda: self._beat("waiting for the sink"))
+        self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
+        self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
+
+    def run(self) -> None:
+        """Until told to stop."""
+        self._sink.check()
+        self._sink.sweep()
+        self._send(msg.WriterReady())
+        while True:
+            self._beat("waiting")
+            if not self._connection.poll(BEAT_S):
+                continue
+            message = msg.decode_to_child(self._connection.recv_bytes())
+            if isinstance(message, msg.Stop):
+                break
+            self._handle(message)
+            self._progress += 1
+        for segment in self._segments.values():
+            segment.discard()
+        self._pool.shutdown(wait=False)
+
+    def _handle(self, message: msg.ToChild) -> None:
+        match message:
+            case msg.Batch(stream, generation, seq):
+                self._guarded(message, stream, generation, seq)
+            case msg.Seal(stream, generation, intent):
+                self._guarded(message, stream, generation, intent.seq)
+            case msg.Publish(stream, generation, seq):
+                self._guarded(message, stream, generation, seq)
+            case msg.Abandon(stream, generation):
+                for key in [key for key in self._segments if key[0] == stream and key[1] < generation]:
+                    self._segments.pop(key).discard()
+            case msg.FlushBuffers():
+                self._flush_pending(0)
+            case msg.Survey():
+                self._survey(message)
+            case _:
+                raise AssertionError(message)
+
+    def _survey(self, asked: msg.Survey) -> None:
+        def beat(seen: int) -> None:
+            self._progress += seen
+            self._beat("looking at the lake")
+
+        sink, name = self._settings.config.sink, asked.spec.stream
+        try:
+            beyond = object_beyond(self._sink, sink, asked.spec, asked.since, asked.known, self._pool, beat)
+        except HeadraceError as error:
+            send_failure(self._connection, error, name, asked.generation)
+        else:
+            self._send(msg.Surveyed(name, asked.generation, beyond))
+
+    def _guarded(
+        self, message: msg.Batch | msg.Seal | msg.Publish, stream: str, generation: int, seq: int
+    ) -> None:
+        """Work for one segment; its failure ends the segment, not the process."""
+        key = stream, generation, seq
+        try:
+            match message:
+                case msg.Batch():
+                    self._add(key, message)
+                case msg.Seal():
+                    self._seal(key, message.intent)
+                case msg.Publish():
+                    self._publish(key)
+        except HeadraceError as error:
+            self._failed(key, error)
+
+    def _failed(self, key: tuple[str, int, int], error: HeadraceError) -> None:
+        if (segment := self._segments.pop(key, None)) is not None:
+            segment.discard()
+        send_failure(self._connection, error, key[0], key[1])
+
+    def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
+        # The slab waits until there is room for what is in it: so its reader does not run ahead.
+        most = self._settings.budget.writer_pending
+        self._flush_pending(max(0, most - batch.size))
+        segment = self._segments.get(key)
+        if segment is None:
+            directories = FORMER_DIRECTORIES if batch.former else DIRECTORIES
+            segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config, directories)
+            self._segments[key] = segment
+        if batch.size > most // 2:
+            self._add_large(segment, batch)
+        else:
+            self._add_copied(segment, batch)
+        self._flush_pending(most)
+
+    def _add_copied(self, segment: SegmentBuild, batch: msg.Batch) -> None:
+        """Collect what is in a slab, which is free again before anything is encoded."""
+        contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
+        self._send(msg.SlabFreed(batch.offset))
+        while contents:  # and each is let go of: what is written at once must not be kept here
+            segment.add(*contents.pop(0))
+        for build in list(segment.pending()):
+            if build.pending_bytes >= ROW_GROUP_BYTES:
+                build.flush()
+
+    def _add_large(self, segment: SegmentBuild, batch: msg.Batch) -> None:
+        """Encode a large event where it lies: the encoder has copies enough of it."""
+        try:
+            for content, rows in read_slab(self._arena.slab(batch.offset, batch.size), copied=False):
+                segment.add(content, rows)
+            for build in list(segment.pending()):
+                build.flush()
+        except HeadraceError:
+            segment.discard()  # before the slab has other events in it
+            raise
+        finally:
+            self._send(msg.SlabFreed(batch.offset))
+
+    def _flush_pending(self, most_bytes: int) -> None:
+        """Write row groups early, then upload small objects early, until at most so many bytes are held here."""
+        self._release(most_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
+        self._release(most_bytes, lambda build: build.upload.spillable, lambda build: build.upload.spill())
+
+    def _release(
+        self, most_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
+    ) -> None:
+        """Release the largest builds, by one of the two sizes, until little enough is held or none is left."""
+        while True:
+            builds = [
+                (key, build) for key, segment in self._segments.items() for build in segment.objects.values()
+            ]
+            held = sum(build.pending_bytes + build.upload.spillable for _, build in builds)
+            key, largest = max(builds, key=lambda each: size(each[1]), default=(None, None))
+            if held <= most_bytes or key is None or largest is None or not size(largest):
+                return
+            try:
+                release(largest)
+            except HeadraceError as error:
+                self._failed(key, error)
+            self._progress += 1
+            self._beat("flushing")
+
+    def _seal(self, key: tuple[str, int, int], intent: msg.Intent) -> None:
+        failpoint("before_seal")
+        segment = self._segments.get(key)
+        if segment is None:
+            segment = self._segments[key] = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
+        segment.seal(intent, self._settings.version)
+        self._flush_pending(self._settings.budget.writer_pending)
+        objects = tuple(sorted(build.name for build in segment.objects.values()))
+        letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
+        size = sum(build.size for build in segment.objects.values())
+        self._send(msg.Sealed(*key, objects, intent.rows, size, letters))
+        failpoint("after_seal")
+
+    def _publish(self, key: tuple[str, int, int]) -> None:
+        segment = self._segments.get(key)
+        if segment is None:
+            return  # it failed after it was sealed, and that has been reported
+        failpoint("before_publish")
+        self._publish_all([build.upload for build in segment.objects.values()])
+        failpoint("after_publish")
+        del self._segments[key]
+        failpoint("before_acknowledge")
+        self._send(msg.Published(*key))
+        failpoint("after_acknowledge")
+
+    def _publish_all(self, uploads: Sequence[Upload]) -> None:
+        """Several at once, as long as what they carry is no more than a part; those under way are waited for.
+
+        Raises:
+            HeadraceError: the first failure.
+        """
+        waiting = deque(uploads)
+        under_way: dict[Future[None], int] = {}
+        failed: BaseException | None = None
+        while under_way or (waiting and failed is None):
+            while waiting and failed is None and _may_join(waiting[0].held, under_way.values()):
+                upload = waiting.popleft()
+                held = upload.held
+                under_way[self._pool.submit(upload.publish)] = held
+            done, _ = wait(under_way, BEAT_S, FIRST_COMPLETED)
+            for each in done:
+                del under_way[each]
+                failed = failed or each.exception()
+                self._progress += 1
+            self._beat("publishing")
+        if failed is not None:
+            raise failed
+
+    def _beat(self, doing: str) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_S:
+            self._beat_at = now
+            unanswered_s = self._sink.unanswered_s
+            self._send(msg.Heartbeat(self._progress, doing, time.process_time(), unanswered_s))
+
+    def _send(self, message: msg.FromWriter) -> None:
+        self._connection.send_bytes(msg.encode(message))
+
+
+def _may_join(size: int, others: Collection[int]) -> bool:
+    """Whether a request with a body of this size may be on its way together with others."""
+    return len(others) < PUBLISH_THREADS and (not others or size + sum(others) <= PART_SIZE)
+
+
+def _by_partition(
+    batch: pa.RecordBatch, partition_by: Partitioning, directories: Directories
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of each event-time partition, in order."""
+    if partition_by in ("collection", "none"):
+        yield partition_by, batch
+        return
+    unit_s = 3600 if partition_by == "hour" else 86400
+    buckets = _event_seconds(batch) // unit_s
+    values = np.unique(buckets)
+    for bucket in values.tolist():
+        partition = partition_of_seconds(bucket * unit_s, partition_by, directories)
+        yield partition, batch if len(values) == 1 else batch.filter(pa.array(buckets == bucket))
+
+
+def _event_seconds(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The cluster time of each row, in seconds since 1970; from the token where a pipeline took it away."""
+    names = batch.schema.names
+    times = batch.column("_cdc_cluster_time") if "_cdc_cluster_time" in names else None
+    if times is not None and not times.null_count:
+        return np.asarray(times.cast(pa.int64()).to_numpy()) // 1000
+    tokens = batch.column("_cdc_token").to_pylist()
+    given = times.cast(pa.int64()).to_pylist() if times is not None else [None] * len(tokens)
+    seconds = [
+        split_time(token_time(token or "") or 0)[0] if milliseconds is None else milliseconds // 1000
+        for token, milliseconds in zip(tokens, given, strict=True)
+    ]
+    return np.array(seconds, np.int64)

@@ -1,0 +1,1 @@
+"""The shared memory between readers and writers."""

@@ -1,0 +1,149 @@
+"""What the lake itself tells of streams and backfills: their objects, by listing.
+
+The state store says which segments of a stream may be in the lake. Where the lake has more, the state was lost or
+is older than the lake, and to go on from it would lose events or double them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from typing import NamedTuple
+
+from engine.config.tree import SinkConfig
+from engine.core.messages import StreamSpec
+from engine.core.naming import (
+    DEAD_LETTER_PREFIX,
+    DIRECTORIES,
+    FORMER_DIRECTORIES,
+    Directories,
+    collection_directory,
+    number_in,
+    partition_of,
+    split_prefix,
+)
+from engine.sink.objects import Sink
+
+WAIT_S = 1.0
+_SHARD = re.compile("[0-9a-f]{4}/")
+
+
+class Wanted(NamedTuple):
+    """A collection to load.
+
+    Attributes:
+        plan: the id of its unfinished plan; empty when there is none.
+        since: the cluster time of the plan, before which nothing of it was read.
+    """
+
+    database: str
+    collection: str
+    plan: str = ""
+    since: int = 0
+
+
+class Range(NamedTuple):
+    """Keys to list: those with a prefix that come after ``after``."""
+
+    prefix: str
+    after: str = ""
+
+
+def object_beyond(
+    sink: Sink,
+    config: SinkConfig,
+    spec: StreamSpec,
+    since: int,
+    known: int,
+    pool: Executor,
+    beat: Callable[[int], None],
+) -> str:
+    """The key of an object of the stream whose segment is later than ``known``; empty when there is none.
+
+    Args:
+        since: the cluster time before which such an object has no events; 0 to look everywhere.
+        pool: threads that list; a stream of many collections has as many ranges to look at.
+        beat: is called again and again meanwhile, with the number of keys that were looked at so far.
+    """
+    seen = 0
+
+    def first_beyond(range_: Range) -> str:
+        nonlocal seen
+        for key in sink.keys(range_.prefix, range_.after):
+            seen += 1
+            number = number_in(key, spec.stream)
+            if number is not None and number > known:
+                return key
+        return ""
+
+    left = {pool.submit(first_beyond, range_) for range_ in ranges(sink, config, spec, since)}
+    try:
+        while left:
+            done, left = wait(left, WAIT_S, FIRST_COMPLETED)
+            beat(seen)
+            if found := next((key for each in done if (key := each.result())), ""):
+                return found
+        return ""
+    finally:
+        for each in left:
+            each.cancel()
+
+
+def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
+    """The key of the newest object of each split of a collection's backfills that has any, by the split's id."""
+    sink = Sink(config)
+    prefix = split_prefix(wanted.database, wanted.collection, wanted.plan)
+    spec = StreamSpec(prefix, "split", wanted.database, (wanted.collection,))
+    newest: dict[str, str] = {}
+    for range_ in ranges(sink, config, spec, wanted.since):
+        for key in sink.keys(range_.prefix, range_.after):
+            split = key.rpartition("/")[2].rpartition("-")[0]
+            if split.startswith(prefix) and number_in(key, split) is not None:
+                newest[split] = max(newest.get(split, ""), key, key=lambda each: number_in(each, split) or 0)
+    return newest
+
+
+def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iterator[Range]:
+    """Where objects of a stream can lie, with events from the cluster time ``since`` on.
+
+    Without a time nothing is known of them, not even that they were laid out as they would be now.
+    """
+    yield Range(f"{DEAD_LETTER_PREFIX}/{spec.stream}")
+    for shard in _shards(config) if since else _all_shards(sink):
+        if config.partition_by == "none" or not since:
+            yield Range(shard + spec.stream)
+        if config.partition_by == "none" and since:
+            continue
+        for directories in (DIRECTORIES, FORMER_DIRECTORIES):
+            for directory in _directories(sink, spec, shard, directories):
+                if not since:
+                    yield Range(directory)
+                elif config.partition_by == "collection":
+                    yield Range(directory + spec.stream)
+                else:  # the order of keys is the order of times
+                    yield Range(directory, f"{directory}{partition_of(since, config.partition_by, directories)}/")
+
+
+def _shards(config: SinkConfig) -> list[str]:
+    return [f"{number:04x}/" for number in range(config.prefix_shards)] or [""]
+
+
+def _all_shards(sink: Sink) -> list[str]:
+    """Those of any ``sink.prefix_shards`` that has been used."""
+    return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
+
+
+def _directories(sink: Sink, spec: StreamSpec, shard: str, directories: Directories) -> Iterator[str]:
+    """The directories of the collections that a stream can bring."""
+    if spec.collections:
+        names = (*spec.collections, "") if spec.carries_database else spec.collections
+        yield from (shard + collection_directory(spec.database, name, directories) for name in names)
+        return
+    databases = (
+        [shard + collection_directory(spec.database, "", directories).partition("/")[0] + "/"]
+        if spec.database
+        else [each for each in sink.directories(shard) if each.startswith(f"{shard}{directories.database}=")]
+    )
+    for database in databases:
+        yield from sink.directories(database)

@@ -1,0 +1,462 @@
+"""Two-phase publish over fsspec: an object is uploaded first, and appears later, at once and whole.
+
+``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is no object before it is
+completed, and what is smaller than a part stays in memory; on a local disk the bytes lie under a hidden name.
+``Upload.publish`` makes the object appear, replacing an earlier one of the same key, and returns when the
+store has acknowledged it. The only room that imports s3fs; ``sink_errors`` translates its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from engine.config.tree import SinkConfig
+from engine.errors import HeadraceError
+from engine.owner import is_certainly_dead, this_owner
+from engine.sink.calls import Calls
+from engine.sink.failures import is_refused, translated
+
+PART_SIZE = 6 * 2**20
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+_PROBE = "_headrace_probe"
+# Hidden files of a machine (or a container) that cannot be asked: an engine there may still be writing them, but
+# not for so long without a word.
+_STALE_AFTER_S = 24 * 3600
+_HIDDEN = ".headrace_"
+_numbers = itertools.count()
+
+
+class Upload(Protocol):
+    """One object on its way. A file object for writing, as far as an encoder needs one."""
+
+    def write(self, data: bytes) -> int:
+        """Add bytes."""
+
+    def seal(self) -> None:
+        """Nothing more is written; everything but the publishing is done now."""
+
+    def publish(self) -> None:
+        """Make the object appear."""
+
+    def discard(self) -> None:
+        """Leave nothing behind, as far as that can be done."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; complains when something is."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait in memory."""
+
+    @property
+    def spillable(self) -> int:
+        """How many of them ``spill`` can bring to the store at present."""
+
+    def spill(self) -> None:
+        """Bring what is held to the store, where it is still invisible."""
+
+
+class Sink:
+    """Where objects go: a URL, and the file system that it names.
+
+    Args:
+        beat: is called every second while the thread that makes this object waits for the store.
+
+    Raises:
+        ConfigError: no such file system, or it cannot be set up.
+    """
+
+    def __init__(self, config: SinkConfig, beat: Callable[[], None] | None = None) -> None:
+        self._url = config.url.rstrip("/")
+        self._proved = False
+        with translated(f"open the sink {self._url}"):
+            self._store = Store(config, Calls(beat))
+        self._root = self._store.root
+        self._is_local = isinstance(self._store.filesystem, LocalFileSystem)
+
+    @property
+    def unanswered_s(self) -> float:
+        """How long the store has owed an answer."""
+        return self._store.request.unanswered_s
+
+    def check(self) -> None:
+        """Make sure that objects can be made here, without making one.
+
+        Raises:
+            ConfigError: no such bucket, or no right to it.
+            TransientError: nobody answers.
+        """
+        with translated(f"write to the sink {self._url}"):
+            if self._is_local:
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+            elif hasattr(self._store.filesystem, "call_s3"):
+                # Not head_bucket: what is wrong is not in the answer to a HEAD request.
+                bucket, _, path = self._root.partition("/")
+                list_ = partial(self._store.filesystem.call_s3, "list_objects_v2")
+                self._store.request(partial(list_, Bucket=bucket, Prefix=path, MaxKeys=1))
+        self._probe().discard()
+        self._proved = True
+
+    def prove(self) -> None:
+        """As ``check``, and that what is given up can be cleared; nothing is left behind, not even a directory.
+
+        An object is published only on local disks: on S3 that takes no other right than its parts have taken, and
+        to remove one a right that a run does not need.
+
+        Raises:
+            ConfigError, TransientError: as ``check``.
+        """
+        root = Path(self._root)
+        missing = [each for each in (root, *root.parents) if not each.exists()] if self._is_local else []
+        try:
+            self.check()
+            probe = self._probe()
+            if self._is_local:
+                probe.publish()
+                with translated(f"clear {root / _PROBE}"):
+                    (root / _PROBE).unlink()
+                    next(os.scandir(root), None)
+            else:
+                probe.abort()
+        finally:
+            for directory in missing:
+                with contextlib.suppress(OSError):  # somebody else has begun to use it
+                    directory.rmdir()
+
+    def _probe(self) -> Upload:
+        """An object that is all but published."""
+        probe = self.open(_PROBE)
+        try:
+            probe.write(b"x")
+            probe.seal()
+            probe.spill()  # to begin a multipart upload takes the right to write
+        except BaseException:
+            probe.discard()
+            raise
+        return probe
+
+    def open(self, key: str) -> Upload:
+        """Begin an object; ``key`` is relative to the sink's URL."""
+        path = f"{self._root}/{key}"
+        if self._is_local:
+            return LocalUpload(Path(path), proved=self._proved)
+        return StagedUpload(self._store, path, proved=self._proved)
+
+    def sweep(self) -> None:
+        """Clear the hidden files of processes that are gone; only local disks have such."""
+        if self._is_local:
+            for directory, _, names in os.walk(self._root):
+                for name in names:
+                    if name.startswith(_HIDDEN) and _is_stale(path := Path(directory, name)):
+                        with contextlib.suppress(OSError):  # somebody else has cleared it
+                            path.unlink(missing_ok=True)
+
+    def keys(self, prefix: str, after: str = "") -> Iterator[str]:
+        """The keys that begin with ``prefix`` and come after ``after``, ascending; relative to the sink's URL."""
+        with self._translated(f"list {self._url}/{prefix}"):
+            if hasattr(self._store.filesystem, "call_s3"):
+                yield from (key for page in self._pages(prefix, after) for key in page.keys)
+            else:
+                yield from sorted(key for key in self._find(prefix) if key > after)
+
+    def directories(self, prefix: str) -> list[str]:
+        """What ``prefix`` can go on with up to the next ``/``, with it, each with ``prefix`` in front."""
+        with self._translated(f"list {self._url}/{prefix}"):
+            if hasattr(self._store.filesystem, "call_s3"):
+                return [each for page in self._pages(prefix, "", "/") for each in page.directories]
+            found = {
+                key[: key.index("/", len(prefix)) + 1] for key in self._find(prefix) if "/" in key[len(prefix) :]
+            }
+            return sorted(found)
+
+    def _pages(self, prefix: str, after: str, delimiter: str = "") -> Iterator[_Page]:
+        bucket, _, path = self._root.partition("/")
+        base = f"{path}/" if path else ""
+        asked = {"Bucket": bucket, "Prefix": base + prefix, "Delimiter": delimiter, "StartAfter": base + after}
+        asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
+        while True:
+            answer = self._store.request(partial(self._store.filesystem.call_s3, "list_objects_v2", **asked))
+            keys = [each["Key"].removeprefix(base) for each in answer.get("Contents", ())]
+            yield _Page(keys, [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())])
+            if not answer.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _find(self, prefix: str) -> list[str]:
+        """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
+        directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
+        find = partial(self._store.filesystem.find, directory)
+        paths = _files(directory) if self._is_local else self._store.request(find)
+        found = (path.removeprefix(f"{self._root}/") for path in paths)
+        return [key for key in found if key.startswith(prefix) and not key.rpartition("/")[2].startswith(".")]
+
+    def _translated(self, operation: str) -> AbstractContextManager[None]:
+        return self._store.translated(operation, self._store.filesystem, proved=self._proved)
+
+
+def _files(directory: str) -> Iterator[str]:
+    """All files below a directory. One that cannot be listed does not pass for empty, as it does with fsspec."""
+
+    def unless_missing(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for below, _, names in os.walk(directory, onerror=unless_missing, followlinks=True):
+        yield from (f"{below}/{name}" for name in names)
+
+
+class _Page(NamedTuple):
+    """One answer of a listing."""
+
+    keys: list[str]
+    directories: list[str]
+
+
+class Store:
+    """The file system of a sink, set up anew when the store no longer takes our credentials.
+
+    State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
+    begun keep the one that they began with, and fail with it. Publishing threads renew it too.
+
+    Args:
+        request: makes each request.
+    """
+
+    def __init__(self, config: SinkConfig, request: Calls) -> None:
+        self.request = request
+        url = config.url.rstrip("/")
+        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
+        self._lock = threading.Lock()
+        self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
+        self.filesystem, self.root = self._make()
+
+    @contextlib.contextmanager
+    def translated(self, operation: str, used: Any, *, proved: bool) -> Iterator[None]:
+        """As the function, for what is done by the file system ``used``."""
+        try:
+            with translated(operation, proved=proved):
+                yield
+        except HeadraceError as error:
+            if proved and is_refused(error.__cause__):
+                self._renew(used)
+            raise
+
+    def _renew(self, refused: Any) -> None:
+        """The store refuses this file system: read files, environment and chain again, once for all who notice."""
+        with self._lock:
+            if self.filesystem is refused:
+                self.filesystem, _ = self._make()
+
+
+class StagedUpload:
+    """An object in a store whose fsspec files have ``autocommit=False``: s3fs and its like.
+
+    State: the bytes of a small object, or the open file of a large one.
+
+    Args:
+        proved: the store has let us write before; see ``translated``.
+    """
+
+    def __init__(self, store: Store, path: str, *, proved: bool) -> None:
+        self._store = store
+        self._path = path
+        self._proved = proved
+        self._sealed = False
+        self._small: io.BytesIO | None = io.BytesIO()
+        self._file: Any = None
+
+    def write(self, data: bytes) -> int:
+        """Add bytes; a part that is full is uploaded, so that large data is never held here as a whole."""
+        rest = memoryview(data)
+        while rest:
+            if self._small is not None and self._small.tell() == PART_SIZE:
+                self._become_large()
+            piece = rest[: PART_SIZE - self.held]
+            if self._small is not None:
+                self._small.write(piece)
+            else:
+                self._add(piece)
+            rest = rest[len(piece) :]
+        return len(data)
+
+    def _become_large(self) -> None:
+        assert self._small is not None
+        with self._translated("upload"):
+            filesystem = self._store.filesystem
+            self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
+        data, self._small = self._small.getvalue(), None
+        self._add(data)
+
+    def _add(self, data: bytes | memoryview) -> None:
+        """Add bytes to the file, which uploads what it holds when they fill a part."""
+        with self._translated("upload"):
+            if self.held + len(data) < PART_SIZE:
+                self._file.write(data)
+            else:
+                self._store.request(partial(self._file.write, data))
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait in memory: those of a small object, or of a part that is not full."""
+        if self._file is not None:
+            return 0 if self._file.buffer is None else int(self._file.buffer.tell())
+        return 0 if self._small is None else self._small.tell()
+
+    @property
+    def spillable(self) -> int:
+        """A store takes no part that is small, but the last."""
+        return self.held if self._sealed else 0
+
+    def spill(self) -> None:
+        """Go from memory to a multipart upload, once all is written."""
+        if self._sealed and self._file is None:
+            self._become_large()
+            self._upload_rest()
+
+    def seal(self) -> None:
+        """Upload the last part, if there are parts."""
+        self._sealed = True
+        if self._file is not None:
+            self._upload_rest()
+
+    def _upload_rest(self) -> None:
+        with self._translated("upload"):
+            self._store.request(self._file.close)
+
+    def publish(self) -> None:
+        """Complete the multipart upload, or put the small object in one request; it is let go of then."""
+        with self._translated("publish"):
+            if self._file is not None:
+                self._store.request(self._file.commit)
+            else:
+                assert self._small is not None
+                put = self._store.filesystem.pipe_file
+                self._store.request(partial(put, self._path, self._small.getvalue()))
+        self._small = self._file = None
+
+    def discard(self) -> None:
+        """Abort the multipart upload, if there is one."""
+        with contextlib.suppress(HeadraceError):
+            self.abort()
+
+    def abort(self) -> None:
+        """Abort the multipart upload, if there is one; complains when the store does not."""
+        file, self._small, self._file = self._file, None, None
+        if file is not None:
+            file.fs = self._store.filesystem  # whose credentials may have been read again meanwhile
+            try:
+                with self._translated("abort the upload of"):
+                    self._store.request(file.discard)
+            finally:
+                file.closed = True  # else it would upload what is left in it when it is collected
+
+    def _translated(self, verb: str) -> AbstractContextManager[None]:
+        used = self._store.filesystem if self._file is None else self._file.fs
+        return self._store.translated(f"{verb} {self._path}", used, proved=self._proved)
+
+
+class LocalUpload:
+    """A file under a hidden name beside its own, until it is renamed.
+
+    The hidden name says which process made it (``state.owner``), so that those of dead ones can be cleared.
+    fsspec's own two-phase file lies in the system's temporary directory, from where a rename need not be atomic.
+    """
+
+    def __init__(self, path: Path, *, proved: bool) -> None:
+        self._path = path
+        self._proved = proved
+        self._hidden = path.with_name(_hidden_name())
+        with translated(f"write {path}", proved=proved):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._hidden.open("wb")
+
+    def write(self, data: bytes) -> int:
+        """Add bytes."""
+        with translated(f"write {self._path}", proved=self._proved):
+            return self._file.write(data)
+
+    @property
+    def held(self) -> int:
+        """Nothing waits in memory."""
+        return 0
+
+    @property
+    def spillable(self) -> int:
+        """Nothing, therefore."""
+        return 0
+
+    def spill(self) -> None:
+        """Nothing to do."""
+
+    def seal(self) -> None:
+        """Bring everything to the disk."""
+        with translated(f"write {self._path}", proved=self._proved):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def publish(self) -> None:
+        """Rename, and bring the rename to the disk."""
+        with translated(f"publish {self._path}", proved=self._proved):
+            self._hidden.replace(self._path)
+            directory = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def discard(self) -> None:
+        """Remove the hidden file, although its last bytes may find no room."""
+        with contextlib.suppress(HeadraceError):
+            self.abort()
+
+    def abort(self) -> None:
+        """Remove the hidden file; complains when it stays."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with translated(f"clear {self._hidden}", proved=self._proved):
+            self._hidden.unlink(missing_ok=True)
+
+
+def _hidden_name() -> str:
+    _, where, pid, started = this_owner().split("/")
+    return f"{_HIDDEN}{where}_{pid}_{started}_{next(_numbers)}.tmp"
+
+
+def _is_stale(hidden: Path) -> bool:
+    """Whether the process that made a hidden file is gone."""
+    maker = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
+    if is_certainly_dead(f"/{maker}"):
+        return True
+    with contextlib.suppress(FileNotFoundError):  # somebody else has cleared it
+        return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
+    return False
+
+
+def _s3_options(config: SinkConfig) -> dict[str, Any]:
+    s3 = config.s3
+    options: dict[str, Any] = {
+        "key": s3.access_key or None,
+        "secret": s3.secret_key or None,
+        "endpoint_url": s3.endpoint_url or None,
+        "client_kwargs": {"region_name": s3.region} if s3.region else {},
+        "config_kwargs": {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
+        "use_listings_cache": False,
+        "skip_instance_cache": True,
+        "fixed_upload_size": True,
+    }
+    return options

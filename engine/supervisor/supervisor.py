@@ -1,0 +1,468 @@
+"""The supervisor: the main process, around the coordinator.
+
+It waits on its children's pipes and sentinels and on one pipe for everything else (signals, answers of the
+state store), tells the coordinator what happened, and performs the actions that come back. It blocks on
+nothing: what a child has not yet taken from its pipe is bounded (``core.grants``), and the state store has a
+thread, as has the starting of children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from types import FrameType
+
+import psutil
+
+from engine import __version__
+from engine.cgroup import divide_within, oom_kills
+from engine.config import Config
+from engine.core import messages as msg
+from engine.core.actions import (
+    Acquire,
+    Action,
+    Child,
+    Exit,
+    GrowSchema,
+    Kill,
+    Log,
+    Release,
+    Renew,
+    Send,
+    Spawn,
+    Write,
+)
+from engine.core.backfill import Progress
+from engine.core.coordinator import Coordinator
+from engine.core.messages import StreamSpec
+from engine.core.position import split_time, token_data
+from engine.core.restarts import RetryPolicy
+from engine.core.stream import Settings, Stream
+from engine.errors import EngineEnded, FatalError
+from engine.owner import this_owner
+from engine.processes.child import DEATH_S, ChildProcess
+from engine.processes.forks import stop_signals
+from engine.processes.link import ChildSettings
+from engine.processes.spawner import Spawner
+from engine.shared.arena import Arena
+from engine.state.opening import open_store
+from engine.state.thread import Answer, StateWorker
+from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch
+
+TICK_S = 0.5
+MEASURE_EVERY_S = 2.0
+TOLD_EVERY_S = 60.0
+STOP_TIMEOUT_S = 5.0
+END_POLL_S = 0.01
+# So many of a collection's columns are in the status: those with the most rescued values.
+RESCUED_COLUMNS = 10
+
+log = logging.getLogger("headrace")
+
+
+class Supervisor:
+    """Runs one engine to its end.
+
+    Args:
+        specs: the change streams.
+        pool: readers for splits; see ``load``.
+        start_at: where streams without a position start; ``source.start`` when empty.
+        lost: change streams that begin anew, because their history is lost.
+        until_caught_up: end when each stream has passed the cluster time of its start.
+        common_end: end with all streams at one cluster time, and keep their leases.
+        reload_from, loaded: see ``Settings``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        specs: Sequence[msg.StreamSpec],
+        *,
+        pool: int = 0,
+        start_at: str = "",
+        lost: frozenset[str] = frozenset(),
+        until_caught_up: bool = False,
+        common_end: bool = False,
+        reload_from: float = float("inf"),
+        loaded: Mapping[str, int] | None = None,
+    ) -> None:
+        self._config = config
+        self._watch: Watch | None = None
+        self._budget = budget = divide_within(config, len(specs) + pool)
+        retry = config.retry
+        settings = Settings(
+            writers=config.writers.processes,
+            arena_size=budget.arena,
+            lease_ttl_s=config.lease.ttl,
+            retry=RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay),
+            hang_timeout_s=config.supervision.hang_timeout,
+            drain_timeout_s=config.shutdown.timeout,
+            start_at=start_at or config.source.start,
+            on_history_lost=config.source.on_history_lost,
+            sink=config.sink.identity,
+            pool=pool,
+            lost=lost,
+            until_caught_up=until_caught_up,
+            common_end=common_end,
+            memory_limit=budget.limit,
+            on_replaced=config.source.on_replaced,
+            reload_from=reload_from,
+            loaded=dict(loaded or {}),
+        )
+        self._coordinator = Coordinator(settings, specs, random.Random())
+        self._child_settings = ChildSettings(config, budget, __version__)
+        self._arena = Arena.create(budget.arena)
+        self._children: dict[Child, ChildProcess] = {}
+        self._launched = False
+        self._spawned: deque[tuple[Child, ChildProcess | None]] = deque()
+        self._answers: deque[Answer] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._spawner = Spawner(self._spawn, self._take_spawned)
+        self._signals = 0
+        self._exit: Exit | None = None
+        self._telemetry = Telemetry()
+        self._started_at = time.time()
+        self._memory: dict[int, int] = {}  # by pid, of the whole process tree
+        self._measured_at = 0.0
+        self._told_at: dict[str, float] = {}
+        self._redact = config.redactor()
+        self._oom_kills = self._oom_kills_before = oom_kills() or 0
+        self._state: StateWorker | None = None
+
+    @property
+    def until(self) -> int:
+        """The cluster time that all streams have been read up to, if that was wanted."""
+        return self._coordinator.until
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """The streams whose collections must be loaded again before they can go on."""
+        return self._coordinator.lost
+
+    @property
+    def reloads(self) -> bool:
+        """Whether it has ended so that replaced collections are loaded again."""
+        return self._coordinator.reloads
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked for its end, perhaps while it ended for another reason."""
+        return self._coordinator.draining or self._signals > 0
+
+    def launch(self) -> None:
+        """Start the children, which takes them a while; ``run`` gives them work."""
+        self._launched = True
+        self._perform(self._coordinator.start(time.monotonic()))
+
+    def load(
+        self,
+        splits: Sequence[StreamSpec],
+        progress: Mapping[str, Progress],
+        watch: Watch | None = None,
+    ) -> None:
+        """Give it splits to read, before it runs.
+
+        Args:
+            progress: of each collection's backfill, by namespace.
+            watch: is called again and again with what has been loaded.
+        """
+        self._coordinator.load(splits, progress)
+        self._watch = watch
+
+    def abandon(self) -> None:
+        """End what was launched and has not run; after a run there is nothing left to end."""
+        self._end_children()
+        self._arena.close()
+
+    def run(self) -> int:
+        """Run until the work is done or cannot go on; the exit code.
+
+        Raises:
+            HeadraceError: why it ended, when that is an error.
+        """
+        if self._config.telemetry.listen:
+            address = self._telemetry.serve(self._config.telemetry.listen)
+            log.info("listening", extra={"fields": {"address": address}})
+        store = open_store(self._config.state)
+        self._state = StateWorker(
+            store,
+            this_owner(),
+            self._config.lease.ttl,
+            self._config.retry,
+            self._config.schema.max_fields,
+            self._take_answer,
+        )
+        previous = {each: signal.signal(each, self._on_signal) for each in stop_signals()}
+        try:
+            if not self._launched:
+                self.launch()
+            while self._exit is None:
+                self._turn()
+        finally:
+            self._end_children()
+            stored = self._state.close(STOP_TIMEOUT_S)
+            self._arena.close()
+            self._telemetry.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self._exit.error is not None:
+            raise EngineEnded(self._exit.code, self._exit.error)
+        if not stored:
+            cause = f"the state store did not take the last writes within {STOP_TIMEOUT_S:.0f} s"
+            late = FatalError("end", cause, "Nothing is lost: what was not committed is replayed next time.")
+            raise EngineEnded(1, self._state.error or late)
+        return self._exit.code
+
+    # --- one turn ----------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        awaited = {each: name for name, child in self._children.items() for each in child.awaited}
+        ready = wait([*awaited, self._wake_read], TICK_S)
+        speaking = {awaited[each] for each in ready if each in awaited}
+        for name in speaking:
+            self._hear(name)
+        for name in [name for name, child in self._children.items() if name in speaking or child.is_ending]:
+            self._bury_if_dead(name)
+        self._take_in_spawned()
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        while self._answers:
+            self._perform(self._answers.popleft()(self._coordinator, time.monotonic()))
+        self._heed_signals()
+        self._measure()
+        assert self._state is not None
+        now = time.monotonic()
+        self._coordinator.store_waits(self._state.unanswered_s, self._state.last_error, now)
+        self._perform(self._coordinator.tick(now))
+        self._telemetry.turned_at = now
+        with self._unharmed("the status cannot be made; the former one is shown"):
+            self._telemetry.status = self._status()
+        if self._watch is not None:
+            self._watch(tuple(self._coordinator.progress.values()))
+
+    def _hear(self, name: Child) -> None:
+        """Take in some of what a child has said."""
+        try:
+            for message in self._children[name].hear():
+                self._perform(self._coordinator.from_child(name, message, time.monotonic()))
+        except (EOFError, OSError):
+            self._children[name].hang_up()  # it died, perhaps in the middle of a word
+
+    def _bury_if_dead(self, name: Child) -> None:
+        """When a child has ended: hear its last words, then tell the coordinator."""
+        child = self._children[name]
+        if child.has_ended():
+            while child.speaks:
+                self._hear(name)
+            del self._children[name]
+            child.close()
+            starved = child.code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before
+            now = time.monotonic()
+            self._perform(self._coordinator.child_exited(name, child.code, now, out_of_memory=starved))
+
+    def _take_in_spawned(self) -> None:
+        """Children that have been started since the last turn; one that could not be is one that has died."""
+        while self._spawned:
+            name, process = self._spawned.popleft()
+            if process is None:
+                self._perform(self._coordinator.child_exited(name, None, time.monotonic()))
+            else:
+                self._children[name] = process
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # A terminal that closes says so several times: by itself, and by the shell. That is no second request.
+        if number != signal.SIGHUP or not self._signals:
+            self._signals += 1
+        self._wake()
+
+    def _heed_signals(self) -> None:
+        if self._signals == 1:
+            self._perform(self._coordinator.shut_down(time.monotonic()))
+        elif self._signals > 1 and self._exit is None:
+            cause = "a second signal came during the drain"
+            error = FatalError("drain", cause, "Nothing is lost: what was not committed is replayed next time.")
+            self._exit = Exit(1, error)
+
+    def _take_spawned(self, name: Child, process: ChildProcess | None) -> None:
+        """Called from the spawner's thread."""
+        self._spawned.append((name, process))
+        self._wake()
+
+    def _take_answer(self, answer: Answer) -> None:
+        """Called from the state thread."""
+        self._answers.append(answer)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it will be read anyway
+            os.write(self._wake_write, b"x")
+
+    # --- actions -----------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(child, message):
+                    if child in self._children:
+                        self._children[child].send(message)
+                case Spawn(child):
+                    self._spawner.start(child)
+                case Kill(child):
+                    self._kill(child)
+                case Acquire() | Renew() | Release() | Write() | GrowSchema():
+                    assert self._state is not None
+                    self._state.do(action)
+                case Log(level, event, fields):
+                    log.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": fields})
+                case Exit():
+                    self._exit = action
+
+    def _spawn(self, child: Child) -> ChildProcess:
+        """Called from the spawner's thread."""
+        return ChildProcess(child, self._child_settings, self._arena.fd, self._arena.size)
+
+    def _kill(self, child: Child) -> None:
+        if child in self._children:
+            self._children[child].kill()
+        else:
+            self._spawner.give_up(child)
+
+    def _end_children(self) -> None:
+        """Children that were told to stop get some time for it; nobody outlives the supervisor."""
+        is_orderly = self._exit is not None and self._signals < 2
+        for name, child in self._children.items():
+            if not is_orderly or not self._coordinator.children[name].ready:
+                child.kill()
+        self._await_ends(STOP_TIMEOUT_S)
+        for child in self._children.values():
+            child.kill()
+        self._await_ends(DEATH_S)
+        for name, child in self._children.items():
+            log.error("a killed process does not end", extra={"fields": {"child": str(name), "pid": child.pid}})
+        self._children.clear()
+        self._spawner.close()
+        while self._spawned:
+            if (process := self._spawned.popleft()[1]) is not None:
+                process.kill()
+                process.close()
+
+    def _await_ends(self, most_s: float) -> None:
+        deadline = time.monotonic() + most_s
+        while self._children and time.monotonic() < deadline:
+            for name in [name for name, child in self._children.items() if child.is_gone()]:
+                self._children.pop(name).close()
+            time.sleep(END_POLL_S if self._children else 0.0)
+
+    # --- what is seen from outside -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _unharmed(self, what: str) -> Iterator[None]:
+        """A failure to look at the engine must not end it; the log has it, once in a while."""
+        try:
+            yield
+        except Exception as error:
+            now = time.monotonic()
+            if now - self._told_at.get(what, -TOLD_EVERY_S) >= TOLD_EVERY_S:
+                self._told_at[what] = now
+                log.warning(what, extra={"fields": {"cause": repr(error)}})
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._measured_at < MEASURE_EVERY_S:
+            return
+        self._measured_at, self._memory = now, {}
+        # A death is told from what was counted at least one measurement ago: the count may be ahead of the news.
+        self._oom_kills_before, self._oom_kills = self._oom_kills, oom_kills() or 0
+        with self._unharmed("memory cannot be measured"):
+            tree = (psutil.Process(), *psutil.Process().children(recursive=True))
+            self._memory = {each.pid: proportional_size(each) for each in tree}
+        if self._memory:
+            self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
+
+    def _status(self) -> Status:
+        c = self._coordinator
+        return Status(
+            version=__version__,
+            started_at=self._started_at,
+            at=time.time(),
+            draining=c.draining,
+            memory_bytes=sum(self._memory.values()) if self._memory else None,
+            memory_limit_bytes=self._budget.limit,
+            slab_bytes=c.grants.arena.used,
+            slab_limit_bytes=self._budget.arena,
+            streams=tuple(
+                self._stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
+            ),
+            backfills=tuple(c.progress.values()),
+            rescued=c.rescues.top(RESCUED_COLUMNS),
+            processes=tuple(self._process_status(child) for child in c.children),
+        )
+
+    def _stream_status(self, stream: Stream) -> StreamStatus:
+        counters = stream.counters
+        # Of a stream of another engine nobody here knows how far it is by now.
+        at = stream.ledger.committed if stream.lease == "held" or stream.status == "failed" else None
+        lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
+        return StreamStatus(
+            stream=stream.name,
+            database=stream.spec.database,
+            collections=stream.spec.collections,
+            status=stream.status,
+            state=self._coordinator.state_of(stream),
+            reading=stream.reading and stream.problem is None,
+            committed_token=token_data(at.token) if at and at.token else None,
+            committed_cluster_time=(at.time or None) if at else None,
+            committed_seq=stream.ledger.committed_seq if at else None,
+            lag_s=None if lag_s is None else round(lag_s, 1),
+            events_read=counters.events_read,
+            events_committed=counters.events_committed,
+            bytes_read=counters.bytes_read,
+            bytes_landed=counters.bytes_landed,
+            objects=counters.objects,
+            segments=counters.segments,
+            segments_in_flight=stream.ledger.in_flight,
+            dead_letters=counters.dead_letters,
+            rescued_values=counters.rescued_values,
+            restarts=counters.restarts,
+            held_by=stream.held_by,
+            error=self._redact(str(stream.error)) if stream.error else "",
+            problem=self._redact(stream.problem.text(time.monotonic())) if stream.problem else "",
+            replaced=tuple(sorted(stream.replaced)),
+        )
+
+    def _process_status(self, child: Child) -> ProcessStatus:
+        life = self._coordinator.children[child]
+        process = self._children.get(child)
+        pid = process.pid if process else 0
+        return ProcessStatus(
+            process=str(child),
+            pid=pid or None,
+            ready=life.ready,
+            doing=life.doing,
+            cpu_s=life.cpu_s + life.cpu_s_before,
+            memory_bytes=self._memory.get(pid),
+            restarts=life.deaths,
+        )
+
+
+def proportional_size(process: psutil.Process) -> int:
+    """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    try:
+        info = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, "pss", info.rss))

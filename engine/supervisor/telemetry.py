@@ -1,0 +1,301 @@
+"""What can be seen from outside: /health, /ready, /metrics, /status.
+
+The supervisor puts a snapshot here at every turn of its loop; the server's thread only reads it. What is not known
+is null in /status, and has no sample in /metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, get_args
+
+import msgspec
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from engine.core.backfill import Progress
+from engine.core.rescues import RescuedValues
+from engine.core.stream import StreamState
+
+if TYPE_CHECKING:
+    from engine.supervisor.endpoints import HttpServer, Reply
+
+STALE_AFTER_S = 15.0
+_TEXT, _JSON = "text/plain; charset=utf-8", "application/json"
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class StreamStatus(Struct, frozen=True):
+    """One stream, for people and machines. Null for what is not known.
+
+    Attributes:
+        reading: what happens from now on is captured, and nothing is known to be in the way.
+        committed_cluster_time: as MongoDB has it: seconds since 1970 << 32 | increment.
+        held_by: the other engine that has the stream's lease.
+        error: what has stopped it for good.
+        problem: what keeps it from being read and landed at present; it is tried again.
+        replaced: collections that got other documents by a rename, which have not been loaded.
+    """
+
+    stream: str
+    database: str
+    collections: tuple[str, ...]
+    status: str
+    state: StreamState
+    reading: bool
+    committed_token: str | None
+    committed_cluster_time: int | None
+    committed_seq: int | None
+    lag_s: float | None
+    events_read: int
+    events_committed: int
+    bytes_read: int
+    bytes_landed: int
+    objects: int
+    segments: int
+    segments_in_flight: int
+    dead_letters: int
+    restarts: int
+    held_by: str = ""
+    error: str = ""
+    rescued_values: int = 0
+    problem: str = ""
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def replaced_collections(self) -> int:
+        """How many."""
+        return len(self.replaced)
+
+
+class ProcessStatus(Struct, frozen=True):
+    """One process of the engine."""
+
+    process: str
+    pid: int | None
+    ready: bool
+    doing: str
+    cpu_s: float
+    memory_bytes: int | None
+    restarts: int
+
+
+Watch = Callable[[Sequence[Progress]], None]
+
+
+class Status(Struct, frozen=True):
+    """The engine at one moment."""
+
+    version: str
+    started_at: float
+    at: float
+    draining: bool
+    memory_bytes: int | None
+    memory_limit_bytes: int
+    slab_bytes: int
+    slab_limit_bytes: int
+    streams: tuple[StreamStatus, ...] = ()
+    processes: tuple[ProcessStatus, ...] = ()
+    backfills: tuple[Progress, ...] = ()
+    rescued: tuple[RescuedValues, ...] = ()
+
+
+class Telemetry:
+    """The snapshot, and the server that shows it.
+
+    State: ``status`` and ``turned_at``, when the supervisor's loop has last turned (monotonic). Owner: that loop,
+    which replaces them; readers see one whole snapshot.
+    """
+
+    def __init__(self) -> None:
+        self.status: Status | None = None
+        self.turned_at = time.monotonic()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Collector(lambda: self.status))
+        self._server: HttpServer | None = None
+
+    def serve(self, listen: str) -> str:
+        """Answer HTTP at ``host:port`` from now on; the address, with the port that port 0 became.
+
+        Raises:
+            ConfigError: the address cannot be used.
+        """
+        from engine.supervisor.endpoints import HttpServer
+
+        self._server = HttpServer(listen, self.answer)
+        return self._server.address
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.close()
+
+    def answer(self, path: str) -> Reply | None:
+        """What is at a path; None for nothing."""
+        match path:
+            case "/health":
+                still_s = time.monotonic() - self.turned_at
+                text = f"the supervisor's loop has stood still for {still_s:.0f} s\n"
+                return (503, _TEXT, text.encode()) if still_s > STALE_AFTER_S else (200, _TEXT, b"ok\n")
+            case "/ready":
+                ready, lines = readiness(self.status)
+                return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
+            case "/metrics":
+                return 200, _METRICS, generate_latest(self._registry)
+            case "/status":
+                return 200, _JSON, msgspec.json.encode(self.status)
+        return None
+
+
+def readiness(status: Status | None) -> tuple[bool, list[str]]:
+    """Whether this engine captures all that it is to capture at present, or could take it over; and why not.
+
+    The first line is the verdict; then there is one for each stream that is not being read.
+    """
+    if status is None:
+        return False, ["starting"]
+    unread = [each for each in status.streams if each.state in ("starting", "stalled", "failed")]
+    ready = not unread and not status.draining
+    verdict = (
+        "ok" if ready else "draining" if status.draining else f"{len(unread)} of {len(status.streams)} not read"
+    )
+    standby = [each for each in status.streams if each.state == "standby"]
+    return ready, [verdict, *(_line(each) for each in (*unread, *standby))]
+
+
+def _line(stream: StreamStatus) -> str:
+    held = f"held by {stream.held_by}" if stream.state == "standby" else ""
+    why = " ".join((stream.error or stream.problem or held).split())
+    return f"{stream.stream}: {stream.state}" + (f": {why}" if why else "")
+
+
+_COUNTERS = {
+    "events_read": "Events read from the change stream.",
+    "events_committed": "Events in committed objects.",
+    "bytes_read": "Bytes of raw BSON read.",
+    "bytes_landed": "Bytes of objects written.",
+    "objects": "Objects written.",
+    "segments": "Segments committed.",
+    "dead_letters": "Events that could not be decoded.",
+    "restarts": "Times that the stream was started over.",
+}
+_GAUGES = {
+    "lag_s": (
+        "lag_seconds",
+        "Seconds from the committed position's cluster time to now; none where the position is not known.",
+    ),
+    "segments_in_flight": ("segments_in_flight", "Segments between their first batch and their commit."),
+    "reading": (
+        "reading",
+        "1 while the stream is read and nothing is known to be in the way: what happens now is captured.",
+    ),
+    "replaced_collections": (
+        "replaced_collections",
+        "Collections that got other documents by a rename or $out, which are not loaded yet.",
+    ),
+}
+_BACKFILL = {
+    "splits": "Splits of the backfill that are in the lake.",
+    "splits_total": "Splits of the backfill.",
+    "documents": "Documents of the backfill that are in the lake.",
+    "documents_total": "Documents of the collection when the backfill was planned, about.",
+    "bytes": "Bytes of BSON of these documents, about.",
+    "bytes_total": "Bytes of BSON of the collection when the backfill was planned, about.",
+}
+
+
+class _Collector:
+    """Turns the snapshot into metrics when they are asked for."""
+
+    def __init__(self, status: Callable[[], Status | None]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        if status is None:
+            return
+        yield from _of_streams(status.streams)
+        for name, text in _BACKFILL.items():
+            gauge = GaugeMetricFamily(f"headrace_backfill_{name}", text, labels=["collection"])
+            for backfill in status.backfills:
+                gauge.add_metric([backfill.collection], getattr(backfill, name))
+            yield gauge
+        yield _of_rescued(status.rescued)
+        yield from _of_processes(status.processes)
+        yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
+        yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
+        yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
+        yield _gauge("slab_limit_bytes", "Shared memory there is for slabs.", status.slab_limit_bytes)
+
+
+def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
+    for name, text in _COUNTERS.items():
+        counter = CounterMetricFamily(f"headrace_{name}", text, labels=["stream"])
+        for stream in streams:
+            counter.add_metric([stream.stream], getattr(stream, name))
+        yield counter
+    for attribute, (name, text) in _GAUGES.items():
+        gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=["stream"])
+        for stream in streams:
+            if (value := getattr(stream, attribute)) is not None:
+                gauge.add_metric([stream.stream], float(value))
+        yield gauge
+    states = GaugeMetricFamily(
+        "headrace_stream_state",
+        f"1 for the state that the stream is in, 0 for the others: {', '.join(get_args(StreamState))}.",
+        labels=["stream", "state"],
+    )
+    for stream in streams:
+        for state in get_args(StreamState):
+            states.add_metric([stream.stream, state], float(state == stream.state))
+    yield states
+    carried = GaugeMetricFamily(
+        "headrace_stream_collection",
+        "1 for each collection that the stream carries; an empty one where it carries all.",
+        labels=["stream", "database", "collection"],
+    )
+    for stream in streams:
+        for collection in stream.collections or ("",):
+            carried.add_metric([stream.stream, stream.database, collection], 1)
+    yield carried
+
+
+def _of_rescued(rescued: Sequence[RescuedValues]) -> Metric:
+    text = "Values in _cdc_rescued, of batches that this engine has read."
+    counter = CounterMetricFamily("headrace_rescued_values", text, labels=["database", "collection"])
+    for each in rescued:
+        counter.add_metric([each.database, each.collection], each.values)
+    return counter
+
+
+def _of_processes(processes: Sequence[ProcessStatus]) -> Iterator[Metric]:
+    cpu = CounterMetricFamily("headrace_cpu_seconds", "User and system time of a process.", labels=["process"])
+    restarts = CounterMetricFamily("headrace_process_restarts", "Times a process died.", labels=["process"])
+    memory = GaugeMetricFamily("headrace_memory_bytes", "Proportional set size of a process.", labels=["process"])
+    for process in processes:
+        cpu.add_metric([process.process], process.cpu_s)
+        restarts.add_metric([process.process], process.restarts)
+        if process.memory_bytes is not None:
+            memory.add_metric([process.process], process.memory_bytes)
+    yield from (cpu, restarts, memory)
+
+
+def _gauge(name: str, text: str, value: float | None) -> Metric:
+    """A figure of the whole engine; without a sample when it is not known."""
+    gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=[])
+    if value is not None:
+        gauge.add_metric([], value)
+    return gauge
+
+
+def metrics_markdown() -> str:
+    """All metrics as a table."""
+    nothing = Status("", 0.0, 0.0, False, None, 0, 0, 0)
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in _Collector(lambda: nothing).collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = ", ".join(f"`{each}`" for each in getattr(metric, "_labelnames", ()))
+        lines.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
+    return "\n".join(lines) + "\n"
