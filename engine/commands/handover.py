@@ -21,7 +21,8 @@ from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
 from engine.errors import ConfigError, StateLostError
-from engine.owner import is_certainly_dead, this_owner
+from engine.owner import this_owner
+from engine.state.leases import take
 from engine.state.opening import open_patiently
 from engine.state.seam import Acquired, Lease, StateStore
 
@@ -135,10 +136,7 @@ def _refuse_if_lost(store: StateStore) -> None:
 
 def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
     """A stream's lease, and its record as it stands from then on."""
-    owner = this_owner()
-    found = store.acquire(name, owner, config.lease.ttl)
-    if not isinstance(found, Acquired) and is_certainly_dead(found.holder):
-        found = store.acquire(name, owner, config.lease.ttl, replacing=found.holder)
+    found = take(store, name, this_owner(), config.lease.ttl)
     if not isinstance(found, Acquired):
         raise ConfigError(_OPERATION, f"{found.holder} runs the stream {name}", _OTHER_FIRST)
     return found.lease, read_record(found.fields)
