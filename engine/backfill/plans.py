@@ -22,6 +22,7 @@ from engine.errors import ConfigError, StateLostError
 from engine.owner import is_certainly_dead, this_owner
 from engine.state.opening import open_patiently
 from engine.state.seam import StateStore
+from engine.state.shared import amend
 
 _INDEX = "backfills"
 
@@ -35,25 +36,31 @@ class Plans:
 
     def read(self, namespace: str) -> Plan | None:
         """A collection's plan."""
-        text = self._store.read_shared(plan_document(namespace))[1]
-        if not text and namespace in self._index()[1]:
+        return self._plan(namespace, self._store.read_shared(plan_document(namespace))[1])
+
+    def _plan(self, namespace: str, text: str) -> Plan | None:
+        """The plan in a collection's document; plans are replaced, and never removed."""
+        if not text and namespace in self._listed():
             cause = f"the state store has lost the plan of the backfill of {namespace}"
             raise StateLostError("read the plans of backfills", cause)
         return msgspec.json.decode(text, type=Plan) if text else None
 
     def read_all(self) -> list[Plan]:
         """Every plan there is."""
-        return [plan for name in self._index()[1] if (plan := self.read(name)) is not None]
+        return [plan for name in self._listed() if (plan := self.read(name)) is not None]
 
-    def _index(self) -> tuple[int, list[str]]:
-        """The collections that there are plans of, and the version: plans are replaced, and never removed."""
-        version, text = self._store.read_shared(_INDEX)
+    def _listed(self) -> list[str]:
+        """The collections that there are plans of."""
+        return self._names(*self._store.read_shared(_INDEX))
+
+    def _names(self, version: int, text: str) -> list[str]:
+        """The collections in the list of backfills."""
         if not version and not self._is_new:
             if any(map(is_split, self._store.read_all())):
                 cause = "the state store has lost the list of backfills, of which it has splits"
                 raise StateLostError("read the plans of backfills", cause)
             self._is_new = True
-        return version, msgspec.json.decode(text, type=list[str]) if text else []
+        return msgspec.json.decode(text, type=list[str]) if text else []
 
     def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
         """The plans of whole collections that these change streams cover."""
@@ -66,17 +73,16 @@ class Plans:
 
     def save(self, plan: Plan, former: Plan | None) -> Plan:
         """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
-        name = plan_document(plan.namespace)
-        version, text = self._store.read_shared(name)
-        current = msgspec.json.decode(text, type=Plan) if text else None
-        if current != former or not self._store.write_shared(
-            name, version + 1, msgspec.json.encode(plan).decode()
-        ):
-            kept = self.read(plan.namespace)
-            assert kept is not None
-            return kept
-        self.enlist(plan.namespace)
-        return plan
+
+        def replaced(_: int, text: str) -> str | None:
+            current = msgspec.json.decode(text, type=Plan) if text else None
+            return msgspec.json.encode(plan).decode() if current == former else None
+
+        kept = self._plan(plan.namespace, amend(self._store, plan_document(plan.namespace), replaced)[1])
+        assert kept is not None
+        if kept == plan:
+            self.enlist(plan.namespace)
+        return kept
 
     def records(self) -> dict[str, StreamRecord]:
         """The records of all streams and splits."""
@@ -121,12 +127,12 @@ class Plans:
 
     def enlist(self, namespace: str) -> None:
         """See to it that a plan is listed: whoever kept it may have been killed before that."""
-        while True:
-            version, names = self._index()
-            if namespace in names or self._store.write_shared(
-                _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
-            ):
-                return
+
+        def extended(version: int, text: str) -> str | None:
+            names = self._names(version, text)
+            return None if namespace in names else msgspec.json.encode([*names, namespace]).decode()
+
+        amend(self._store, _INDEX, extended)
 
 
 @contextmanager

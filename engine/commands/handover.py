@@ -25,6 +25,7 @@ from engine.owner import this_owner
 from engine.state.leases import take
 from engine.state.opening import open_patiently
 from engine.state.seam import Acquired, Lease, StateStore
+from engine.state.shared import amend
 
 _DOCUMENT = "handover"
 _OPERATION = "hand streams over"
@@ -46,6 +47,7 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
     store = open_patiently(config.state, config.retry)
     try:
         _carry_out_pending(store, config)
+        version, _ = store.read_shared(_DOCUMENT)
         plan = plan_handover(desired, _running(store))
         if plan is None:
             return True
@@ -62,7 +64,7 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
             raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
         ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
         streams = {*ends, *(spec.stream for spec in plan.open)}
-        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open))
+        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open), version)
         if not _carry_out_pending(store, config):
             raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
         return True
@@ -117,7 +119,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
                 change = _change(config, handover, record, opening.get(name))
                 store.write(lease, change.put, change.remove)
             log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
-        store.write_shared(_DOCUMENT, version + 1, "")
+        amend(store, _DOCUMENT, lambda _, found: "" if found == text else None)
         return not moved
     finally:
         for lease, _ in held.values():
@@ -151,8 +153,16 @@ def _change(config: Config, handover: Handover, record: StreamRecord, opened: St
     return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
 
 
-def _save(store: StateStore, handover: Handover) -> None:
-    version, text = store.read_shared(_DOCUMENT)
-    written = not text and store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode())
-    if not written:
-        raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)
+def _save(store: StateStore, handover: Handover, version: int) -> None:
+    """Write down what is to be carried out.
+
+    Raises:
+        ConfigError: since it was planned, when the document was at ``version``, another handover was written.
+    """
+
+    def written(found: int, text: str) -> str:
+        if text or found != version:
+            raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)
+        return msgspec.json.encode(handover).decode()
+
+    amend(store, _DOCUMENT, written)
