@@ -16,9 +16,9 @@ from typing import Protocol
 
 from engine.config.tree import RetryConfig
 from engine.core.position import Position
-from engine.core.restarts import Failures, RetryPolicy
+from engine.core.restarts import Failures
 from engine.errors import FatalError, HeadraceError, TransientError
-from engine.retries import log_retry
+from engine.retries import log_retry, policy_of
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
@@ -57,8 +57,7 @@ class Prefetcher:
         self._wake_read, self._wake_write = os.pipe()
         self.progress = 0  # attempts, and the seconds between them: who waits for the next one does not hang
         self.last_error = ""
-        policy = RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay)
-        self._failures = Failures(policy, random.Random())
+        self._failures = Failures(policy_of(retry), random.Random())
         self._reached: Position | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
