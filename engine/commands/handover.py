@@ -114,9 +114,10 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         if moved:
             log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
         else:
+            deployment = next((record.deployment for _, record in held.values() if record.deployment), "")
             for name in held.keys() - done:
                 lease, record = held[name]
-                change = _change(config, handover, record, opening.get(name))
+                change = _change(config, handover, record, opening.get(name), deployment)
                 store.write(lease, change.put, change.remove)
             log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
         amend(store, _DOCUMENT, lambda _, found: "" if found == text else None)
@@ -144,11 +145,13 @@ def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRe
     return found.lease, read_record(found.fields)
 
 
-def _change(config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None) -> Change:
+def _change(
+    config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None, deployment: str
+) -> Change:
     if opened is None:
         return records.close(handover.id)
     position = Position(time=handover.time + 1)
-    begun = records.begin(opened, config.sink.identity, record.deployment, position)
+    begun = records.begin(opened, config.sink.identity, deployment, position)
     seq = max(record.seq, first_segment(position) - 1)
     return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
 

@@ -71,6 +71,7 @@ def test_streams_are_handed_over_once(config: Config) -> None:
     assert found.keys() == {"shop.orders", "shop.orders~0of2", "shop.orders~1of2"}
     assert found["shop.orders"].closed
     assert {found[spec.stream].position for spec in desired} == {Position(time=TIME + 6)}
+    assert {found[spec.stream].deployment for spec in desired} == {"rs0"}
     assert len({record.handover for record in found.values()}) == 1
     assert hand_over(config, desired, lambda _: pytest.fail("nothing is left to hand over"))
     assert stands(config) == (found, document)
