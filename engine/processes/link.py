@@ -1,4 +1,4 @@
-"""What a child process and its supervisor have in common: its settings, and how it reports an error."""
+"""What a child process and its supervisor share: the child's settings, and how it reports an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.errors import HeadraceError
 
 
 class ChildSettings(Struct, frozen=True):
-    """What every child is told at its start."""
+    """What every child is given when it starts."""
 
     config: Config
     budget: Budget

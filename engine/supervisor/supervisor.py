@@ -253,16 +253,16 @@ class Supervisor:
     def _hear(self, name: Child) -> None:
         """Take in some of what a child has said."""
         try:
-            for message in self._children[name].hear():
+            for message in self._children[name].receive():
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
         except (EOFError, OSError):
-            self._children[name].hang_up()  # it died, perhaps in the middle of a word
+            self._children[name].mark_disconnected()  # it died, perhaps in the middle of a message
 
     def _bury_if_dead(self, name: Child) -> None:
         """When a child has ended: hear its last words, then tell the coordinator."""
         child = self._children[name]
         if child.has_ended():
-            while child.speaks:
+            while child.has_input:
                 self._hear(name)
             del self._children[name]
             child.close()
