@@ -91,7 +91,7 @@ LOST = (
             failure(115, "CommandNotSupported", "aggregate is not supported"),
             FatalError,
             "aggregate is not supported (CommandNotSupported, code 115)",
-            "compatible with MongoDB",
+            "MongoDB-compatible",
         ),
         (
             failure(11601, "InterruptedX", "value { a: { b: [ 1, 2 ] } } of " + "word " * 200),
@@ -131,11 +131,11 @@ def test_what_a_real_server_says_of_a_pipeline(client: Client, unique: str, stag
 @pytest.mark.parametrize(
     ("uri", "remedy"),
     [
-        (f"mongodb://127.0.0.1:1/?{QUICK}", "Is MongoDB up, and do host and port"),
+        (f"mongodb://127.0.0.1:1/?{QUICK}", "Is MongoDB up, and are host and port"),
         (f"mongodb://nowhere.invalid/?{QUICK}", "The name cannot be resolved"),
         (f"mongodb://127.0.0.1:{{port}}/?replicaSet=another&{QUICK}", "the set's own name"),
-        (f"mongodb://127.0.0.1:{{port}}/?tls=true&{QUICK}", "Does the server speak TLS"),
-        (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&{QUICK}", "does it want TLS"),
+        (f"mongodb://127.0.0.1:{{port}}/?tls=true&{QUICK}", "Does the server use TLS"),
+        (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&{QUICK}", "does it require TLS"),
         (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&tls=true&{QUICK}", "certificate is not trusted"),
     ],
 )

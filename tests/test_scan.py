@@ -171,7 +171,7 @@ def test_a_whole_split_is_not_gone_on_with(client: Client, spec: StreamSpec) -> 
 
 def test_pace(client: Client) -> None:
     pace = Pace(documents_per_s=1000, bytes_per_s=1e9)
-    assert pace.most_documents(5000) == 1000
+    assert pace.max_documents(5000) == 1000
     assert pace.may_read(client)
     pace.spend(10_000, 100)
     assert not pace.may_read(client), "ten seconds' worth was read"

@@ -22,7 +22,7 @@ from engine.config import Config
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
-from engine.source.failures import is_bad_query, said, translated
+from engine.source.failures import is_bad_query, summary, translated
 from engine.source.presence import absent
 from engine.source.scan import key_of
 from engine.source.session import Client, connect, server_time
@@ -168,7 +168,7 @@ class _Planner:
         except OperationFailure as error:
             if not is_bad_query(error):
                 raise
-            raise ConfigError(self._operation, said(error), "Check --filter.") from error
+            raise ConfigError(self._operation, summary(error), "Check --filter.") from error
 
     def _plan_by_id(self) -> Plan:
         lower, upper = self._id_bounds()
