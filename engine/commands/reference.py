@@ -1,6 +1,6 @@
-"""The reference, made from the code: ``configs/reference.toml``, the table in the README, and that of the metrics.
+"""The reference, generated from the code: ``configs/reference.toml`` and the tables of keys and of metrics.
 
-``python -m engine.commands.reference`` writes them; tests see to it that this was done.
+``python -m engine.commands.reference`` writes them; tests fail until it has been run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.quantities import Duration, Size, format_duration, format_size
 from engine.supervisor.telemetry import metrics_markdown
 
 ROOT = Path(__file__).parents[2]
-README, OPERATIONS = ROOT / "README.md", ROOT / "configs" / "OPERATIONS.md"
+CONFIGURATION, OPERATIONS = ROOT / "configs" / "README.md", ROOT / "configs" / "OPERATIONS.md"
 
 
 def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
@@ -100,9 +100,9 @@ def with_table(document: str, name: str, table: str) -> str:
     return f"{before}{begin}\n{table}{end}{after}"
 
 
-def readme_with_reference(readme: str) -> str:
-    """The README with the table of all keys."""
-    return with_table(readme, "reference", reference_markdown())
+def configuration_with_reference(document: str) -> str:
+    """The document on the configuration with the table of all keys."""
+    return with_table(document, "reference", reference_markdown())
 
 
 def operations_with_metrics(document: str) -> str:
@@ -113,7 +113,7 @@ def operations_with_metrics(document: str) -> str:
 def main() -> None:
     """Write them all."""
     (ROOT / "configs" / "reference.toml").write_text(reference_toml())
-    README.write_text(readme_with_reference(README.read_text()))
+    CONFIGURATION.write_text(configuration_with_reference(CONFIGURATION.read_text()))
     OPERATIONS.write_text(operations_with_metrics(OPERATIONS.read_text()))
 
 

@@ -1,7 +1,7 @@
 """The configuration as one tree of structs that declares every key once.
 
 Types, bounds, defaults and descriptions stand here and nowhere else: the messages of ``load``,
-``configs/reference.toml`` and the README's table (``reference``) take their words from them.
+``configs/reference.toml`` and the table in ``configs/README.md`` take their words from them.
 """
 
 from __future__ import annotations
