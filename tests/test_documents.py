@@ -233,32 +233,45 @@ def test_the_examples_load(name: str) -> None:
     assert load(ROOT / "configs" / name, ENVIRONMENT | {"PWD": "/srv"}).sink.url
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_path_exists(name: str) -> None:
-    known = {path.name for ending in (".py", ".md", ".toml", ".sql", ".rs") for path in files(ending)}
+def missing_paths(path: Path, text: str) -> list[str]:
+    """The paths that a document names and that are nowhere; it may leave out ``engine/`` and its own directory."""
+    known = {each.name for ending in (".py", ".md", ".toml", ".sql", ".rs") for each in files(ending)}
     missing = []
-    for code in inline((ROOT / name).read_text()):
+    for code in inline(text):
         if re.fullmatch(r"[\w.-]+\.(py|md|toml|sql|rs)", code):
             missing += [] if code in known else [code]
         elif re.fullmatch(
             r"(\./)?[\w.-]+(/[\w.-]+)*/[\w-]+\.(py|md|toml|sql)|(engine|tests|bench|configs)/\S*", code
         ):
-            places = (ROOT, ROOT / "engine", (ROOT / name).parent)
+            places = (ROOT, ROOT / "engine", path.parent)
             missing += [] if any((place / code).exists() for place in places) else [code]
-    assert missing == []
+    return missing
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_key_and_every_metric_exists(name: str) -> None:
-    text = (ROOT / name).read_text()
+def unknown_names(text: str) -> set[str]:
+    """The configuration keys and the metrics that a document names and that do not exist."""
     keys = set(re.findall(r"^\| `(\S+?)` \|", reference_markdown(), re.MULTILINE))
     sections = "|".join({key.partition(".")[0] for key in keys})
     named = {code.partition(" = ")[0] for code in inline(text)}
     of_keys = {each for each in named if re.fullmatch(rf"({sections})\.[a-z_.0-9]+", each)}
-    assert {each for each in of_keys if each not in keys and not each.endswith(".py")} == set()
     metrics = set(re.findall(r"headrace_\w+", metrics_markdown()))
-    other = {"headrace_demo"}
-    assert set(re.findall(r"headrace_\w+", text)) - metrics - other == set()
+    return {each for each in of_keys - keys if not each.endswith(".py")} | (
+        set(re.findall(r"headrace_\w+", text)) - metrics
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_path_key_and_metric_exists(name: str) -> None:
+    path = ROOT / name
+    assert missing_paths(path, path.read_text()) == []
+    assert unknown_names(path.read_text()) == set()
+
+
+def test_what_does_not_exist_is_found() -> None:
+    good = "`engine/core/ledger.py` `core/ledger.py` `LAKE.md` `batch.rows = 1` headrace_reading"
+    bad = ["engine/nothing/", "tests/nothing.py", "nothing.md", "core/nothing.py"]
+    assert missing_paths(README, good + "".join(f" `{each}`" for each in bad)) == bad
+    assert unknown_names(f"{good} `batch.row` headrace_wrting") == {"batch.row", "headrace_wrting"}
 
 
 # --- what is in the code, too -------------------------------------------------------------------------------
