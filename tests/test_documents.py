@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.commands.reference import OPERATIONS, reference_markdown
+from engine.commands.reference import OPERATIONS, PROTOCOL, reference_markdown
 from engine.config import load
 from engine.config.environment import WELL_KNOWN
-from engine.core import records
 from engine.core.ledger import Phase
 from engine.failpoints import POINTS
 from engine.supervisor.telemetry import metrics_markdown
@@ -29,7 +28,6 @@ from tests.test_imports import LAYERS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "engine" / "README.md"
-PROTOCOL = ROOT / "engine" / "core" / "PROTOCOL.md"
 ENVIRONMENT = {"MONGODB_URI": "mongodb://db.example"}
 README_BYTES_MAX = 9_000
 
@@ -323,8 +321,6 @@ def test_tables_that_the_code_has_as_well() -> None:
     protocol = PROTOCOL.read_text()
     assert first_column(protocol, "## A segment's life") == [phase.name for phase in Phase]
     assert sorted(first_column(protocol, "## Crash points")) == sorted(POINTS)
-    fields = re.findall(r"^\| ``(.+?)`` \|", records.__doc__ or "", re.MULTILINE)
-    assert first_column(protocol, "## The record") == fields
     layers = [sorted(layer.split()) for layer in reversed(LAYERS)]
     table = ARCHITECTURE.read_text().partition("<!-- layers:begin -->")[2].partition("<!-- layers:end -->")[0]
     shown = [sorted(re.findall(r"`(\w+)`", row.split(" | ")[0])) for row in table.strip().splitlines()[2:]]

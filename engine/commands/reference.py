@@ -1,4 +1,4 @@
-"""The reference, generated from the code: ``configs/reference.toml`` and the tables of keys and of metrics.
+"""The reference, generated from the code: ``configs/reference.toml``, and the tables of keys, metrics and records.
 
 ``python -m engine.commands.reference`` writes them; tests fail until it has been run.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ from msgspec.structs import FieldInfo
 
 from engine.config.expectations import expectation, unwrap
 from engine.config.tree import Config
+from engine.core import records
 from engine.quantities import Duration, Size, format_duration, format_size
 from engine.supervisor.telemetry import metrics_markdown
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION, OPERATIONS = ROOT / "configs" / "README.md", ROOT / "configs" / "OPERATIONS.md"
+PROTOCOL = ROOT / "engine" / "core" / "PROTOCOL.md"
 
 
 def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
@@ -110,11 +113,18 @@ def operations_with_metrics(document: str) -> str:
     return with_table(document, "metrics", metrics_markdown())
 
 
+def protocol_with_record(document: str) -> str:
+    """The document on the protocol with the table of a record's fields, which their module's docstring has."""
+    rows = re.findall(r"^\|.*\n", records.__doc__ or "", re.MULTILINE)
+    return with_table(document, "record", "".join(rows).replace("``", "`"))
+
+
 def main() -> None:
     """Write them all."""
     (ROOT / "configs" / "reference.toml").write_text(reference_toml())
     CONFIGURATION.write_text(configuration_with_reference(CONFIGURATION.read_text()))
     OPERATIONS.write_text(operations_with_metrics(OPERATIONS.read_text()))
+    PROTOCOL.write_text(protocol_with_record(PROTOCOL.read_text()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.commands.reference import CONFIGURATION, configuration_with_reference, reference_toml
+from engine.commands.reference import (
+    CONFIGURATION,
+    PROTOCOL,
+    configuration_with_reference,
+    protocol_with_record,
+    reference_toml,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +40,5 @@ def test_the_reference_is_up_to_date() -> None:
     assert (ROOT / "configs" / "reference.toml").read_text() == reference_toml()
     document = CONFIGURATION.read_text()
     assert configuration_with_reference(document) == document
+    document = PROTOCOL.read_text()
+    assert protocol_with_record(document) == document
