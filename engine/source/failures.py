@@ -33,7 +33,6 @@ _UNSUPPORTED = {59, 115, 235, 238}
 # NoQueryExecutionPlans (of $near).
 _BAD_QUERY = {2, 9, 14, 20, 27, 72, 73, 139, 166, 168, 241, 291}
 _FIRST_LOCATION = 10_000
-_NO_NAME_SERVER = {"LifetimeTimeout", "NoNameservers"}  # of dnspython, for mongodb+srv://
 _MOST = 300
 
 _HISTORY = (
@@ -49,6 +48,7 @@ _OF_THE_SET = (
     "Is replicaSet in source.uri the set's own name (rs.status().set), and can its members be reached from here "
     "by the names that they have in its configuration (rs.conf())?"
 )
+_NO_NAME = "The name cannot be resolved: check the host in source.uri, and this machine's DNS."
 # What a driver says of a connection that cannot be made, and what can be done about each; the first that fits.
 _UNREACHABLE: tuple[tuple[str, str], ...] = (
     (
@@ -66,7 +66,7 @@ _UNREACHABLE: tuple[tuple[str, str], ...] = (
     ),
     (
         "not known|nodename nor servname|failure in name resolution|No address associated",
-        "The name cannot be resolved: check the host in source.uri, and this machine's DNS.",
+        _NO_NAME,
     ),
     ("No replica set members|replica set name|not a member of replica set", _OF_THE_SET),
     ("No primary available|Primary", "The set has no primary at present: see rs.status()."),
@@ -97,16 +97,24 @@ def translate(operation: str, error: PyMongoError) -> HeadraceError:
     if isinstance(error, OperationFailure):
         kind, remedy = _class_of(error)
         return kind(operation, cause, remedy)
-    if isinstance(error, ConfigurationError) and type(error.__cause__).__name__ in _NO_NAME_SERVER:
-        return TransientError(operation, cause, "Can this machine resolve the name in source.uri?")
+    if isinstance(error, ConfigurationError) and _is_unresolved(error.__cause__):
+        return TransientError(operation, cause, _NO_NAME)
     if isinstance(error, ConfigurationError | InvalidURI):
         return ConfigError(operation, cause, "Check source.uri.")
+    if isinstance(error, ConnectionFailure) and "'idna' codec" in cause:
+        return ConfigError(operation, cause, "Check the host in source.uri: it can be no name of a machine.")
     if isinstance(error, AutoReconnect | ConnectionFailure):
         whole = str(error)  # with what it knows of each member
         remedy = next((text for words, text in _UNREACHABLE if re.search(words, cause)), "")
         remedy = remedy or next((text for words, text in _UNREACHABLE if re.search(words, whole)), "")
         return TransientError(operation, cause, remedy or "Is MongoDB up, and source.uri right?")
     return FatalError(operation, f"{type(error).__name__}: {cause}")
+
+
+def _is_unresolved(error: BaseException | None) -> bool:
+    """Whether a look-up for ``mongodb+srv://`` has found nothing, of a name that may be there later."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return "DNSException" in names and "SyntaxError" not in names  # both dnspython's
 
 
 def _class_of(error: OperationFailure) -> tuple[type[HeadraceError], str]:

@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import ReaderReady
 from engine.core.position import Position, make_time
-from engine.errors import ConfigError
+from engine.errors import ConfigError, TransientError
 from engine.source.failures import UNAUTHORIZED, said, translated
 from engine.source.reply import Reply, cursor_of
 
@@ -41,10 +41,15 @@ def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
     """A client for one process; nothing is sent before its first use.
 
     Raises:
-        ConfigError: the connection string cannot be read.
+        ConfigError: the connection string cannot be read, or a file that it names.
+        TransientError: the name of a ``mongodb+srv://`` cannot be resolved at present.
     """
-    with translated("read source.uri"):
-        return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
+    operation = "read source.uri"
+    with translated(operation):
+        try:
+            return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
+        except (ValueError, OSError) as error:  # of a port that is none, or a certificate that is not there
+            raise ConfigError(operation, str(error), "Check source.uri.") from error
 
 
 def _defaults(uri: str, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> dict[str, Any]:
@@ -119,16 +124,22 @@ def survey(client: Client) -> ReaderReady:
 
     Raises:
         ConfigError: not a replica set or a sharded cluster, or the login failed.
-        TransientError: no server answered.
+        TransientError: no server answered, or one that cannot serve yet.
     """
-    with translated("connect to MongoDB"):
+    operation = "connect to MongoDB"
+    with translated(operation):
         hello = client.admin.command("hello")
         version = client.admin.command("buildInfo")["version"]
     deployment = "mongos" if hello.get("msg") == "isdbgrid" else hello.get("setName", "")
+    serves = any(hello.get(role) for role in ("isWritablePrimary", "ismaster", "secondary"))
+    if hello.get("isreplicaset") or (deployment and not serves):
+        cause = "the member of the replica set is neither its primary nor a secondary at present"
+        remedy = "One that has just been started is in a moment; a new set needs rs.initiate(). See rs.status()."
+        raise TransientError(operation, cause, remedy)
     if not deployment:
         cause = "the server is a standalone mongod, which has no change streams"
         remedy = "Start it with --replSet and run rs.initiate(); one member is enough."
-        raise ConfigError("connect to MongoDB", cause, remedy)
+        raise ConfigError(operation, cause, remedy)
     return ReaderReady(deployment, version, operation_time(hello))
 
 
