@@ -31,8 +31,8 @@ def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool, 
     Args:
         parts: into so many streams by hash of ``_id``, each in a thread of its own.
     """
-    from engine.core.messages import StreamSpec
     from engine.core.position import Position, make_time
+    from engine.core.specs import StreamSpec
     from engine.source.change_stream import ChangeStream
     from engine.source.session import connect
 

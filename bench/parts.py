@@ -20,9 +20,10 @@ from bench.local import LocalStack
 from engine.config.tree import S3Config, SinkConfig, StateConfig
 from engine.core import records
 from engine.core.ledger import WriteCommit
-from engine.core.messages import Intent, ObjectName, StreamSpec
+from engine.core.messages import Intent, ObjectName
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema
+from engine.core.specs import StreamSpec
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file, suffix_of

@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         help="collections of source.database (default: all that the configuration watches)",
     )
     backfill.add_argument(
-        "--filter", default="", metavar="JSON", help="only documents that match this query, as Extended JSON"
+        "--filter", metavar="JSON", help="only documents that match this query, as Extended JSON"
     )
     for name, word in (("since", "at or after"), ("until", "before")):
         backfill.add_argument(
@@ -203,7 +203,7 @@ def _backfill(config: Config, options: argparse.Namespace) -> int:
     from engine.commands.backfill import backfill
     from engine.core.backfill import Selection
 
-    selection = Selection(options.filter, options.since or "", options.until or "")
+    selection = Selection(options.filter, options.since, options.until)
     return backfill(config, options.collections, selection, restart=options.restart)
 
 

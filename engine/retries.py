@@ -1,16 +1,23 @@
-"""Bounded, jittered, exponential retries of what may pass: one policy for every server."""
+"""Bounded, jittered, exponential retries of what may pass: one policy for every server and process."""
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 
 import tenacity
 
 from engine.config.tree import RetryConfig
+from engine.core.restarts import RetryPolicy
 from engine.errors import TransientError
 
 log = logging.getLogger("headrace")
+
+
+def policy_of(config: RetryConfig) -> RetryPolicy:
+    """What the configuration says of attempts and delays."""
+    return RetryPolicy(config.max_attempts, config.initial_delay, config.max_delay)
 
 
 def retrying(config: RetryConfig, *, stopped: threading.Event | None = None, what: str = "") -> tenacity.Retrying:
@@ -21,14 +28,12 @@ def retrying(config: RetryConfig, *, stopped: threading.Event | None = None, wha
         what: who is away, for the log.
     """
     stopped = stopped or threading.Event()
-    # "Equal jitter": half of each delay is random.
-    half = tenacity.wait_exponential(config.initial_delay / 2, config.max_delay / 2)
-    jitter = tenacity.wait_random_exponential(config.initial_delay / 2, config.max_delay / 2)
+    policy, rng = policy_of(config), random.Random()
     return tenacity.Retrying(
         stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(config.max_attempts), tenacity.stop_when_event_set(stopped)
+            tenacity.stop_after_attempt(policy.max_attempts), tenacity.stop_when_event_set(stopped)
         ),
-        wait=half + jitter,
+        wait=lambda state: policy.delay_s(state.attempt_number, rng),
         retry=tenacity.retry_if_exception_type(TransientError),
         sleep=tenacity.sleep_using_event(stopped),
         before_sleep=lambda state: _log(what, state),

@@ -10,8 +10,8 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from bench.local import LocalStack
-from engine.core.messages import StreamSpec
 from engine.core.position import Position
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
 from engine.source.change_stream import ChangeStream
 from engine.source.failures import translate
@@ -91,7 +91,7 @@ LOST = (
             failure(115, "CommandNotSupported", "aggregate is not supported"),
             FatalError,
             "aggregate is not supported (CommandNotSupported, code 115)",
-            "compatible with MongoDB",
+            "MongoDB-compatible",
         ),
         (
             failure(11601, "InterruptedX", "value { a: { b: [ 1, 2 ] } } of " + "word " * 200),
@@ -131,11 +131,12 @@ def test_what_a_real_server_says_of_a_pipeline(client: Client, unique: str, stag
 @pytest.mark.parametrize(
     ("uri", "remedy"),
     [
-        (f"mongodb://127.0.0.1:1/?{QUICK}", "Is MongoDB up, and do host and port"),
+        (f"mongodb://127.0.0.1:1/?{QUICK}", "Is MongoDB up, and are host and port"),
         (f"mongodb://nowhere.invalid/?{QUICK}", "The name cannot be resolved"),
+        (f"mongodb+srv://nowhere.invalid/?{QUICK}", "The name cannot be resolved"),
         (f"mongodb://127.0.0.1:{{port}}/?replicaSet=another&{QUICK}", "the set's own name"),
-        (f"mongodb://127.0.0.1:{{port}}/?tls=true&{QUICK}", "Does the server speak TLS"),
-        (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&{QUICK}", "does it want TLS"),
+        (f"mongodb://127.0.0.1:{{port}}/?tls=true&{QUICK}", "Does the server use TLS"),
+        (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&{QUICK}", "does it require TLS"),
         (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&tls=true&{QUICK}", "certificate is not trusted"),
     ],
 )
@@ -144,9 +145,26 @@ def test_a_server_that_cannot_be_reached(stack: LocalStack, uri: str, remedy: st
     (port,) = stack.mongo.ports
     with tls_in_front_of(port, trustme.CA()) as tls:
         where = uri.replace("{port}", str(port)).replace("{tls}", str(tls))
-        with connect(where) as client, pytest.raises(TransientError) as caught:
+        with pytest.raises(TransientError) as caught, connect(where) as client:
             survey(client)
     assert remedy in caught.value.remedy, caught.value
     assert "configured timeouts" not in caught.value.cause
     assert "Topology" not in caught.value.cause
     assert len(caught.value.cause) < 350
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://h:99999/",
+        "mongodb://h:port/",
+        "mongodb://[::1/",
+        "mongodb://h/?tls=true&tlsCAFile=/nowhere",
+        f"mongodb://a..b/?{QUICK}",
+        f"mongodb+srv://{'x' * 80}.example.com/?{QUICK}",
+    ],
+)
+def test_an_address_that_can_be_none(uri: str) -> None:
+    """No server will ever be there: it is not tried again."""
+    with pytest.raises(ConfigError, match=r"source\.uri"), connect(uri) as client:
+        survey(client)

@@ -6,7 +6,7 @@ import bson
 import numpy as np
 import pytest
 
-from engine.processes.held import ENOUGH_EVENTS, MOST_BYTES, Held
+from engine.processes.held import ENOUGH_EVENTS, MAX_BYTES, Held
 from engine.source.reply import Reply
 
 EMPTY = Reply(b"", np.zeros(1, np.int64), "")
@@ -54,7 +54,7 @@ def test_a_reply_that_something_waits_for_is_not_held(end: str) -> None:
 
 
 def test_a_large_reply_is_not_copied() -> None:
-    large = reply(2, 3, text="x" * MOST_BYTES)
+    large = reply(2, 3, text="x" * MAX_BYTES)
     held = Held(30.0)
     held.add(reply(1), 0, now=0.0)
     assert held.parts() == []

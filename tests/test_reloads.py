@@ -15,9 +15,9 @@ from engine.backfill.work import NOTHING
 from engine.config import Config, load
 from engine.config.streams import streams_of
 from engine.core.backfill import END, Plan, Selection
-from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.core.records import begin
+from engine.core.specs import Spec
 from engine.state.opening import open_store
 from engine.state.seam import Acquired
 
@@ -62,7 +62,7 @@ def config(tmp_path: Path) -> Config:
     return made
 
 
-def keep(config: Config, spec: StreamSpec, fields: dict[str, str], owner: str, *, held: bool = False) -> None:
+def keep(config: Config, spec: Spec, fields: dict[str, str], owner: str, *, held: bool = False) -> None:
     store = open_store(config.state)
     acquired = store.acquire(spec.stream, owner, 60.0)
     assert isinstance(acquired, Acquired)
@@ -86,7 +86,7 @@ def test_a_plan_is_made_once_and_gone_on_with(config: Config) -> None:
     work = planned(config, planner)
     assert planner.asked == [[("shop", "orders")]]
     assert (work.plans, work.loaded, work.put_off) == ((NEW,), {}, False)
-    assert {each.stream for each in work.splits} == {each.stream for each in NEW.splits()}
+    assert {each.stream for each in work.splits} == {each.stream for each in NEW.specs()}
     again = Fake()
     assert planned(config, again) == work
     assert not again.asked
@@ -95,7 +95,7 @@ def test_a_plan_is_made_once_and_gone_on_with(config: Config) -> None:
 @pytest.mark.parametrize("is_closed", [False, True], ids=["all read", "closed"])
 def test_what_was_loaded_since_is_told(config: Config, is_closed: bool) -> None:
     save(config, replace(NEW, finished=1.0) if is_closed else NEW)
-    for spec in [] if is_closed else NEW.splits():
+    for spec in [] if is_closed else NEW.specs():
         keep(config, spec, begin(spec, "", "", Position(END, 300)).put, "mine")
     work = planned(config, Fake())
     assert (work.splits, work.loaded) == ((), {"shop.orders": 250})

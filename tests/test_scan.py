@@ -14,9 +14,10 @@ from pymongo.errors import OperationFailure
 
 from bench.local import Mongo
 from engine.core.backfill import END, make_place
-from engine.core.messages import Intent, StreamSpec
+from engine.core.messages import Intent
 from engine.core.position import Position
 from engine.core.segments import Limits, Segmenter
+from engine.core.specs import SplitSpec
 from engine.errors import ConfigError, InterruptedScanError, TransientError
 from engine.source.pace import Pace, replication_lag_s
 from engine.source.scan import Documents, SplitScan
@@ -27,8 +28,8 @@ Client = MongoClient[dict[str, Any]]
 
 
 @pytest.fixture
-def spec(unique: str) -> StreamSpec:
-    return StreamSpec("s", "split", unique, ("c",))
+def spec(unique: str) -> SplitSpec:
+    return SplitSpec("s", unique, "c")
 
 
 def key(value: Any) -> str:
@@ -36,7 +37,7 @@ def key(value: Any) -> str:
 
 
 def scan(
-    client: Client, spec: StreamSpec, start: Position | None = None, replay: list[str] | None = None
+    client: Client, spec: SplitSpec, start: Position | None = None, replay: list[str] | None = None
 ) -> SplitScan:
     start = start or Position(time=server_time(client))
     return SplitScan(Members(client, "", "primary"), spec, start, replay or [], reply_size=2000)
@@ -57,7 +58,7 @@ def read(split: SplitScan) -> list[Any]:
             return found
 
 
-def segments(client: Client, spec: StreamSpec, start: Position, intents: list[Intent]) -> dict[int, list[Any]]:
+def segments(client: Client, spec: SplitSpec, start: Position, intents: list[Intent]) -> dict[int, list[Any]]:
     """The ids in each segment, as a reader would cut them, with the intents replayed."""
     split = scan(client, spec, start, [intent.end.token for intent in intents])
     first = intents[0].seq if intents else 1
@@ -78,14 +79,14 @@ def segments(client: Client, spec: StreamSpec, start: Position, intents: list[In
             return found
 
 
-def test_bounds_and_the_highest_key(client: Client, spec: StreamSpec) -> None:
+def test_bounds_and_the_highest_key(client: Client, spec: SplitSpec) -> None:
     ids = [MinKey(), None, *range(500), "a", "b", MaxKey()]
     client[spec.database].c.insert_many([{"_id": id_} for id_ in ids])
     assert read(scan(client, spec)) == ids
-    lower = StreamSpec("s", "split", spec.database, ("c",), lower=key(250))
-    upper = StreamSpec("s", "split", spec.database, ("c",), upper=key(250))
+    lower = SplitSpec("s", spec.database, "c", lower=key(250))
+    upper = SplitSpec("s", spec.database, "c", upper=key(250))
     assert read(scan(client, upper)) + read(scan(client, lower)) == ids
-    empty = StreamSpec("s", "split", spec.database, ("c",), lower=key(250), upper=key(Int64(250)))
+    empty = SplitSpec("s", spec.database, "c", lower=key(250), upper=key(Int64(250)))
     assert read(scan(client, empty)) == []
     behind_all = Position(make_place(5, key(MaxKey())), server_time(client))
     assert read(scan(client, spec, behind_all)) == []
@@ -103,7 +104,7 @@ def test_bounds_and_the_highest_key(client: Client, spec: StreamSpec) -> None:
     ],
     ids=str,
 )
-def test_goes_on_behind_the_last_reply(client: Client, spec: StreamSpec, command: str, error: Any) -> None:
+def test_goes_on_behind_the_last_reply(client: Client, spec: SplitSpec, command: str, error: Any) -> None:
     client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(1000)])
     split = scan(client, spec)
     found = ids_of(split.next()) if command == "getMore" else []
@@ -122,7 +123,7 @@ def test_goes_on_behind_the_last_reply(client: Client, spec: StreamSpec, command
     assert found == list(range(1000))
 
 
-def test_a_replay_ends_where_the_segment_ended(client: Client, spec: StreamSpec) -> None:
+def test_a_replay_ends_where_the_segment_ended(client: Client, spec: SplitSpec) -> None:
     """Whatever has come or gone meanwhile: each document that stayed is in the segment in which it was."""
     collection = client[spec.database].c
     collection.insert_many([{"_id": n} for n in range(0, 1000, 2)])
@@ -148,18 +149,18 @@ def test_a_replay_ends_where_the_segment_ended(client: Client, spec: StreamSpec)
     assert float(ends[1]) in after[3]
 
 
-def test_a_filter(client: Client, spec: StreamSpec) -> None:
+def test_a_filter(client: Client, spec: SplitSpec) -> None:
     client[spec.database].c.insert_many([{"_id": n, "even": n % 2 == 0} for n in range(500)])
-    even = StreamSpec("s", "split", spec.database, ("c",), lower=key(100), filter='{"even": true}')
+    even = SplitSpec("s", spec.database, "c", lower=key(100), filter='{"even": true}')
     assert read(scan(client, even)) == list(range(100, 500, 2))
-    wrong = StreamSpec("s", "split", spec.database, ("c",), filter='{"$nonsense": 1}')
+    wrong = SplitSpec("s", spec.database, "c", filter='{"$nonsense": 1}')
     with pytest.raises(ConfigError, match=r"Check --filter\."):
         scan(client, wrong).next()
 
 
-def test_a_whole_split_is_not_gone_on_with(client: Client, spec: StreamSpec) -> None:
+def test_a_whole_split_is_not_gone_on_with(client: Client, spec: SplitSpec) -> None:
     client[spec.database].c.insert_many([{"_id": n, "t": n // 10} for n in range(1000)])
-    whole = StreamSpec("s", "split", spec.database, ("c",), order="t", whole=True)
+    whole = SplitSpec("s", spec.database, "c", order="t", whole=True)
     assert read(scan(client, whole)) == list(range(1000))
     split = scan(client, whole)
     split.next()
@@ -171,7 +172,7 @@ def test_a_whole_split_is_not_gone_on_with(client: Client, spec: StreamSpec) -> 
 
 def test_pace(client: Client) -> None:
     pace = Pace(documents_per_s=1000, bytes_per_s=1e9)
-    assert pace.most_documents(5000) == 1000
+    assert pace.max_documents(5000) == 1000
     assert pace.may_read(client)
     pace.spend(10_000, 100)
     assert not pace.may_read(client), "ten seconds' worth was read"
@@ -187,7 +188,7 @@ def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
             replication_lag_s(client)
 
 
-def test_secondaries(tmp_path: Path, spec: StreamSpec) -> None:
+def test_secondaries(tmp_path: Path, spec: SplitSpec) -> None:
     """One is read, which knows what was written before; when it is gone, another; and a stopped one lags."""
     mongo = Mongo(tmp_path, members=3, cache_gib=0.25)
     mongo.start()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from s3fs.errors import translate_boto_error
@@ -254,6 +255,49 @@ def test_an_unknown_protocol() -> None:
         Sink(SinkConfig(url="nonsense://x/y"))
 
 
+@pytest.mark.parametrize("bug", [TypeError, AttributeError, KeyError, AssertionError, RuntimeError])
+@pytest.mark.parametrize("proved", [False, True])
+def test_a_bug_is_no_error_of_the_store(bug: type[Exception], proved: bool) -> None:
+    with pytest.raises(bug), translated("write x", proved=proved):
+        raise bug("ours")
+
+
+@pytest.mark.parametrize("error", [ImportError, ValueError, NotImplementedError])
+def test_a_url_that_cannot_be_used_is_a_bug_once_it_has_been_used(error: type[Exception]) -> None:
+    with pytest.raises(ConfigError, match=r"Check sink.url"), translated("write x"):
+        raise error("no")
+    with pytest.raises(error), translated("write x", proved=True):
+        raise error("no")
+
+
+def test_a_sink_that_is_used_wrongly_says_so(stack: LocalStack, tmp_path: Path, unique: str) -> None:
+    text: Any = "no bytes"
+    upload = Sink(SinkConfig(url=f"file://{tmp_path}")).open("x")
+    with pytest.raises(TypeError):
+        upload.write(text)
+    upload.discard()
+    upload = Sink(s3_config(stack, f"s3://{stack.bucket}/{unique}")).open("x")
+    upload.publish()
+    with pytest.raises(AssertionError):
+        upload.publish()
+
+
+@pytest.mark.parametrize("endpoint_url", ["http://h:99999", "ftp://h", "nothing", "http://a..b"])
+def test_an_endpoint_that_can_be_none(stack: LocalStack, endpoint_url: str) -> None:
+    with pytest.raises(ConfigError, match=r"sink.s3"):
+        Sink(s3_config(stack, "s3://lake/x", endpoint_url=endpoint_url)).check()
+
+
+def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container has one, which may come up after the engine."""
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/x")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    with pytest.raises(TransientError, match="who could give credentials"):
+        Sink(s3_config(stack, "s3://lake/x", access_key="", secret_key="")).check()
+
+
 def test_s3_failures_under_way_are_transient(stack: LocalStack, unique: str) -> None:
     """A server that goes away between the parts."""
     directory = stack.directory / unique
@@ -336,8 +380,7 @@ NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is 
             "Let the engine's user",
             "Let the engine",
         ),
-        (ImportError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
-        (ValueError("no"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
+        (boto.ProfileNotFound(profile="x"), ConfigError, TransientError, "Check sink.url", "Check sink.url"),
         *(
             (error, TransientError, TransientError, remedy, remedy)
             for error, remedy in (
@@ -354,6 +397,7 @@ NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is 
         (OSError(errno.ENAMETOOLONG, "no"), TransientError, TransientError, "too long", "too long"),
         (NotADirectoryError(errno.ENOTDIR, "no"), TransientError, TransientError, "in the way", "in the way"),
         (OSError(errno.EIO, "no"), TransientError, TransientError, "", ""),
+        (aiohttp.ClientPayloadError("no"), TransientError, TransientError, "", ""),
         (refused("SomethingNew"), TransientError, TransientError, "", ""),
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, Exception) else "",

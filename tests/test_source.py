@@ -17,8 +17,8 @@ from pymongo import MongoClient
 
 from bench.local.servers import wait_until
 from engine.config import RetryConfig
-from engine.core.messages import StreamSpec
 from engine.core.position import Position, split_time, token_time
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostError, TransientError
 from engine.rawbson.elements import MalformedBSON, elements, find, value_size
 from engine.rawbson.offsets import document_offsets
@@ -324,9 +324,9 @@ def test_offsets_of_a_long_batch_with_documents_that_look_like_others(count: int
 
 
 def test_a_server_without_post_batch_tokens() -> None:
-    assert reply_of([event("a"), event("b")]).token_behind() == "b"
-    assert reply_of([event("a")], "c").token_behind() == "c"
-    assert reply_of([]).token_behind() == ""
+    assert reply_of([event("a"), event("b")]).last_token() == "b"
+    assert reply_of([event("a")], "c").last_token() == "c"
+    assert reply_of([]).last_token() == ""
 
 
 def test_the_events_behind_a_token() -> None:

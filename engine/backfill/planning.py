@@ -22,7 +22,7 @@ from engine.config import Config
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
-from engine.source.failures import is_bad_query, said, translated
+from engine.source.failures import is_bad_query, summary, translated
 from engine.source.presence import absent
 from engine.source.scan import key_of
 from engine.source.session import Client, connect, server_time
@@ -83,13 +83,13 @@ def list_collections(config: Config) -> list[Namespace]:
         ]
 
 
-def parse_filter(text: str) -> dict[str, Any]:
+def parse_filter(text: str | None) -> dict[str, Any]:
     """A query as Extended JSON.
 
     Raises:
         ConfigError: it is none.
     """
-    if not text:
+    if text is None:
         return {}
     remedy = """Write a query as Extended JSON, for example --filter '{"status": "done"}'."""
     try:
@@ -119,7 +119,7 @@ class _Planner:
         self._collection = client[self._database][self._name]
         self._selection = selection
         self._query = query
-        self._since = 0
+        self._since: int | None = None
         self._operation = f"plan the backfill of {self._database}.{self._name}"
 
     def is_present(self) -> bool:
@@ -168,7 +168,7 @@ class _Planner:
         except OperationFailure as error:
             if not is_bad_query(error):
                 raise
-            raise ConfigError(self._operation, said(error), "Check --filter.") from error
+            raise ConfigError(self._operation, summary(error), "Check --filter.") from error
 
     def _plan_by_id(self) -> Plan:
         lower, upper = self._id_bounds()
@@ -184,7 +184,7 @@ class _Planner:
         sample: list[dict[str, Any]] = [{"$sample": {"size": parts * KEYS_PER_SPLIT}}]
         stages = [{"$match": between}, {"$project": {"_id": 1}}, *sample] if between else sample
         bounds = self._bounds([*stages, {"$project": {"_id": 1}}, {"$sort": {"_id": 1}}], "_id", parts)
-        ends = [_key("_id", value) if value else "" for value in (lower, upper)]
+        ends = [_key("_id", value) if value else None for value in (lower, upper)]
         return self._made(bounds, documents, size, ends)
 
     def _plan_time_series(self, entry: dict[str, Any]) -> Plan:
@@ -197,7 +197,7 @@ class _Planner:
         stages: list[dict[str, Any]] = [{"$match": {order: between}}] if between else []
         stages += [{"$sample": {"size": parts * KEYS_PER_SPLIT}}, {"$project": {"_id": 0, order: 1}}]
         bounds = self._bounds([*stages, {"$sort": {order: 1}}], order, parts)
-        ends = [_key(order, value) if value else "" for value in (lower, upper)]
+        ends = [_key(order, value) if value else None for value in (lower, upper)]
         return self._made(bounds, documents, size, ends, order=order, whole=True)
 
     def _made(
@@ -205,7 +205,7 @@ class _Planner:
         bounds: tuple[str, ...],
         documents: int,
         size: int,
-        ends: Sequence[str],
+        ends: Sequence[str | None],
         *,
         order: str = "_id",
         whole: bool = False,
@@ -223,7 +223,7 @@ class _Planner:
             made=time.time(),
             order=order,
             whole=whole,
-            since=self._since if self._may_be_marked(order) else 0,
+            since=self._since if self._may_be_marked(order) else None,
             begun=self._since,
         )
 
@@ -279,7 +279,7 @@ class _Planner:
         return thinned(list(dict.fromkeys(keys)), parts)
 
 
-def _time(text: str) -> datetime | None:
+def _time(text: str | None) -> datetime | None:
     """An RFC 3339 time."""
     return datetime.fromisoformat(text).astimezone(UTC) if text else None
 

@@ -9,19 +9,29 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import msgspec
 from msgspec.structs import replace
 
 from engine.config import Config
-from engine.core.backfill import Plan, Progress, Selection, latest_schema, plan_document, progress_of
-from engine.core.handover import overlap
-from engine.core.messages import StreamSpec
+from engine.core.backfill import (
+    Plan,
+    Progress,
+    Selection,
+    decode_index,
+    decode_plan,
+    encode_index,
+    encode_plan,
+    latest_schema,
+    plan_document,
+    progress_of,
+)
 from engine.core.naming import is_split
 from engine.core.records import StreamRecord, read_record
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, StateLostError
 from engine.owner import is_certainly_dead, this_owner
 from engine.state.opening import open_patiently
 from engine.state.seam import StateStore
+from engine.state.shared import amend
 
 _INDEX = "backfills"
 
@@ -35,48 +45,52 @@ class Plans:
 
     def read(self, namespace: str) -> Plan | None:
         """A collection's plan."""
-        text = self._store.read_shared(plan_document(namespace))[1]
-        if not text and namespace in self._index()[1]:
+        return self._plan(namespace, self._store.read_shared(plan_document(namespace))[1])
+
+    def _plan(self, namespace: str, text: str) -> Plan | None:
+        """The plan in a collection's document; plans are replaced, and never removed."""
+        if not text and namespace in self._listed():
             cause = f"the state store has lost the plan of the backfill of {namespace}"
             raise StateLostError("read the plans of backfills", cause)
-        return msgspec.json.decode(text, type=Plan) if text else None
+        return decode_plan(text) if text else None
 
     def read_all(self) -> list[Plan]:
         """Every plan there is."""
-        return [plan for name in self._index()[1] if (plan := self.read(name)) is not None]
+        return [plan for name in self._listed() if (plan := self.read(name)) is not None]
 
-    def _index(self) -> tuple[int, list[str]]:
-        """The collections that there are plans of, and the version: plans are replaced, and never removed."""
-        version, text = self._store.read_shared(_INDEX)
+    def _listed(self) -> list[str]:
+        """The collections that there are plans of."""
+        return self._names(*self._store.read_shared(_INDEX))
+
+    def _names(self, version: int, text: str) -> list[str]:
+        """The collections in the list of backfills."""
         if not version and not self._is_new:
             if any(map(is_split, self._store.read_all())):
                 cause = "the state store has lost the list of backfills, of which it has splits"
                 raise StateLostError("read the plans of backfills", cause)
             self._is_new = True
-        return version, msgspec.json.decode(text, type=list[str]) if text else []
+        return decode_index(text) if text else []
 
     def read_of(self, specs: Sequence[StreamSpec]) -> list[Plan]:
         """The plans of whole collections that these change streams cover."""
 
         def is_covered(plan: Plan) -> bool:
-            collection = StreamSpec("", "split", plan.database, (plan.collection,))
-            return any(overlap(collection, spec) for spec in specs)
+            return any(spec.covers(plan.database, plan.collection) for spec in specs)
 
         return [plan for plan in self.read_all() if plan.selection == Selection() and is_covered(plan)]
 
     def save(self, plan: Plan, former: Plan | None) -> Plan:
         """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
-        name = plan_document(plan.namespace)
-        version, text = self._store.read_shared(name)
-        current = msgspec.json.decode(text, type=Plan) if text else None
-        if current != former or not self._store.write_shared(
-            name, version + 1, msgspec.json.encode(plan).decode()
-        ):
-            kept = self.read(plan.namespace)
-            assert kept is not None
-            return kept
-        self.enlist(plan.namespace)
-        return plan
+
+        def replaced(_: int, text: str) -> str | None:
+            current = decode_plan(text) if text else None
+            return encode_plan(plan) if current == former else None
+
+        kept = self._plan(plan.namespace, amend(self._store, plan_document(plan.namespace), replaced)[1])
+        assert kept is not None
+        if kept == plan:
+            self.enlist(plan.namespace)
+        return kept
 
     def records(self) -> dict[str, StreamRecord]:
         """The records of all streams and splits."""
@@ -93,7 +107,7 @@ class Plans:
         known = self.records()
         return [self._close(plan, progress_of(plan, known), latest_schema(plan, known)) for plan in plans]
 
-    def _close(self, plan: Plan, progress: Progress, schema: int) -> Progress:
+    def _close(self, plan: Plan, progress: Progress, schema: int | None) -> Progress:
         if progress.splits < progress.splits_total:
             return progress
         closed = replace(plan, finished=time.time(), read=progress.documents, schema=schema)
@@ -108,7 +122,7 @@ class Plans:
             ConfigError: another engine is reading its splits.
         """
         known = self._store.read_all()
-        holders = {known[spec.stream][1] for spec in plan.splits() if spec.stream in known} - {"", this_owner()}
+        holders = {known[spec.stream][1] for spec in plan.specs() if spec.stream in known} - {"", this_owner()}
         if alive := [holder for holder in sorted(holders) if not is_certainly_dead(holder)]:
             cause = f"{', '.join(alive)} is at work on it"
             raise ConfigError(
@@ -117,16 +131,16 @@ class Plans:
 
     def forget(self, plan: Plan) -> None:
         """Forget what a plan's splits have come to."""
-        self._store.forget([spec.stream for spec in plan.splits()])
+        self._store.forget([spec.stream for spec in plan.specs()])
 
     def enlist(self, namespace: str) -> None:
         """See to it that a plan is listed: whoever kept it may have been killed before that."""
-        while True:
-            version, names = self._index()
-            if namespace in names or self._store.write_shared(
-                _INDEX, version + 1, msgspec.json.encode([*names, namespace]).decode()
-            ):
-                return
+
+        def extended(version: int, text: str) -> str | None:
+            names = self._names(version, text)
+            return None if namespace in names else encode_index([*names, namespace])
+
+        amend(self._store, _INDEX, extended)
 
 
 @contextmanager

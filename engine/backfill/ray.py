@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from engine.backfill.plans import plans_of
 from engine.backfill.work import Work
 from engine.config import Config, Size
-from engine.core.messages import StreamSpec
+from engine.core.specs import BackfillSpec, MarkSpec, SplitSpec
 from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
 from engine.retries import retrying
 from engine.supervisor.telemetry import Watch
@@ -32,7 +32,7 @@ POLL_S = 5.0
 CONNECT_S = 5.0
 TASKS_PER_CPU = 4
 
-_Task = tuple[Config, tuple[StreamSpec, ...]]
+_Task = tuple[Config, tuple[BackfillSpec, ...]]
 log = logging.getLogger("headrace")
 
 
@@ -47,16 +47,16 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
     ray = retrying(config.retry, what="the Ray cluster")(_connect, config)
     try:
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        splits = [each for each in work.splits if not each.closes]
-        marks = [each for each in work.splits if each.closes]
+        splits = [each for each in work.splits if isinstance(each, SplitSpec)]
+        marks = [each for each in work.splits if isinstance(each, MarkSpec)]
         size = max(1, len(splits) // (cpus * TASKS_PER_CPU))
         # One task is one CPU, and as much memory as an engine may have.
         options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
         task = ray.remote(**options)(read_splits)
-        for parts in (splits, marks):  # a plan is marked when all of it is in the lake
+        for turn in (splits, marks):  # a plan is marked when all of it is in the lake
             pending = [
-                task.remote((_of_one_task(config, cpus), tuple(parts[start : start + size])))
-                for start in range(0, len(parts), size)
+                task.remote((_of_one_task(config, cpus), tuple(turn[start : start + size])))
+                for start in range(0, len(turn), size)
             ]
             _await(ray, pending, config, work, watch)
     finally:

@@ -20,8 +20,8 @@ from engine.backfill.work import Work, work_of
 from engine.cgroup import divide_within
 from engine.config import Config
 from engine.core.backfill import Plan, Selection, left_to_read
-from engine.core.messages import StreamSpec
 from engine.core.records import StreamRecord
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 
 log = logging.getLogger("headrace")

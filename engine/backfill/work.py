@@ -14,10 +14,10 @@ from engine.config import Config
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
 from engine.core.handover import overlap
 from engine.core.ledger import Ledger
-from engine.core.messages import StreamSpec
 from engine.core.naming import number_in
 from engine.core.position import make_time
 from engine.core.records import StreamRecord
+from engine.core.specs import BackfillSpec, StreamSpec
 from engine.errors import ConfigError
 
 # A plan has the time of this machine's clock, and its objects that of the server's.
@@ -33,16 +33,16 @@ class Work(Struct, frozen=True):
         plans: those that are not finished.
         splits: what is left to read of them, in order.
         progress: of each collection, by namespace.
-        start_at: where change streams without a position start, before the plans were made; empty for
+        start_at: where change streams without a position start, before the plans were made; None for
             ``source.start``.
         loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
         put_off: others cannot be loaded now.
     """
 
     plans: tuple[Plan, ...] = ()
-    splits: tuple[StreamSpec, ...] = ()
+    splits: tuple[BackfillSpec, ...] = ()
     progress: dict[str, Progress] = {}
-    start_at: str = ""
+    start_at: str | None = None
     loaded: dict[str, int] = {}
     put_off: bool = False
 
@@ -97,7 +97,7 @@ def prepare(
             namespace = made.database, made.collection
             before = former[namespace]
             has_older = before is not None or _is_streamed(made, known)
-            plan = made if has_older else replace(made, since=0)  # there is nothing that a mark would void
+            plan = made if has_older else replace(made, since=None)  # there is nothing that a mark would void
             found[namespace] = plans.save(plan, before)
             if found[namespace] != plan and (restart or found[namespace].selection != selection):
                 cause = f"another engine has planned it meanwhile, of {found[namespace].selection}"
@@ -130,8 +130,8 @@ def _refuse_lost_state(
     for namespace, plan in former.items():
         if plan is not None and plan.finished:
             continue
-        since = _objects_since(config, plans, plan) if plan else 0
-        newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else "", since))
+        since = _objects_since(config, plans, plan) if plan else None
+        newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else None, since))
         # The state is read behind the lake: what another engine has written meanwhile is then known.
         if not newest or plans.read(".".join(namespace)) != plan:
             continue
@@ -142,11 +142,11 @@ def _refuse_lost_state(
                 raise _older_than_the_lake(".".join(namespace), plan, key)
 
 
-def _objects_since(config: Config, plans: Plans, plan: Plan) -> int:
-    """The cluster time before which no object of a plan lies where it would now; 0 when that is not known."""
+def _objects_since(config: Config, plans: Plans, plan: Plan) -> int | None:
+    """The cluster time before which no object of a plan lies where it would now; None when that is not known."""
     known = plans.records()
-    sinks = {known[spec.stream].sink for spec in plan.splits() if spec.stream in known}
-    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {config.sink.identity} else 0
+    sinks = {known[spec.stream].sink for spec in plan.specs() if spec.stream in known}
+    return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {config.sink.identity} else None
 
 
 def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigError:
@@ -175,14 +175,16 @@ def snapshot(
     if "snapshot" not in (config.source.start, config.source.on_history_lost):
         return NOTHING
     with plans_of(config) as plans:
-        records = [each for each in plans.records().values() if each.spec and not each.spec.is_split]
+        records = plans.records().values()
         known = plans.read_of(specs)
     # A stream that others hand over to goes on from where they stood.
-    running = [each.spec for each in records if each.spec and each.position and not each.closed]
+    running = [
+        each.spec for each in records if isinstance(each.spec, StreamSpec) and each.position and not each.closed
+    ]
     starts_so = config.source.start == "snapshot"
     fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
     # Everything that is there when the streams begin must be listed: so they begin before the listing.
-    start_at = planner.call(server_clock, config) if fresh or lost else ""
+    start_at = planner.call(server_clock, config) if fresh or lost else None
     for spec in specs:
         covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
         added = sorted(set(spec.collections).difference(*covered))
@@ -230,14 +232,17 @@ def _is_void(plan: Plan | None, selection: Selection) -> bool:
 
 def _is_begun(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
     """Whether any of it has been read."""
-    return bool(plan.finished) or any(spec.stream in known for spec in plan.splits())
+    return bool(plan.finished) or any(spec.stream in known for spec in plan.specs())
 
 
 def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
     """Whether a change stream has brought events of the collection."""
-    collection = StreamSpec("", "split", plan.database, (plan.collection,))
-    streams = (each for each in known.values() if each.spec is not None and not each.spec.is_split)
-    return any(each.position is not None and overlap(collection, each.spec) for each in streams if each.spec)
+    return any(
+        isinstance(each.spec, StreamSpec)
+        and each.position is not None
+        and each.spec.covers(plan.database, plan.collection)
+        for each in known.values()
+    )
 
 
 def work_of(plans: Plans, found: Sequence[Plan]) -> Work:

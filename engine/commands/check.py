@@ -12,10 +12,10 @@ from engine.cgroup import divide_within
 from engine.commands.terminal import Terminal
 from engine.config import Config, format_size
 from engine.config.streams import streams_of
-from engine.core.handover import plan_handover
-from engine.core.messages import StreamSpec
+from engine.core.handover import find_succession
 from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostError, url_without_password
 from engine.state.opening import open_store
 
@@ -124,10 +124,10 @@ def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamR
     running = {
         name: record.spec
         for name, record in records.items()
-        if record.spec and record.position and not record.closed and not record.spec.is_split
+        if isinstance(record.spec, StreamSpec) and record.position and not record.closed
     }
     desired = streams_of(config.source)
-    handover = plan_handover(desired, running)
+    handover = find_succession(desired, running)
     beginning = {spec.stream for spec in handover.open} if handover else set()
     former = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
     return former + [

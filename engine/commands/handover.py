@@ -11,25 +11,25 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from engine.config import Config
 from engine.core import records
-from engine.core.handover import Handover, plan_handover
+from engine.core.handover import Handover, decode_handover, encode_handover, find_succession
 from engine.core.ledger import first_segment
-from engine.core.messages import StreamSpec
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, StateLostError
-from engine.owner import is_certainly_dead, this_owner
+from engine.owner import this_owner
+from engine.state.leases import take
 from engine.state.opening import open_patiently
 from engine.state.seam import Acquired, Lease, StateStore
+from engine.state.shared import amend
 
 _DOCUMENT = "handover"
 _OPERATION = "hand streams over"
 _OTHER_FIRST = "Stop the other engine first."
-# Runs these streams until they have caught up: the one cluster time that all have come to; 0 when interrupted.
-RunToEnd = Callable[[Sequence[StreamSpec]], int]
+# Runs these streams until they have caught up: the one cluster time that all have come to; None when interrupted.
+RunToEnd = Callable[[Sequence[StreamSpec]], int | None]
 
 log = logging.getLogger("headrace")
 
@@ -45,23 +45,24 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
     store = open_patiently(config.state, config.retry)
     try:
         _carry_out_pending(store, config)
-        plan = plan_handover(desired, _running(store))
-        if plan is None:
+        version, _ = store.read_shared(_DOCUMENT)
+        succession = find_succession(desired, _running(store))
+        if succession is None:
             return True
         fields = {
-            "close": [spec.stream for spec in plan.close],
-            "open": [spec.stream for spec in plan.open],
+            "close": [spec.stream for spec in succession.close],
+            "open": [spec.stream for spec in succession.open],
         }
         log.info("streams change; the former ones run to one common end first", extra={"fields": fields})
-        time = run_to_end(plan.close)
-        if not time:
+        time = run_to_end(succession.close)
+        if time is None:
             return False
         stands = store.read_all()
-        if lost := [spec.stream for spec in plan.close if spec.stream not in stands]:
+        if lost := [spec.stream for spec in succession.close if spec.stream not in stands]:
             raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
-        ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in plan.close}
-        streams = {*ends, *(spec.stream for spec in plan.open)}
-        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, plan.open))
+        ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in succession.close}
+        streams = {*ends, *(spec.stream for spec in succession.open)}
+        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, succession.open), version)
         if not _carry_out_pending(store, config):
             raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
         return True
@@ -75,7 +76,7 @@ def _running(store: StateStore) -> dict[str, StreamSpec]:
     return {
         name: record.spec
         for name, record in known.items()
-        if record.spec and not record.closed and not record.spec.is_split
+        if isinstance(record.spec, StreamSpec) and not record.closed
     }
 
 
@@ -93,7 +94,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         _refuse_if_lost(store)
     if not text:
         return True
-    handover = msgspec.json.decode(text, type=Handover)
+    handover = decode_handover(text)
     opening = {spec.stream: spec for spec in handover.open}
     held: dict[str, tuple[Lease, StreamRecord]] = {}
     try:
@@ -111,12 +112,13 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
         if moved:
             log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
         else:
+            deployment = next((record.deployment for _, record in held.values() if record.deployment), "")
             for name in held.keys() - done:
                 lease, record = held[name]
-                change = _change(config, handover, record, opening.get(name))
+                change = _change(config, handover, record, opening.get(name), deployment)
                 store.write(lease, change.put, change.remove)
             log.info("handed over", extra={"fields": {"closed": [*handover.close], "opened": [*opening]}})
-        store.write_shared(_DOCUMENT, version + 1, "")
+        amend(store, _DOCUMENT, lambda _, found: "" if found == text else None)
         return not moved
     finally:
         for lease, _ in held.values():
@@ -126,7 +128,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
 def _refuse_if_lost(store: StateStore) -> None:
     """There is no document of a handover, and never was: unless some records, but not all, were part of one."""
     records = [read_record(fields) for fields, _ in store.read_all().values()]
-    for id_, count in Counter(record.handover for record in records).items():
+    for id_, count in Counter(record.handover for record in records if record.handover).items():
         streams, _, name = id_.partition("-")
         if name and count < int(streams):
             cause = f"the state store has lost the handover {id_}, which {count} of {streams} streams tell of"
@@ -135,26 +137,33 @@ def _refuse_if_lost(store: StateStore) -> None:
 
 def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
     """A stream's lease, and its record as it stands from then on."""
-    owner = this_owner()
-    found = store.acquire(name, owner, config.lease.ttl)
-    if not isinstance(found, Acquired) and is_certainly_dead(found.holder):
-        found = store.acquire(name, owner, config.lease.ttl, replacing=found.holder)
+    found = take(store, name, this_owner(), config.lease.ttl)
     if not isinstance(found, Acquired):
         raise ConfigError(_OPERATION, f"{found.holder} runs the stream {name}", _OTHER_FIRST)
     return found.lease, read_record(found.fields)
 
 
-def _change(config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None) -> Change:
+def _change(
+    config: Config, handover: Handover, record: StreamRecord, opened: StreamSpec | None, deployment: str
+) -> Change:
     if opened is None:
         return records.close(handover.id)
     position = Position(time=handover.time + 1)
-    begun = records.begin(opened, config.sink.identity, record.deployment, position)
+    begun = records.begin(opened, config.sink.identity, deployment, position)
     seq = max(record.seq, first_segment(position) - 1)
     return Change({**begun.put, "handover": handover.id, "seq": str(seq)}, begun.remove)
 
 
-def _save(store: StateStore, handover: Handover) -> None:
-    version, text = store.read_shared(_DOCUMENT)
-    written = not text and store.write_shared(_DOCUMENT, version + 1, msgspec.json.encode(handover).decode())
-    if not written:
-        raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)
+def _save(store: StateStore, handover: Handover, version: int) -> None:
+    """Write down what is to be carried out.
+
+    Raises:
+        ConfigError: since it was planned, when the document was at ``version``, another handover was written.
+    """
+
+    def written(found: int, text: str) -> str:
+        if text or found != version:
+            raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)
+        return encode_handover(handover)
+
+    amend(store, _DOCUMENT, written)

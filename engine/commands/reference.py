@@ -1,15 +1,17 @@
-"""The reference, made from the code: ``configs/reference.toml``, the table in the README, and that of the metrics.
+"""The reference, generated from the code: ``configs/reference.toml``, and the tables of keys, metrics and records.
 
-``python -m engine.commands.reference`` writes them; tests see to it that this was done.
+``python -m engine.commands.reference`` writes them; tests fail until it has been run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import NODEFAULT, Struct
@@ -17,11 +19,14 @@ from msgspec.structs import FieldInfo
 
 from engine.config.expectations import expectation, unwrap
 from engine.config.tree import Config
+from engine.core import lifecycle, records
 from engine.quantities import Duration, Size, format_duration, format_size
 from engine.supervisor.telemetry import metrics_markdown
 
+_E = TypeVar("_E", bound=Enum)
 ROOT = Path(__file__).parents[2]
-README, OPERATIONS = ROOT / "README.md", ROOT / "configs" / "OPERATIONS.md"
+CONFIGURATION, OPERATIONS = ROOT / "configs" / "README.md", ROOT / "configs" / "OPERATIONS.md"
+PROTOCOL = ROOT / "engine" / "core" / "PROTOCOL.md"
 
 
 def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
@@ -100,9 +105,9 @@ def with_table(document: str, name: str, table: str) -> str:
     return f"{before}{begin}\n{table}{end}{after}"
 
 
-def readme_with_reference(readme: str) -> str:
-    """The README with the table of all keys."""
-    return with_table(readme, "reference", reference_markdown())
+def configuration_with_reference(document: str) -> str:
+    """The document on the configuration with the table of all keys."""
+    return with_table(document, "reference", reference_markdown())
 
 
 def operations_with_metrics(document: str) -> str:
@@ -110,11 +115,40 @@ def operations_with_metrics(document: str) -> str:
     return with_table(document, "metrics", metrics_markdown())
 
 
+def protocol_with_tables(document: str) -> str:
+    """The document on the protocol with the tables of a stream's life, and of a record's fields.
+
+    What the stages and the fields mean is in the docstrings of their modules.
+    """
+    rows = re.findall(r"^\|.*\n", records.__doc__ or "", re.MULTILINE)
+    document = with_table(document, "record", "".join(rows).replace("``", "`"))
+    stages = re.findall(r"^    ([A-Z]+) +(.*)$", lifecycle.__doc__ or "", re.MULTILINE)
+    table = ["| stage | the stream waits, or is at work |", "|---|---|"]
+    table += [f"| {name} | {meaning} |" for name, meaning in stages]
+    table += ["", "| event | lease | stage |", "|---|---|---|"]
+    for event, (leases, found) in lifecycle.TRANSITIONS.items():
+        table.append(f"| {event} | {_moves(leases)} | {_moves(found)} |")
+    return with_table(document, "lifecycle", "\n".join(table) + "\n")
+
+
+def _moves(table: Mapping[_E, _E]) -> str:
+    """What leads where, in the order of the targets; sources with one target together."""
+    kind = type(next(iter(table)))
+    if dict(table) == {each: each for each in kind}:
+        return "any"
+    moves = [target.name for target in kind if table.get(target) is target]
+    for target in kind:
+        if sources := [each.name for each in kind if table.get(each) is target and each is not target]:
+            moves.append(f"{', '.join(sources)} → {target.name}")
+    return "; ".join(moves)
+
+
 def main() -> None:
     """Write them all."""
     (ROOT / "configs" / "reference.toml").write_text(reference_toml())
-    README.write_text(readme_with_reference(README.read_text()))
+    CONFIGURATION.write_text(configuration_with_reference(CONFIGURATION.read_text()))
     OPERATIONS.write_text(operations_with_metrics(OPERATIONS.read_text()))
+    PROTOCOL.write_text(protocol_with_tables(PROTOCOL.read_text()))
 
 
 if __name__ == "__main__":

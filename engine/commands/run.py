@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from engine.config import Config
-from engine.core.messages import StreamSpec
+from engine.core.specs import StreamSpec
 from engine.errors import EngineEnded, HeadraceError
 from engine.processes.forks import template
 
@@ -102,12 +102,12 @@ def _follow(
 
     supervisor = launched()
 
-    def run_to_end(former: Sequence[StreamSpec]) -> int:
+    def run_to_end(former: Sequence[StreamSpec]) -> int | None:
         nonlocal supervisor
         supervisor.abandon()
         ending = Supervisor(config, former, common_end=True)
         if ending.run() or ending.interrupted:
-            return 0
+            return None
         supervisor = launched()
         return ending.until
 

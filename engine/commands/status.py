@@ -129,7 +129,7 @@ def _token_json(token: str) -> str:
     return json_util.dumps(bson.decode(token_document(token)))
 
 
-def _iso(seconds: float) -> str:
+def _iso(seconds: float | None) -> str:
     return (
         datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         if seconds

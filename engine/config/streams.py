@@ -15,8 +15,8 @@ import msgspec
 from msgspec.structs import replace
 
 from engine.config.tree import SourceConfig
-from engine.core.messages import StreamSpec
 from engine.core.naming import shared_stream_id, stream_id
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 
 

@@ -1,7 +1,7 @@
 """The configuration as one tree of structs that declares every key once.
 
 Types, bounds, defaults and descriptions stand here and nowhere else: the messages of ``load``,
-``configs/reference.toml`` and the README's table (``reference``) take their words from them.
+``configs/reference.toml`` and the table in ``configs/README.md`` take their words from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.quantities import Duration, Secret, Size
 
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is read."""
+    """What is captured."""
 
     uri: Annotated[Secret, Meta(description="MongoDB connection string; a replica set or a sharded cluster.")]
     database: Annotated[str, Meta(description='The database; needed unless `watch = "deployment"`.')] = ""
@@ -33,8 +33,8 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(
             description='Where a stream without a committed token starts: "now", "snapshot" (now, and everything '
-            'that the collections hold is loaded meanwhile, see [backfill]), "earliest" (the oldest event that '
-            "the oplog still has), or an RFC 3339 time. A committed token always wins."
+            'that the collections hold is loaded meanwhile, see [backfill]), "earliest" (the oldest event still '
+            "in the oplog), or an RFC 3339 time. A committed token always wins."
         ),
     ] = "now"
     full_document: Annotated[
@@ -46,7 +46,8 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Whether events carry the document before the change (`_cdc_before`)."),
     ] = "off"
     expanded_events: Annotated[
-        bool, Meta(description="Also DDL events (MongoDB 6.0 and later): create, createIndexes, modify, ...")
+        bool,
+        Meta(description="Also capture DDL events (MongoDB 6.0 and later): create, createIndexes, modify, ..."),
     ] = False
     pipeline: Annotated[
         list[dict[str, Any]],
@@ -59,16 +60,16 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     on_replaced: Annotated[
         Literal["reload", "warn", "fail"],
         Meta(
-            description="When another collection is renamed to a captured one's name, as `$out` does, there are "
-            "no events of its documents: load the collection again while the streams go on; only warn; or stop "
-            "the stream until the command `backfill --restart` has loaded it."
+            description="What to do when another collection is renamed to a captured one's name, as `$out` does, "
+            "which brings in documents without events: load the collection again while the streams go on; only "
+            "warn; or stop the stream until the command `backfill --restart` has loaded it."
         ),
     ] = "reload"
     on_history_lost: Annotated[
         Literal["fail", "snapshot", "now"],
         Meta(
-            description="When the oplog no longer reaches back to the committed token: stop; start from now and "
-            "load the collections again meanwhile; or just start from now."
+            description="What to do when the oplog no longer reaches back to the committed token: stop; start "
+            "from now and load the collections again meanwhile; or just start from now."
         ),
     ] = "fail"
     max_readers: Annotated[
@@ -79,38 +80,43 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Loading what the collections hold: `backfill`, and `source.start = "snapshot"`."""
 
-    readers: Annotated[int, Meta(ge=1, le=256, description="Processes that read splits, beside the streams'.")] = 2
+    readers: Annotated[
+        int, Meta(ge=1, le=256, description="Processes that read splits, in addition to those of the streams.")
+    ] = 2
     split_size: Annotated[
         Size,
         Meta(
-            description="Bytes of BSON in a split, about: what is read by one process, with a record of its own. "
-            "Small collections have smaller ones, so that all readers have work.",
+            description="Approximate size of a split, in bytes of BSON: what one process reads, with a record of "
+            "its own. Small collections have smaller splits, so that all readers have work.",
             extra={"min": 2**16},
         ),
     ] = Size(256 * 2**20)
     read_preference: Annotated[
         Literal["primary", "secondary", "secondary_preferred"],
         Meta(
-            description="Whom to read from. A secondary is first awaited to know what the stream does not bring."
+            description="Which member to read from. A read from a secondary waits until that has caught up with "
+            "the time at which the split was begun."
         ),
     ] = "primary"
     max_documents_per_s: Annotated[
-        int, Meta(ge=0, description="Documents per second of all readers together; 0 for no limit.")
+        int, Meta(ge=0, description="Documents per second, all readers together; 0 for no limit.")
     ] = 0
     max_bytes_per_s: Annotated[
-        Size, Meta(description="Bytes of BSON per second of all readers together; 0 for no limit.")
+        Size, Meta(description="Bytes of BSON per second, all readers together; 0 for no limit.")
     ] = Size(0)
     max_lag: Annotated[
         Duration,
         Meta(
-            description="Pause while a secondary is further behind (needs the role clusterMonitor); 0 for never."
+            description="Pause while a secondary is further behind than this (needs the role clusterMonitor); 0 "
+            "for never."
         ),
     ] = Duration(0)
     executor: Annotated[
         Literal["local", "ray"],
         Meta(
             description="`local`: processes here; `ray`: tasks on a Ray cluster, each with a `memory.limit` of "
-            "its own (needs the extra `headrace[ray]`, and a state store and a sink that all its machines reach)."
+            "its own (needs the extra `headrace[ray]`, and a state store and a sink that all of its machines "
+            "reach)."
         ),
     ] = "local"
     ray_address: Annotated[
@@ -120,15 +126,15 @@ class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """How documents become columns. What a column has once been, it stays: files never change their types."""
+    """How documents become columns. A column keeps its type: no two files disagree on it."""
 
     overrides: Annotated[
         dict[str, str],
         Meta(
             description="Types of fields, by `<collection>.<dotted path>`: an Arrow type (`decimal128(38, 2)`, "
             "`double`, `list<string>`, ...), `json`, or `drop` for a field that gets no column. A dropped field "
-            "still stands in `_cdc_update`, in JSON and in raw events: to keep it out of the lake altogether, "
-            "take it away by `source.pipeline`. Overrides count from a field's first file on."
+            "remains in `_cdc_update`, in JSON and in raw events; to keep it out of the lake altogether, remove "
+            "it with `source.pipeline`. An override takes effect only before a field's first file."
         ),
     ] = field(default_factory=dict)
     sample: Annotated[
@@ -136,7 +142,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=100_000,
-            description="Documents of a new collection that are looked at to settle its types before its first "
+            description="Documents of a new collection that are sampled to settle its types before its first "
             "file; 0 for none. Not done when `source.pipeline` changes what documents look like.",
         ),
     ] = 1000
@@ -145,7 +151,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=32,
-            description="Levels of documents (and of arrays in arrays) with columns; below, they are JSON.",
+            description="Levels of nested documents (and arrays) that get columns; below these, they are JSON.",
         ),
     ] = 4
     max_fields: Annotated[
@@ -153,8 +159,9 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=20_000,
-            description="Columns that a collection may get. Past it a new sub-document is one JSON column, and a "
-            "field that would need a column of its own is in `_cdc_rescued`; but `_id` always has one.",
+            description="Columns that a collection may get. Beyond that, a new sub-document becomes one JSON "
+            "column, and a field that would need a column of its own goes to `_cdc_rescued`; `_id` always has a "
+            "column.",
         ),
     ] = 1000
     integers: Annotated[
@@ -162,22 +169,27 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="`widen`: int32 becomes int64, so that a column does not drift; `exact` keeps int32."),
     ] = "widen"
     object_id: Annotated[
-        Literal["string", "binary"], Meta(description="ObjectIds as 24 hex digits, or as 12 bytes.")
+        Literal["string", "binary"], Meta(description="ObjectIds as 24 hexadecimal digits, or as 12 bytes.")
     ] = "string"
     on_mismatch: Annotated[
         Literal["rescue", "fail"],
-        Meta(description="A value that its column cannot hold exactly: to `_cdc_rescued`, or stop the stream."),
+        Meta(
+            description="What to do with a value that its column cannot hold exactly: put it into `_cdc_rescued`, "
+            "or stop the stream."
+        ),
     ] = "rescue"
     raw: Annotated[bool, Meta(description="Also keep each whole event as BSON, in `_cdc_raw`.")] = False
 
 
 class BatchConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """When a segment is cut, and so becomes objects: at whichever comes first."""
+    """When a segment is cut, and becomes objects: at whichever of these comes first."""
 
-    rows: Annotated[int, Meta(ge=1, description="Events in a segment.")] = 200_000
-    bytes: Annotated[Size, Meta(description="Raw BSON in a segment.", extra={"min": 2**10})] = Size(128 * 2**20)
+    rows: Annotated[int, Meta(ge=1, description="Events in a segment, at most.")] = 200_000
+    bytes: Annotated[Size, Meta(description="Bytes of raw BSON in a segment.", extra={"min": 2**10})] = Size(
+        128 * 2**20
+    )
     interval: Annotated[
-        Duration, Meta(description="Age of a segment's first event, as read.", extra={"min": 0.05})
+        Duration, Meta(description="Age of a segment, from when its first event was read.", extra={"min": 0.05})
     ] = Duration(30)
 
 
@@ -200,13 +212,13 @@ class S3Config(Struct, frozen=True, forbid_unknown_fields=True):
     """All optional: the AWS chain (roles, IRSA, environment, profile) is the default."""
 
     region: Annotated[str, Meta(description="AWS region.")] = ""
-    endpoint_url: Annotated[str, Meta(description="For S3 servers other than AWS.")] = ""
+    endpoint_url: Annotated[str, Meta(description="URL of an S3 server other than AWS.")] = ""
     access_key: Annotated[Secret, Meta(description="Access key id.")] = Secret("")
     secret_key: Annotated[Secret, Meta(description="Secret access key.")] = Secret("")
 
 
 class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where objects go and how they look."""
+    """Where objects go, and their format."""
 
     url: Annotated[str, Meta(description="`s3://bucket/prefix`, `file:///directory`, or another fsspec URL.")]
     format: Annotated[
@@ -219,7 +231,8 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     compression: Annotated[
         Literal["zstd", "snappy", "gzip", "lz4", "none"],
         Meta(
-            description="Of Parquet's pages, Avro's blocks, else of the whole file; snappy and lz4: Parquet only."
+            description="Applies to Parquet's pages and Avro's blocks, else to the whole file. snappy and lz4 are "
+            "for Parquet only."
         ),
     ] = "zstd"
     compression_level: Annotated[
@@ -227,11 +240,11 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 3
     partition_by: Annotated[
         Literal["hour", "day", "collection", "none"],
-        Meta(description="How far the key is partitioned; times are the event's cluster time in UTC."),
+        Meta(description="The finest partition in a key; by the event's cluster time in UTC."),
     ] = "hour"
     prefix_shards: Annotated[
         int,
-        Meta(ge=0, le=4096, description="Put one of N hash prefixes in front of the keys; 0 for none."),
+        Meta(ge=0, le=4096, description="Put one of this many hash prefixes in front of each key; 0 for none."),
     ] = 0
     s3: S3Config = field(default_factory=S3Config)
 
@@ -256,8 +269,8 @@ class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(
             min_length=1,
-            description="First part of every key: engines that share a state store and must not meet "
-            "use different ones.",
+            description="First part of every key. Engines that share a state store and must not meet need "
+            "different ones.",
         ),
     ] = "headrace"
     ttl: Annotated[
@@ -268,8 +281,8 @@ class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=0,
-            description="Redis replicas that must have acknowledged a write before it counts (`WAIT`); "
-            "narrows what a failover can lose.",
+            description="Redis replicas that must acknowledge a write before it counts (`WAIT`); reduces what a "
+            "failover can lose.",
         ),
     ] = 0
 
@@ -284,11 +297,11 @@ class LeaseConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """For MongoDB, S3 and the state store, and for restarts of processes."""
+    """Retries of requests to MongoDB, S3 and the state store, and restarts of processes."""
 
     max_attempts: Annotated[int, Meta(ge=1, description="Attempts before the engine gives up.")] = 10
     initial_delay: Annotated[
-        Duration, Meta(description="First delay; doubles, with jitter.", extra={"min": 0.01})
+        Duration, Meta(description="First delay; it doubles with each attempt, with jitter.", extra={"min": 0.01})
     ] = Duration(1)
     max_delay: Annotated[Duration, Meta(description="Longest delay.", extra={"min": 0.01})] = Duration(60)
 
@@ -300,11 +313,11 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(description="`host:port` for /health, /ready, /metrics and /status; empty for none.")
     ] = "127.0.0.1:8080"
     log_format: Annotated[
-        Literal["auto", "json", "text"], Meta(description="auto: text on a terminal, JSON elsewhere.")
+        Literal["auto", "json", "text"], Meta(description="`auto`: text on a terminal, JSON elsewhere.")
     ] = "auto"
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level shown.")] = (
-        "info"
-    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The lowest level that is logged.")
+    ] = "info"
 
 
 class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,7 +330,7 @@ class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SupervisionConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Watching over the processes."""
+    """Supervision of the processes."""
 
     hang_timeout: Annotated[
         Duration,

@@ -12,6 +12,9 @@ from engine.core.schema import Field
 from engine.errors import HeadraceError
 
 Role = Literal["reader", "writer"]
+# What a write to a stream's record says: where it starts and what it selects; a segment about to be published; a
+# committed position; collections that have been loaded again; the record in the present format.
+WriteKind = Literal["begin", "intent", "commit", "loaded", "upgrade"]
 
 
 class Child(Struct, frozen=True, order=True):
@@ -44,18 +47,18 @@ class Send(Struct, frozen=True):
 
 
 class Acquire(Struct, frozen=True):
-    """Ask the state store for the stream's lease; answered by ``acquired`` or ``held_elsewhere``.
+    """Ask the state store for the stream's lease; answered by ``LeaseTaken``, ``LeaseDenied`` or ``RecordLost``.
 
     Attributes:
-        namespace: of a split: the collection whose plan it is of.
+        document: a shared document to read with it: of a split, the plan.
     """
 
     stream: str
-    namespace: str = ""
+    document: str | None = None
 
 
 class Renew(Struct, frozen=True):
-    """Renew the leases of these streams; answered only by ``lease_lost``."""
+    """Renew the leases of these streams; answered only by ``LeaseLost`` or ``RecordLost``."""
 
     streams: tuple[str, ...]
 
@@ -67,34 +70,52 @@ class Release(Struct, frozen=True):
 
 
 class Write(Struct, frozen=True):
-    """Write to the stream's record, fenced by its lease.
+    """Write to the stream's record, fenced by its lease; answered by ``Written`` when that is durable.
 
-    Answered by ``stored`` when ``seq`` is the number of an intent; other writes need no answer, because the
-    store performs all writes of a stream in the order in which they were asked for.
+    The store performs all writes of a stream in the order in which they were asked for.
+
+    Attributes:
+        seq: of an intent: its segment; else the last committed segment that the write makes durable, if any.
     """
 
     stream: str
     generation: int
     change: Change
-    seq: int = 0
+    kind: WriteKind
+    seq: int | None = None
 
 
 class GrowSchema(Struct, frozen=True):
-    """Add these fields to a collection's schema; answered by ``schema_stored``.
+    """Add these fields to a collection's schema; answered by ``SchemaRead``.
 
     Attributes:
-        least: the version that the store must have, because objects were written under it.
+        min_version: the version that the store must have, because objects were written under it.
+        creates: the schema may be made where there is none.
+        max_fields: columns that it may grow to.
     """
 
     reader: Child
     database: str
     collection: str
     fields: tuple[Field, ...]
-    least: int = 0
+    min_version: int
+    creates: bool
+    max_fields: int
+
+
+class ReadState(Struct, frozen=True):
+    """Read all records, and perhaps a shared document; answered by ``StateRead``.
+
+    Attributes:
+        about: what they are read for; comes back with the answer.
+    """
+
+    about: str
+    document: str | None = None
 
 
 class Log(Struct, frozen=True):
-    """Tell people."""
+    """Write a line to the log."""
 
     level: Literal["debug", "info", "warning", "error"]
     event: str
@@ -111,4 +132,4 @@ class Exit(Struct, frozen=True):
     error: HeadraceError | None = None
 
 
-Action = Spawn | Kill | Send | Acquire | Renew | Release | Write | GrowSchema | Log | Exit
+Action = Spawn | Kill | Send | Acquire | Renew | Release | Write | GrowSchema | ReadState | Log | Exit

@@ -18,13 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.core.messages import StreamSpec
+from engine.core.formats import decode_document, encode_document
 from engine.core.naming import split_id
 from engine.core.position import Position
 from engine.core.records import StreamRecord, schema_document
+from engine.core.specs import BackfillSpec, MarkSpec, SplitSpec
 
 # The position behind a split's last document: greater than every place.
 END = "~"
@@ -53,17 +55,17 @@ class Selection(Struct, frozen=True):
     """Which documents of a collection are wanted.
 
     Attributes:
-        filter: a query as Extended JSON; empty for all.
-        since, until: RFC 3339 times, the second one excluded; empty for none.
+        filter: a query as Extended JSON; None for all.
+        since, until: RFC 3339 times, the second one excluded; None for no such bound.
     """
 
-    filter: str = ""
-    since: str = ""
-    until: str = ""
+    filter: str | None = None
+    since: str | None = None
+    until: str | None = None
 
     def __str__(self) -> str:
-        parts = [("--filter", self.filter), ("--since", self.since), ("--until", self.until)]
-        return " ".join(f"{name} {value!r}" for name, value in parts if value) or "all documents"
+        options = [("--filter", self.filter), ("--since", self.since), ("--until", self.until)]
+        return " ".join(f"{name} {value!r}" for name, value in options if value) or "all documents"
 
 
 class Plan(Struct, frozen=True):
@@ -72,22 +74,123 @@ class Plan(Struct, frozen=True):
     Attributes:
         id: is part of the objects' keys, so that another backfill never replaces objects of this one.
         selection: which documents were asked for; see ``Selection``.
-        lower, upper: where the first split begins and the last one ends; empty for the collection's ends.
+        lower, upper: where the first split begins and the last one ends; None for the collection's ends.
         bounds: where one split ends and the next one begins.
         order: the field in whose order the splits lie.
         whole: a split is read from its start each time, because its order has equal keys.
         documents, size: estimates of what there is, in bytes for ``size``.
-        made, finished: seconds since 1970; 0 for not yet.
+        made: seconds since 1970.
+        finished: likewise; None for not yet.
         read: documents that were read, once it is finished.
-        schema: the version of the collection's schema by then; 0 for none.
-        since: the cluster time before which nothing of it was read, when it is to be marked as loaded; else 0.
-        begun: the cluster time before which nothing of it was read; 0 in plans of earlier versions.
+        schema: the version of the collection's schema by then; None for none.
+        since: the cluster time before which nothing of it was read, when it is to be marked as loaded.
+        begun: the cluster time before which nothing of it was read; None in plans of earlier versions.
     """
 
     id: str
     database: str
     collection: str
     selection: Selection
+    lower: str | None
+    upper: str | None
+    bounds: tuple[str, ...]
+    documents: int
+    size: int
+    made: float
+    order: str = "_id"
+    whole: bool = False
+    finished: float | None = None
+    read: int = 0
+    schema: int | None = None
+    since: int | None = None
+    begun: int | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Database and collection, as MongoDB writes them."""
+        return f"{self.database}.{self.collection}"
+
+    def has_all_since(self, time: int) -> bool:
+        """Whether it loads the whole collection as it was at this cluster time or later."""
+        return self.selection == Selection() and max(self.begun or 0, self.since or 0) >= time
+
+    def splits(self) -> list[SplitSpec]:
+        """What is to be read, in order."""
+        edges = (self.lower, *self.bounds, self.upper)
+        return [
+            SplitSpec(
+                split_id(self.database, self.collection, self.id, number),
+                self.database,
+                self.collection,
+                lower,
+                upper,
+                self.selection.filter,
+                self.order,
+                self.whole,
+            )
+            for number, (lower, upper) in enumerate(pairwise(edges))
+        ]
+
+    def mark(self) -> MarkSpec | None:
+        """The mark, if it is to get one."""
+        if self.since is None:
+            return None
+        stream = split_id(self.database, self.collection, self.id, len(self.bounds) + 1)
+        return MarkSpec(stream, self.database, self.collection, self.since)
+
+    def specs(self) -> list[BackfillSpec]:
+        """All that is to be run: the splits, then the mark."""
+        mark = self.mark()
+        return [*self.splits(), *([mark] if mark is not None else [])]
+
+
+def encode_plan(plan: Plan) -> str:
+    """A plan as the shared document that holds it."""
+    return encode_document(plan)
+
+
+def decode_plan(text: str) -> Plan:
+    """The plan in a shared document.
+
+    Raises:
+        ConfigError: a later version has written it.
+    """
+    return decode_document(text, Plan, _FormerPlan)
+
+
+class _Index(Struct, frozen=True):
+    collections: list[str]
+
+
+def encode_index(namespaces: list[str]) -> str:
+    """The list of the collections that there are plans of, as a shared document."""
+    return encode_document(_Index(namespaces))
+
+
+def decode_index(text: str) -> list[str]:
+    """The list in a shared document; in format 1 it is nothing but a list.
+
+    Raises:
+        ConfigError: a later version has written it.
+    """
+    if text.startswith("["):
+        return msgspec.json.decode(text, type=list[str])
+    return decode_document(text, _Index, _Index).collections
+
+
+class _FormerSelection(Struct, frozen=True):
+    filter: str = ""
+    since: str = ""
+    until: str = ""
+
+
+class _FormerPlan(Struct, frozen=True):
+    """A plan in format 1."""
+
+    id: str
+    database: str
+    collection: str
+    selection: _FormerSelection
     lower: str
     upper: str
     bounds: tuple[str, ...]
@@ -102,36 +205,28 @@ class Plan(Struct, frozen=True):
     since: int = 0
     begun: int = 0
 
-    @property
-    def namespace(self) -> str:
-        """Database and collection, as MongoDB writes them."""
-        return f"{self.database}.{self.collection}"
-
-    def has_all_since(self, time: int) -> bool:
-        """Whether it loads the whole collection as it was at this cluster time or later."""
-        return self.selection == Selection() and max(self.begun, self.since) >= time
-
-    def splits(self) -> list[StreamSpec]:
-        """What is to be read, in order; then the mark, if it is to get one."""
-        edges = (self.lower, *self.bounds, self.upper)
-        splits = [
-            StreamSpec(
-                stream=split_id(self.database, self.collection, self.id, number),
-                level="split",
-                database=self.database,
-                collections=(self.collection,),
-                lower=lower,
-                upper=upper,
-                filter=self.selection.filter,
-                order=self.order,
-                whole=self.whole,
-            )
-            for number, (lower, upper) in enumerate(pairwise(edges))
-        ]
-        if self.since:
-            stream = split_id(self.database, self.collection, self.id, len(splits))
-            splits.append(StreamSpec(stream, "split", self.database, (self.collection,), closes=self.since))
-        return splits
+    def upgraded(self) -> Plan:
+        """The plan in the present format."""
+        selected = self.selection
+        return Plan(
+            self.id,
+            self.database,
+            self.collection,
+            Selection(selected.filter or None, selected.since or None, selected.until or None),
+            self.lower or None,
+            self.upper or None,
+            self.bounds,
+            self.documents,
+            self.size,
+            self.made,
+            self.order,
+            self.whole,
+            self.finished or None,
+            self.read,
+            self.schema or None,
+            self.since or None,
+            self.begun or None,
+        )
 
 
 class Progress(Struct, frozen=True):
@@ -142,7 +237,7 @@ class Progress(Struct, frozen=True):
         splits, documents: committed so far.
         bytes: of BSON, committed so far, by the documents' mean size.
         documents_total, bytes_total: estimates, made with the plan.
-        finished: seconds since 1970; 0 for not yet.
+        finished: seconds since 1970; None for not yet.
     """
 
     collection: str
@@ -152,7 +247,7 @@ class Progress(Struct, frozen=True):
     documents_total: int = 0
     bytes: int = 0
     bytes_total: int = 0
-    finished: float = 0.0
+    finished: float | None = None
 
     def plus(self, documents: int, splits: int = 0) -> Progress:
         """With so many more documents and splits in the lake."""
@@ -168,12 +263,12 @@ def is_end(position: Position | None) -> bool:
 
 def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
     """What the records of a plan's splits add up to."""
-    splits = plan.splits()
-    nothing = Progress(plan.namespace, 0, len(splits), 0, plan.documents, 0, plan.size, plan.finished)
+    specs = plan.specs()
+    nothing = Progress(plan.namespace, 0, len(specs), 0, plan.documents, 0, plan.size, plan.finished)
     if plan.finished:
-        return nothing.plus(plan.read, len(splits))
-    records = {spec: known[spec.stream] for spec in splits if spec.stream in known}
-    rows = sum(record.rows for spec, record in records.items() if not spec.closes)
+        return nothing.plus(plan.read, len(specs))
+    records = {spec: known[spec.stream] for spec in specs if spec.stream in known}
+    rows = sum(record.rows for spec, record in records.items() if isinstance(spec, SplitSpec))
     return nothing.plus(rows, sum(is_end(record.position) for record in records.values()))
 
 
@@ -186,32 +281,29 @@ def not_loaded(record: StreamRecord, plans: Mapping[str, Plan]) -> list[str]:
     ]
 
 
-def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int:
-    """The version of the collection's schema that the records of a plan's splits tell of."""
+def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int | None:
+    """The latest version of the collection's schema that the records of a plan's splits tell of, if any does."""
     name = schema_document(plan.database, plan.collection)
     splits = (known[spec.stream] for spec in plan.splits() if spec.stream in known)
-    return max((record.schemas.get(name, 0) for record in splits), default=0)
+    return max((record.schemas[name] for record in splits if name in record.schemas), default=None)
 
 
-def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[StreamSpec]:
+def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[BackfillSpec]:
     """The splits that are not in the lake yet, the one behind all bounds first, and the mark last.
 
     The former may be much longer than the others: servers sample what has come last too rarely. Begun last, it
     would be read alone.
     """
-    splits = plan.splits()
-    last = len(plan.bounds)
-    return [
-        spec
-        for spec in (splits[last], *splits[:last], *splits[last + 1 :])
-        if spec.stream not in known or not is_end(known[spec.stream].position)
-    ]
+    *splits, last = plan.splits()
+    mark = plan.mark()
+    order: list[BackfillSpec] = [last, *splits, *([mark] if mark is not None else [])]
+    return [spec for spec in order if spec.stream not in known or not is_end(known[spec.stream].position)]
 
 
-def thinned(keys: Sequence[str], parts: int) -> tuple[str, ...]:
-    """Bounds of so many parts, about equal, out of a sample of keys in their order.
+def thinned(keys: Sequence[str], splits: int) -> tuple[str, ...]:
+    """Bounds of so many splits, about equal, out of a sample of keys in their order.
 
     Fewer where the sample has fewer different keys: no two bounds are the same.
     """
-    wanted = (keys[len(keys) * number // parts] for number in range(1, parts)) if keys else ()
+    wanted = (keys[len(keys) * number // splits] for number in range(1, splits)) if keys else ()
     return tuple(dict.fromkeys(wanted))

@@ -39,7 +39,6 @@ class Life(Struct):
     wanted: bool = False
     alive: bool = False
     ready: bool = False
-    started_at: float = 0.0
     progress: int = -1
     progress_at: float = 0.0
     doing: str = ""
@@ -93,7 +92,7 @@ class Children:
         for child in due:
             life = self._lives[child]
             life.alive, life.ready, life.kill_sent, life.error = True, False, False, None
-            life.started_at = life.progress_at = life.heard_at = now
+            life.progress_at = life.heard_at = now
             life.unanswered_s = 0.0
             life.progress = -1
         return [Spawn(child) for child in due]
@@ -126,7 +125,7 @@ class Children:
             return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
         return None
 
-    def got_somewhere(self, child: Child) -> None:
+    def made_progress(self, child: Child) -> None:
         """Something was committed while the child lived: its earlier deaths count no more."""
         if self._lives[child].ready:
             self._lives[child].failures.succeeded()

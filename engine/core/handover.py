@@ -1,6 +1,6 @@
 """When a configuration's streams cover what other streams covered before: who hands over to whom.
 
-Splitting a collection, watching the whole database, fewer readers than collections: each makes streams with
+Reading a collection in parts, watching the whole database, fewer readers than collections: each makes streams with
 new ids from what streams with old ids have been reading, each at a place of its own. The old ones are first
 run, under their old selection, up to one cluster time that they all share, and cut exactly there; then the
 new ones begin behind it. Which streams close and which open is written down in one step before either
@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from engine.core.messages import StreamSpec
+from engine.core.formats import FormerSpec, decode_document, encode_document
+from engine.core.specs import StreamSpec
 
 
-class HandoverPlan(Struct, frozen=True):
+class Succession(Struct, frozen=True):
     """Streams that end, and streams that begin where those ended; a stream can be in both."""
 
     close: tuple[StreamSpec, ...]
@@ -27,7 +28,7 @@ class HandoverPlan(Struct, frozen=True):
 
 
 class Handover(Struct, frozen=True):
-    """A plan whose old streams have all come to the cluster time ``time``: from here on it must be carried out.
+    """A succession whose old streams have all come to the cluster time ``time``: it must now be carried out.
 
     Attributes:
         id: how many streams it concerns, and a name; kept in their records, so that its loss is noticed.
@@ -41,7 +42,34 @@ class Handover(Struct, frozen=True):
     open: tuple[StreamSpec, ...]
 
 
-def plan_handover(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpec]) -> HandoverPlan | None:
+def encode_handover(handover: Handover) -> str:
+    """A handover as the shared document that holds it."""
+    return encode_document(handover)
+
+
+def decode_handover(text: str) -> Handover:
+    """The handover in a shared document.
+
+    Raises:
+        ConfigError: a later version has written it.
+    """
+    return decode_document(text, Handover, _FormerHandover)
+
+
+class _FormerHandover(Struct, frozen=True):
+    """A handover in format 1."""
+
+    id: str
+    time: int
+    close: dict[str, int]
+    open: tuple[FormerSpec, ...]
+
+    def upgraded(self) -> Handover:
+        """The handover in the present format."""
+        return Handover(self.id, self.time, self.close, tuple(each.upgraded_stream() for each in self.open))
+
+
+def find_succession(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpec]) -> Succession | None:
     """What has to be handed over; None when every desired stream goes on or begins by itself.
 
     Args:
@@ -66,7 +94,7 @@ def plan_handover(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpe
     if not closing:
         return None
     by_id = sorted(closing), sorted(opening)
-    return HandoverPlan(tuple(closing[each] for each in by_id[0]), tuple(opening[each] for each in by_id[1]))
+    return Succession(tuple(closing[each] for each in by_id[0]), tuple(opening[each] for each in by_id[1]))
 
 
 def _bring_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
@@ -75,12 +103,12 @@ def _bring_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
 
 
 def overlap(one: StreamSpec, other: StreamSpec) -> bool:
-    """Whether an event could be in both streams, as far as level, collections and split tell."""
+    """Whether an event could be in both streams, as far as level, collections and parts tell."""
     if "deployment" in (one.level, other.level):
         return True
     if one.database != other.database:
         return False
     if one.collections and other.collections and not set(one.collections) & set(other.collections):
         return False
-    both_split = one.level == other.level == "collection" and one.parts == other.parts > 1
-    return not both_split or one.part == other.part
+    are_parts = one.level == other.level == "collection" and one.parts == other.parts > 1
+    return not are_parts or one.part == other.part

@@ -7,74 +7,13 @@ current is answered (a slab is freed) but otherwise ignored.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import Struct
 
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field
+from engine.core.specs import Spec, StreamSpec
 from engine.errors import FailureKind
-
-
-class StreamSpec(Struct, frozen=True):
-    """One stream: what it selects. Kept in the state store, so that a change is noticed.
-
-    A change stream, or with level ``split`` a part of a backfill: see ``core.backfill``.
-
-    Attributes:
-        stream: the id, see ``naming.stream_id`` and ``naming.split_id``.
-        level: what the server watches.
-        collections: for the levels ``collection`` and ``split``, the one; for ``database``, those that pass
-            (empty: all).
-        part, parts: which share of the documents, by a hash of ``_id``.
-        carries_database: of a stream that collections share: it also brings what concerns the whole database.
-        pipeline: further stages, as Extended JSON text of a list.
-        lower, upper: of a split: the first key, and the one behind the last; empty for the collection's ends.
-        filter, order, whole: of a split: see ``core.backfill``.
-        closes: of the last part of a plan, which reads nothing: see ``core.backfill``; 0 for all others.
-    """
-
-    stream: str
-    level: Literal["collection", "database", "deployment", "split"]
-    database: str = ""
-    collections: tuple[str, ...] = ()
-    part: int = 0
-    parts: int = 1
-    carries_database: bool = False
-    full_document: str = "default"
-    full_document_before_change: str = "off"
-    expanded_events: bool = False
-    pipeline: str = "[]"
-    lower: str = ""
-    upper: str = ""
-    filter: str = ""
-    order: str = "_id"
-    whole: bool = False
-    closes: int = 0
-
-    @property
-    def namespace(self) -> str:
-        """Of a split: the collection, as MongoDB writes it; empty for a change stream."""
-        return f"{self.database}.{self.collections[0]}" if self.is_split else ""
-
-    @property
-    def coverage(self) -> tuple[object, ...]:
-        """What it covers, as its id says: a stream with another coverage is another stream."""
-        share = self.part, self.parts, self.carries_database
-        bounds = self.lower, self.upper, self.filter, self.order, self.whole, self.closes
-        return self.level, self.database, self.collections, *share, *bounds
-
-    @property
-    def is_split(self) -> bool:
-        """Whether it is a part of a backfill."""
-        return self.level == "split"
-
-    def covers(self, database: str, collection: str) -> bool:
-        """Whether the stream brings what happens in a collection (of a split one, its part of it)."""
-        if self.level == "deployment":
-            return True
-        return database == self.database and (not self.collections or collection in self.collections)
 
 
 class ObjectName(Struct, frozen=True, order=True):
@@ -102,7 +41,7 @@ class Intent(Struct, frozen=True):
     """A sealed segment that may have been published: what a restart must replay to the same keys.
 
     Attributes:
-        first_token: the token of the first event; empty for a segment without events.
+        first_token: the token of the first event; None for a segment without events.
         end: the segment holds what lies after the segment before it, up to and with this position.
         objects: what it is published as.
         rows: events in it.
@@ -110,7 +49,7 @@ class Intent(Struct, frozen=True):
     """
 
     seq: int
-    first_token: str
+    first_token: str | None
     end: Position
     objects: tuple[ObjectName, ...] = ()
     rows: int = 0
@@ -126,19 +65,19 @@ class Assign(Struct, frozen=True, tag=True):
     Attributes:
         start: where to start; None to find it by ``start_at`` and report it as ``Started``.
         start_at: ``now``, ``earliest``, or an RFC 3339 time.
-        next_seq: the number of the first segment; 0 when its start is to tell (``ledger.first_segment``).
+        next_seq: the number of the first segment; None when it follows from the start (``ledger.first_segment``).
         replay: intents to cut at, in order, beginning with ``next_seq``.
-        until: stop after the last event of this cluster time; 0 for never.
+        until: stop after the last event of this cluster time; None for never.
         replay_only: stop after the last intent.
     """
 
-    spec: StreamSpec
+    spec: Spec
     generation: int
     start: Position | None
     start_at: str
-    next_seq: int
+    next_seq: int | None
     replay: tuple[Intent, ...] = ()
-    until: int = 0
+    until: int | None = None
     replay_only: bool = False
 
 
@@ -207,16 +146,16 @@ class Rescued(Struct, frozen=True):
     """How many values of a batch are in ``_cdc_rescued``, of one column or of all that have none.
 
     Attributes:
-        path: the column's, dotted; empty for values without a column.
-        column, found: the column's type, and the BSON type of a value that it cannot hold.
+        path: the column's, dotted; None for values without a column.
+        column, found: the column's type, and the BSON type of a value that it cannot hold; None with ``path``.
     """
 
     database: str
     collection: str
     values: int
-    path: str = ""
-    column: str = ""
-    found: str = ""
+    path: str | None = None
+    column: str | None = None
+    found: str | None = None
 
 
 class BatchReady(Struct, frozen=True, tag=True):
@@ -313,13 +252,13 @@ class Survey(Struct, frozen=True, tag=True):
     """Look for objects of the stream in the lake that its record does not account for; answer ``Surveyed``.
 
     Attributes:
-        since: no such object can hold events before this cluster time; 0 when that is not known.
+        since: no such object can hold events before this cluster time; None when that is not known.
         known: the last segment that the record knows of.
     """
 
     spec: StreamSpec
     generation: int
-    since: int
+    since: int | None
     known: int
 
 
@@ -339,24 +278,23 @@ class SlabFreed(Struct, frozen=True, tag=True):
 class Sealed(Struct, frozen=True, tag=True):
     """The segment is finished but not visible.
 
-    ``size`` is the bytes of its objects, ``rows`` its rows, ``dead_letters`` those that no decoder took.
+    ``size`` is the bytes of its objects, ``dead_letters`` the rows that could not be decoded.
     """
 
     stream: str
     generation: int
     seq: int
     objects: tuple[ObjectName, ...]
-    rows: int
     size: int
     dead_letters: int = 0
 
 
 class Surveyed(Struct, frozen=True, tag=True):
-    """``beyond`` is the key of an object that the record does not account for; empty when there is none."""
+    """``beyond`` is the key of an object that the record does not account for; None when there is none."""
 
     stream: str
     generation: int
-    beyond: str
+    beyond: str | None
 
 
 class Published(Struct, frozen=True, tag=True):
@@ -375,28 +313,28 @@ class Heartbeat(Struct, frozen=True, tag=True):
 
     Attributes:
         progress: counts units of work; a process with work whose progress stands still hangs.
-        doing: what the loop is at, for people.
+        doing: what the loop is doing, in words.
         cpu_s: user and system time of the process so far.
         unanswered_s: how long the server that the process works with has owed it an answer.
-        error: why the process's latest attempt at that server failed; empty once one has succeeded.
+        error: why the process's latest attempt at that server failed; None once one has succeeded.
     """
 
     progress: int
     doing: str
     cpu_s: float
     unanswered_s: float = 0.0
-    error: str = ""
+    error: str | None = None
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """An error that the process cannot deal with itself; ``generation`` is -1 when it is no stream's."""
+    """An error that the process cannot deal with itself; without a stream, the process cannot work at all."""
 
     kind: FailureKind
     operation: str
     cause: str
     remedy: str
-    stream: str = ""
-    generation: int = -1
+    stream: str | None = None
+    generation: int | None = None
 
 
 class Stop(Struct, frozen=True, tag=True):

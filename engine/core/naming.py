@@ -108,9 +108,9 @@ def shared_stream_id(database: str, collections: Sequence[str], *, carries_datab
     return f"{stream_id(database)}~{hashlib.sha256(selected.encode()).hexdigest()[:_SHARED_DIGITS]}"
 
 
-def split_prefix(database: str, collection: str, plan: str = "") -> str:
+def split_prefix(database: str, collection: str, plan: str | None = None) -> str:
     """How the ids of a collection's splits begin: of one plan, or of all."""
-    return f"{stream_id(database, collection)}{_READ}{plan}"
+    return f"{stream_id(database, collection)}{_READ}{plan or ''}"
 
 
 def split_id(database: str, collection: str, plan: str, number: int) -> str:

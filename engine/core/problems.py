@@ -40,7 +40,7 @@ class Problem(Struct, frozen=True):
     lasts: bool = False
 
     @classmethod
-    def after(cls, former: Problem | None, cause: str, now: float) -> Problem | None:
+    def after(cls, former: Problem | None, cause: str | None, now: float) -> Problem | None:
         """The problem with this cause, which may be the latest words for one that is there already."""
         if not cause:
             return None

@@ -4,6 +4,7 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 
 | field | meaning |
 |---|---|
+| ``format`` | the format of the record, see ``core.formats`` |
 | ``spec`` | the selection under which the stream runs, as JSON |
 | ``sink`` | where and how its objects are laid out: what a replay must find unchanged |
 | ``deployment`` | the replica set's name, so that a token is not used on another one |
@@ -20,20 +21,19 @@ A backend stores fields and knows nothing of their meaning; it is here, in one p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from engine.core.formats import FORMAT, FormerSpec, format_of_record
 from engine.core.ledger import WriteCommit
-from engine.core.messages import Intent, StreamSpec
+from engine.core.messages import Intent
 from engine.core.position import Position
+from engine.core.specs import Spec
 
 _INTENT = "intent:"
-# Ids of streams that collections shared, before these were made of what they share.
-_NUMBERED = re.compile(r"~(\d+of\d+)?$")
 _SCHEMA = "schema:"
 _REPLACED = "replaced:"
 
@@ -41,15 +41,16 @@ _REPLACED = "replaced:"
 class StreamRecord(Struct, frozen=True):
     """A stream's record, decoded."""
 
-    spec: StreamSpec | None = None
-    sink: str = ""
-    deployment: str = ""
+    format: int = FORMAT
+    spec: Spec | None = None
+    sink: str | None = None
+    deployment: str | None = None
     position: Position | None = None
     seq: int = 0
     rows: int = 0
     closed: bool = False
-    handover: str = ""
-    updated: float = 0.0
+    handover: str | None = None
+    updated: float | None = None
     intents: tuple[Intent, ...] = ()
     schemas: dict[str, int] = {}
     replaced: dict[str, int] = {}
@@ -63,18 +64,24 @@ class Change(Struct, frozen=True):
 
 
 def read_record(fields: Mapping[str, str]) -> StreamRecord:
-    """The record in a store's fields; an empty one for no fields."""
-    intents = [msgspec.json.decode(text, type=Intent) for name, text in fields.items() if name.startswith(_INTENT)]
+    """The record in a store's fields; an empty one for no fields.
+
+    Raises:
+        ConfigError: a later version has written it.
+    """
+    format_ = format_of_record(fields) if fields else FORMAT
+    intents = (_read_intent(text, format_) for name, text in fields.items() if name.startswith(_INTENT))
     return StreamRecord(
-        spec=_read_spec(fields["spec"]) if "spec" in fields else None,
-        sink=fields.get("sink", ""),
-        deployment=fields.get("deployment", ""),
+        format=format_,
+        spec=_read_spec(fields["spec"], format_) if "spec" in fields else None,
+        sink=fields.get("sink"),
+        deployment=fields.get("deployment") or None,
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
         seq=int(fields.get("seq", "0")),
         rows=int(fields.get("rows", "0")),
         closed=fields.get("closed") == "1",
-        handover=fields.get("handover", ""),
-        updated=float(fields.get("updated", "0")),
+        handover=fields.get("handover"),
+        updated=float(fields["updated"]) if "updated" in fields else None,
         intents=tuple(sorted(intents, key=lambda intent: intent.seq)),
         schemas={name: int(version) for name, version in fields.items() if name.startswith(_SCHEMA)},
         replaced={
@@ -83,16 +90,26 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
     )
 
 
-def _read_spec(text: str) -> StreamSpec:
-    spec = msgspec.json.decode(text, type=StreamSpec)
-    if spec.level == "database" and spec.collections and _NUMBERED.search(spec.stream):
-        return replace(spec, carries_database=spec.part == 0)
-    return spec
+def _read_spec(text: str, format_: int) -> Spec:
+    if format_ == 1:
+        return msgspec.json.decode(text, type=FormerSpec).upgraded()
+    return msgspec.json.decode(text, type=Spec)  # type: ignore[no-any-return]
 
 
-def begin(spec: StreamSpec, sink: str, deployment: str, position: Position | None) -> Change:
+def _read_intent(text: str, format_: int) -> Intent:
+    intent = msgspec.json.decode(text, type=Intent)
+    return replace(intent, first_token=intent.first_token or None) if format_ == 1 else intent
+
+
+def upgraded(record: StreamRecord) -> Change:
+    """A record of a former format is written in the present one."""
+    put = {"format": str(FORMAT), **{intent_field(each.seq): _json(each) for each in record.intents}}
+    return Change(put | {"spec": _json(record.spec)} if record.spec is not None else put)
+
+
+def begin(spec: Spec, sink: str, deployment: str | None, position: Position | None) -> Change:
     """A stream starts, or goes on under another selection or sink."""
-    put = {"spec": _json(spec), "sink": sink, "deployment": deployment}
+    put = {"format": str(FORMAT), "spec": _json(spec), "sink": sink, "deployment": deployment or ""}
     if position is not None:
         put["position"] = _json(position)
     return Change(put, ("closed",))

@@ -7,7 +7,8 @@ Owner: the coordinator.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -44,23 +45,25 @@ class Rescues:
 
     def __init__(self) -> None:
         self._columns: dict[tuple[str, str], dict[str, RescuedColumn]] = {}
+        self._without: Counter[tuple[str, str]] = Counter()
 
-    def add(self, found: Iterable[Rescued]) -> int:
-        """Count them; how many values it were."""
-        total = 0
+    def add(self, found: Sequence[Rescued]) -> int:
+        """Count them; how many values there were."""
         for each in found:
             columns = self._columns.setdefault((each.database, each.collection), {})
+            if each.path is None or each.column is None or each.found is None:
+                self._without[each.database, each.collection] += each.values
+                continue
             before = columns[each.path].values if each.path in columns else 0
             columns[each.path] = RescuedColumn(each.path, each.column, each.found, before + each.values)
-            total += each.values
-        return total
+        return sum(each.values for each in found)
 
-    def top(self, most: int) -> tuple[RescuedValues, ...]:
+    def top(self, count: int) -> tuple[RescuedValues, ...]:
         """Each collection, with so many of its columns."""
-        return tuple(self._of(namespace, most) for namespace in sorted(self._columns))
+        return tuple(self._of(namespace, count) for namespace in sorted(self._columns))
 
-    def _of(self, namespace: tuple[str, str], most: int) -> RescuedValues:
-        columns = self._columns[namespace]
-        without = columns[""].values if "" in columns else 0
-        largest = heapq.nlargest(most, (c for c in columns.values() if c.path), key=lambda each: each.values)
-        return RescuedValues(*namespace, sum(c.values for c in columns.values()), without, tuple(largest))
+    def _of(self, namespace: tuple[str, str], count: int) -> RescuedValues:
+        columns = self._columns[namespace].values()
+        without = self._without[namespace]
+        largest = heapq.nlargest(count, columns, key=lambda each: each.values)
+        return RescuedValues(*namespace, without + sum(each.values for each in columns), without, tuple(largest))

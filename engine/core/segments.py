@@ -79,7 +79,7 @@ class Segmenter:
         limits: Limits,
         next_seq: int,
         replay: Sequence[Intent] = (),
-        until: int = 0,
+        until: int | None = None,
         start: Position | None = None,
     ) -> None:
         self._limits = limits
@@ -90,7 +90,7 @@ class Segmenter:
         self.end = start or Position()
         self._rows = 0
         self._size = 0
-        self._first_token = ""
+        self._first_token: str | None = None
         self._opened_at = 0.0
 
     @property
@@ -112,7 +112,7 @@ class Segmenter:
         stop = min(len(events), start + chunk_rows)
         if self._replay:
             return first_behind(events, start, stop, self._replay[0].end.token)
-        if self._until:
+        if self._until is not None:
             stop = _first_later(events, start, stop, self._until)
         return self._within_limits(events, start, stop) if stop > start else stop
 
@@ -175,7 +175,7 @@ class Segmenter:
         intent = Intent(self.seq, self._first_token, self.end, objects, self._rows)
         self.seq += 1
         self._rows = self._size = 0
-        self._first_token = ""
+        self._first_token = None
         return SegmentEnd(intent, reason)
 
 

@@ -96,7 +96,7 @@ class _Group:
         self.tree: Tree | None = None
         self.scan: Callable[[Sequence[Field]], Tree] | None = None
         self.slow: list[_SlowRow] = []
-        self.rescued: dict[str, Rescued] = {}
+        self.rescued: dict[str | None, Rescued] = {}
 
     def row_numbers(self) -> Ints:
         return np.arange(self.count, dtype=np.int64) if self.rows is None else self.rows
@@ -389,7 +389,7 @@ class Decoder:
             raise FatalError(f"decode {database}.{collection}", cause, remedy)
         if not times:
             return
-        of, type_, found = (path, column.kind, raw.NAMES[kind]) if column is not None else ("", "", "")
+        of, type_, found = (None, None, None) if column is None else (path, column.kind, raw.NAMES[kind])
         before = group.rescued[of].values if of in group.rescued else 0
         group.rescued[of] = Rescued(database, collection, before + times, of, type_, found)
 

@@ -1,1 +1,1 @@
-"""The child processes: how they come to be, and the loops of readers and writers."""
+"""The child processes: how they are started, and the loops of readers and writers."""

@@ -1,4 +1,4 @@
-"""What happens first in each child process, and what its end looks like."""
+"""The entry point of every child process, and how it exits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from engine.processes.reader import Reader
     from engine.processes.writer import Writer
 
-# glibc's M_MMAP_THRESHOLD, and what it is in a writer: a writer's rows are larger and live longer than what a
-# reader has at a time, of which mapping more cost it a tenth.
+# glibc's M_MMAP_THRESHOLD, and its value in a writer, whose rows are larger and live longer than a reader's data;
+# a reader with this threshold was a tenth slower.
 _M_MMAP_THRESHOLD = -3
 _WRITER_MMAP_THRESHOLD = 2 * 2**20
 log = logging.getLogger("headrace")
 
 
 def main(child: Child, settings: ChildSettings, connection: Connection, arena_fd: int, arena_size: int) -> None:
-    """The first thing that runs in a child."""
+    """Run a child process; does not return."""
     end_with_parent()
     configure_logging(settings.config, process=str(child))
     from engine.shared.arena import Arena
@@ -45,19 +45,19 @@ def main(child: Child, settings: ChildSettings, connection: Connection, arena_fd
             _map_from(_WRITER_MMAP_THRESHOLD)
             loop = writer.Writer(settings, connection, arena)
         loop.run()
-        os._exit(0)  # everything is closed; taking the interpreter apart would only take time
+        os._exit(0)  # everything is closed; tearing down the interpreter would only take time
     except HeadraceError as error:
         send_failure(connection, error)
-        os._exit(1)  # no waiting for threads that wait for a server
+        os._exit(1)  # without waiting for threads that wait for a server
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(1)  # the supervisor is gone; nobody is left to tell
+        os._exit(1)  # the supervisor is gone; there is no one to report to
     except Exception:
-        log.exception("process failed")  # our own bug: crash, and be started again
+        log.exception("process failed")  # our own bug: crash, and be restarted
         os._exit(1)
 
 
 def _map_from(size: int) -> None:
-    """Have blocks of this size be mapped, where the C library is glibc and the user has not said otherwise."""
+    """Have blocks from this size on mapped, if the C library is glibc and the user has set no threshold."""
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)

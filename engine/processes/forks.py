@@ -1,8 +1,8 @@
-"""Where child processes come from: one process that has loaded what they need, and forks itself for each.
+"""Where child processes come from: one process that has loaded what they need and forks itself for each.
 
-That process, the template, is multiprocessing's fork server with ``engine.processes.template`` loaded. It starts
-by itself with the first child; started before, it loads while others still work. It has no thread, no client and
-no connection, so that forking it is safe, and what it has loaded is in memory once for all children.
+That process, the template, is multiprocessing's fork server with ``engine.processes.template`` preloaded. The
+first child starts it if nothing has before; started early, it loads while other work goes on. It has no threads,
+clients or connections, so forking it is safe, and what it has loaded is in memory once for all children.
 """
 
 from __future__ import annotations
@@ -25,43 +25,44 @@ from engine.errors import ConfigError, FatalError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
-# How children allocate, read by their C library and by Arrow at the template's start: large blocks are mapped, and
-# so given back when they are freed. Without it they kept up to 100 MiB of freed memory, at the same speed.
+# How children allocate, read by their C library and by Arrow when the template starts: large blocks are mapped,
+# and so returned to the system when freed. Without this they kept up to 100 MiB of freed memory and were no
+# faster.
 ALLOCATION = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": "16777216",
     "MALLOC_MMAP_THRESHOLD_": "4194304",
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's library would begin threads, and is not used
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's library would start threads, and is not used
 }
-FORMER = "_HEADRACE_FORMER_ENVIRONMENT"
+SAVED_ENVIRONMENT = "_HEADRACE_SAVED_ENVIRONMENT"
 END_TIMEOUT_S = 5.0
 STOPPING: Set[signal.Signals] = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 _TEMPORARY = (
-    "Set TMPDIR to a directory that this user can write and whose path is short, or make /tmp writable (a tmpfs "
-    "will do): a socket is all that is kept there."
+    "Set TMPDIR to a directory with a short path that this user can write to, or make /tmp writable (a tmpfs "
+    "will do): only a socket is kept there."
 )
-# A start changes this process's environment for a moment.
+# Starting the template briefly changes this process's environment.
 _starting = threading.Lock()
 
 
 def start_template() -> None:
-    """Start the template, unless it runs; it loads while this process goes on.
+    """Start the template unless it is running; it loads in the background.
 
     ``STOPPING`` is blocked in it and in its children: terminals and service managers send these signals to every
-    process, and what children do then is the supervisor's to say.
+    process, and the supervisor decides what the children do then.
     """
     with _starting:
         forkserver.set_forkserver_preload(["engine.processes.template"])
-        # By itself it would come between, and unblock them. It ignores all but SIGHUP.
+        # Otherwise forkserver would start it, and that unblocks the signals. It ignores all of them but SIGHUP.
         with _blocked({signal.SIGHUP}):
             resource_tracker.ensure_running()
-        # It is to load what this process would, whatever lies in the working directory.
-        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is where we are
+        # It must import from where this process does, whatever is in the working directory.
+        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)  # noqa: PTH100 - "" is the current one
         changes = ALLOCATION | {name: value for name, value in os.environ.items() if name in ALLOCATION}
         changes |= {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
-        former = {name: os.environ.get(name) for name in changes}
-        os.environ.update(changes | {FORMER: json.dumps(former)})
+        saved = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes | {SAVED_ENVIRONMENT: json.dumps(saved)})
         try:
             with _blocked(STOPPING):
                 forkserver.ensure_running()
@@ -79,45 +80,46 @@ def _blocked(signals: Set[signal.Signals]) -> Iterator[None]:
 
 
 def stop_signals() -> Set[signal.Signals]:
-    """The signals that end this process in good order: SIGHUP only where it is not ignored, as by ``nohup``."""
+    """The signals that stop this process gracefully: SIGHUP only if it is not ignored, as under ``nohup``."""
     return STOPPING - ({signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set())
 
 
 def raise_open_files() -> None:
-    """Let this process and its children open as many files as they may.
+    """Raise the limit of open files for this process and its children to the hard limit.
 
-    The usual soft limit of 1,024 is there for programs that call ``select``, which nothing here does; the sockets,
-    pipes and files of an engine with many collections come near it. The hard limit is the administrator's.
+    The usual soft limit of 1,024 protects programs that call ``select``, which nothing here does; an engine with
+    many collections comes close to it with its sockets, pipes and files. The hard limit is up to the
+    administrator.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # not everywhere may it be raised so far
+    with suppress(OSError, ValueError):  # not every system allows that
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def kill_template() -> None:
-    """SIGKILL the template, which does not do its work; the next child starts another one."""
+    """SIGKILL a template that does not respond; the next child starts another one."""
     server: Any = forkserver._forkserver
-    with server._lock:  # nobody takes its end meanwhile, so the number is its own
+    with server._lock:  # it is not reaped meanwhile, so the PID is still its own
         if server._forkserver_pid is not None:
             _kill(server._forkserver_pid)
 
 
 @contextmanager
 def template() -> Iterator[None]:
-    """The template loads from the beginning on; at the end it is gone, and all children with it.
+    """Start the template on entry; on exit, end it and all children.
 
     Raises:
-        ConfigError: there is no place for its socket.
+        ConfigError: there is no usable directory for its socket.
     """
     raise_open_files()
     _start_template_first()
     try:
         yield
     finally:
-        for child in multiprocessing.active_children():  # none, unless it ends by an exception
+        for child in multiprocessing.active_children():  # none, except after an exception
             child.kill()
-        # Interrupted in the midst of a start there may be a child that nobody knows: it ends a moment after this
-        # process. Else all can be waited for; CPython has no public way.
+        # If a start was interrupted there may be a child that we do not know of; it exits just after this process.
+        # Otherwise all can be waited for, for which CPython has no public API.
         if isinstance(sys.exception(), KeyboardInterrupt):
             kill_template()
         else:
@@ -125,27 +127,27 @@ def template() -> Iterator[None]:
 
 
 def _start_template_first() -> None:
-    """The socket's directory is chosen by the first start, and used by all that follow."""
+    """The first start chooses the socket's directory, and all later starts use it."""
     operation = "start the process that the others are forked from"
     try:
         tempfile.gettempdir()
     except OSError as error:
-        cause = f"its socket has no place: {(error.strerror or str(error)).lower()}"
+        cause = f"there is no directory for its socket: {(error.strerror or str(error)).lower()}"
         raise ConfigError(operation, cause, _TEMPORARY) from error
     try:
         start_template()
     except OSError as error:
-        if error.errno is None:  # the socket module's own complaint of a path beyond 107 bytes
-            cause = f"its socket's path in {tempfile.gettempdir()} is too long"
+        if error.errno is None:  # raised by the socket module itself for a path longer than 107 bytes
+            cause = f"the path of its socket in {tempfile.gettempdir()} is too long"
             raise ConfigError(operation, cause, _TEMPORARY) from error
-        raise FatalError(operation, str(error), "Is there enough memory, and may more files be open?") from error
+        raise FatalError(operation, str(error), "Check free memory and the limit of open files.") from error
 
 
 def _end_template() -> None:
     server: Any = forkserver._forkserver
     if (pid := server._forkserver_pid) is None:
         return
-    # One that is stopped does not hear that it is to end.
+    # A template that is stopped (SIGSTOP) does not react to being told to end.
     killer = threading.Timer(END_TIMEOUT_S, lambda: _kill(pid))
     killer.start()
     try:
@@ -160,7 +162,7 @@ def _kill(pid: int) -> None:
 
 
 def end_with_parent() -> None:
-    """In a child: from now on, end at once when the process that wanted it is gone."""
+    """In a child: from now on, exit at once when the process that started it is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -172,8 +174,8 @@ def end_with_parent() -> None:
 
 
 def restore_environment() -> None:
-    """Take back what only the start of the template was to see."""
-    for name, value in json.loads(os.environ.pop(FORMER)).items():
+    """Undo the changes that were only meant for the start of the template."""
+    for name, value in json.loads(os.environ.pop(SAVED_ENVIRONMENT)).items():
         if value is None:
             del os.environ[name]
         else:

@@ -1,4 +1,4 @@
-"""What a child process and its supervisor have in common: its settings, and how it reports an error."""
+"""What a child process and its supervisor share: the child's settings, and how it reports an error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from engine.errors import HeadraceError
 
 
 class ChildSettings(Struct, frozen=True):
-    """What every child is told at its start."""
+    """What every child is given when it starts."""
 
     config: Config
     budget: Budget
     version: str
 
 
-def send_failure(connection: Connection, error: HeadraceError, stream: str = "", generation: int = -1) -> None:
-    """Report an error to the supervisor."""
+def send_failure(
+    connection: Connection, error: HeadraceError, stream: str | None = None, generation: int | None = None
+) -> None:
+    """Report an error to the supervisor: a stream's, or without one the whole process's."""
     failed = msg.Failed(error.kind, error.operation, error.cause, error.remedy, stream, generation)
     connection.send_bytes(msg.encode(failed))

@@ -1,8 +1,8 @@
-"""The reader process: one change stream, or one split of a backfill after the other, to slabs.
+"""The reader process: turns one change stream, or the splits of a backfill one by one, into slabs.
 
-One loop: hear the supervisor, take a reply from the prefetcher, cut it into segments, decode, ask for a slab,
-fill it, hand it over. State: the assignment, with its segmenter, decoder and prefetcher. Owner: the loop.
-While it waits for a slab it takes no reply, which stops the prefetcher, which stops MongoDB.
+One loop: receive messages from the supervisor, take a reply from the prefetcher, cut it into segments, decode,
+request a slab, fill it, hand it over. State: the assignment, with its segmenter, decoder and prefetcher. Owner:
+the loop. While it waits for a slab it takes no reply, which stops the prefetcher, which stops MongoDB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from engine.core.ledger import first_segment
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, grow, room_left
 from engine.core.segments import Limits, SegmentEnd, Segmenter
+from engine.core.specs import MarkSpec, SplitSpec, StreamSpec, one_collection
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError, HeadraceError, TransientError
@@ -51,7 +52,7 @@ log = logging.getLogger("headrace")
 
 
 class _Reassigned(Exception):
-    """What was being done is void: a new assignment has come, or none."""
+    """The work in progress is void: the assignment was replaced or withdrawn."""
 
 
 class Assignment:
@@ -60,16 +61,17 @@ class Assignment:
     def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
         self.spec = assign.spec
         self.held = Held(limits.age_s)
-        if self.spec.whole:
+        self.whole = isinstance(self.spec, SplitSpec) and self.spec.whole
+        if self.whole:
             limits = UNCUT
         self.generation = assign.generation
         self.replay_only = assign.replay_only
         self.until = assign.until
-        next_seq = assign.next_seq or first_segment(start)
+        next_seq = first_segment(start) if assign.next_seq is None else assign.next_seq
         self.segmenter = Segmenter(limits, next_seq, assign.replay, assign.until, start)
         self.scanned = start
         self.versions: dict[tuple[str, str], int] = {}
-        self.replaced: dict[str, msg.Replaced] = {}  # by the open segment
+        self.replaced: dict[str, msg.Replaced] = {}  # in the open segment
         self.found_start = None if assign.start else start
         self.started = False
         self.finishing = False
@@ -79,13 +81,13 @@ class Assignment:
 
     @property
     def read_at(self) -> int:
-        """The cluster time at which a split was begun."""
+        """The cluster time at which the split was started."""
         return self.scanned.time
 
     @property
     def uncut(self) -> bool:
-        """Whether the open segment must not be cut but at its one end."""
-        return self.segmenter.replaying or self.spec.whole
+        """Whether the open segment must not be cut before its given end."""
+        return self.segmenter.replaying or self.whole
 
 
 class Reader:
@@ -114,14 +116,14 @@ class Reader:
         self._rescue_log = RescueLog()
         self._settling = False
         self._stopping = False
-        self._growth = 1.0  # bytes as columns for each byte of BSON, when last looked at
+        self._growth = 1.0  # bytes as columns for each byte of BSON, as last measured
         self._progress = 0
         self._beat_at = 0.0
 
     # --- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Run until told to stop."""
         self._send(survey(self._client))
         while not self._stopping:
             try:
@@ -132,14 +134,14 @@ class Reader:
                 self._fail(error)
 
     def _turn(self) -> None:
-        """One turn: begin an assignment, or take what there is, or wait for something to come."""
-        self._hear(0.0)
+        """One turn: start an assignment, process a reply, or wait for something to arrive."""
+        self._receive(0.0)
         if self._assigned is not None:
             self._begin(self._assigned)
         assignment, prefetcher = self._assignment, self._prefetcher
         if assignment is None or prefetcher is None:
             self._beat("waiting for an assignment")
-            self._hear(BEAT_S)
+            self._receive(BEAT_S)
             return
         self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
         reply = prefetcher.take()
@@ -157,17 +159,17 @@ class Reader:
         elif reply is None:
             deadlines = [assignment.segmenter.deadline(), assignment.held.deadline()]
             left_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
-            most_s = min([BEAT_S, *left_s])
-            wait([self._connection, prefetcher.fileno()], max(0.0, most_s))
+            timeout_s = min([BEAT_S, *left_s])
+            wait([self._connection, prefetcher.fileno()], max(0.0, timeout_s))
 
-    def _hear(self, most_s: float) -> None:
-        """Take in what the supervisor says, waiting up to ``most_s`` for a first message."""
-        while self._connection.poll(most_s):
+    def _receive(self, timeout_s: float) -> None:
+        """Take in the supervisor's messages, waiting up to ``timeout_s`` for the first."""
+        while self._connection.poll(timeout_s):
             self._note(msg.decode_to_child(self._connection.recv_bytes()))
-            most_s = 0.0
+            timeout_s = 0.0
 
     def _note(self, message: msg.ToChild) -> msg.Grant | None:
-        """Note what a message says; a grant is for the caller who waits for it."""
+        """Take note of a message; a grant is returned to the caller, who waits for it."""
         match message:
             case msg.Assign():
                 self._assigned, self._finish_assigned = message, False
@@ -194,9 +196,9 @@ class Reader:
         self._drop()
         config = self._settings.config
         start = assign.start
-        self._beat("waiting for MongoDB to tell where to start", at_once=True)
+        self._beat("asking MongoDB where to start", at_once=True)
         try:
-            if start is None and assign.spec.is_split:
+            if start is None and not isinstance(assign.spec, StreamSpec):
                 start = Position(time=server_time(self._client))
             elif start is None:
                 start = starting_position(self._client, assign.start_at)
@@ -205,44 +207,44 @@ class Reader:
             return
         if not assign.generation and assign.spec.stream == streams_of(config.source)[0].stream:
             self._warn_of_absent()
-        if not assign.generation:
-            self._tell_of_not_watchable(assign.spec)
+        if not assign.generation and isinstance(assign.spec, StreamSpec):
+            self._report_not_watchable(assign.spec)
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
         self._prefetcher = Prefetcher(self._source(assign, start), config.retry)
-        one = assign.spec.level in ("collection", "split")
-        collection = assign.spec.collections[0] if one else ""
-        namespace = (assign.spec.database, collection)
+        namespace = (assign.spec.database, one_collection(assign.spec))
         self._decoder = Decoder(self._registry, self._options, namespace, assign.spec.covers)
 
-    def _tell_of_not_watchable(self, spec: msg.StreamSpec) -> None:
-        """Name the collections of a shared stream that will never have an event in it."""
+    def _report_not_watchable(self, spec: StreamSpec) -> None:
+        """Log the collections of a shared stream that will never have an event in it."""
         try:
             for error in not_watchable(self._client, [spec]):
                 log.error("a collection has no change streams", extra={"fields": {"error": str(error)}})
         except HeadraceError as error:
-            what = "whether all collections have change streams cannot be asked"
+            what = "cannot determine whether all collections have change streams"
             log.warning(what, extra={"fields": {"stream": spec.stream, "error": str(error)}})
 
     def _warn_of_absent(self) -> None:
-        """Say what is not there, for all streams and once: they wait for it in silence."""
+        """Log what does not exist, once for all streams, which otherwise wait for it silently."""
         source = self._settings.config.source
         for sentence in absent(self._client, source.database, source.collections):
             log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
         size = self._settings.budget.reply
-        if assign.spec.closes:
-            return Mark(assign.spec, start)
-        if not assign.spec.is_split:
-            wait_ms = AWAIT_END_MS if assign.until else AWAIT_MS
-            return ChangeStream(self._primary, assign.spec, start, reply_size=size, await_ms=wait_ms, ahead=True)
-        replay = [intent.end.token for intent in assign.replay]
-        return SplitScan(self._members, assign.spec, start, replay, reply_size=size, pace=self._pace)
+        match assign.spec:
+            case StreamSpec() as spec:
+                wait_ms = AWAIT_MS if assign.until is None else AWAIT_END_MS
+                return ChangeStream(self._primary, spec, start, reply_size=size, await_ms=wait_ms, ahead=True)
+            case SplitSpec() as spec:
+                replay = [intent.end.token for intent in assign.replay]
+                return SplitScan(self._members, spec, start, replay, reply_size=size, pace=self._pace)
+            case MarkSpec() as spec:
+                return Mark(spec, start)
 
     def _note_started(self, assignment: Assignment) -> None:
-        """The stream is open: say so, once, with the place that was found for it."""
+        """The stream is open: report it, once, with the start position that was found for it."""
         if not assignment.started:
             assignment.started = True
             self._send(msg.Started(assignment.generation, assignment.found_start))
@@ -267,20 +269,20 @@ class Reader:
     # --- replies -----------------------------------------------------------------------------------------
 
     def _take_in(self, assignment: Assignment, reply: Reply) -> None:
-        """Take a reply; where one before it is held back, so is this."""
+        """Take a reply, or hold it back if earlier ones are held back."""
         if assignment.held.since is not None:
             assignment.held.add(reply, 0, time.monotonic())
         else:
             self._take(assignment, reply)
 
     def _must_release(self, assignment: Assignment, reply: Reply | None) -> bool:
-        """Whether nothing can be held back any longer."""
+        """Whether what is held back must be taken now."""
         nothing_comes = reply is not None and not len(reply) and not reply.is_partial
-        at_end = assignment.finishing or (assignment.until and nothing_comes)
-        return bool(at_end) or assignment.cut_now or assignment.held.is_due(time.monotonic())
+        at_end = assignment.finishing or (assignment.until is not None and nothing_comes)
+        return at_end or assignment.cut_now or assignment.held.is_due(time.monotonic())
 
     def _release(self, assignment: Assignment) -> None:
-        """Settle types by all that was held back, then take it, as of when it came."""
+        """Settle types by everything that was held back, then take it, as of when it arrived."""
         since = assignment.held.since
         assert since is not None
         self._settling = True
@@ -294,7 +296,7 @@ class Reader:
             self._settling = False
 
     def _settle(self, events: Reply) -> None:
-        """Let the schemas grow by these events, of which as many count together as are decoded together."""
+        """Let the schemas grow by these events, in the same chunks in which they will be decoded."""
         assert self._decoder is not None
         row = 0
         while row < len(events):
@@ -304,22 +306,22 @@ class Reader:
             row = stop
 
     def _may_hold(self) -> bool:
-        """Whether events can be held back: the types of a replay are settled, and a split has documents enough."""
+        """Whether events can be held back: a replay's types are settled, and a split has enough documents."""
         assignment = self._assignment
-        if assignment is None or assignment.spec.is_split or not self._options.columns:
+        if assignment is None or not isinstance(assignment.spec, StreamSpec) or not self._options.columns:
             return False
         return not (self._settling or assignment.segmenter.replaying or assignment.replay_only)
 
     def _take(self, assignment: Assignment, reply: Reply, row: int = 0, came: float | None = None) -> bool:
-        """Take the events of a reply from a row on, then note how far the server has looked.
+        """Take the events of a reply from the given row on, then note how far the server has read.
 
-        From the row on where a new collection begins, it is held back.
+        From the first row of a new collection on, the reply is held back.
 
         Args:
-            came: when they came, if that was not now.
+            came: when they arrived, if not now.
 
         Returns:
-            whether what comes behind it is to be taken as well.
+            Whether what follows is to be taken as well.
         """
         self._progress += 1
         self._note_started(assignment)
@@ -327,7 +329,7 @@ class Reader:
         while row < len(reply):
             stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
             if stop == row and not segmenter.replaying:
-                assignment.finishing = True  # the next event lies behind ``until``
+                assignment.finishing = True  # the next event is after ``until``
                 return False
             if stop > row:
                 try:
@@ -342,7 +344,7 @@ class Reader:
                 return False
             row = stop
         if reply.is_last and assignment.grown:
-            cause = "its documents have fields that were not known; they are now"
+            cause = "its documents had unknown fields; they are known now"
             raise TransientError(f"read {assignment.spec.stream}", cause)
         if reply.position is not None:
             assignment.scanned = reply.position
@@ -350,13 +352,13 @@ class Reader:
             if reply.is_last or (assignment.replay_only and not segmenter.replaying):
                 assignment.finishing = True
                 return False
-        self._note_silence(assignment, reply)
+        self._note_idle(assignment, reply)
         return True
 
     def _take_rows(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> int:
-        """Decode some rows and hand them over; before that, cut where a collection's schema has grown.
+        """Decode some rows and hand them over, after cutting the segment if a collection's schema has grown.
 
-        Returns where it stopped: earlier than ``stop``, where the rows take too much memory as columns.
+        Returns where it stopped: before ``stop`` if the rows take too much memory as columns.
         """
         plan, decoded, stop = self._decoded(assignment, reply, row, stop)
         segmenter = assignment.segmenter
@@ -367,10 +369,10 @@ class Reader:
             != batch.schema_version
         ]
         if grown:
-            if assignment.spec.whole:
-                assignment.grown = True  # it is read on for the sake of its schema alone, and then once more
+            if assignment.whole:
+                assignment.grown = True  # the rest is read for its schema only, then the split is read again
             elif assignment.uncut:
-                cause = "a segment that must not be cut has a field that no version of the schema had"
+                cause = "a segment that must not be cut has a field that is in no version of the schema"
                 raise TransientError("replay a segment", cause)  # it is known from now on: start over
             else:
                 self._report(assignment, segmenter.flush("schema"))
@@ -387,7 +389,7 @@ class Reader:
         return stop
 
     def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
-        """Note which collections the open segment gives another content, and tell of those that it takes away."""
+        """Note which collections the open segment replaces, and warn of those that are renamed away."""
         for renamed in decoded.renames:
             source, target = ".".join(renamed.source), ".".join(renamed.target)
             if assignment.spec.covers(*renamed.target):
@@ -398,16 +400,16 @@ class Reader:
                 log.warning(what, extra={"fields": fields})
 
     def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
-        """The rows as columns, as many of them as fit their share of the arena, and where they end.
+        """The rows as columns, as many as fit their share of the arena, and where they end.
 
-        Documents that each have few of a collection's many fields are much larger as columns than as BSON.
+        Documents that each have only a few of a collection's many fields are much larger as columns than as BSON.
         """
         assert self._decoder is not None
         share = self._arena.size // ARENA_SHARE
         while True:
             self._beat("decoding")
             offsets = reply.offsets[row : stop + 1]
-            if assignment.spec.is_split and not assignment.spec.closes:
+            if isinstance(assignment.spec, SplitSpec):
                 decoded = self._decoder.decode_documents(reply.data, offsets, assignment.read_at)
             else:
                 decoded = self._decoder.decode(reply.data, offsets)
@@ -418,19 +420,19 @@ class Reader:
                 break
             stop = row + max(1, int((stop - row) * share / plan.size))
         if plan.size > self._arena.size:
-            cause = f"an event takes {plan.size} bytes, and there are {self._arena.size} for all slabs together"
+            cause = f"an event takes {plan.size} bytes, but all slabs together have only {self._arena.size}"
             raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
         return plan, decoded, stop
 
     def _chunk_rows(self, reply: Reply, row: int) -> int:
-        """How many rows from here may be decoded together, so that they fit a part of the arena.
+        """How many rows from here on may be decoded together, so that they fit their share of the arena.
 
-        Large documents have long arrays, whose elements take several times their size while they are found.
+        Large documents have long arrays, whose elements take several times their size while being located.
         """
-        most = int(self._arena.size / ARENA_SHARE / self._growth)
+        max_bytes = int(self._arena.size / ARENA_SHARE / self._growth)
         if int(reply.offsets[-1] - reply.offsets[0]) > LARGE_DOCUMENT * len(reply):
-            most = min(most, CHUNK_BYTES)
-        budget = int(reply.offsets[row]) + most
+            max_bytes = min(max_bytes, CHUNK_BYTES)
+        budget = int(reply.offsets[row]) + max_bytes
         return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
 
     def _hand_over(
@@ -454,16 +456,15 @@ class Reader:
         if decoded.dead_letters:
             letters = pa.record_batch([pa.array(decoded.dead_letters, pa.binary())], names=["event"])
             spec = assignment.spec
-            collection = spec.collections[0] if spec.level in ("collection", "split") else ""
-            content = Content(spec.database, collection, 0, 0, letters.num_rows, dead_letters=True)
+            content = Content(spec.database, one_collection(spec), 0, 0, letters.num_rows, dead_letters=True)
             contents.append((content, letters))
         return contents
 
     def _await_grant(self) -> msg.Grant:
-        """Wait for the slab that was asked for.
+        """Wait for the requested slab.
 
         Raises:
-            _Reassigned: the assignment is void, and so is the request.
+            _Reassigned: the assignment is void, and with it the request.
         """
         while True:
             self._beat("waiting for a slab")
@@ -475,14 +476,15 @@ class Reader:
             if self._assigned is not None or self._assignment is None:
                 raise _Reassigned
 
-    def _note_silence(self, assignment: Assignment, reply: Reply) -> None:
-        """When the server has nothing more for now: caught up perhaps, or idle."""
+    def _note_idle(self, assignment: Assignment, reply: Reply) -> None:
+        """Check whether the stream has caught up or is idle."""
         segmenter = assignment.segmenter
         if segmenter.replaying:
             return
         time_ = assignment.scanned.time
-        silent = not len(reply) and not reply.is_partial
-        if assignment.until and (time_ > assignment.until or (time_ == assignment.until and silent)):
+        nothing_new = not len(reply) and not reply.is_partial
+        until = assignment.until
+        if until is not None and (time_ > until or (time_ == until and nothing_new)):
             assignment.finishing = True
         now = time.monotonic()
         if not segmenter.is_open and now >= assignment.idle_at:
@@ -502,9 +504,9 @@ class Reader:
         """The collection's schema with these fields, from the supervisor."""
         self._registry.known.pop((database, collection), None)
         self._send(msg.SchemaWanted(database, collection, fields))
-        most = self._options.max_fields
+        max_fields = self._options.max_fields
         while (schema := self._registry.known.get((database, collection))) is None or grow(
-            schema, fields, most
+            schema, fields, max_fields
         ) is not schema:
             self._beat("waiting for a schema")
             if self._connection.poll(BEAT_S):
@@ -514,7 +516,7 @@ class Reader:
         return schema
 
     def _sampled_fields(self, database: str, collection: str) -> tuple[tuple[Field, ...], int]:
-        """The fields that a sample of the collection has, and how many documents; none where it may not tell."""
+        """The fields in a sample of the collection, and its number of documents; none if it would mislead."""
         size = self._settings.config.schema.sample
         reshaped = any(set(stage) != {"$match"} for stage in self._settings.config.source.pipeline)
         if not size or reshaped or not self._options.columns or not collection or self._decoder is None:
@@ -526,11 +528,11 @@ class Reader:
         return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
     def _beat(self, doing: str, *, at_once: bool = False) -> None:
-        """Show that the loop lives, every second or so; ``at_once`` before it waits without hearing anything."""
+        """Send a heartbeat, every second or so; ``at_once`` before a call that blocks the loop."""
         now = time.monotonic()
         if at_once or now - self._beat_at >= BEAT_S:
             self._beat_at = now
-            fetched, unanswered_s, error = 0, 0.0, ""
+            fetched, unanswered_s, error = 0, 0.0, None
             if (prefetcher := self._prefetcher) is not None:
                 fetched, unanswered_s = prefetcher.progress, prefetcher.unanswered_s
                 error = prefetcher.last_error

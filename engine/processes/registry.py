@@ -1,7 +1,7 @@
 """The collections' schemas as one reader knows them.
 
-State: ``known``, what the supervisor has told. Owner: the reader's loop. The decoder asks here for a schema, and
-for its growth, which the supervisor grants when it is in the state store.
+State: ``known``, the schemas received from the supervisor. Owner: the reader's loop. The decoder asks here for a
+schema, and for new fields in it, which the supervisor grants once they are in the state store.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ log = logging.getLogger("headrace")
 
 
 class Unsettled(Exception):
-    """There is too little of a collection yet to settle its types by."""
+    """Too little of a collection has been seen to settle its types."""
 
 
 class Registry:
-    """What is known here, and the supervisor for the rest.
+    """Schemas known locally; the supervisor is asked for the rest.
 
     Args:
-        ask: the collection's schema with some fields, from the supervisor.
-        sample: the fields that a sample of the collection has, and of how many documents.
+        ask: gets the collection's schema from the supervisor, with these fields in it.
+        sample: gives the fields in a sample of the collection, and its number of documents.
         may_hold: whether events can be held back until there are more of them.
     """
 
@@ -43,7 +43,7 @@ class Registry:
         self.known: dict[tuple[str, str], CollectionSchema] = {}
 
     def get(self, database: str, collection: str) -> CollectionSchema:
-        """The collection's schema as it stands.
+        """The collection's current schema.
 
         Raises:
             Unsettled: it has none yet, and more of its documents may be seen before it gets one.
@@ -57,23 +57,23 @@ class Registry:
         return known
 
     def _first(self, database: str, collection: str, empty: CollectionSchema) -> CollectionSchema:
-        """A new collection's schema, by a sample of it; the empty one where that tells nothing."""
+        """A new collection's schema, from a sample of it; the empty schema if the sample has no fields."""
         fields, documents = self._sample(database, collection)
         if collection and documents < ENOUGH_DOCUMENTS and self._may_hold():
-            del self.known[database, collection]  # it is asked for again then
+            del self.known[database, collection]  # so that it is asked for again
             raise Unsettled
         return self._ask(database, collection, fields) if fields else empty
 
     def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        """The schema with these fields, now kept."""
+        """The schema with these fields, once stored."""
         return self._ask(database, collection, fields)
 
     def _warn_of_late_overrides(self, collection: str, schema: CollectionSchema) -> None:
-        """An override counts from a field's first file on: say so where it comes too late."""
+        """An override has to be set before a field's first file: warn if it comes too late."""
         overrides = self._options.overridden(collection)
         for path, type_ in types_by_path(schema.fields):
             if overrides.get(path, type_) != type_:
                 fields = {"field": f"{collection}.{path}", "type": type_.kind, "wanted": overrides[path].kind}
                 log.warning(
-                    "schema.overrides comes too late: files with another type are there", extra={"fields": fields}
+                    "schema.overrides comes too late: there are files with another type", extra={"fields": fields}
                 )

@@ -1,6 +1,6 @@
-"""Starting child processes in a thread.
+"""Starts child processes in a thread.
 
-The supervisor does not wait for the template, which may be dead, or stopped.
+So the supervisor does not wait for the template, which may be dead or stopped.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ log = logging.getLogger("headrace")
 
 
 class Spawner:
-    """Starts children, in a thread: that takes until the template answers, which it may never do.
+    """Starts children in a thread, because a start blocks until the template answers, which it may never do.
 
-    State: the children that wait for their start, in order, and the one that is being started. Owner: the lock.
+    State: the children waiting to be started, in order, and the one being started; guarded by the lock.
 
     Args:
         start: starts a child.
-        report: is called with each child and its process, or None where that failed; in the thread, or from
+        report: called with each child and its process, or None if the start failed; from the thread or from
             ``give_up``.
     """
 
@@ -41,13 +41,13 @@ class Spawner:
         self._thread.start()
 
     def start(self, child: Child) -> None:
-        """Start this child as soon as those before it are."""
+        """Start this child after those queued before it."""
         with self._changed:
             self._waiting.append(child)
             self._changed.notify()
 
     def give_up(self, child: Child) -> None:
-        """It has not come for too long: kill the template that it is to come from."""
+        """The child has taken too long to start: kill the template that should have forked it."""
         with self._changed:
             if child == self._starting:
                 kill_template()
@@ -56,7 +56,7 @@ class Spawner:
                 self._report(child, None)
 
     def close(self) -> None:
-        """Start no more; what is being started is killed as soon as it is there."""
+        """Start no more children; one that is being started is killed as soon as it exists."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -70,7 +70,7 @@ class Spawner:
             process: ChildProcess | None = None
             try:
                 process = self._start(child)
-            except Exception as error:  # one that has not come is one that has died, and is tried again as such
+            except Exception as error:  # treated like a child that has died: it is started again
                 fields = {"child": str(child), "cause": repr(error)}
                 log.warning("process not started", extra={"fields": fields})
             with self._changed:
@@ -82,7 +82,7 @@ class Spawner:
                     process.close()
 
     def _next(self) -> Child | None:
-        """The next child to start; None at the end."""
+        """The next child to start; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting)
             self._starting = None if self._closed else self._waiting.popleft()

@@ -1,6 +1,6 @@
-"""Loaded once, by the process that all children are forked from (``forks``); nobody else imports this.
+"""Loaded once, by the process that all children are forked from (``forks``); nothing else imports this.
 
-Only what never changes again belongs here.
+Only state that never changes afterwards belongs here.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from engine.processes.forks import restore_environment
 try:
     import engine.processes.reader
     import engine.processes.writer  # noqa: F401
-except ImportError as error:  # which the fork server would pass over, and every child load everything by itself
-    raise RuntimeError("a child cannot load what it needs") from error
+except ImportError as error:  # the fork server would ignore it, and every child would import everything itself
+    raise RuntimeError("cannot import what the child processes need") from error
 
 
 class _WithoutPandas(MetaPathFinder):
-    """Arrow loads pandas, where it is installed, when it is first given an array: 45 MiB in each child, unused."""
+    """Arrow imports an installed pandas when it first converts an array: 45 MiB in each child, for nothing."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """Finds nothing.
+        """Find nothing.
 
         Raises:
-            ModuleNotFoundError: it is pandas.
+            ModuleNotFoundError: for pandas.
         """
         if name == "pandas":
             raise ModuleNotFoundError("no child needs pandas", name=name)
@@ -36,4 +36,4 @@ class _WithoutPandas(MetaPathFinder):
 sys.meta_path.insert(0, _WithoutPandas())
 restore_environment()
 gc.collect()
-gc.freeze()  # what is loaded stays: a collection in a child need not look at it, nor copy its pages
+gc.freeze()  # nothing loaded here is ever freed, so the children's collector need not scan it and copy its pages

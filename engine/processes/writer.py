@@ -1,8 +1,7 @@
-"""The writer process: slabs to objects.
+"""The writer process: turns slabs into objects.
 
-One loop: take a message, do what it says, beat. State: the segments that are being built or are sealed, each
-with its objects. Owner: the loop. A segment whose work fails is discarded and reported; the coordinator has
-it replayed.
+One loop: receive a message, act on it, send a heartbeat. State: the segments being built or sealed, each with its
+objects. Owner: the loop. A segment that fails is discarded and reported, and the coordinator has it replayed.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ PUBLISH_THREADS = 8
 
 
 class Outflow:
-    """The way of an object's bytes from its encoder to its upload, and how many they are.
+    """Passes an object's bytes from its encoder to its upload, and counts them.
 
-    An encoder is given this, and not the build that owns the encoder: Arrow holds its file where the garbage
-    collector does not see it, and a way back from there would keep the build for ever.
+    The encoder gets this rather than the build that owns it: Arrow holds its file where the garbage collector
+    cannot see it, so a reference back to the build would leak the build.
     """
 
     def __init__(self, upload: Upload) -> None:
@@ -56,17 +55,17 @@ class Outflow:
         self.size = 0
 
     def write(self, data: bytes) -> int:
-        """Called by the encoder: bytes for the upload."""
+        """Add bytes to the upload; called by the encoder."""
         self.size += len(data)
         return len(data) if self._upload is None else self._upload.write(data)
 
     def cut(self) -> None:
-        """Nothing arrives any more: an encoder that is dropped writes the end of its file all the same."""
+        """Ignore further writes: an encoder that is dropped still writes the end of its file."""
         self._upload = None
 
 
 class ObjectBuild:
-    """One object being built: what was collected for the next row group, and the file behind it."""
+    """One object being built: the rows collected for the next row group, and the file they go to."""
 
     def __init__(
         self,
@@ -93,20 +92,20 @@ class ObjectBuild:
         return self._outflow.size
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Collect rows."""
+        """Collect rows for the next row group."""
         self._pending.append(batch)
         self.pending_bytes += batch.nbytes
         self.rows += batch.num_rows
 
     def flush(self) -> None:
-        """Write what was collected as a row group."""
+        """Write the collected rows as a row group."""
         if not self._pending:
             return
         self._open().write([self._stamped(batch) for batch in self._pending])
         self._pending, self.pending_bytes = [], 0
 
     def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """With the segment that the rows are of."""
+        """The rows with the segment that they belong to."""
         if self.name.dead_letter:
             return batch
         stream, seq = self.segment
@@ -120,10 +119,10 @@ class ObjectBuild:
         return self._file
 
     def seal(self, facts: dict[str, str]) -> None:
-        """Write everything, footer included, without making it visible."""
+        """Write everything including the footer, without making it visible."""
         self.flush()
         self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
-        self._file = None  # what is sealed may wait long for its turn, and takes little
+        self._file = None  # a sealed object may wait long to be published, and should hold little memory
         self.upload.seal()
 
     def discard(self) -> None:
@@ -148,7 +147,7 @@ class SegmentBuild:
         self.objects: dict[str, ObjectBuild] = {}
 
     def add(self, content: Content, batch: pa.RecordBatch) -> None:
-        """Put the rows of one collection where their times say."""
+        """Add the rows of one collection to the objects of their partitions."""
         if content.dead_letters:
             name = self._name(content.database, content.collection, "none", dead_letter=True)
             self._object(name, content.schema).add(batch)
@@ -179,15 +178,15 @@ class SegmentBuild:
             segment = self._stream, self._seq
             build = ObjectBuild(name, segment, self._sink.open(name.key), schema, self._config)
             self.objects[name.key] = build
-        assert build.schema.version == schema.version or name.dead_letter, "the reader cuts where a schema grows"
+        assert build.schema.version == schema.version or name.dead_letter, "the reader cuts when a schema grows"
         return build
 
     def pending(self) -> Iterator[ObjectBuild]:
-        """The objects that have collected rows."""
+        """The objects with collected rows."""
         return (build for build in self.objects.values() if build.pending_bytes)
 
     def seal(self, intent: msg.Intent, version: str) -> None:
-        """Finish all objects, and those that an earlier attempt may have made, with or without rows."""
+        """Finish all objects, with an empty one for each other that an earlier attempt may have made."""
         for name in intent.objects:
             if name.key not in self.objects:
                 self._object(name, CollectionSchema())
@@ -201,9 +200,11 @@ class SegmentBuild:
         for build in self.objects.values():
             build.seal(facts)
 
-    def _footer_token(self, token: str) -> str:
-        """A whole resume token as the digits of its BSON; a split's place as it is."""
-        return token_document(token).hex() if token and not is_split(self._stream) else token
+    def _footer_token(self, token: str | None) -> str:
+        """A whole resume token as the hex of its BSON; a position in a split as it is."""
+        if not token:
+            return ""
+        return token if is_split(self._stream) else token_document(token).hex()
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -225,7 +226,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Run until told to stop."""
         self._sink.check()
         self._sink.sweep()
         self._send(msg.WriterReady())
@@ -276,7 +277,7 @@ class Writer:
     def _guarded(
         self, message: msg.Batch | msg.Seal | msg.Publish, stream: str, generation: int, seq: int
     ) -> None:
-        """Work for one segment; its failure ends the segment, not the process."""
+        """Work on one segment; a failure ends the segment, not the process."""
         key = stream, generation, seq
         try:
             match message:
@@ -295,59 +296,59 @@ class Writer:
         send_failure(self._connection, error, key[0], key[1])
 
     def _add(self, key: tuple[str, int, int], batch: msg.Batch) -> None:
-        # The slab waits until there is room for what is in it: so its reader does not run ahead.
-        most = self._settings.budget.writer_pending
-        self._flush_pending(max(0, most - batch.size))
+        # The slab is not freed until there is memory for its contents, so the reader cannot run ahead.
+        max_bytes = self._settings.budget.writer_pending
+        self._flush_pending(max(0, max_bytes - batch.size))
         segment = self._segments.get(key)
         if segment is None:
             directories = FORMER_DIRECTORIES if batch.former else DIRECTORIES
             segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config, directories)
             self._segments[key] = segment
-        if batch.size > most // 2:
+        if batch.size > max_bytes // 2:
             self._add_large(segment, batch)
         else:
             self._add_copied(segment, batch)
-        self._flush_pending(most)
+        self._flush_pending(max_bytes)
 
     def _add_copied(self, segment: SegmentBuild, batch: msg.Batch) -> None:
-        """Collect what is in a slab, which is free again before anything is encoded."""
+        """Copy the rows out of a slab, which is free again before anything is encoded."""
         contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
         self._send(msg.SlabFreed(batch.offset))
-        while contents:  # and each is let go of: what is written at once must not be kept here
+        while contents:  # popped, so that rows that are written at once are not kept alive here
             segment.add(*contents.pop(0))
         for build in list(segment.pending()):
             if build.pending_bytes >= ROW_GROUP_BYTES:
                 build.flush()
 
     def _add_large(self, segment: SegmentBuild, batch: msg.Batch) -> None:
-        """Encode a large event where it lies: the encoder has copies enough of it."""
+        """Encode a large event straight from the slab: the encoder makes enough copies of it."""
         try:
             for content, rows in read_slab(self._arena.slab(batch.offset, batch.size), copied=False):
                 segment.add(content, rows)
             for build in list(segment.pending()):
                 build.flush()
         except HeadraceError:
-            segment.discard()  # before the slab has other events in it
+            segment.discard()  # before the slab is reused
             raise
         finally:
             self._send(msg.SlabFreed(batch.offset))
 
-    def _flush_pending(self, most_bytes: int) -> None:
-        """Write row groups early, then upload small objects early, until at most so many bytes are held here."""
-        self._release(most_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
-        self._release(most_bytes, lambda build: build.upload.spillable, lambda build: build.upload.spill())
+    def _flush_pending(self, max_bytes: int) -> None:
+        """Write row groups early, then upload small objects early, until at most ``max_bytes`` are held here."""
+        self._release(max_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
+        self._release(max_bytes, lambda build: build.upload.spillable, lambda build: build.upload.spill())
 
     def _release(
-        self, most_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
+        self, max_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
     ) -> None:
-        """Release the largest builds, by one of the two sizes, until little enough is held or none is left."""
+        """Release the builds with the largest ``size`` until little enough is held or none is left to release."""
         while True:
             builds = [
                 (key, build) for key, segment in self._segments.items() for build in segment.objects.values()
             ]
             held = sum(build.pending_bytes + build.upload.spillable for _, build in builds)
             key, largest = max(builds, key=lambda each: size(each[1]), default=(None, None))
-            if held <= most_bytes or key is None or largest is None or not size(largest):
+            if held <= max_bytes or key is None or largest is None or not size(largest):
                 return
             try:
                 release(largest)
@@ -366,13 +367,13 @@ class Writer:
         objects = tuple(sorted(build.name for build in segment.objects.values()))
         letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
         size = sum(build.size for build in segment.objects.values())
-        self._send(msg.Sealed(*key, objects, intent.rows, size, letters))
+        self._send(msg.Sealed(*key, objects, size, letters))
         failpoint("after_seal")
 
     def _publish(self, key: tuple[str, int, int]) -> None:
         segment = self._segments.get(key)
         if segment is None:
-            return  # it failed after it was sealed, and that has been reported
+            return  # it failed after it was sealed, which has been reported
         failpoint("before_publish")
         self._publish_all([build.upload for build in segment.objects.values()])
         failpoint("after_publish")
@@ -382,7 +383,7 @@ class Writer:
         failpoint("after_acknowledge")
 
     def _publish_all(self, uploads: Sequence[Upload]) -> None:
-        """Several at once, as long as what they carry is no more than a part; those under way are waited for.
+        """Publish several at once, as long as they hold no more than a part's size together; wait for all of them.
 
         Raises:
             HeadraceError: the first failure.
@@ -416,14 +417,14 @@ class Writer:
 
 
 def _may_join(size: int, others: Collection[int]) -> bool:
-    """Whether a request with a body of this size may be on its way together with others."""
+    """Whether a request with a body of this size may be sent while the others are in flight."""
     return len(others) < PUBLISH_THREADS and (not others or size + sum(others) <= PART_SIZE)
 
 
 def _by_partition(
     batch: pa.RecordBatch, partition_by: Partitioning, directories: Directories
 ) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The rows of each event-time partition, in order."""
+    """The rows of each event-time partition, in stream order."""
     if partition_by in ("collection", "none"):
         yield partition_by, batch
         return
@@ -436,7 +437,7 @@ def _by_partition(
 
 
 def _event_seconds(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """The cluster time of each row, in seconds since 1970; from the token where a pipeline took it away."""
+    """The cluster time of each row, in seconds since 1970; from the token if a pipeline removed the field."""
     names = batch.schema.names
     times = batch.column("_cdc_cluster_time") if "_cdc_cluster_time" in names else None
     if times is not None and not times.null_count:

@@ -1,1 +1,1 @@
-"""The shared memory between readers and writers."""
+"""Memory shared by readers and writers."""

@@ -1,9 +1,9 @@
-"""Shared memory between readers and writers: one arena per engine, slabs inside it.
+"""Memory shared by readers and writers: one arena per engine, divided into slabs.
 
-The arena is anonymous memory (``memfd_create``) that the supervisor makes and its children inherit as a file
-descriptor. It has no name, so there is nothing to clean up after any exit, nothing of another engine to step
-on, and no ``/dev/shm`` of 64 MiB in a container to run out of. Where there is no memfd, an unlinked temporary
-file serves. Which bytes are whose is the coordinator's to say (``core.grants``).
+The arena is anonymous memory (``memfd_create``) that the supervisor creates and its children inherit as a file
+descriptor. It has no name, so it leaves nothing to clean up however the engine exits, cannot collide with another
+engine's, and does not depend on a container's 64 MiB ``/dev/shm``. Without memfd, an unlinked temporary file is
+used instead. The coordinator decides who owns which bytes (``core.grants``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 
 
 class Arena:
-    """The shared memory; a context manager would be of no use, because it lives as long as its process."""
+    """The shared memory. Not a context manager, because it lives as long as its process."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -23,7 +23,7 @@ class Arena:
 
     @classmethod
     def create(cls, size: int) -> Arena:
-        """New shared memory of ``size`` bytes; nothing is resident before it is touched."""
+        """Create ``size`` bytes of shared memory; pages become resident when first touched."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("headrace-slabs", os.MFD_CLOEXEC)
         else:
@@ -32,7 +32,7 @@ class Arena:
         return cls(fd, size)
 
     def close(self) -> None:
-        """Give the memory back, once nobody looks at a slab any more; more than once does no harm."""
+        """Release the memory, once no slab is in use any more. Idempotent."""
         self._map.close()
         if self.fd >= 0:
             os.close(self.fd)

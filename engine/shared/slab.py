@@ -1,7 +1,7 @@
-"""Slabs: what a reader made of some events, in shared memory (``engine.shared.arena``).
+"""Slabs: a batch of decoded events in shared memory (``engine.shared.arena``).
 
-A slab holds a table of contents, then an Arrow IPC stream for each record batch. A writer copies what it needs
-out of a slab at once, so that the slab is free again before anything is encoded.
+A slab holds a table of contents, followed by one Arrow IPC stream per record batch. A writer usually copies a
+slab's batches out at once, so that the slab is free again before anything is encoded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LENGTH_BYTES = 4
 
 
 class Content(Struct, frozen=True):
-    """One record batch in a slab; ``offset`` counts from the slab's begin, in bytes.
+    """One record batch in a slab; ``offset`` is in bytes from the start of the slab.
 
-    A dead letter batch has one binary column with the raw events.
+    A dead-letter batch has one binary column with the raw events.
     """
 
     database: str
@@ -34,18 +34,18 @@ class Content(Struct, frozen=True):
 
 
 class SlabPlan:
-    """What is to go into a slab, measured before there is one.
+    """The layout of a slab, computed before the slab is requested.
 
     Args:
-        batches: each batch with what it is; ``offset`` and ``size`` are filled in here.
+        batches: each batch with its description; ``offset`` and ``size`` are filled in here.
     """
 
     def __init__(self, batches: Sequence[tuple[Content, pa.RecordBatch]]) -> None:
         self._batches = [batch for _, batch in batches]
         sizes = [_ipc_size(batch) for batch in self._batches]
-        # The table of contents holds the offsets, and its length moves them: so room is left for the longest.
-        room = _LENGTH_BYTES + len(_encode([_placed(content, 2**40, 2**40) for content, _ in batches]))
-        at = _aligned(room)
+        # The offsets are in the table of contents, whose length shifts them: reserve space for the longest table.
+        reserved = _LENGTH_BYTES + len(_encode([_placed(content, 2**40, 2**40) for content, _ in batches]))
+        at = _aligned(reserved)
         self._contents: list[Content] = []
         for (content, _), size in zip(batches, sizes, strict=True):
             self._contents.append(_placed(content, at, size))
@@ -53,7 +53,7 @@ class SlabPlan:
         self.size = at
 
     def write(self, slab: memoryview) -> None:
-        """Fill a slab of ``size`` bytes."""
+        """Write the batches to a slab of ``size`` bytes."""
         table = _encode(self._contents)
         slab[:_LENGTH_BYTES] = len(table).to_bytes(_LENGTH_BYTES, "little")
         slab[_LENGTH_BYTES : _LENGTH_BYTES + len(table)] = table
@@ -65,7 +65,7 @@ class SlabPlan:
 
 
 def read_slab(slab: memoryview, *, copied: bool = True) -> Iterator[tuple[Content, pa.RecordBatch]]:
-    """The batches of a slab, copied out of it; or as they lie in it, for as long as it is not freed."""
+    """The batches of a slab: copies, or views of it that are valid until it is freed."""
     length = int.from_bytes(slab[:_LENGTH_BYTES], "little")
     for content in _decode(slab[_LENGTH_BYTES : _LENGTH_BYTES + length]):
         part = slab[content.offset : content.offset + content.size]

@@ -13,7 +13,7 @@ from engine.errors import ConfigError, HeadraceError, TransientError
 
 @contextlib.contextmanager
 def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
-    """Raise the file system's errors as ours.
+    """Raise the errors of stores, networks and disks as ours; every other one is a bug, and passes as it is.
 
     Args:
         proved: the configuration has worked before. Whatever goes wrong then is worth another attempt: stores
@@ -25,6 +25,8 @@ def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
+        if not _is_known(error, proved=proved):
+            raise
         _forget_frames(error)
         raise _translate(operation, error, proved=proved) from error
 
@@ -36,6 +38,24 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+# The packages whose errors are the store's or the network's: of S3, and of what else a URL of fsspec can name.
+_OF_STORES = {"aiobotocore", "botocore", "s3fs"}
+_OF_NETWORKS = {"aiohttp", "ftplib", "http", "httpcore", "httpx", "requests", "urllib3"}
+_OF_OTHER_STORES = {"adlfs", "azure", "fsspec", "gcsfs", "google", "oci", "ossfs", "paramiko", "smbprotocol"}
+_KNOWN = _OF_STORES | _OF_NETWORKS | _OF_OTHER_STORES
+
+
+def _is_known(error: Exception, *, proved: bool) -> bool:
+    """Whether it may be no bug: by who has made its class, or what Python says of files and connections.
+
+    Python's other errors tell of a URL that cannot be used, as long as it has never been used.
+    """
+    if any(each.__module__.partition(".")[0] in _KNOWN for each in type(error).__mro__):
+        return True
+    return isinstance(error, OSError | EOFError) or (not proved and isinstance(error, _UNUSABLE))
+
+
+_UNUSABLE = (ImportError, ValueError, NotImplementedError)
 _CHAIN = "where they come from (the AWS chain or [sink.s3])"
 _NO_CREDENTIALS = f"There are no credentials, or only a part of them: give them {_CHAIN}."
 _UNKNOWN = f"The store does not take these credentials: correct access key and secret key {_CHAIN}."
@@ -49,6 +69,8 @@ _REGION = "The bucket is elsewhere: set sink.s3.region to its region."
 _AGAIN = " They worked before; files and chain are read again at each attempt."
 _NO_SPACE = "Free space there, or raise the quota: it goes on by itself, within [retry]."
 _BUSY = "The store is busy or has a fault of its own; it is tried again, within [retry]."
+_NO_SUCH_PLACE = "Check sink.url and [sink.s3]; a URL of another kind needs its fsspec package."
+_NO_KEEPER = "Nobody answers who could give credentials: is that service up, and reached from here?"
 _AWAY = "Is the store up, and sink.s3.endpoint_url right?"
 _SILENT = "The store does not answer in time: is a firewall or proxy between, and sink.s3.endpoint_url right?"
 _NO_NAME = (
@@ -77,12 +99,22 @@ _REFUSED: dict[str, str] = {
     "TokenRetrievalError": _EXPIRED,
     "UnauthorizedSSOTokenError": _EXPIRED,
 }
+_UNFETCHED = {"CredentialRetrievalError", "TokenRetrievalError"}
 _OTHER_CODES = {
     "RequestTimeTooSkewed": _SKEWED,
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "301": _REGION,
+}
+# What botocore says of a configuration that it cannot use.
+_NO_PLACE = {
+    "ConfigNotFound",
+    "ConfigParseError",
+    "EndpointProviderError",
+    "InvalidConfigError",
+    "ParamValidationError",
+    "ProfileNotFound",
 }
 _FULL_CODES = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 _FULL_NUMBERS = {errno.ENOSPC, errno.EDQUOT}
@@ -132,6 +164,8 @@ def _translate(operation: str, error: Exception, *, proved: bool) -> HeadraceErr
 def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[HeadraceError], str]:
     """The kind of an error, and what can be done about it."""
     lasting: type[HeadraceError] = TransientError if proved else ConfigError
+    if _is_unfetched(error):
+        return TransientError, _NO_KEEPER
     if remedy := _refusal(error):
         return lasting, remedy + (_AGAIN if proved else "")
     if code in _OTHER_CODES:
@@ -146,8 +180,8 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
         return lasting, "Create the bucket (or directory), or correct sink.url."
     if isinstance(error, PermissionError):
         return lasting, _DENIED if code else "Let the engine's user write there, or correct sink.url."
-    if isinstance(error, ImportError | ValueError):
-        return lasting, "Check sink.url; a URL of another kind needs its fsspec package."
+    if isinstance(error, _UNUSABLE) or _names(error) & _NO_PLACE:
+        return lasting, _NO_SUCH_PLACE
     if remedy := _unreachable(error):
         return TransientError, remedy
     return TransientError, _OTHER_REMEDIES.get(getattr(error, "errno", None) or 0, "") if not code else ""
@@ -166,14 +200,7 @@ def _unreachable(error: Exception) -> str:
 
     The libraries below have classes of their own for it, and tell the reason in what their errors come from.
     """
-    names = {each.__name__ for each in type(error).__mro__}
-    ours = isinstance(error, ConnectionError | TimeoutError)
-    if not ours and not names & {
-        "BotoConnectionError",
-        "HTTPClientError",
-        "ConnectionError",
-        "ClientConnectionError",
-    }:
+    if not _is_away(error):
         return ""
     reasons = list(_chain(error))
     if any(isinstance(each, socket.gaierror) for each in reasons):
@@ -183,6 +210,23 @@ def _unreachable(error: Exception) -> str:
     if any(isinstance(each, TimeoutError) or "Timeout" in type(each).__name__ for each in reasons):
         return _SILENT
     return _AWAY
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether it says that nobody has answered."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return bool(_names(error) & {"HTTPClientError", "ConnectionError", "ClientConnectionError"})
+
+
+def _is_unfetched(error: BaseException) -> bool:
+    """Whether credentials could not be had because the service that gives them did not answer."""
+    return type(error).__name__ in _UNFETCHED and any(map(_is_away, _chain(error)))
+
+
+def _names(error: BaseException) -> set[str]:
+    """What its class, and those that it derives from, are called."""
+    return {each.__name__ for each in type(error).__mro__}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,7 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from typing import NamedTuple
 
 from engine.config.tree import SinkConfig
-from engine.core.messages import StreamSpec
 from engine.core.naming import (
     DEAD_LETTER_PREFIX,
     DIRECTORIES,
@@ -23,6 +22,7 @@ from engine.core.naming import (
     partition_of,
     split_prefix,
 )
+from engine.core.specs import Spec, SplitSpec, StreamSpec
 from engine.sink.objects import Sink
 
 WAIT_S = 1.0
@@ -33,14 +33,14 @@ class Wanted(NamedTuple):
     """A collection to load.
 
     Attributes:
-        plan: the id of its unfinished plan; empty when there is none.
-        since: the cluster time of the plan, before which nothing of it was read.
+        plan: the id of its unfinished plan; None when there is none.
+        since: the cluster time of the plan, before which nothing of it was read; None when that is not known.
     """
 
     database: str
     collection: str
-    plan: str = ""
-    since: int = 0
+    plan: str | None = None
+    since: int | None = None
 
 
 class Range(NamedTuple):
@@ -54,37 +54,37 @@ def object_beyond(
     sink: Sink,
     config: SinkConfig,
     spec: StreamSpec,
-    since: int,
+    since: int | None,
     known: int,
     pool: Executor,
     beat: Callable[[int], None],
-) -> str:
-    """The key of an object of the stream whose segment is later than ``known``; empty when there is none.
+) -> str | None:
+    """The key of an object of the stream whose segment is later than ``known``; None when there is none.
 
     Args:
-        since: the cluster time before which such an object has no events; 0 to look everywhere.
+        since: the cluster time before which such an object has no events; None to look everywhere.
         pool: threads that list; a stream of many collections has as many ranges to look at.
         beat: is called again and again meanwhile, with the number of keys that were looked at so far.
     """
     seen = 0
 
-    def first_beyond(range_: Range) -> str:
+    def first_beyond(range_: Range) -> str | None:
         nonlocal seen
         for key in sink.keys(range_.prefix, range_.after):
             seen += 1
             number = number_in(key, spec.stream)
             if number is not None and number > known:
                 return key
-        return ""
+        return None
 
     left = {pool.submit(first_beyond, range_) for range_ in ranges(sink, config, spec, since)}
     try:
         while left:
             done, left = wait(left, WAIT_S, FIRST_COMPLETED)
             beat(seen)
-            if found := next((key for each in done if (key := each.result())), ""):
+            if found := next((key for each in done if (key := each.result())), None):
                 return found
-        return ""
+        return None
     finally:
         for each in left:
             each.cancel()
@@ -94,7 +94,7 @@ def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
     """The key of the newest object of each split of a collection's backfills that has any, by the split's id."""
     sink = Sink(config)
     prefix = split_prefix(wanted.database, wanted.collection, wanted.plan)
-    spec = StreamSpec(prefix, "split", wanted.database, (wanted.collection,))
+    spec = SplitSpec(prefix, wanted.database, wanted.collection)
     newest: dict[str, str] = {}
     for range_ in ranges(sink, config, spec, wanted.since):
         for key in sink.keys(range_.prefix, range_.after):
@@ -104,7 +104,7 @@ def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
     return newest
 
 
-def ranges(sink: Sink, config: SinkConfig, spec: StreamSpec, since: int) -> Iterator[Range]:
+def ranges(sink: Sink, config: SinkConfig, spec: Spec, since: int | None) -> Iterator[Range]:
     """Where objects of a stream can lie, with events from the cluster time ``since`` on.
 
     Without a time nothing is known of them, not even that they were laid out as they would be now.
@@ -134,10 +134,11 @@ def _all_shards(sink: Sink) -> list[str]:
     return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 
 
-def _directories(sink: Sink, spec: StreamSpec, shard: str, directories: Directories) -> Iterator[str]:
+def _directories(sink: Sink, spec: Spec, shard: str, directories: Directories) -> Iterator[str]:
     """The directories of the collections that a stream can bring."""
     if spec.collections:
-        names = (*spec.collections, "") if spec.carries_database else spec.collections
+        carries_database = isinstance(spec, StreamSpec) and spec.carries_database
+        names = (*spec.collections, "") if carries_database else spec.collections
         yield from (shard + collection_directory(spec.database, name, directories) for name in names)
         return
     databases = (

@@ -1,1 +1,1 @@
-"""What is read: change streams as raw BSON replies. The only room that imports pymongo's client."""
+"""Reading from MongoDB: change streams and collections, as raw BSON replies."""

@@ -1,14 +1,15 @@
-"""One change stream as raw replies: opened, read, resumed.
+"""One change stream as raw replies: opening, reading and resuming it.
 
-State: the server's cursor, the token up to which replies have been handed out, and the token up to which
-events are skipped, because they were taken under another selection. Owner: the prefetch thread of one reader.
+State: the server's cursor, the token up to which replies have been returned, and the token up to which events are
+skipped because they were already read under another selection. Owner: the prefetch thread of one reader.
 
-The rules for resuming are those of the change streams specification
+It resumes by the rules of the change streams specification
 (https://github.com/mongodb/specifications, source/change-streams).
 
-A server does not find every token that was its own: not the last fragment's of a split event whose document has
-shrunk or gone since, and no token whose type bits were not kept (records of former versions of this engine). The
-stream then starts at the token's cluster time, and what lies up to the token is skipped by the order of tokens.
+A server does not find every token that it issued: not that of the last fragment of a split event whose document
+has since shrunk or been deleted, and not a token without its type bits (in records of earlier versions of this
+engine). The stream then starts at the token's cluster time, and skips events up to the token by the order of
+tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from bson.timestamp import Timestamp
 from msgspec.structs import replace
 from pymongo.errors import OperationFailure, PyMongoError
 
-from engine.core.messages import StreamSpec
 from engine.core.position import Position, is_behind, split_time, token_document
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, FatalError, HeadraceError
 from engine.source import large_events, watchable
 from engine.source.failures import translate
@@ -31,12 +32,12 @@ from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
 from engine.source.session import Client, Members
 
-# How long the server waits for events before it answers with none; shorter while the end is looked for.
+# How long the server waits for events before it returns an empty reply; shorter when reading up to a known end.
 AWAIT_MS = 1000
 AWAIT_END_MS = 100
 SERVER_REPLY_SIZE = 16 * 2**20
 _UNRECOGNIZED_STAGE = 40324
-# InvalidResumeToken, ChangeStreamFatalError; and what a server says that cannot read the KeyString in a token.
+# InvalidResumeToken, ChangeStreamFatalError; and the errors of a server that cannot parse a token's KeyString.
 _TOKEN_REFUSED = {260, 280}
 _KEY_STRING_ERRORS = range(50790, 50900)
 _FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
@@ -45,12 +46,12 @@ log = logging.getLogger("headrace")
 
 
 class ChangeStream:
-    """Reads one stream from a position on.
+    """Reads one stream from the given position on.
 
     Args:
-        client: a client of the deployment; or whom to read from, chosen anew whenever the stream is opened.
-        reply_size: bytes of a reply, about; the server makes none larger than ``SERVER_REPLY_SIZE``.
-        ahead: ask for the next reply before the last one is looked at.
+        client: a client of the deployment, or the members to choose from whenever the stream is opened.
+        reply_size: approximate bytes of a reply; the server's limit is ``SERVER_REPLY_SIZE``.
+        ahead: request the next reply before the last one is processed.
     """
 
     def __init__(
@@ -75,16 +76,16 @@ class ChangeStream:
         self._batch_size: int | None = None
         self._split_events = SplitEvents()
         self._can_split_events = True
-        self._leaves_out = False  # from the failure at an event that is too large until that has come
+        self._truncates = False  # from the failure at an event that is too large until that event has been read
         self._operation = f"read the change stream {spec.stream}"
 
     def next(self) -> Reply:
-        """The next reply; opens or reopens the stream first where that is needed.
+        """The next reply; opens or reopens the stream first if needed.
 
         Raises:
-            TransientError: worth another call, which resumes behind the last reply that was handed out.
-            StreamLostError: the history is gone.
-            ConfigError: the pipeline, the options or the rights do not serve.
+            TransientError: worth another call, which resumes after the last reply that was returned.
+            StreamLostError: the oplog no longer reaches back to the position.
+            ConfigError: the pipeline, the options or the user's rights do not allow it.
         """
         try:
             reply = self._read()
@@ -111,23 +112,23 @@ class ChangeStream:
         return translated
 
     def _has_passed(self, reply: Reply) -> bool:
-        """Whether the server has passed what was taken before: one that stands at it may have more fragments."""
-        is_there = reply.ends_invalidated and not is_behind(self._skip_to, reply.token)
-        return is_there or is_behind(reply.token, self._skip_to)
+        """Whether the server is past what was already read; at the token itself more fragments may follow."""
+        at_invalidate = reply.ends_invalidated and not is_behind(self._skip_to, reply.token)
+        return at_invalidate or is_behind(reply.token, self._skip_to)
 
     def _adapt_batch_size(self, reply: Reply) -> None:
-        """Ask for as many events next as will make a reply of the wanted size, as far as one can tell."""
+        """Request as many events next as should make up a reply of the wanted size."""
         if len(reply) and self._reply_size < SERVER_REPLY_SIZE:
             mean = (reply.offsets[-1] - reply.offsets[0]) / len(reply)
             self._batch_size = max(1, int(self._reply_size / mean))
 
     @property
     def unanswered_s(self) -> float:
-        """How long the server has owed an answer."""
+        """How long the current request has been unanswered."""
         return self._cursor.unanswered_s
 
     def close(self) -> None:
-        """End the cursor on the server, if it is there."""
+        """Kill the cursor on the server, if there is one."""
         self._cursor.close()
         self._split_events = SplitEvents()
 
@@ -138,9 +139,9 @@ class ChangeStream:
             except OperationFailure as error:
                 if error.code == _UNRECOGNIZED_STAGE and self._can_split_events:
                     self._can_split_events = False  # a server before 6.0.9 or 7.0
-                elif error.code == large_events.TOO_LARGE and not self._leaves_out:
+                elif error.code == large_events.TOO_LARGE and not self._truncates:
                     self._forget_cursor()
-                    self._leaves_out = True
+                    self._truncates = True
                 elif _refuses_token(error) and self._position.token and self._position.exact:
                     self._forget_cursor()
                     self._start_at_time(error)
@@ -149,7 +150,7 @@ class ChangeStream:
 
     def _start_at_time(self, error: OperationFailure) -> None:
         fields = {"stream": self._spec.stream, "code": error.code, "token": self._position.token}
-        log.warning("the server does not find the resume token; starting at its time", extra={"fields": fields})
+        log.warning("the server cannot find the resume token; starting at its time", extra={"fields": fields})
         self._position = replace(self._position, exact=False)
         self._skip_to = self._position.token
 
@@ -159,7 +160,7 @@ class ChangeStream:
         return self._cursor.open(command)
 
     def _may_ask_ahead(self) -> bool:
-        """Not before the size of events is known, and not where each of them is a reply by itself."""
+        """Not before the size of events is known, and not if each of them is a reply by itself."""
         return self._asks_ahead and self._batch_size is not None and self._batch_size > 1
 
     def _more_options(self) -> dict[str, int]:
@@ -170,23 +171,23 @@ class ChangeStream:
 
     def _take(self, raw: bytes) -> Reply:
         reply = Reply.parse(raw)
-        reply.token = reply.token_behind()
+        reply.token = reply.last_token()
         if self._skip_to:
             reply = reply.after(self._skip_to)
         reply = self._split_events.join(reply)
-        # The server closes a change stream only behind an invalidate event; a pipeline may hide it.
+        # The server closes a change stream only after an invalidate event, which a pipeline may hide.
         reply.ends_invalidated = not self._cursor.is_open
-        if self._leaves_out and not reply.is_partial:
-            self._look_for_shortened(reply)
+        if self._truncates and not reply.is_partial:
+            self._look_for_truncated(reply)
         return reply
 
-    def _look_for_shortened(self, reply: Reply) -> None:
-        """Behind the event that was too large, the stream goes on as it is configured."""
-        for fields in large_events.shortened_events(reply):
+    def _look_for_truncated(self, reply: Reply) -> None:
+        """After the event that was too large, reopen the stream as configured."""
+        for fields in large_events.truncated_events(reply):
             what = "an event past 16 MiB has landed without what was looked up for it"
             log.warning(what, extra={"fields": {"stream": self._spec.stream} | fields})
-            self._leaves_out = False
-        if not self._leaves_out:
+            self._truncates = False
+        if not self._truncates:
             self._cursor.end()
 
     def _forget_cursor(self) -> None:
@@ -210,15 +211,15 @@ class ChangeStream:
         elif spec.parts > 1:
             stages.append(_split_stage(spec.part, spec.parts))
         stages += json_util.loads(spec.pipeline)
-        if self._leaves_out:
-            stages.append(large_events.leave_out_stage())
+        if self._truncates:
+            stages.append(large_events.truncate_stage())
         if self._can_split_events:
             stages.append({"$changeStreamSplitLargeEvent": {}})
         return stages
 
 
 def _refuses_token(error: OperationFailure) -> bool:
-    """Whether the server cannot resume from the token, which its cluster time may serve instead of."""
+    """Whether the server cannot resume from the token, but may be able to start at its cluster time."""
     return error.code in _TOKEN_REFUSED or error.code in _KEY_STRING_ERRORS
 
 
@@ -230,9 +231,9 @@ def _start_option(position: Position) -> dict[str, Any]:
 
 
 def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
-    """Only these collections; what concerns the whole database goes with one of such streams.
+    """Only these collections; events of the database as a whole go to one of the streams that share it.
 
-    Another collection that is renamed to the name of one of these concerns them: ``to`` is a rename's alone.
+    A rename of another collection to one of these names belongs here too: only rename events have ``to``.
     """
     names = {"$in": list(spec.collections)}
     wanted: list[dict[str, Any]] = [{"ns.coll": names}, {"to.coll": names}]
@@ -242,9 +243,9 @@ def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
 
 
 def _split_stage(part: int, parts: int) -> dict[str, Any]:
-    """Documents whose hash falls into this part; events without a document have one hash too.
+    """Documents whose hash falls into this part; events without a document all have the same hash.
 
-    A remainder has the sign of the dividend, and the hash may be negative.
+    The remainder is made non-negative, because it has the sign of the dividend and a hash may be negative.
     """
     remainder = {"$mod": [{"$toHashedIndexKey": "$documentKey._id"}, parts]}
     return {"$match": {"$expr": {"$eq": [{"$mod": [{"$add": [remainder, parts]}, parts]}, part]}}}

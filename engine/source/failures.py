@@ -1,7 +1,7 @@
-"""The one place where the driver's errors become ours: what was asked, what the server says, what can be done.
+"""The one place where the driver's errors become ours: the operation, the server's message, the remedy.
 
-A server's message can hold the whole command, with the values in it. What is shown is a sentence: the innermost
-cause, without documents, and its name.
+A server's message can contain the whole command, including values. Only a sentence is shown: the innermost cause,
+without documents, and its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostErro
 UNAUTHORIZED = 13
 _UNAUTHENTICATED = {18, 8000, 11}  # AuthenticationFailed, AtlasError, UserNotFound
 _HISTORY_LOST = {280, 286}  # ChangeStreamFatalError, ChangeStreamHistoryLost
-# What no server will ever do: CommandNotFound, CommandNotSupported, InternalErrorNotSupported, NotImplemented,
+# Never worth a retry: CommandNotFound, CommandNotSupported, InternalErrorNotSupported, NotImplemented,
 # BSONObjectTooLarge.
 _NEVER = {59, 115, 235, 238, 10334}
 _UNSUPPORTED = {59, 115, 235, 238}
@@ -33,51 +33,52 @@ _UNSUPPORTED = {59, 115, 235, 238}
 # NoQueryExecutionPlans (of $near).
 _BAD_QUERY = {2, 9, 14, 20, 27, 72, 73, 139, 166, 168, 241, 291}
 _FIRST_LOCATION = 10_000
-_NO_NAME_SERVER = {"LifetimeTimeout", "NoNameservers"}  # of dnspython, for mongodb+srv://
-_MOST = 300
+_MAX_LENGTH = 300
 
 _HISTORY = (
-    'Set source.on_history_lost = "snapshot": the stream goes on from now and its collections are loaded again, '
-    'so that no document is missing. "now" loads nothing: whatever changed in between stays missing. Then give '
-    "the oplog more time (replSetResizeOplog, minRetentionHours)."
+    'Set source.on_history_lost = "snapshot": the stream continues from now and its collections are loaded again, '
+    'so that no document is missing. "now" loads nothing: whatever changed in between stays missing. Then keep '
+    "the oplog for longer (replSetResizeOplog, minRetentionHours)."
 )
 _OLD_SERVER = (
-    "Headrace needs change streams as MongoDB 4.4 and later have them (source.expanded_events and document "
-    "images: 6.0); of the servers that are compatible with MongoDB, some have a part of them, or want them on."
+    "Headrace needs change streams as in MongoDB 4.4 and later (source.expanded_events and document images: 6.0). "
+    "Some MongoDB-compatible servers support them only in part, or only once they are enabled."
 )
 _OF_THE_SET = (
     "Is replicaSet in source.uri the set's own name (rs.status().set), and can its members be reached from here "
-    "by the names that they have in its configuration (rs.conf())?"
+    "by their names in its configuration (rs.conf())?"
 )
-# What a driver says of a connection that cannot be made, and what can be done about each; the first that fits.
+_NO_NAME = "The name cannot be resolved: check the host in source.uri, and this machine's DNS."
+# What the driver says of a failed connection, and the remedy for it; the first match counts.
 _UNREACHABLE: tuple[tuple[str, str], ...] = (
     (
         "CERTIFICATE_VERIFY_FAILED|[Hh]ostname mismatch|certificate verify",
-        "The server's certificate is not trusted: name its authority by tlsCAFile in source.uri, and the server "
+        "The server's certificate is not trusted: set its CA by tlsCAFile in source.uri, and address the server "
         "by a name that is in the certificate.",
     ),
     (
         "CERTIFICATE_REQUIRED|ALERT_|tlsv1 alert|no certificate",
-        "The server refuses this client's TLS: does it want a certificate (tlsCertificateKeyFile in source.uri)?",
+        "The server refuses this client's TLS: does it require a certificate (tlsCertificateKeyFile in "
+        "source.uri)?",
     ),
     (
         "SSL|TLS",
-        "Does the server speak TLS? tls=true or tls=false in source.uri must agree with it.",
+        "Does the server use TLS? tls=true or tls=false in source.uri must match.",
     ),
     (
         "not known|nodename nor servname|failure in name resolution|No address associated",
-        "The name cannot be resolved: check the host in source.uri, and this machine's DNS.",
+        _NO_NAME,
     ),
     ("No replica set members|replica set name|not a member of replica set", _OF_THE_SET),
     ("No primary available|Primary", "The set has no primary at present: see rs.status()."),
-    ("Connection refused", "Is MongoDB up, and do host and port in source.uri lead to it?"),
+    ("Connection refused", "Is MongoDB up, and are host and port in source.uri right?"),
     (
         "timed out|NetworkTimeout",
-        "Does a firewall, an IP access list or a wrong address keep this machine away from it?",
+        "Does a firewall, an IP access list or a wrong address keep this machine from reaching it?",
     ),
     (
         "connection closed|Connection reset|EOF",
-        "The server hung up: is it up, and does it want TLS (tls=true in source.uri)?",
+        "The server closed the connection: is it up, and does it require TLS (tls=true in source.uri)?",
     ),
 )
 
@@ -93,24 +94,32 @@ def translated(operation: str) -> Iterator[None]:
 
 def translate(operation: str, error: PyMongoError) -> HeadraceError:
     """The driver's error as one of ours."""
-    cause = said(error)
+    cause = summary(error)
     if isinstance(error, OperationFailure):
         kind, remedy = _class_of(error)
         return kind(operation, cause, remedy)
-    if isinstance(error, ConfigurationError) and type(error.__cause__).__name__ in _NO_NAME_SERVER:
-        return TransientError(operation, cause, "Can this machine resolve the name in source.uri?")
+    if isinstance(error, ConfigurationError) and _is_unresolved(error.__cause__):
+        return TransientError(operation, cause, _NO_NAME)
     if isinstance(error, ConfigurationError | InvalidURI):
         return ConfigError(operation, cause, "Check source.uri.")
+    if isinstance(error, ConnectionFailure) and "'idna' codec" in cause:
+        return ConfigError(operation, cause, "Check the host in source.uri: it can be no name of a machine.")
     if isinstance(error, AutoReconnect | ConnectionFailure):
-        whole = str(error)  # with what it knows of each member
+        whole = str(error)  # with the state of each member
         remedy = next((text for words, text in _UNREACHABLE if re.search(words, cause)), "")
         remedy = remedy or next((text for words, text in _UNREACHABLE if re.search(words, whole)), "")
-        return TransientError(operation, cause, remedy or "Is MongoDB up, and source.uri right?")
+        return TransientError(operation, cause, remedy or "Is MongoDB up, and is source.uri right?")
     return FatalError(operation, f"{type(error).__name__}: {cause}")
 
 
+def _is_unresolved(error: BaseException | None) -> bool:
+    """Whether a look-up for ``mongodb+srv://`` has found nothing, of a name that may be there later."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return "DNSException" in names and "SyntaxError" not in names  # both dnspython's
+
+
 def _class_of(error: OperationFailure) -> tuple[type[HeadraceError], str]:
-    """Whatever is not known to last may pass: servers have hundreds of codes, and get new ones."""
+    """An error that is not known to be permanent is transient: servers have hundreds of codes and get new ones."""
     message = _message(error)
     if error.code in _UNAUTHENTICATED:
         return ConfigError, "Check the user, the password and authSource in source.uri."
@@ -128,35 +137,35 @@ def _class_of(error: OperationFailure) -> tuple[type[HeadraceError], str]:
 
 
 def _grant(message: str) -> str:
-    """Which right is missing, by what the server says: ``not authorized on shop to execute command { find: ..``"""
+    """The missing right, from the server's message: ``not authorized on shop to execute command { find: ..``"""
     match = re.search(r"not authorized on (\S+) to execute command \{ ?(\w*)", message)
     database, command = match.groups() if match else ("", "")
     if database == "local":
         return "Grant the user read on the database local, or the role clusterMonitor."
     if database == "admin" and command == "aggregate":
         remedy = (
-            "Grant the user find and changeStream on all databases (the role readAnyDatabase of admin has both)"
+            "Grant the user find and changeStream on all databases (the role readAnyDatabase on admin has both)"
         )
         return f'{remedy}, or set source.watch to "database" or "collections".'
     if database == "admin":
         return "Grant the user the role clusterMonitor."
-    where = f"the database {database}" if database else "what is watched"
+    where = f"the database {database}" if database else "the databases it watches"
     remedy = f"Grant the user find and changeStream on {where}"
     return f"{remedy} (the role read has both, and collStats for backfills)."
 
 
 def is_bad_query(error: OperationFailure) -> bool:
-    """Whether the server complains of what it was asked: a pipeline, a filter, an option, a view.
+    """Whether the server rejects the request itself: a pipeline, a filter, an option, a view.
 
-    Most of its checks of a query have a number of their own and no name, beside which it says "Location".
+    Most of its checks of a query have a code but no name; the name is then "Location" and the code.
     """
     name = str((error.details or {}).get("codeName", ""))
     is_check = (error.code or 0) >= _FIRST_LOCATION and name.startswith("Location")
     return error.code in _BAD_QUERY or is_check
 
 
-def said(error: PyMongoError) -> str:
-    """What went wrong, as a sentence."""
+def summary(error: PyMongoError) -> str:
+    """What went wrong, in a sentence."""
     if not isinstance(error, OperationFailure):
         return _short(str(error).partition(", Timeout:")[0].partition(", Topology Description:")[0])
     name = str((error.details or {}).get("codeName", ""))
@@ -176,4 +185,4 @@ def _short(text: str) -> str:
     while (shorter := re.sub(r"\{[^{}]*\}", "(...)", text)) != text:
         text = shorter
     text = " ".join(re.sub(r"\{.*", "(...)", text).split())
-    return text if len(text) <= _MOST else f"{text[:_MOST].rpartition(' ')[0]} ..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH].rpartition(' ')[0]} ..."

@@ -1,10 +1,10 @@
-"""Events past 16 MiB on servers that cannot split them (before 6.0.9).
+"""Events over 16 MiB on servers that cannot split them (before 6.0.9).
 
-A server makes an event of what the oplog has and what was asked for beside it, the looked-up document and the one
-before the change, and fails when the whole is too large for one BSON document. It would fail at that event for
-ever. So the stream is opened once more with a stage behind all others that leaves out of such events, and of no
-others, what they can do without, and says so in a field of its own. The event keeps its resume token, its place,
-and all that the oplog has of it: only that is the same in every reading, too.
+A server builds an event from the oplog entry and the documents requested with it, the looked-up one and the one
+before the change, and fails if the whole is too large for one BSON document. It would fail at that event every
+time. So the stream is reopened with a final stage that drops dispensable documents from such events, and only from
+them, and says so in a field of its own. The event keeps its resume token, its position and everything from the
+oplog, which is also the only part of it that is the same whenever it is read.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from engine.source.reply import Reply
 
 TOO_LARGE = 10334  # BSONObjectTooLarge
 REMEDY = (
-    "The event cannot be made smaller here: take large fields away by source.pipeline (a $unset of "
+    "The event cannot be made smaller here: remove large fields by source.pipeline (a $unset of "
     '"fullDocument.<field>"), or upgrade MongoDB to 6.0.9 or later, which splits such events.'
 )
-# In ``_cdc_extra``, with the names of what is missing.
+# The field in ``_cdc_extra`` with the names of the missing documents.
 _MARK = "truncated"
-# A server's documents may be 16 KiB larger than this: that is for the fields that are not measured.
-_MOST = 16 * 2**20
+# A server's internal documents may be 16 KiB larger, which leaves space for the fields that are not measured.
+_MAX_BYTES = 16 * 2**20
 _FULL, _BEFORE = "fullDocument", "fullDocumentBeforeChange"
 
 
-def leave_out_stage() -> dict[str, Any]:
-    """The stage that makes events fit: without the former document first, then without the looked-up one."""
+def truncate_stage() -> dict[str, Any]:
+    """The stage that makes events fit: drops the document before the change first, then the looked-up one."""
     rest: list[Any] = [_size(name) for name in ("_id", "documentKey", "updateDescription", _FULL)]
-    no_before = {"$gt": [{"$add": [*rest, _size(_BEFORE)]}, _MOST]}
+    no_before = {"$gt": [{"$add": [*rest, _size(_BEFORE)]}, _MAX_BYTES]}
     is_looked_up = {"$eq": ["$operationType", "update"]}
-    no_full = {"$and": [is_looked_up, {"$gt": [{"$add": rest}, _MOST]}]}
+    no_full = {"$and": [is_looked_up, {"$gt": [{"$add": rest}, _MAX_BYTES]}]}
     missing = [_if(_and_has(no_before, _BEFORE), [_BEFORE], []), _if(_and_has(no_full, _FULL), [_FULL], [])]
     names = {"$concatArrays": missing}
     return {
@@ -44,7 +44,7 @@ def leave_out_stage() -> dict[str, Any]:
 
 
 def _size(name: str) -> dict[str, Any]:
-    """The bytes of a field; 0 where it is no document."""
+    """The size of a field in bytes; 0 if it is not a document."""
     field = f"${name}"
     return _if({"$eq": [{"$type": field}, "object"]}, {"$bsonSize": field}, 0)
 
@@ -57,8 +57,8 @@ def _if(condition: Any, then: Any, otherwise: Any) -> dict[str, Any]:
     return {"$cond": [condition, then, otherwise]}
 
 
-def shortened_events(reply: Reply) -> list[dict[str, object]]:
-    """What a log should say of each event in which something was left out."""
+def truncated_events(reply: Reply) -> list[dict[str, object]]:
+    """What to log of each event from which a document was dropped."""
     return [
         _described(event) for event in map(reply.document, range(len(reply))) if find(event, 0, _MARK.encode())
     ]

@@ -1,7 +1,7 @@
-"""Kindness to the source: how fast a reader may take documents, and when it waits for the replicas.
+"""Throttling: how fast a reader may read documents, and when it waits for lagging secondaries.
 
-State: when the next reply may be asked for, and what was last known of the replicas. Owner: the prefetch thread
-of one reader.
+State: when the next reply may be requested, and whether a secondary lagged when last checked. Owner: the prefetch
+thread of one reader.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from engine.errors import ConfigError, TransientError
 from engine.source.failures import translate
 from engine.source.session import Client
 
-# A pause is made of steps, so that the reader can show that it lives.
+# A pause is divided into steps, so that the reader can send heartbeats.
 STEP_S = 1.0
 LAG_EVERY_S = 5.0
 _SECONDARY, _PRIMARY = 2, 1
-_OPERATION = "look at the replication lag"
+_OPERATION = "check the replication lag"
 
 log = logging.getLogger("headrace")
 
 
 class Pace:
-    """Limits; all of them 0 for none.
+    """The limits of one reader; 0 means none.
 
     Args:
-        documents_per_s, bytes_per_s: of this reader.
-        max_lag_s: wait while a secondary is further behind.
+        documents_per_s, bytes_per_s: for this reader alone.
+        max_lag_s: pause while a secondary lags by more.
     """
 
     def __init__(self, documents_per_s: float = 0.0, bytes_per_s: float = 0.0, max_lag_s: float = 0.0) -> None:
@@ -46,47 +46,47 @@ class Pace:
         return bool(self._documents_per_s or self._bytes_per_s or self._max_lag_s)
 
     def may_read(self, client: Client) -> bool:
-        """Whether to ask for the next reply now; when not, some of the pause has passed already."""
+        """Whether to request the next reply now; if not, this call has waited for a part of the pause."""
         wait_s = self._next_at - time.monotonic()
         if wait_s > 0:
             time.sleep(min(STEP_S, wait_s))
             return wait_s <= STEP_S
         if self._max_lag_s and time.monotonic() >= self._lag_at:
-            self._look_at_replicas(client)
+            self._check_lag(client)
         if self._lags:
             time.sleep(STEP_S)
         return not self._lags
 
     def spend(self, documents: int, size: int) -> None:
-        """So much was read."""
+        """Account for what was read."""
         cost_s = documents / self._documents_per_s if self._documents_per_s else 0.0
         if self._bytes_per_s:
             cost_s = max(cost_s, size / self._bytes_per_s)
-        # What was slow for a moment may be made up for.
+        # A short delay may be caught up on.
         self._next_at = max(self._next_at, time.monotonic() - STEP_S) + cost_s
 
-    def most_documents(self, wanted: int) -> int:
-        """How many documents to ask for at once: those of a second, or as many as are wanted."""
+    def max_documents(self, wanted: int) -> int:
+        """How many documents to request at once: at most as many as are allowed in a second."""
         return max(1, min(wanted, int(self._documents_per_s))) if self._documents_per_s else wanted
 
-    def _look_at_replicas(self, client: Client) -> None:
+    def _check_lag(self, client: Client) -> None:
         self._lag_at = time.monotonic() + LAG_EVERY_S
         lag_s = replication_lag_s(client)
         lags = lag_s > self._max_lag_s
         if lags != self._lags:
             what = (
-                "a secondary lags; reading pauses" if lags else "the secondaries have caught up; reading goes on"
+                "a secondary lags; reading pauses" if lags else "the secondaries have caught up; reading resumes"
             )
             log.warning(what, extra={"fields": {"lag_s": round(lag_s, 1), "max_lag_s": self._max_lag_s}})
         self._lags = lags
 
 
 def replication_lag_s(client: Client) -> float:
-    """Seconds that the last of the living secondaries is behind.
+    """Seconds by which the slowest live secondary lags.
 
     Raises:
-        ConfigError: this user, or this kind of deployment, cannot be asked.
-        PyMongoError: it may answer later.
+        ConfigError: this user may not ask, or this kind of deployment does not tell.
+        PyMongoError: worth another attempt.
     """
     try:
         members = client.admin.command("replSetGetStatus")["members"]

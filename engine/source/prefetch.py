@@ -1,7 +1,8 @@
-"""Keeps the next getMore in flight while the last reply is decoded.
+"""Reads the next reply while the last one is decoded.
 
-State: one thread, a queue of one reply, and the stop flag. The thread owns the stream; the reader's loop owns
-the rest. A reader that takes no reply stops the thread at the queue, and so MongoDB: that is the back-pressure.
+State: one thread, a queue of one reply, and the stop flag. The thread owns the stream; the reader's loop owns the
+rest. While the reader takes no reply, the thread blocks on the queue and sends no getMore: this is the
+back-pressure.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from typing import Protocol
 
 from engine.config.tree import RetryConfig
 from engine.core.position import Position
-from engine.core.restarts import Failures, RetryPolicy
+from engine.core.restarts import Failures
 from engine.errors import FatalError, HeadraceError, TransientError
-from engine.retries import log_retry
+from engine.retries import log_retry, policy_of
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
 _BEAT_S = 1.0
-# Above what is asked for: few documents, which are large themselves. The next is read when this one is done with:
-# each is held twice while it arrives, and once more as columns while it is decoded.
+# More than is requested: a few very large documents. The next reply is not read until this one has been processed,
+# because each is in memory twice while it arrives, and once more as columns while it is decoded.
 _LARGE_REPLY = 12 * 2**20
 
 
@@ -36,17 +37,17 @@ class Stream(Protocol):
 
     @property
     def unanswered_s(self) -> float:
-        """How long the server has owed an answer; for any thread."""
+        """How long the current request has been unanswered. Thread-safe."""
 
     def close(self) -> None:
-        """Free what the server keeps for it."""
+        """Free its resources on the server."""
 
 
 class Prefetcher:
     """Reads a stream in a thread; ``fileno`` becomes readable when ``take`` has something.
 
     Args:
-        retry: for ``TransientError``; attempts count from the last reply that went further.
+        retry: for ``TransientError``; attempts count from the last reply that made progress.
     """
 
     def __init__(self, stream: Stream, retry: RetryConfig) -> None:
@@ -55,17 +56,16 @@ class Prefetcher:
         self._stopped = threading.Event()
         self._has_taken = False
         self._wake_read, self._wake_write = os.pipe()
-        self.progress = 0  # attempts, and the seconds between them: who waits for the next one does not hang
-        self.last_error = ""
-        policy = RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay)
-        self._failures = Failures(policy, random.Random())
+        self.progress = 0  # attempts, and the seconds between them: waiting for a retry is not hanging
+        self.last_error: str | None = None
+        self._failures = Failures(policy_of(retry), random.Random())
         self._reached: Position | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
     @property
     def unanswered_s(self) -> float:
-        """How long MongoDB has owed an answer."""
+        """How long the current request to MongoDB has been unanswered."""
         return self._stream.unanswered_s
 
     def fileno(self) -> int:
@@ -73,10 +73,10 @@ class Prefetcher:
         return self._wake_read
 
     def take(self) -> Reply | None:
-        """The next reply if there is one; who asks for it is done with the one before.
+        """The next reply if there is one. The caller has finished with the previous one.
 
         Raises:
-            HeadraceError: what ended the stream.
+            HeadraceError: the error that ended the stream.
         """
         if self._has_taken:
             self._replies.task_done()
@@ -92,7 +92,7 @@ class Prefetcher:
         return reply
 
     def stop(self) -> None:
-        """Tell the thread to end; it does so by itself, after the call it is in."""
+        """Tell the thread to end, which it does after its current call; does not wait for it."""
         self._stopped.set()
         os.close(self._wake_read)
 
@@ -109,21 +109,21 @@ class Prefetcher:
                     self._await_done()
         except HeadraceError as error:
             self._hand_over(error)
-        except Exception as error:  # our own bug: the reader's loop must hear of it, and crash
+        except Exception as error:  # our own bug: report it to the reader's loop, which must crash
             self._hand_over(FatalError("read from MongoDB", f"{type(error).__name__}: {error}"))
         finally:
             self._stream.close()
             os.close(self._wake_write)
 
     def _fetch(self) -> Reply:
-        """The next reply, however many attempts the budget has for it."""
+        """The next reply, with as many attempts as the retry budget allows."""
         while True:
             try:
                 reply = self._attempt()
             except TransientError as error:
                 self._await_next_attempt(error)
                 continue
-            # A cursor that can be opened and not be read must not be opened for ever.
+            # Without progress, a cursor that can be opened but not read would be reopened for ever.
             if len(reply) or reply.is_last or reply.position != self._reached:
                 self._failures.succeeded()
                 self._reached = reply.position
@@ -136,11 +136,11 @@ class Prefetcher:
         except HeadraceError as error:
             self.last_error = str(error)
             raise
-        self.last_error = ""
+        self.last_error = None
         return reply
 
     def _await_done(self) -> None:
-        """Until nothing waits, and what was taken is done with."""
+        """Wait until the queue is empty and the last reply taken has been processed."""
         with self._replies.all_tasks_done:
             while self._replies.unfinished_tasks and not self._stopped.is_set():
                 self._replies.all_tasks_done.wait(_PUT_TIMEOUT_S)
@@ -148,9 +148,7 @@ class Prefetcher:
     def _await_next_attempt(self, error: TransientError) -> None:
         now = time.monotonic()
         if not self._failures.failed(now):
-            remedy = (
-                "That lasted for longer than the [retry] budget. Start again when it is over: nothing is lost."
-            )
+            remedy = "This lasted longer than the [retry] budget. Start again when it is over: nothing is lost."
             raise FatalError(error.operation, error.cause, f"{error.remedy} {remedy}".lstrip()) from error
         log_retry("MongoDB", error, self._failures.count, self._failures.retry_at - now)
         while (left_s := self._failures.retry_at - time.monotonic()) > 0:

@@ -1,11 +1,11 @@
-"""A cursor of one member, read by raw commands: opened, read, ended.
+"""A cursor on one member, opened, read and killed by raw commands.
 
-The commands are sent as they are, with a raw codec, because a reply then costs the client almost nothing and is
-whole (a change stream's carries its ``postBatchResumeToken``). The next reply can be asked for before the last one
-is looked at, so that the server does not wait for the client.
+Raw commands with a raw codec make a reply almost free for the client, and keep it whole (a change stream's
+contains its ``postBatchResumeToken``). The next reply can be requested before the last one is processed, so that
+the server does not wait for the client.
 
-State: the member that is read from, a session on it, the cursor's id, the request that is on its way in a thread,
-and since when it is. Owner: whoever reads the cursor; nobody else uses the session.
+State: the member being read, a session on it, the cursor's id, the request in flight in a thread, and when it was
+sent. Owner: the reader of the cursor; nothing else uses the session.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocumen
 
 
 class RawCursor:
-    """Sends the commands of one reader, one cursor after the other.
+    """Sends the commands of one reader, for one cursor after another.
 
     Args:
-        members: whom to read from; chosen anew after ``forget``.
-        options: gives those of the next getMore, at the time when it is sent.
-        may_ask_ahead: whether to ask for the next reply as soon as one has come.
+        members: where to choose the member to read, at first and after ``forget``.
+        options: gives the options of each getMore when it is sent.
+        may_ask_ahead: whether to request the next reply as soon as one has arrived.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RawCursor:
 
     @property
     def unanswered_s(self) -> float:
-        """How long the request that is on its way has been so; 0 when there is none. For any thread."""
+        """How long the request in flight has been unanswered; 0 if there is none. Thread-safe."""
         sent_at = self._sent_at
         return 0.0 if sent_at is None else time.monotonic() - sent_at
 
@@ -68,10 +68,10 @@ class RawCursor:
 
     @property
     def member(self) -> Client:
-        """The member that is read from.
+        """The member being read.
 
         Raises:
-            PyMongoError: there is none that serves.
+            PyMongoError: no suitable member is available.
         """
         if self._member is None:
             with self._under_way():
@@ -82,7 +82,7 @@ class RawCursor:
         """The first reply of a new cursor.
 
         Raises:
-            PyMongoError: as the driver has it.
+            PyMongoError: from the driver.
         """
         return self._received(self._send(command))
 
@@ -90,13 +90,13 @@ class RawCursor:
         """The next reply.
 
         Raises:
-            PyMongoError: as the driver has it; nothing is on its way then.
+            PyMongoError: from the driver; no request is in flight then.
         """
         asked, self._asked = self._asked, None
         return self._received(self._send(self._get_more()) if asked is None else asked.result())
 
     def forget(self) -> None:
-        """Begin anew with the next command, perhaps on another member. The server's cursor times out by itself."""
+        """Start over with the next command, perhaps on another member. The server's cursor times out by itself."""
         self._await_asked()
         self._id = 0
         if self._session is not None:
@@ -104,12 +104,12 @@ class RawCursor:
         self._member = self._session = None
 
     def close(self) -> None:
-        """End the cursor on the server, if it is there, and the thread."""
+        """Kill the cursor on the server, if there is one, and end the thread."""
         self.end()
         self._thread.shutdown(wait=False)
 
     def end(self) -> None:
-        """End the cursor on the server, if it is there; the next command begins anew."""
+        """Kill the cursor on the server, if there is one; the next command starts over."""
         self._await_asked()
         try:
             if self._id:

@@ -1,4 +1,4 @@
-"""A reply of a server's cursor: where its events or documents lie, and how far the server has looked."""
+"""A reply of a server's cursor: where its events or documents are, and how far the server has read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.rawbson.offsets import Offsets, document_offsets
 
 _INT32 = struct.Struct("<i")
 _INT64 = struct.Struct("<q")
-# An event is split only when it would pass 16 MiB, so of its fragments one is large; looking for fragments
-# is left out where no event of a reply is.
+# Only events over 16 MiB are split, so at least one of the fragments is large: a reply without a large event is
+# not searched for fragments.
 _LARGE_EVENT = 1 << 20
 
 
@@ -24,13 +24,13 @@ class Reply:
     """Events in stream order, as bytes.
 
     Attributes:
-        data: the bytes that the events lie in.
-        offsets: where each event begins, and the end of the last: ``len(self) + 1`` numbers.
-        token: everything up to here has been returned; empty while that is not known.
+        data: the bytes that contain the events.
+        offsets: the start of each event, and the end of the last: ``len(self) + 1`` numbers.
+        token: everything up to here has been returned; empty if that is not known.
         ends_invalidated: the last event is an invalidate (or would be, if the pipeline let it through).
-        position: where the stream stands behind this reply; None while that is not known.
-        is_partial: the next reply goes on with an event of which this one has had the beginning.
-        is_last: nothing comes behind it.
+        position: the stream's position after this reply; None if that is not known.
+        is_partial: this reply had the beginning of an event that the next one continues.
+        is_last: nothing follows it.
     """
 
     def __init__(self, data: bytes, offsets: Offsets, token: str) -> None:
@@ -47,7 +47,7 @@ class Reply:
         """Read the reply of an ``aggregate``, a ``find`` or a ``getMore``.
 
         Raises:
-            MalformedBSON: it is none.
+            MalformedBSON: it is not such a reply.
         """
         cursor = find(raw, 0, b"cursor")
         if cursor is None:
@@ -63,7 +63,7 @@ class Reply:
 
     @classmethod
     def of_documents(cls, documents: Sequence[bytes], like: Reply) -> Self:
-        """A reply of these events, with everything else as in ``like``."""
+        """A reply of these events, with the token of ``like``."""
         offsets = np.zeros(len(documents) + 1, np.int64)
         np.cumsum([len(document) for document in documents], out=offsets[1:])
         return cls(b"".join(documents), offsets, like.token)
@@ -80,11 +80,11 @@ class Reply:
         """The resume token of one event."""
         found = find(self.data, int(self.offsets[row]), b"_id")
         if found is None:
-            raise MalformedBSON("an event without _id; a pipeline must leave it alone")
+            raise MalformedBSON("an event without _id, which a pipeline must not remove")
         return _token_in(self.data, found[1])
 
-    def token_behind(self) -> str:
-        """``token``, or the last event's on a server without ``postBatchResumeToken``; empty without either."""
+    def last_token(self) -> str:
+        """``token``, or the last event's if the server sends no ``postBatchResumeToken``; empty without either."""
         return self.token or (self.token_at(len(self) - 1) if len(self) else "")
 
     def document(self, row: int) -> bytes:
@@ -93,7 +93,7 @@ class Reply:
         return self.data[start : start + _INT32.unpack_from(self.data, start)[0]]
 
     def after(self, token: str) -> Reply:
-        """The events behind ``token``."""
+        """The events after ``token``."""
         row = first_behind(self, 0, len(self), token)
         rest = Reply(self.data, self.offsets[row:], self.token)
         rest.ends_invalidated = self.ends_invalidated
@@ -101,7 +101,7 @@ class Reply:
 
 
 def cursor_of(reply: bytes) -> tuple[int, str]:
-    """The cursor's id in a reply, 0 when there is nothing more, and the name of its collection.
+    """The cursor's id in a reply, 0 if it is exhausted, and the name of its collection.
 
     Raises:
         MalformedBSON: there is no cursor.
@@ -119,18 +119,18 @@ def cursor_of(reply: bytes) -> tuple[int, str]:
 
 
 class SplitEvents:
-    """Puts the fragments of split events together again.
+    """Reassembles split events from their fragments.
 
-    State: the fragments of an event that has not ended yet. A server splits an event that would pass 16 MiB
+    State: the fragments of an incomplete event. A server splits an event that would exceed 16 MiB
     (``$changeStreamSplitLargeEvent``) into events that each carry some of its fields and
-    ``splitEvent: {fragment, of}``. The whole has the last fragment's token: no token inside it is ever seen.
+    ``splitEvent: {fragment, of}``. The whole event has the last fragment's token; no other one is ever exposed.
     """
 
     def __init__(self) -> None:
         self._fragments: list[bytes] = []
 
     def join(self, reply: Reply) -> Reply:
-        """The reply with whole events only; fragments at its end are kept for the next."""
+        """The reply with whole events only; trailing fragments are kept for the next one."""
         if not self._fragments and not _may_have_fragments(reply):
             return reply
         whole: list[bytes] = []
@@ -159,7 +159,7 @@ def _may_have_fragments(reply: Reply) -> bool:
 
 
 def _fragment_of(event: bytes) -> tuple[int, int] | None:
-    """The number of the fragment and how many there are; None for a whole event."""
+    """The number of the fragment and the number of fragments; None for a whole event."""
     found = find(event, 0, b"splitEvent")
     if found is None:
         return None
@@ -180,7 +180,7 @@ def _joined(fragments: Sequence[bytes]) -> bytes:
 
 
 def _token_in(data: bytes, at: int) -> str:
-    """The resume token document at ``at``, as ``core.position`` has it."""
+    """The resume token document at ``at``, in the form of ``core.position``."""
     found = find(data, at, b"_data")
     document = data[at : at + _INT32.unpack_from(data, at)[0]]
     try:

@@ -16,8 +16,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from engine.core.messages import ReaderReady
 from engine.core.position import Position, make_time
-from engine.errors import ConfigError
-from engine.source.failures import UNAUTHORIZED, said, translated
+from engine.errors import ConfigError, TransientError
+from engine.source.failures import UNAUTHORIZED, summary, translated
 from engine.source.reply import Reply, cursor_of
 
 Client = MongoClient[dict[str, Any]]
@@ -33,36 +33,41 @@ _PREFERENCES = {
     "secondary": ReadPreference.SECONDARY,
     "secondary_preferred": ReadPreference.SECONDARY_PREFERRED,
 }
-# Options that mean nothing, or something else, to a connection to one member.
+# Options that mean nothing, or something else, for a connection to one member.
 _OF_THE_SET = {"replicaset", "directconnection", "loadbalanced", "readpreference", "readpreferencetags", "appname"}
 
 
 def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
-    """A client for one process; nothing is sent before its first use.
+    """A client for one process; it connects on first use.
 
     Raises:
-        ConfigError: the connection string cannot be read.
+        ConfigError: the connection string is invalid, or a file that it names cannot be read.
+        TransientError: the name of a ``mongodb+srv://`` cannot be resolved at present.
     """
-    with translated("read source.uri"):
-        return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
+    operation = "read source.uri"
+    with translated(operation):
+        try:
+            return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
+        except (ValueError, OSError) as error:  # of a port that is none, or a certificate that is not there
+            raise ConfigError(operation, str(error), "Check source.uri.") from error
 
 
 def _defaults(uri: str, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> dict[str, Any]:
-    """Options of a client; the timeouts that the connection string leaves open."""
+    """A client's options: the timeouts that the connection string does not set, and our own."""
     timeouts = {
         "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
         "connectTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
         "socketTimeoutMS": socket_timeout_ms,
     }
-    left_open = {name: value for name, value in timeouts.items() if name.lower() not in uri.lower()}
-    return {"appname": "headrace", "maxPoolSize": 4} | left_open
+    unset = {name: value for name, value in timeouts.items() if name.lower() not in uri.lower()}
+    return {"appname": "headrace", "maxPoolSize": 4} | unset
 
 
 class Members:
-    """Clients of single members, for cursors, which are known to one member only.
+    """Clients of single members, because a cursor exists on one member only.
 
-    State: a client for each member that was chosen so far; ``preference`` goes with every command, and
-    ``cluster_time`` with the first: a member must know of the time that it is asked to have reached.
+    State: a client for each member chosen so far. ``preference`` is sent with every command, and ``cluster_time``
+    with the first, because a member must know of a cluster time before it can be asked to wait for it.
 
     Args:
         preference: ``primary``, ``secondary`` or ``secondary_preferred``.
@@ -77,19 +82,19 @@ class Members:
 
     @property
     def addresses(self) -> list[tuple[str, int | None]]:
-        """The members that were chosen so far."""
+        """The members chosen so far."""
         return list(self._members)
 
     def choose(self) -> Client:
-        """A client of a member that is as preferred; another one perhaps than the last time.
+        """A client of a member that matches the preference, not necessarily the same as the last time.
 
         Raises:
-            PyMongoError: there is none.
+            PyMongoError: no such member is available.
         """
         with self._client.start_session() as session:
             self._client.admin.command("ping", read_preference=self.preference, session=session)
             self.cluster_time = session.cluster_time
-        if self._client.is_mongos:  # it goes by the preference itself; but a cursor is known to one mongos only
+        if self._client.is_mongos:  # it applies the preference itself, but a cursor exists on one mongos only
             candidates = sorted(self._client.nodes) if len(self._client.nodes) > 1 else []
         else:
             candidates = sorted(self._client.secondaries) if self.preference is not ReadPreference.PRIMARY else []
@@ -101,7 +106,7 @@ class Members:
         return self._members[address]
 
     def close(self) -> None:
-        """Close the clients that were made here."""
+        """Close the clients created here."""
         while self._members:
             self._members.popitem()[1].close()
 
@@ -115,25 +120,31 @@ class Members:
 
 
 def survey(client: Client) -> ReaderReady:
-    """What the deployment is, and what time it is there.
+    """The kind of deployment, its version and its current cluster time.
 
     Raises:
-        ConfigError: not a replica set or a sharded cluster, or the login failed.
-        TransientError: no server answered.
+        ConfigError: not a replica set or a sharded cluster, or authentication failed.
+        TransientError: no server answered, or one that cannot serve yet.
     """
-    with translated("connect to MongoDB"):
+    operation = "connect to MongoDB"
+    with translated(operation):
         hello = client.admin.command("hello")
         version = client.admin.command("buildInfo")["version"]
     deployment = "mongos" if hello.get("msg") == "isdbgrid" else hello.get("setName", "")
+    serves = any(hello.get(role) for role in ("isWritablePrimary", "ismaster", "secondary"))
+    if hello.get("isreplicaset") or (deployment and not serves):
+        cause = "the member of the replica set is neither its primary nor a secondary at present"
+        remedy = "One that has just been started is in a moment; a new set needs rs.initiate(). See rs.status()."
+        raise TransientError(operation, cause, remedy)
     if not deployment:
         cause = "the server is a standalone mongod, which has no change streams"
         remedy = "Start it with --replSet and run rs.initiate(); one member is enough."
-        raise ConfigError("connect to MongoDB", cause, remedy)
+        raise ConfigError(operation, cause, remedy)
     return ReaderReady(deployment, version, operation_time(hello))
 
 
 def operation_time(reply: dict[str, Any]) -> int:
-    """The latest cluster time that a reply tells of."""
+    """The latest cluster time in a reply."""
     stamp = reply.get("operationTime") or reply.get("lastWrite", {}).get("opTime", {}).get("ts")
     if stamp is None:
         cause = "the server reports no operation time"
@@ -143,7 +154,7 @@ def operation_time(reply: dict[str, Any]) -> int:
 
 def server_time(client: Client) -> int:
     """The latest cluster time that the server knows."""
-    with translated("ask MongoDB for its time"):
+    with translated("get the time of MongoDB"):
         return operation_time(client.admin.command("hello"))
 
 
@@ -151,8 +162,8 @@ def starting_position(client: Client, start_at: str) -> Position:
     """Where a stream without a position starts.
 
     Args:
-        start_at: ``now``, ``snapshot``, ``earliest``, an RFC 3339 time, or a cluster time in digits, to start
-            behind.
+        start_at: ``now``, ``snapshot``, ``earliest``, an RFC 3339 time, or a cluster time in digits, after which
+            to start.
     """
     if start_at in ("now", "snapshot"):
         return Position(time=server_time(client) + 1)
@@ -178,15 +189,15 @@ def _oldest_time(client: Client) -> int:
                     raise failures[0] from unknown
                 oldest = None
     if oldest is None:
-        remedy = "Grant read on the database local, or clusterMonitor; or give a time instead."
+        remedy = "Grant the user read on the database local, or clusterMonitor; or give a time instead."
         raise ConfigError(operation, "the oplog cannot be read with these rights", remedy)
     return make_time(oldest.time, oldest.inc)
 
 
 def sample(client: Client, database: str, collection: str, size: int) -> Reply | None:
-    """So many documents at random, or as many as there are or make one reply; None when that fails.
+    """Up to ``size`` random documents, as many as fit one reply; None if that fails.
 
-    A sample only helps to settle types well, so nothing is worth stopping for.
+    A sample only helps to settle types well, so a failure is not worth stopping for.
     """
     stages = [{"$sample": {"size": size}}]
     command = {"aggregate": collection, "pipeline": stages, "cursor": {"batchSize": size}, "maxTimeMS": SAMPLE_MS}
@@ -196,6 +207,6 @@ def sample(client: Client, database: str, collection: str, size: int) -> Reply |
             client[database].command("killCursors", collection, cursors=[cursor])
         return Reply.parse(raw)
     except PyMongoError as error:
-        fields = {"collection": f"{database}.{collection}", "cause": said(error)}
-        log.warning("no sample; types are settled by the first events", extra={"fields": fields})
+        fields = {"collection": f"{database}.{collection}", "cause": summary(error)}
+        log.warning("no sample; the first events settle the types", extra={"fields": fields})
         return None

@@ -1,7 +1,7 @@
-"""Collections that have no change streams: views, and time-series collections.
+"""Collections without change streams: views and time-series collections.
 
-A stream of one such collection cannot be opened, and the server says why. A stream that collections share can: it
-watches the database, and never has an event of them. So it is looked up what they are.
+A stream of a single such collection cannot be opened, and the server says why. A stream shared by several
+collections can: it watches the database and simply never has an event of them. So their types are looked up.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.core.messages import StreamSpec
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 from engine.source.failures import translated
 from engine.source.session import Client
@@ -17,8 +17,8 @@ from engine.source.session import Client
 NOT_SUPPORTED_ON_VIEW = 166
 _KINDS = {"view": "a view", "timeseries": "a time-series collection"}
 REMEDY = (
-    "Take it out of source.collections: change streams are of collections only. Name the collection that a view "
-    "is made from instead; what a time-series collection holds can be loaded by the command backfill."
+    "Remove it from source.collections: it has no change streams. Instead of a view, name the collection it is "
+    "based on; a time-series collection can be loaded by the command backfill."
 )
 
 
@@ -26,7 +26,7 @@ def not_watchable(client: Client, specs: Sequence[StreamSpec]) -> list[ConfigErr
     """An error for each collection of these shared streams that will have no events.
 
     Raises:
-        HeadraceError: the server does not say.
+        HeadraceError: the collections cannot be listed.
     """
     found = []
     for spec in specs:

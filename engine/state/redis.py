@@ -387,6 +387,8 @@ def _connect_sentinel(url: str, common: dict[str, Any]) -> redis.Redis:
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     try:
         addresses = [(host, int(port or 26379)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))]
+        for host, _ in addresses:
+            host.encode("idna")  # which connecting does, and raises no error of the library
         login = {
             "username": unquote(user.partition(":")[0]) or None,
             "password": unquote(user.partition(":")[2]) or None,

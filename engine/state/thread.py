@@ -1,9 +1,10 @@
 """The thread that talks to the state store, so that the supervisor's loop never waits for it.
 
 State: the store's connection, our leases, the queue of operations, and what keeps the thread waiting. Owner: the
-thread. Operations are performed one after the other, in the order in which they were asked for: an intent is
-durable before what was asked for after it. While the store is away, the queue stands; that is how the data path
-pauses. When there has been nothing to do for a while, the store is asked something, to know whether it answers.
+thread. Operations are performed one after the other, in the order in which they were asked for, and answered in
+that order: an intent is durable before what was asked for after it. Nothing is decided here. While the store is
+away, the queue stands; that is how the data path pauses. When there has been nothing to do for a while, the
+store is asked something, to find out whether it answers.
 """
 
 from __future__ import annotations
@@ -14,46 +15,50 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-
-import msgspec
+from functools import partial
 
 from engine.config.tree import RetryConfig
-from engine.core.actions import Acquire, Action, GrowSchema, Release, Renew, Write
-from engine.core.backfill import END, Plan, plan_document
-from engine.core.coordinator import Coordinator
-from engine.core.handover import overlap
-from engine.core.messages import StreamSpec
-from engine.core.naming import plan_of_split
-from engine.core.position import Position
-from engine.core.records import read_record, schema_document
-from engine.core.schema import CollectionSchema, grow
-from engine.errors import ConfigError, FatalError, HeadraceError, LeaseLostError, StateLostError
-from engine.failpoints import failpoint
-from engine.owner import is_certainly_dead
+from engine.core.actions import Acquire, GrowSchema, ReadState, Release, Renew, Write, WriteKind
+from engine.core.records import schema_document
+from engine.core.schemas import grown_document
+from engine.core.store import (
+    FromStore,
+    LeaseDenied,
+    LeaseLost,
+    LeaseTaken,
+    RecordLost,
+    SchemaRead,
+    StateRead,
+    StoreFailed,
+    StoreSeen,
+    Written,
+)
+from engine.errors import FatalError, HeadraceError, LeaseLostError, StateLostError
+from engine.failpoints import Point, failpoint
 from engine.retries import retrying
+from engine.state.leases import take
 from engine.state.seam import Acquired, HeldElsewhere, Lease, StateStore
+from engine.state.shared import amend
 
 log = logging.getLogger("headrace")
-Answer = Callable[[Coordinator, float], list[Action]]
 PROBE_EVERY_S = 3.0
 _PROBE = "probe"  # a document that nobody writes
-Operation = Acquire | Renew | Release | Write | GrowSchema
+_POINTS: dict[WriteKind, tuple[Point, Point]] = {
+    "intent": ("before_intent", "after_intent"),
+    "commit": ("before_commit", "after_commit"),
+}
+Operation = Acquire | Renew | Release | Write | GrowSchema | ReadState
 
-# The record of a split of which nothing is left to do.
-_OVER = {"position": msgspec.json.encode(Position(END)).decode()}
 
-
-class StateWorker:
+class StateThread:
     """Performs operations on a state store in a thread of its own.
 
     Args:
         owner: who we are to other engines.
-        max_fields: columns that a collection's schema may grow to.
-        answer: is called from the thread with what to tell the coordinator.
+        answer: called from the thread with each answer.
 
     Attributes:
         error: what has ended it.
-        last_error: why the latest attempt failed; empty once one has succeeded.
     """
 
     def __init__(
@@ -62,31 +67,27 @@ class StateWorker:
         owner: str,
         lease_ttl_s: float,
         retry: RetryConfig,
-        max_fields: int,
-        answer: Callable[[Answer], None],
+        answer: Callable[[FromStore], None],
     ) -> None:
         self._store = store
         self._owner = owner
         self._lease_ttl_s = lease_ttl_s
         self._retry = retry
-        self._max_fields = max_fields
         self._answer = answer
         self._leases: dict[str, Lease] = {}
-        self._namespaces: dict[str, str] = {}  # of splits: the collection; of streams: nothing
-        self._new: set[str] = set()  # change streams that have had no record
+        self._documents: dict[str, str] = {}  # by stream: what is read with its record
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.error: HeadraceError | None = None
-        self.last_error = ""
+        self._last_error: str | None = None
         self._begun_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
-    @property
-    def unanswered_s(self) -> float:
-        """How long the store has owed an answer; 0 when it owes none. For any thread."""
+    def seen(self) -> StoreSeen:
+        """How the store is doing. For any thread."""
         begun_at = self._begun_at
-        return 0.0 if begun_at is None else time.monotonic() - begun_at
+        return StoreSeen(0.0 if begun_at is None else time.monotonic() - begun_at, self._last_error)
 
     def do(self, operation: Operation) -> None:
         """Queue an operation. The protocol bounds how many can wait: some per segment in flight."""
@@ -121,7 +122,7 @@ class StateWorker:
                 self._probe()
 
     def _probe(self) -> None:
-        """Find out whether the store answers; what it does not let us do is for an operation to find out."""
+        """Find out whether the store answers; whether it refuses us is for an operation to find out."""
         with suppress(HeadraceError), self._attempt():
             self._store.read_shared(_PROBE)
 
@@ -132,149 +133,90 @@ class StateWorker:
         try:
             yield
         except HeadraceError as error:
-            self.last_error = str(error)
+            self._last_error = str(error)
             raise
         finally:
             self._begun_at = None
-        self.last_error = ""
+        self._last_error = None
 
     def _fail(self, error: HeadraceError) -> None:
         self.error = error
-        self._answer(lambda coordinator, _: coordinator.store_failed(error))
+        self._answer(StoreFailed(error.kind, error.operation, error.cause, error.remedy))
 
     def _with_retries(self, operation: Operation) -> None:
         retrying(self._retry, stopped=self._stopped, what="the state store")(self._perform, operation)
 
     def _perform(self, operation: Operation) -> None:
         with self._attempt():
-            self._do(operation)
+            match operation:
+                case Acquire(stream, document):
+                    self._acquire(stream, document)
+                case Renew(streams):
+                    for stream in streams:
+                        self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
+                case Release(streams):
+                    for stream in streams:
+                        self._fenced(stream, self._store.release)
+                        self._leases.pop(stream, None)
+                case Write():
+                    self._write(operation)
+                case GrowSchema():
+                    self._grow_schema(operation)
+                case ReadState(about, document):
+                    self._answer(StateRead(about, self._store.read_all(), self._read(document)))
 
-    def _do(self, operation: Operation) -> None:
-        match operation:
-            case Acquire(stream, namespace):
-                self._acquire(stream, namespace)
-            case Renew(streams):
-                for stream in streams:
-                    self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
-            case Release(streams):
-                for stream in streams:
-                    self._fenced(stream, self._store.release)
-                    self._leases.pop(stream, None)
-            case Write():
-                self._write(operation)
-            case GrowSchema():
-                self._grow_schema(operation)
-
-    def _acquire(self, stream: str, namespace: str) -> None:
-        self._namespaces[stream] = namespace
+    def _acquire(self, stream: str, document: str | None) -> None:
+        if document is not None:
+            self._documents[stream] = document
         try:
-            found = self._store.acquire(stream, self._owner, self._lease_ttl_s)
-        except StateLostError:
-            if not self._is_over(stream):
-                raise
-            self._answer(lambda coordinator, now: coordinator.acquired(stream, _OVER, now))
+            found = take(self._store, stream, self._owner, self._lease_ttl_s)
+        except StateLostError as error:
+            self._record_lost(stream, error)
             return
-        if isinstance(found, HeldElsewhere) and is_certainly_dead(found.holder):
-            log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})
-            found = self._store.acquire(stream, self._owner, self._lease_ttl_s, replacing=found.holder)
         match found:
             case Acquired(lease, fields):
+                text = self._read(document)
                 self._leases[stream] = lease
-                if "position" not in fields:
-                    self._new |= set() if namespace else {stream}
-                    fields = _OVER if self._is_over(stream) else fields
-                self._answer(lambda coordinator, now: coordinator.acquired(stream, fields, now))
+                self._answer(LeaseTaken(stream, fields, text))
             case HeldElsewhere(holder, expires_in_s):
-                self._answer(lambda c, now: c.held_elsewhere(stream, holder, expires_in_s, now))
-
-    def _is_over(self, stream: str) -> bool:
-        """Whether a stream without a record is a split of a backfill that was finished, or replaced, meanwhile.
-
-        Raises:
-            StateLostError: it is a split of a plan that is not there: plans are never removed.
-        """
-        if not (namespace := self._namespaces[stream]):
-            return False
-        if (plan := self._plan(namespace)) is None:
-            cause = f"the state store has lost the plan of the backfill of {namespace}"
-            raise StateLostError(f"read {stream}", cause)
-        return bool(plan.finished) or plan.id != plan_of_split(stream)
+                self._answer(LeaseDenied(stream, holder, expires_in_s))
 
     def _write(self, write: Write) -> None:
-        is_commit = "seq" in write.change.put and not write.seq
-        if write.seq:
-            failpoint("before_intent")
-        elif is_commit:
-            failpoint("before_commit")
+        before, after = _POINTS.get(write.kind, (None, None))
+        if before:
+            failpoint(before)
         put = write.change.put | {"updated": f"{time.time():.3f}"}
-        done = self._fenced(write.stream, lambda lease: self._store.write(lease, put, write.change.remove))
-        if done and write.stream in self._new and "spec" in put:
-            self._refuse_overlap(write.stream, put["spec"])
-            self._new.discard(write.stream)
-        if write.seq and done:
-            failpoint("after_intent")
-            self._answer(lambda c, now: c.stored(write.stream, write.generation, write.seq, now))
-        elif is_commit:
-            failpoint("after_commit")
-
-    def _refuse_overlap(self, name: str, spec: str) -> None:
-        """Of two engines that begin at once, neither finds the other's streams when it starts: but one does here.
-
-        Raises:
-            ConfigError: a stream of another engine captures some of what this one does.
-        """
-        mine = msgspec.json.decode(spec, type=StreamSpec)
-        for other, (fields, holder) in self._store.read_all().items():
-            record = read_record(fields)
-            if other in self._leases or record.spec is None or record.spec.is_split or record.closed:
-                continue
-            if overlap(record.spec, mine):
-                where = holder.partition("/")[0] or "another engine"
-                cause = f"the stream {other} of {where} captures some of it, too"
-                remedy = (
-                    "Give both engines one configuration, or collections of their own; or this one another "
-                    "state.prefix and another sink.url."
-                )
-                raise ConfigError(f"begin the stream {name}", cause, remedy)
+        if self._fenced(write.stream, lambda lease: self._store.write(lease, put, write.change.remove)):
+            if after:
+                failpoint(after)
+            self._answer(Written(write.stream, write.generation, write.kind, write.seq))
 
     def _fenced(self, stream: str, act: Callable[[Lease], None]) -> bool:
-        """Do something under the stream's lease; False when it is lost."""
+        """Do something under the stream's lease; False when it is lost, which is answered."""
         lease = self._leases.get(stream)
         if lease is None:
             return False
         try:
             act(lease)
-        except (LeaseLostError, StateLostError) as error:
-            if isinstance(error, StateLostError) and not self._is_over(stream):
-                raise
+        except LeaseLostError:
             del self._leases[stream]
-            self._answer(lambda coordinator, now: coordinator.lease_lost(stream, now))
+            self._answer(LeaseLost(stream))
+            return False
+        except StateLostError as error:
+            self._record_lost(stream, error)
+            del self._leases[stream]
             return False
         return True
 
+    def _record_lost(self, stream: str, error: StateLostError) -> None:
+        text = self._read(self._documents.get(stream))
+        self._answer(RecordLost(stream, error.operation, error.cause, error.remedy, text))
+
     def _grow_schema(self, asked: GrowSchema) -> None:
         name = schema_document(asked.database, asked.collection)
-        while True:
-            version, text = self._store.read_shared(name)
-            if version < (least := asked.least if version else max(asked.least, self._recorded(asked))):
-                cause = f"the state store has lost the schema of {asked.database}.{asked.collection}"
-                found = f"it is at version {version}, and objects were written under version {least}"
-                raise StateLostError("settle the types of new fields", f"{cause}: {found}")
-            known = msgspec.json.decode(text, type=CollectionSchema) if version else CollectionSchema()
-            grown = grow(known, asked.fields, self._max_fields)
-            if grown is known or self._store.write_shared(
-                name, grown.version, msgspec.json.encode(grown).decode()
-            ):
-                break
-        self._answer(lambda c, _: c.schema_stored(asked.reader, asked.database, asked.collection, grown))
+        _, text = amend(self._store, name, partial(grown_document, asked))
+        self._answer(SchemaRead(asked.reader, asked.database, asked.collection, text or None))
 
-    def _recorded(self, asked: GrowSchema) -> int:
-        """The latest version of a schema that the records of any streams tell of, or the collection's plan."""
-        name = schema_document(asked.database, asked.collection)
-        versions = [read_record(fields).schemas.get(name, 0) for fields, _ in self._store.read_all().values()]
-        plan = self._plan(f"{asked.database}.{asked.collection}")
-        return max([*versions, plan.schema if plan else 0])
-
-    def _plan(self, namespace: str) -> Plan | None:
-        text = self._store.read_shared(plan_document(namespace))[1]
-        return msgspec.json.decode(text, type=Plan) if text else None
+    def _read(self, document: str | None) -> str | None:
+        """A shared document's text; None when there is none, or none is wanted."""
+        return None if document is None else self._store.read_shared(document)[1] or None

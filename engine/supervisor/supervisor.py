@@ -24,7 +24,6 @@ import psutil
 from engine import __version__
 from engine.cgroup import divide_within, oom_kills
 from engine.config import Config
-from engine.core import messages as msg
 from engine.core.actions import (
     Acquire,
     Action,
@@ -33,6 +32,7 @@ from engine.core.actions import (
     GrowSchema,
     Kill,
     Log,
+    ReadState,
     Release,
     Renew,
     Send,
@@ -41,9 +41,9 @@ from engine.core.actions import (
 )
 from engine.core.backfill import Progress
 from engine.core.coordinator import Coordinator
-from engine.core.messages import StreamSpec
 from engine.core.position import split_time, token_data
-from engine.core.restarts import RetryPolicy
+from engine.core.specs import BackfillSpec, StreamSpec
+from engine.core.store import FromStore
 from engine.core.stream import Settings, Stream
 from engine.errors import EngineEnded, FatalError
 from engine.owner import this_owner
@@ -51,9 +51,10 @@ from engine.processes.child import DEATH_S, ChildProcess
 from engine.processes.forks import stop_signals
 from engine.processes.link import ChildSettings
 from engine.processes.spawner import Spawner
+from engine.retries import policy_of
 from engine.shared.arena import Arena
 from engine.state.opening import open_store
-from engine.state.thread import Answer, StateWorker
+from engine.state.thread import StateThread
 from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch
 
 TICK_S = 0.5
@@ -73,7 +74,7 @@ class Supervisor:
     Args:
         specs: the change streams.
         pool: readers for splits; see ``load``.
-        start_at: where streams without a position start; ``source.start`` when empty.
+        start_at: where streams without a position start; ``source.start`` when None.
         lost: change streams that begin anew, because their history is lost.
         until_caught_up: end when each stream has passed the cluster time of its start.
         common_end: end with all streams at one cluster time, and keep their leases.
@@ -83,10 +84,10 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        specs: Sequence[msg.StreamSpec],
+        specs: Sequence[StreamSpec],
         *,
         pool: int = 0,
-        start_at: str = "",
+        start_at: str | None = None,
         lost: frozenset[str] = frozenset(),
         until_caught_up: bool = False,
         common_end: bool = False,
@@ -96,18 +97,18 @@ class Supervisor:
         self._config = config
         self._watch: Watch | None = None
         self._budget = budget = divide_within(config, len(specs) + pool)
-        retry = config.retry
         settings = Settings(
             writers=config.writers.processes,
             arena_size=budget.arena,
             lease_ttl_s=config.lease.ttl,
-            retry=RetryPolicy(retry.max_attempts, retry.initial_delay, retry.max_delay),
+            retry=policy_of(config.retry),
             hang_timeout_s=config.supervision.hang_timeout,
             drain_timeout_s=config.shutdown.timeout,
             start_at=start_at or config.source.start,
             on_history_lost=config.source.on_history_lost,
             sink=config.sink.identity,
             pool=pool,
+            max_fields=config.schema.max_fields,
             lost=lost,
             until_caught_up=until_caught_up,
             common_end=common_end,
@@ -122,7 +123,7 @@ class Supervisor:
         self._children: dict[Child, ChildProcess] = {}
         self._launched = False
         self._spawned: deque[tuple[Child, ChildProcess | None]] = deque()
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[FromStore] = deque()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -136,12 +137,12 @@ class Supervisor:
         self._told_at: dict[str, float] = {}
         self._redact = config.redactor()
         self._oom_kills = self._oom_kills_before = oom_kills() or 0
-        self._state: StateWorker | None = None
+        self._state: StateThread | None = None
 
     @property
-    def until(self) -> int:
+    def until(self) -> int | None:
         """The cluster time that all streams have been read up to, if that was wanted."""
-        return self._coordinator.until
+        return self._coordinator.readers.until
 
     @property
     def lost(self) -> frozenset[str]:
@@ -165,7 +166,7 @@ class Supervisor:
 
     def load(
         self,
-        splits: Sequence[StreamSpec],
+        splits: Sequence[BackfillSpec],
         progress: Mapping[str, Progress],
         watch: Watch | None = None,
     ) -> None:
@@ -193,12 +194,11 @@ class Supervisor:
             address = self._telemetry.serve(self._config.telemetry.listen)
             log.info("listening", extra={"fields": {"address": address}})
         store = open_store(self._config.state)
-        self._state = StateWorker(
+        self._state = StateThread(
             store,
             this_owner(),
             self._config.lease.ttl,
             self._config.retry,
-            self._config.schema.max_fields,
             self._take_answer,
         )
         previous = {each: signal.signal(each, self._on_signal) for each in stop_signals()}
@@ -237,32 +237,32 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         while self._answers:
-            self._perform(self._answers.popleft()(self._coordinator, time.monotonic()))
+            self._perform(self._coordinator.from_store(self._answers.popleft(), time.monotonic()))
         self._heed_signals()
         self._measure()
         assert self._state is not None
         now = time.monotonic()
-        self._coordinator.store_waits(self._state.unanswered_s, self._state.last_error, now)
+        self._perform(self._coordinator.from_store(self._state.seen(), now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
         with self._unharmed("the status cannot be made; the former one is shown"):
             self._telemetry.status = self._status()
         if self._watch is not None:
-            self._watch(tuple(self._coordinator.progress.values()))
+            self._watch(tuple(self._coordinator.splits.progress.values()))
 
     def _hear(self, name: Child) -> None:
         """Take in some of what a child has said."""
         try:
-            for message in self._children[name].hear():
+            for message in self._children[name].receive():
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
         except (EOFError, OSError):
-            self._children[name].hang_up()  # it died, perhaps in the middle of a word
+            self._children[name].mark_disconnected()  # it died, perhaps in the middle of a message
 
     def _bury_if_dead(self, name: Child) -> None:
         """When a child has ended: hear its last words, then tell the coordinator."""
         child = self._children[name]
         if child.has_ended():
-            while child.speaks:
+            while child.has_input:
                 self._hear(name)
             del self._children[name]
             child.close()
@@ -298,7 +298,7 @@ class Supervisor:
         self._spawned.append((name, process))
         self._wake()
 
-    def _take_answer(self, answer: Answer) -> None:
+    def _take_answer(self, answer: FromStore) -> None:
         """Called from the state thread."""
         self._answers.append(answer)
         self._wake()
@@ -319,7 +319,7 @@ class Supervisor:
                     self._spawner.start(child)
                 case Kill(child):
                     self._kill(child)
-                case Acquire() | Renew() | Release() | Write() | GrowSchema():
+                case Acquire() | Renew() | Release() | Write() | GrowSchema() | ReadState():
                     assert self._state is not None
                     self._state.do(action)
                 case Log(level, event, fields):
@@ -401,25 +401,25 @@ class Supervisor:
             slab_bytes=c.grants.arena.used,
             slab_limit_bytes=self._budget.arena,
             streams=tuple(
-                self._stream_status(each) for each in c.streams.values() if not each.spec.is_split or each.error
+                self._stream_status(each) for each in c.streams.values() if not each.is_of_backfill or each.error
             ),
-            backfills=tuple(c.progress.values()),
-            rescued=c.rescues.top(RESCUED_COLUMNS),
+            backfills=tuple(c.splits.progress.values()),
+            rescued=c.landing.rescues.top(RESCUED_COLUMNS),
             processes=tuple(self._process_status(child) for child in c.children),
         )
 
     def _stream_status(self, stream: Stream) -> StreamStatus:
         counters = stream.counters
         # Of a stream of another engine nobody here knows how far it is by now.
-        at = stream.ledger.committed if stream.lease == "held" or stream.status == "failed" else None
+        at = stream.ledger.committed if stream.holds_lease or stream.error is not None else None
         lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
         return StreamStatus(
             stream=stream.name,
             database=stream.spec.database,
             collections=stream.spec.collections,
             status=stream.status,
-            state=self._coordinator.state_of(stream),
-            reading=stream.reading and stream.problem is None,
+            state=self._coordinator.health.state_of(stream),
+            reading=stream.is_captured and stream.problem is None,
             committed_token=token_data(at.token) if at and at.token else None,
             committed_cluster_time=(at.time or None) if at else None,
             committed_seq=stream.ledger.committed_seq if at else None,
@@ -434,7 +434,7 @@ class Supervisor:
             dead_letters=counters.dead_letters,
             rescued_values=counters.rescued_values,
             restarts=counters.restarts,
-            held_by=stream.held_by,
+            held_by=stream.held_by or "",
             error=self._redact(str(stream.error)) if stream.error else "",
             problem=self._redact(stream.problem.text(time.monotonic())) if stream.problem else "",
             replaced=tuple(sorted(stream.replaced)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,19 +23,21 @@ from engine.core.backfill import (
     thinned,
 )
 from engine.core.coordinator import Coordinator
-from engine.core.messages import Assign, Finished, ReaderReady, Started, StreamSpec, Surveyed, WriterReady
+from engine.core.messages import Assign, Finished, ReaderReady, Started, Surveyed, WriterReady
 from engine.core.naming import is_split, plan_of_split, stream_id
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord
+from engine.core.specs import BackfillSpec, StreamSpec
+from tests.core.answers import taken
 from tests.core.test_coordinator import SETTINGS
 
 TIME = make_time(1_800_000_000, 1)
-PLAN = Plan("1f3a5c7e", "shop", "orders", Selection(), "", "", ("0a", "0b"), 3000, 900_000, 0.0)
+PLAN = Plan("1f3a5c7e", "shop", "orders", Selection(), None, None, ("0a", "0b"), 3000, 900_000, 0.0)
 
 
 def test_splits_cover_everything_once() -> None:
     splits = PLAN.splits()
-    assert [(each.lower, each.upper) for each in splits] == [("", "0a"), ("0a", "0b"), ("0b", "")]
+    assert [(each.lower, each.upper) for each in splits] == [(None, "0a"), ("0a", "0b"), ("0b", None)]
     assert [each.stream for each in splits] == [f"shop.orders~read1f3a5c7e-00000{n}" for n in range(3)]
     assert all(is_split(each.stream) for each in splits)
     assert {plan_of_split(each.stream) for each in splits} == {PLAN.id}
@@ -59,21 +62,24 @@ def test_places_are_in_order(one: int, other: int) -> None:
 
 def test_a_mark_is_the_last_split_and_no_document() -> None:
     plan = replace(PLAN, since=TIME)
-    *splits, mark = plan.splits()
+    splits, mark = plan.splits(), plan.mark()
     assert splits == PLAN.splits()
-    assert (mark.stream, mark.closes) == ("shop.orders~read1f3a5c7e-000003", TIME)
+    assert PLAN.mark() is None
+    assert mark is not None
+    assert (mark.stream, mark.time) == ("shop.orders~read1f3a5c7e-000003", TIME)
+    assert plan.specs() == [*splits, mark]
     assert left_to_read(plan, {})[-1] == mark
     assert left_to_read(plan, {})[0] == splits[-1]
     done = StreamRecord(position=Position(END), rows=1)
-    known = {each.stream: done for each in plan.splits()}
+    known = {each.stream: done for each in plan.specs()}
     assert left_to_read(plan, known) == []
     assert (progress_of(plan, known).documents, progress_of(plan, known).splits) == (3, 4)
 
 
 def test_progress() -> None:
     first, second, _ = PLAN.splits()
-    done = StreamRecord(first, position=Position(END, TIME), rows=1000)
-    begun = StreamRecord(second, position=Position(make_place(500, "0a"), TIME), rows=500)
+    done = StreamRecord(spec=first, position=Position(END, TIME), rows=1000)
+    begun = StreamRecord(spec=second, position=Position(make_place(500, "0a"), TIME), rows=500)
     known = {first.stream: done, second.stream: begun}
     found = progress_of(PLAN, known)
     assert (found.splits, found.splits_total, found.documents, found.bytes) == (1, 3, 1500, 450_000)
@@ -82,7 +88,7 @@ def test_progress() -> None:
     assert left_to_read(PLAN, known) == [third, second]
 
 
-def coordinator(specs: list[StreamSpec], splits: list[StreamSpec], pool: int) -> Coordinator:
+def coordinator(specs: list[StreamSpec], splits: Sequence[BackfillSpec], pool: int) -> Coordinator:
     settings = replace(SETTINGS, start_at="snapshot", pool=pool)
     progress = {"shop.orders": Progress("shop.orders", splits_total=len(splits), documents_total=3000)}
     made = Coordinator(settings, specs, random.Random(1))
@@ -115,8 +121,8 @@ def test_splits_wait_for_the_streams_position() -> None:
     made = coordinator([stream], PLAN.splits(), pool=2)
     actions = made.tick(0.5) + ready(made)
     assert asked(actions) == ["shop.orders"]
-    made.acquired("shop.orders", {}, 1.5)
-    actions = made.from_child(Child("writer", 0), Surveyed("shop.orders", 0, ""), 1.5)
+    taken(made, "shop.orders", {}, 1.5)
+    actions = made.from_child(Child("writer", 0), Surveyed("shop.orders", 0, None), 1.5)
     assert list(assigned(actions)) == ["shop.orders"]
     assert asked(made.tick(2.0)) == []
     actions = made.from_child(Child("reader", 0), Started(0, Position(time=TIME)), 2.5)
@@ -130,17 +136,17 @@ def test_readers_go_from_split_to_split() -> None:
     made = coordinator([], splits, pool=1)
     actions = made.tick(0.5) + ready(made)
     first, second = asked(actions)
-    assert assigned(made.acquired(first, {}, 1.0)) == {first: Child("reader", 0)}
-    assert assigned(made.acquired(second, {}, 1.0)) == {}, "there is one reader"
+    assert assigned(taken(made, first, {}, 1.0)) == {first: Child("reader", 0)}
+    assert assigned(taken(made, second, {}, 1.0)) == {}, "there is one reader"
     generation = made.streams[first].generation
     made.from_child(Child("reader", 0), Started(generation, Position(time=TIME)), 2.0)
     actions = made.from_child(Child("reader", 0), Finished(generation, Position(END, TIME)), 3.0)
     assert assigned(actions + made.tick(3.5)) == {second: Child("reader", 0)}
     assert Release((first,)) in actions
     assert first not in made.streams
-    assert made.progress["shop.orders"].splits == 1
+    assert made.splits.progress["shop.orders"].splits == 1
     third = splits[2]
     record = records.begin(third, "s3://lake", "rs0", Position(END, TIME)).put | {"rows": "7"}
-    made.acquired(third.stream, record, 4.0)
-    assert made.progress["shop.orders"].splits == 2, "another engine has read it"
-    assert made.progress["shop.orders"].documents == 7
+    taken(made, third.stream, record, 4.0)
+    assert made.splits.progress["shop.orders"].splits == 2, "another engine has read it"
+    assert made.splits.progress["shop.orders"].documents == 7

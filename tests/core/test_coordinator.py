@@ -29,7 +29,6 @@ from engine.core.messages import (
     SlabFreed,
     SlabRequest,
     Started,
-    StreamSpec,
     Survey,
     Surveyed,
     Unassign,
@@ -38,8 +37,10 @@ from engine.core.messages import (
 from engine.core.naming import object_key
 from engine.core.position import Position, make_time
 from engine.core.restarts import RetryPolicy
+from engine.core.specs import BackfillSpec, SplitSpec, StreamSpec
 from engine.core.stream import Settings
 from engine.errors import FailureKind
+from tests.core.answers import lease_lost, taken, written
 
 SPECS = [StreamSpec(f"shop.{name}", "collection", "shop", (name,)) for name in ("a", "b")]
 READERS = [Child("reader", number) for number in range(2)]
@@ -80,7 +81,9 @@ def ready(made: Coordinator, server_time: int) -> list[Action]:
     return actions + made.from_child(WRITER, WriterReady(), 1.0)
 
 
-def surveyed(made: Coordinator, actions: list[Action], beyond: str = "", now: float = 2.5) -> list[Action]:
+def surveyed(
+    made: Coordinator, actions: list[Action], beyond: str | None = None, now: float = 2.5
+) -> list[Action]:
     """The actions, and those that follow when the lake has been looked at."""
     asked = [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Survey)]
     answers = [Surveyed(each.spec.stream, each.generation, beyond) for each in asked]
@@ -94,7 +97,7 @@ def assigned(actions: list[Action]) -> list[Assign]:
 def test_a_stream_that_others_have_taken_over_is_not_opened_again() -> None:
     made = coordinator()
     fields = record(SPECS[0], make_time(100, 1)) | records.close("h").put
-    (exit_,) = [each for each in made.acquired("shop.a", fields, 0.5) if isinstance(each, Exit)]
+    (exit_,) = [each for each in taken(made, "shop.a", fields, 0.5) if isinstance(each, Exit)]
     assert exit_.code == 2
     assert "another configuration has taken over" in str(exit_.error)
 
@@ -103,19 +106,19 @@ def test_a_common_end_lies_behind_all_that_was_committed() -> None:
     """Another engine may have run the streams on until just before their leases became ours."""
     made = coordinator(common_end=True)
     assert not assigned(ready(made, make_time(100, 0)))
-    one = surveyed(made, made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0))
+    one = surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0))
     assert not assigned(one), "not all are ours yet"
-    actions = surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(250, 7)), 3.0))
+    actions = surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(250, 7)), 3.0))
     assert [each.until for each in assigned(actions)] == [make_time(250, 7)] * 2
 
 
 def test_a_stream_that_passed_the_common_end_stops_the_handover() -> None:
     made = coordinator(common_end=True)
     ready(made, make_time(100, 0))
-    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
-    made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 2.0)
-    made.lease_lost("shop.a", 3.0)
-    actions = made.acquired("shop.a", record(SPECS[0], make_time(101, 1)), 40.0)
+    taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    taken(made, "shop.b", record(SPECS[1], make_time(90, 1)), 2.0)
+    lease_lost(made, "shop.a", 3.0)
+    actions = taken(made, "shop.a", record(SPECS[0], make_time(101, 1)), 40.0)
     assert any(isinstance(each, Exit) and each.code for each in actions)
 
 
@@ -124,7 +127,7 @@ def test_leases_are_kept_for_the_handover() -> None:
     ready(made, make_time(100, 0))
     actions: list[Action] = []
     for spec in SPECS:
-        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+        surveyed(made, taken(made, spec.stream, record(spec, make_time(90, 1)), 2.0))
     for number in range(len(SPECS)):
         actions += made.from_child(READERS[number], Started(0, None), 3.0)
         end = Position(f"82{make_time(100, 1):016X}", make_time(100, 1))
@@ -138,15 +141,15 @@ def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
     """Numbers would begin anew, and objects that are there would be replaced by others."""
     made = coordinator()
     ready(made, make_time(100, 0))
-    surveyed(made, made.acquired("shop.a", {}, 2.0))
+    surveyed(made, taken(made, "shop.a", {}, 2.0))
     start = Position(time=make_time(100, 1))
     made.from_child(READERS[0], Started(0, start), 3.0)
     fields: dict[str, str] = {}
     for seq in (first_segment(start), first_segment(start) + 1):
         fields |= write_segment(made, seq)
-    made.lease_lost("shop.a", 9.0)
+    lease_lost(made, "shop.a", 9.0)
     found = fields | {"seq": str(first_segment(start) - 1)} if after == "older" else {}
-    (exit_,) = [each for each in made.acquired("shop.a", found, 20.0) if isinstance(each, Exit)]
+    (exit_,) = [each for each in taken(made, "shop.a", found, 20.0) if isinstance(each, Exit)]
     assert exit_.code == 1
     assert "the state store has lost its record" in str(exit_.error)
 
@@ -156,12 +159,12 @@ def test_a_lost_history_begins_anew_once() -> None:
     made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), seq=9_000_000_001)
-    (assign,) = assigned(surveyed(made, made.acquired("shop.a", found, 2.0)))
+    (assign,) = assigned(surveyed(made, taken(made, "shop.a", found, 2.0)))
     assert assign.start is None
     made.from_child(READERS[0], Started(0, Position(time=make_time(100, 0))), 3.0)
-    made.lease_lost("shop.a", 4.0)
+    lease_lost(made, "shop.a", 4.0)
     later = record(SPECS[0], make_time(120, 1), seq=9_000_000_005)
-    (assign,) = assigned(surveyed(made, made.acquired("shop.a", later, 40.0)))
+    (assign,) = assigned(surveyed(made, taken(made, "shop.a", later, 40.0)))
     assert assign.start is not None
     assert assign.start.time == make_time(120, 1)
 
@@ -174,12 +177,12 @@ def test_a_state_that_is_older_than_the_lake_stops_the_stream_alone(known: int |
     made = coordinator()
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), known) if known else {}
-    actions = surveyed(made, made.acquired("shop.a", found, 2.0), BEYOND)
+    actions = surveyed(made, taken(made, "shop.a", found, 2.0), BEYOND)
     assert [each for each in actions if isinstance(each, Acquire)] == [Acquire("shop.a")]
-    actions = made.acquired("shop.a", found, 3.0)
+    actions = taken(made, "shop.a", found, 3.0)
     assert not assigned(actions)
     assert "it was lost, or is older than the lake" in str(made.streams["shop.a"].error)
-    other = surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 3.0))
+    other = surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(90, 1)), 3.0))
     assert [each.spec.stream for each in assigned(other)] == ["shop.b"]
 
 
@@ -187,15 +190,15 @@ def test_an_object_that_another_engine_has_made_meanwhile_is_no_loss() -> None:
     """The lake was looked at late: by then the lease had gone to another engine, and come back."""
     made = coordinator()
     ready(made, make_time(100, 0))
-    surveyed(made, made.acquired("shop.a", record(SPECS[0], make_time(90, 1), 9_000_000_001), 2.0), BEYOND)
-    later = made.acquired("shop.a", record(SPECS[0], make_time(95, 1), 9_000_000_002), 3.0)
+    surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1), 9_000_000_001), 2.0), BEYOND)
+    later = taken(made, "shop.a", record(SPECS[0], make_time(95, 1), 9_000_000_002), 3.0)
     assert [each.next_seq for each in assigned(surveyed(made, later))] == [9_000_000_003]
 
 
 def test_a_writer_that_dies_while_it_looks_at_the_lake_is_replaced() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
-    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
     made.child_exited(WRITER, -9, 3.0)
     made.tick(60.0)
     actions = surveyed(made, made.from_child(WRITER, WriterReady(), 61.0), now=62.0)
@@ -205,14 +208,14 @@ def test_a_writer_that_dies_while_it_looks_at_the_lake_is_replaced() -> None:
 def test_a_record_of_another_stream_is_refused() -> None:
     made = coordinator()
     foreign = StreamSpec("shop.a", "collection", "shop", ("b",))
-    (exit_,) = [e for e in made.acquired("shop.a", record(foreign, 1), 0.5) if isinstance(e, Exit)]
+    (exit_,) = [e for e in taken(made, "shop.a", record(foreign, 1), 0.5) if isinstance(e, Exit)]
     assert exit_.code == 2
     assert "use another state.prefix" in str(exit_.error)
 
 
 def failed(kind: FailureKind, made: Coordinator, stream: str = "") -> Failed:
-    generation = made.streams[stream].generation if stream else -1
-    return Failed(kind, "read", "went wrong", "", stream, generation)
+    generation = made.streams[stream].generation if stream else None
+    return Failed(kind, "read", "went wrong", "", stream or None, generation)
 
 
 def exits(actions: list[Action]) -> list[int]:
@@ -228,7 +231,7 @@ def running(**settings: Any) -> Coordinator:
     made = coordinator(**settings)
     ready(made, make_time(100, 0))
     for spec in SPECS:
-        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+        surveyed(made, taken(made, spec.stream, record(spec, make_time(90, 1)), 2.0))
     for reader, spec in zip(READERS, SPECS, strict=True):
         made.from_child(reader, Started(made.streams[spec.stream].generation, None), 3.0)
     return made
@@ -272,7 +275,7 @@ def test_a_configuration_that_never_served_stops_its_stream() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
     for spec in SPECS:
-        surveyed(made, made.acquired(spec.stream, record(spec, make_time(90, 1)), 2.0))
+        surveyed(made, taken(made, spec.stream, record(spec, make_time(90, 1)), 2.0))
     assert not exits(made.from_child(READERS[0], failed("config", made, "shop.a"), 3.0))
     assert status(made) == ["failed", "running"]
     assert exits(made.from_child(READERS[1], failed("config", made, "shop.b"), 4.0)) == [2]
@@ -351,7 +354,7 @@ def test_a_lease_that_comes_after_its_stream_has_stopped_is_given_back() -> None
         made.child_exited(READERS[0], -9, 10.0 * attempt)
         made.tick(10.0 * attempt + 5)
     assert status(made) == ["failed", "waiting"]
-    assert made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 60.0) == [Release(("shop.a",))]
+    assert taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 60.0) == [Release(("shop.a",))]
     assert status(made) == ["failed", "waiting"]
 
 
@@ -373,8 +376,8 @@ def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
     made.start(0.0)
     made.tick(0.1)
     ready(made, make_time(100, 0))
-    surveyed(made, made.acquired("shop.a", {}, 2.0))
-    surveyed(made, made.acquired("shop.b", {}, 2.0))
+    surveyed(made, taken(made, "shop.a", {}, 2.0))
+    surveyed(made, taken(made, "shop.b", {}, 2.0))
     made.from_child(READERS[0], failed("fatal", made, "shop.a"), 3.0)
     actions = made.from_child(READERS[1], Started(0, Position(time=make_time(100, 0))), 4.0)
     asked = [each.stream for each in actions if isinstance(each, Acquire)]
@@ -436,8 +439,8 @@ def test_a_stream_that_stops_leaves_nothing_behind() -> None:
 def test_a_stream_whose_part_of_the_lake_kills_a_writer_stops_alone() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
-    surveyed(made, made.acquired("shop.b", record(SPECS[1], make_time(90, 1)), 2.0))
-    made.acquired("shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
+    surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(90, 1)), 2.0))
+    taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
     for attempt in range(5):
         now = 100.0 * attempt + 3
         assert status(made) == ["waiting", "running"], attempt
@@ -447,15 +450,15 @@ def test_a_stream_whose_part_of_the_lake_kills_a_writer_stops_alone() -> None:
     assert status(made) == ["failed", "running"]
 
 
-def splits_of(count: int, collection: str = "a") -> list[StreamSpec]:
-    return [StreamSpec(f"{collection}/{number}", "split", "shop", (collection,)) for number in range(count)]
+def splits_of(count: int, collection: str = "a") -> list[BackfillSpec]:
+    return [SplitSpec(f"{collection}/{number}", "shop", collection) for number in range(count)]
 
 
 def test_a_split_that_fails_leaves_the_others() -> None:
     made, specs = pool(3)
     actions: list[Action] = []
     for number, spec in enumerate(specs):
-        actions += made.acquired(spec.stream, {}, 10.0 + number)
+        actions += taken(made, spec.stream, {}, 10.0 + number)
         generation = made.streams[spec.stream].generation
         if number == 1:
             actions += made.from_child(READERS[0], failed("fatal", made, spec.stream), 10.0 + number)
@@ -472,12 +475,12 @@ def test_splits_that_fail_one_after_the_other_stop_the_backfill() -> None:
     actions: list[Action] = []
     for number in range(2):
         assert not exits(actions)
-        actions += made.acquired(specs[number].stream, {}, 10.0)
+        actions += taken(made, specs[number].stream, {}, 10.0)
         actions += made.from_child(READERS[0], failed("fatal", made, specs[number].stream), 11.0)
     assert errors(actions)[-1] == "splits left for the next run"
     assert not exits(actions)
     (asked,) = [name for name, stream in made.streams.items() if not stream.error]
-    made.acquired(asked, {}, 12.0)
+    taken(made, asked, {}, 12.0)
     assert exits(made.from_child(READERS[0], failed("fatal", made, asked), 12.0)) == [1]
 
 
@@ -487,7 +490,7 @@ def fail_in_turn(made: Coordinator, names: Container[str]) -> tuple[list[str], l
     actions: list[Action] = []
     while not exits(actions):
         spec = next(each.spec for each in made.streams.values() if not each.error)
-        actions += made.acquired(spec.stream, {}, 10.0)
+        actions += taken(made, spec.stream, {}, 10.0)
         generation = made.streams[spec.stream].generation
         if spec.collections[0] in names:
             actions += made.from_child(READERS[0], failed("fatal", made, spec.stream), 11.0)
@@ -516,7 +519,7 @@ def test_splits_of_any_collections_that_fail_one_after_the_other_stop_the_backfi
 
 def test_a_password_that_worked_for_other_splits_is_tried_again() -> None:
     made, specs = pool(3)
-    made.acquired(specs[0].stream, {}, 2.0)
+    taken(made, specs[0].stream, {}, 2.0)
     sent = made.from_child(READERS[0], SlabRequest(made.streams[specs[0].stream].generation, 101, 1000), 3.0)
     made.from_child(
         READERS[0], Started(made.streams[specs[0].stream].generation, Position(time=make_time(1, 0))), 3.0
@@ -526,13 +529,13 @@ def test_a_password_that_worked_for_other_splits_is_tried_again() -> None:
         READERS[0], BatchReady(made.streams[specs[0].stream].generation, 101, offset, 1000, 1, 300), 3.0
     )
     made.from_child(READERS[0], failed("fatal", made, specs[0].stream), 4.0)
-    made.acquired(specs[1].stream, {}, 5.0)
+    taken(made, specs[1].stream, {}, 5.0)
     actions = made.from_child(READERS[0], failed("config", made, specs[1].stream), 6.0)
     assert not errors(actions)
     assert len(assigned(made.tick(20.0))) == 1
 
 
-def pool(count: int, specs: Sequence[StreamSpec] = ()) -> tuple[Coordinator, Sequence[StreamSpec]]:
+def pool(count: int, specs: Sequence[BackfillSpec] = ()) -> tuple[Coordinator, Sequence[BackfillSpec]]:
     """An engine with one reader for these splits, or for so many."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), [], random.Random(1))
     specs = specs or splits_of(count)
@@ -553,9 +556,10 @@ def write_segment(
     actions += made.from_child(READERS[0], BatchReady(0, seq, offset, 1000, 1, 300), 4.0)
     intent = Intent(seq, token, Position(token, make_time(100, seq % 1000)), (), 1, replaced)
     actions += made.from_child(READERS[0], SegmentCut(0, intent, "full"), 5.0)
-    actions += made.from_child(WRITER, Sealed("shop.a", 0, seq, (), 1, 100, 0), 6.0)
-    actions += made.stored("shop.a", 0, seq, 7.0)
-    actions += made.from_child(WRITER, Published("shop.a", 0, seq), 8.0)
+    actions += made.from_child(WRITER, Sealed("shop.a", 0, seq, (), 100, 0), 6.0)
+    actions += written(made, actions, 7.0)
+    committed = made.from_child(WRITER, Published("shop.a", 0, seq), 8.0)
+    actions += committed + written(made, committed, 9.0)
     if into is not None:
         into += actions
     fields: dict[str, str] = {}

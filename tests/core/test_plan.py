@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.config import Secret, SourceConfig
 from engine.config.streams import streams_of
-from engine.core.handover import overlap, plan_handover
-from engine.core.messages import StreamSpec
+from engine.core.handover import find_succession, overlap
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -56,7 +56,7 @@ def test_a_shared_stream_is_called_by_what_it_carries() -> None:
     assert not set(one) & set(other)
     assert ids(max_readers=2, collections=[f"a{n}" for n in reversed(range(9))]) == one
     assert (
-        plan_handover(
+        find_succession(
             streams_of(source(max_readers=2, collections=[f"a{n}" for n in range(9)])),
             running(max_readers=2, collections=[f"b{n}" for n in range(9)]),
         )
@@ -93,7 +93,7 @@ def running(**keys: Any) -> dict[str, StreamSpec]:
 
 
 def handover(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]] | None:
-    plan = plan_handover(streams_of(source(**new)), running(**old))
+    plan = find_succession(streams_of(source(**new)), running(**old))
     return ([s.stream for s in plan.close], [s.stream for s in plan.open]) if plan else None
 
 
@@ -120,7 +120,7 @@ def test_a_collection_that_comes_back_into_a_pack_reopens_the_pack() -> None:
     """``a`` had a stream of its own, was dropped from the configuration, and returns when there are packs."""
     old = running(max_readers=1, collections=["b", "c"]) | running(collections=["a"])
     desired = streams_of(source(max_readers=1, collections=["a", "b", "c"]))
-    plan = plan_handover(desired, old)
+    plan = find_succession(desired, old)
     assert plan is not None
     assert {spec.stream for spec in plan.close} == set(old)
     assert list(plan.open) == desired
@@ -132,7 +132,7 @@ def test_what_concerns_the_database_goes_on_where_it_was() -> None:
     (former,) = [spec for spec in old.values() if spec.carries_database]
     for number in range(100):
         desired = streams_of(source(max_readers=2, collections=[*NAMES, f"new{number}"]))
-        plan = plan_handover(desired, old)
+        plan = find_succession(desired, old)
         assert plan is not None
         if former in plan.close:
             assert any(spec.carries_database for spec in plan.open)
@@ -191,7 +191,7 @@ def played(shapes: list[dict[str, Any]], rng: random.Random) -> Landed:
     time = 0
     for shape in shapes:
         desired = specs_of(shape)
-        plan = plan_handover(desired, {name: spec for name, (spec, _) in open_streams.items()})
+        plan = find_succession(desired, {name: spec for name, (spec, _) in open_streams.items()})
         if plan is not None:
             time += 1
             for spec in plan.close:

@@ -10,6 +10,7 @@ from engine.core.ledger import first_segment
 from engine.core.messages import BatchReady, Failed, Heartbeat, Idle, SlabRequest, Started
 from engine.core.position import Position, make_time
 from engine.core.problems import TOLD_AGAIN_S
+from tests.core.answers import denied, store_seen, taken
 from tests.core.test_coordinator import READERS, SPECS, WRITER, coordinator, ready, surveyed
 
 START = Position(time=make_time(100, 1))
@@ -21,7 +22,7 @@ def reading() -> Coordinator:
     made = coordinator(hang_timeout_s=1000.0)
     ready(made, make_time(100, 0))
     for spec, reader in zip(SPECS, READERS, strict=True):
-        surveyed(made, made.acquired(spec.stream, {}, 2.0))
+        surveyed(made, taken(made, spec.stream, {}, 2.0))
         made.from_child(reader, Started(0, START), 3.0)
     assert not live(made, 10.0)
     return made
@@ -41,7 +42,7 @@ def logs(made: Coordinator, now: float) -> list[Log]:
 
 
 def states(made: Coordinator) -> list[str]:
-    return [made.state_of(stream) for stream in made.streams.values()]
+    return [made.health.state_of(stream) for stream in made.streams.values()]
 
 
 def problems(made: Coordinator, now: float) -> list[str]:
@@ -110,16 +111,16 @@ def test_a_segment_that_failed_until_something_is_committed() -> None:
 
 def test_a_state_store_that_does_not_answer() -> None:
     made = reading()
-    made.store_waits(6.0, "", 16.0)
+    store_seen(made, 6.0, "", 16.0)
     (told,) = live(made, 16.0)
     assert told.fields == {
         "streams": ["shop.a", "shop.b"],
         "problem": "the state store has not answered for 6 s",
     }
-    made.store_waits(0.0, "renew: connection refused", 20.0)
+    store_seen(made, 0.0, "renew: connection refused", 20.0)
     assert not live(made, 20.0)
     assert problems(made, 20.0) == ["renew: connection refused"] * 2
-    made.store_waits(0.0, "", 21.0)
+    store_seen(made, 0.0, "", 21.0)
     (told,) = live(made, 21.0)
     assert (told.event, told.fields["after_s"]) == (GO_ON, 11.0)
 
@@ -149,13 +150,13 @@ def test_a_process_that_dies_and_cannot_begin() -> None:
 
 def test_a_standby_that_could_take_over_and_one_that_could_not() -> None:
     made = coordinator()
-    made.held_elsewhere("shop.a", "other", 30.0, 0.5)
+    denied(made, "shop.a", "other", 1.0, 0.5)
     assert states(made) == ["starting", "starting"], "its processes are not there yet"
     ready(made, make_time(100, 0))
     assert states(made) == ["standby", "starting"]
     made.child_exited(READERS[0], -9, 2.0)
     assert states(made)[0] == "starting"
-    made.acquired("shop.a", {}, 3.0)
+    taken(made, "shop.a", {}, 3.0)
     assert states(made)[0] == "starting"
 
 

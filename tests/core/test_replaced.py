@@ -11,11 +11,13 @@ from engine.core import records
 from engine.core.actions import Action, Exit, Log, Write
 from engine.core.backfill import END, not_loaded
 from engine.core.ledger import Ledger, WriteCommit, first_segment
-from engine.core.messages import Finished, Intent, Replaced, Started, StreamSpec
+from engine.core.messages import Finished, Intent, Replaced, Started
 from engine.core.naming import is_temporary
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord, read_record
+from engine.core.specs import StreamSpec
 from tests.core import test_backfill as backfill
+from tests.core.answers import taken
 from tests.core.test_backfill import PLAN
 from tests.core.test_coordinator import READERS, SPECS, coordinator, ready, record, surveyed, write_segment
 
@@ -26,7 +28,7 @@ def test_a_commit_tells_what_all_its_segments_replaced() -> None:
     ledger = Ledger()
     for seq in (1, 2):
         ledger.segment(seq, 0)
-        ledger.cut(Intent(seq, "", Position("", seq), (), 1, (Replaced(f"shop.c{seq}", seq),)))
+        ledger.cut(Intent(seq, None, Position("", seq), (), 1, (Replaced(f"shop.c{seq}", seq),)))
         ledger.sealed(seq, ())
         ledger.intent_durable(seq)
     assert ledger.published(2) == []
@@ -44,7 +46,7 @@ def with_replaced(made: Any) -> list[Action]:
     """The stream's lease comes, with a record that tells of a replaced collection."""
     ready(made, TIME)
     fields = record(SPECS[0], make_time(90, 1)) | {"replaced:shop.a": str(TIME)}
-    return surveyed(made, made.acquired("shop.a", fields, 2.0))
+    return surveyed(made, taken(made, "shop.a", fields, 2.0))
 
 
 def removed(actions: list[Action]) -> set[str]:
@@ -68,7 +70,7 @@ def test_the_policy_holds_at_the_start_and_at_the_commit(policy: str) -> None:
     assert (made.streams["shop.a"].error is not None) == (policy == "fail")
     made = coordinator(on_replaced=policy, reload_from=0.0)
     ready(made, TIME)
-    surveyed(made, made.acquired("shop.a", {}, 2.0))
+    surveyed(made, taken(made, "shop.a", {}, 2.0))
     start = Position(time=make_time(100, 1))
     made.from_child(READERS[0], Started(0, start), 3.0)
     seq = first_segment(start)
@@ -88,15 +90,16 @@ def test_a_reload_waits_for_its_time() -> None:
 def test_a_mark_ends_what_was_replaced_before_it() -> None:
     for time, is_left in ((backfill.TIME, False), (backfill.TIME + 1, True)):
         stream = StreamSpec("shop.orders", "collection", "shop", ("orders",))
-        (*_, mark) = replace(PLAN, since=backfill.TIME).splits()
+        mark = replace(PLAN, since=backfill.TIME).mark()
+        assert mark is not None
         made = backfill.coordinator([stream], [mark], pool=1)
         backfill.ready(made)
         made.tick(0.5)
         found = record(stream, backfill.TIME) | {"replaced:shop.orders": str(time)}
-        surveyed(made, made.acquired("shop.orders", found, 1.5))
+        surveyed(made, taken(made, "shop.orders", found, 1.5))
         assert made.streams["shop.orders"].replaced
         made.from_child(READERS[0], Started(0, None), 2.0)
-        made.acquired(mark.stream, {}, 2.5)
+        taken(made, mark.stream, {}, 2.5)
         generation = made.streams[mark.stream].generation
         made.from_child(READERS[1], Started(generation, Position(time=backfill.TIME)), 3.0)
         actions = made.from_child(READERS[1], Finished(generation, Position(END, backfill.TIME)), 4.0)
@@ -108,7 +111,7 @@ def test_a_plan_loads_what_was_replaced_before_it_was_made() -> None:
     known = StreamRecord(replaced={"shop.orders": TIME})
     done = replace(PLAN, begun=TIME, finished=1.0)
     assert not_loaded(known, {"shop.orders": done}) == []
-    for plan in (PLAN, replace(done, begun=TIME - 1), replace(done, finished=0.0)):
+    for plan in (PLAN, replace(done, begun=TIME - 1), replace(done, finished=None)):
         assert not_loaded(known, {"shop.orders": plan}) == ["shop.orders"]
     filtered = replace(done, selection=replace(PLAN.selection, filter="{}"))
     assert not_loaded(known, {"shop.orders": filtered}) == ["shop.orders"]
@@ -138,7 +141,7 @@ def test_what_a_stream_covers() -> None:
 def test_warnings_name_the_command() -> None:
     made = coordinator(on_replaced="warn")
     ready(made, TIME)
-    surveyed(made, made.acquired("shop.a", {}, 2.0))
+    surveyed(made, taken(made, "shop.a", {}, 2.0))
     start = Position(time=make_time(100, 1))
     made.from_child(READERS[0], Started(0, start), 3.0)
     told: list[Action] = []

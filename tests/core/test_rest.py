@@ -21,7 +21,6 @@ from engine.core.messages import (
     ObjectName,
     Sealed,
     SegmentCut,
-    StreamSpec,
     ToChild,
     decode_from_child,
     decode_to_child,
@@ -30,6 +29,7 @@ from engine.core.messages import (
 from engine.core.position import Position, make_time, split_time, token_time
 from engine.core.restarts import Failures, RetryPolicy
 from engine.core.schema import CollectionSchema, DataType, Field, grow
+from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, TransientError, error_of_kind
 
 REAL_TOKEN = "826B03B182000003E92B022C0100296E5A1004ED21B6581DEF41E5B19A2FCC3CBF1B8D46645F6964002B020004"
@@ -113,7 +113,7 @@ class TestMessages:
     )
     FROM_CHILD: tuple[FromChild, ...] = (
         SegmentCut(1, Intent(3, "a", Position("u"), (ObjectName("k"),), 7), "full"),
-        Sealed("s", 1, 2, (ObjectName("k", "d", "c", True),), 5, 6, 7),
+        Sealed("s", 1, 2, (ObjectName("k", "d", "c", True),), 6, 7),
         Heartbeat(1, "x", 0.5),
     )
 
@@ -205,7 +205,7 @@ class TestChildren:
         for now in (0.0, 1000.0, 2000.0, 3000.0):
             children.start_due(now)
             children.became_ready(self.CHILD, now)
-            children.got_somewhere(self.CHILD)
+            children.made_progress(self.CHILD)
             children.exited(self.CHILD, 1, now + 1)
             assert children.despair_of(self.CHILD) is None
 

@@ -116,7 +116,7 @@ def test_a_replay_without_any_event_still_makes_its_segment() -> None:
     assert segmenter.scanned(token(4)) is None
     end = segmenter.scanned(token(5))
     assert end is not None
-    assert (end.intent.rows, end.intent.first_token, end.intent.end.token) == (0, "", token(5))
+    assert (end.intent.rows, end.intent.first_token, end.intent.end.token) == (0, None, token(5))
 
 
 def test_a_replay_is_cut_by_nothing_else() -> None:

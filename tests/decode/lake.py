@@ -1,6 +1,6 @@
 """The way back: from the columns of a row to the document that it was made from.
 
-It knows what the README says of columns and of Extended JSON, and nothing of how they are made. Both sides of
+It knows what configs/LAKE.md says of columns and of Extended JSON, and nothing of how they are made. Both sides of
 a comparison are *trees*: dicts, lists, None, and tuples that begin with the name of a type. Numbers are equal
 in a tree when they are equal as numbers, because a column of doubles may hold an integer; a field that is null
 or undefined is not in it.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 from bench.local import LocalStack, Mongo
-from tests.integration.harness import EngineConfig, run_engine
+from tests.integration.harness import Engine, EngineConfig, run_engine
 
+Client = MongoClient[dict[str, Any]]
 PASSWORD = "s3cret/p@ss"
 QUOTED = "s3cret%2Fp%40ss"
 
@@ -73,9 +76,7 @@ def test_wrong_password(config: EngineConfig, guarded: Mongo) -> None:
 
 
 def test_no_right_to_read(config: EngineConfig, guarded: Mongo) -> None:
-    from pymongo import MongoClient
-
-    with MongoClient[dict[str, Any]](guarded.uri) as client:
+    with Client(guarded.uri) as client:
         client.admin.command("createUser", "poor", pwd=PASSWORD, roles=[{"role": "read", "db": "elsewhere"}])
     uri = guarded.uri.replace("root:right", f"poor:{QUOTED}").replace("?", "?authSource=admin&")
     config.set("source", uri=uri, start="now")
@@ -98,6 +99,41 @@ def test_unreachable_mongod_while_planning(config: EngineConfig) -> None:
     done = run_engine(config, "backfill")
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("MongoDB is away") == 2, done.stderr
+
+
+def test_a_name_that_does_not_resolve(config: EngineConfig) -> None:
+    """It may later: nobody must stand by to start the engine again."""
+    config.set("source", uri=f"mongodb+srv://u:{QUOTED}@nowhere.invalid/?connectTimeoutMS=500")
+    given_up(config, "The name cannot be resolved")
+    assert run_engine(config, "check").returncode == 1
+
+
+def test_an_address_that_can_be_none(config: EngineConfig) -> None:
+    config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:99999/")
+    refused(config, "Port must be", "Check source.uri")
+
+
+_BUG = """
+import s3fs.core
+
+async def broken(*arguments, **named):
+    raise TypeError("a bug of ours")
+
+s3fs.core.S3FileSystem._pipe_file = broken
+"""
+
+
+def test_a_bug_in_the_sink_is_told_as_one(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
+    """A traceback, and not a store that is away; put into the processes by ``sitecustomize``."""
+    mongo[config.name].orders.insert_one({"n": 1})
+    (tmp_path / "sitecustomize.py").write_text(_BUG)
+    config.set("retry", max_attempts=2)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with Engine(config, "--until-caught-up", environment={"PYTHONPATH": path}) as engine:
+        assert engine.end() == 1
+        assert "TypeError: a bug of ours" in engine.log()
+        assert '"process failed"' in engine.log()
+        assert "stream failed; starting over" not in engine.log()
 
 
 def test_missing_bucket(config: EngineConfig) -> None:

@@ -62,7 +62,7 @@ def test_run_warns_once_of_what_is_not_there(mongo: Client, config: EngineConfig
     found = [line["cause"] for line in absent_lines(done.stderr)]
     assert len(found) == 2
     assert found[0] == f"there is no collection 'orderss' in {config.name}: did you mean 'orders'?"
-    assert found[1].startswith(f"there is no collection 'users' in {config.name}: it is captured once it comes")
+    assert found[1].startswith(f"there is no collection 'users' in {config.name}: it is captured once it exists")
 
 
 def test_a_database_that_is_not_there_is_named_once(mongo: Client, config: EngineConfig) -> None:

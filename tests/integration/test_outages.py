@@ -13,7 +13,8 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from bench.local import LocalStack, Process
+from bench.local import LocalStack, Mongo, Process
+from bench.local.servers import accepts_connections, wait_until
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 
 OUTAGE_S = 4.0
@@ -108,3 +109,43 @@ def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, ser
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all")
         assert engine.terminate() == 0
     assert len(Lake(servers, unique).check_no_token_twice()) == 100
+
+
+def test_mongodb_is_away_when_a_backfill_is_planned(servers: LocalStack, tmp_path: Path, unique: str) -> None:
+    assert servers.mongo is not None
+    with MongoClient[dict[str, Any]](servers.mongo.uri) as client:
+        client[unique].orders.insert_many([{"n": n} for n in range(100)])
+    config = EngineConfig(servers, tmp_path, unique, {"retry": {"max_attempts": 60}})
+    config.set("source", uri=f"{servers.mongo.uri}&serverSelectionTimeoutMS=300")
+    servers.mongo.members[0].kill()
+    try:
+        engine = Engine(config, command="backfill")
+        wait_until(lambda: engine.log().count("MongoDB is away") >= 2, "attempts")
+    finally:
+        servers.mongo.start()
+    with engine:
+        assert engine.end() == 0, engine.log_tail()
+    assert sorted(row["n"] for row in Lake(servers, unique).rows() if row["_cdc_op"] == "read") == [*range(100)]
+
+
+def test_a_member_that_has_no_set_yet_is_waited_for(servers: LocalStack, tmp_path: Path, unique: str) -> None:
+    """As each is for a moment when it has been started: a standalone server would be refused."""
+    mongo = Mongo(tmp_path)
+    (member,), (port,) = mongo.members, mongo.ports
+    member.start()
+    try:
+        member.wait_ready(lambda: accepts_connections(port))
+        config = EngineConfig(servers, tmp_path, unique, {"retry": {"max_attempts": 60}})
+        uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+        config.set("source", uri=uri)
+        with Engine(config) as engine, MongoClient[dict[str, Any]](uri) as client:
+            wait_until(lambda: engine.log().count("neither its primary nor a secondary") >= 2, "attempts")
+            hosts = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": hosts})
+            wait_until(lambda: bool(client.admin.command("hello").get("isWritablePrimary")), "the primary")
+            client[unique].orders.insert_many([{"n": n} for n in range(100)])
+            engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all")
+            assert engine.terminate() == 0, engine.log_tail()
+    finally:
+        member.kill()
+    assert [row["n"] for row in Lake(servers, unique).rows()] == [*range(100)]

@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.commands.reference import readme_with_reference, reference_toml
+from engine.commands.reference import (
+    CONFIGURATION,
+    PROTOCOL,
+    configuration_with_reference,
+    protocol_with_tables,
+    reference_toml,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,5 +38,7 @@ def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
 def test_the_reference_is_up_to_date() -> None:
     """Else: scripts/check --fix."""
     assert (ROOT / "configs" / "reference.toml").read_text() == reference_toml()
-    readme = (ROOT / "README.md").read_text()
-    assert readme_with_reference(readme) == readme
+    document = CONFIGURATION.read_text()
+    assert configuration_with_reference(document) == document
+    document = PROTOCOL.read_text()
+    assert protocol_with_tables(document) == document

@@ -143,7 +143,7 @@ def test_tokens_that_are_compared_as_strings_are_found_out(monkeypatch: pytest.M
 
 def test_a_lake_that_nobody_looks_at_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def sees_nothing(self: world.PlayedWriter, asked: Survey) -> None:
-        self.outbox.append(Surveyed(asked.spec.stream, asked.generation, ""))
+        self.outbox.append(Surveyed(asked.spec.stream, asked.generation, None))
 
     monkeypatch.setattr(world.PlayedWriter, "_survey", sees_nothing)
     with pytest.raises(AssertionError, match=r"seed \d+"):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import bson
@@ -26,21 +26,25 @@ import msgspec
 from engine.core import actions as act
 from engine.core import messages as msg
 from engine.core.actions import Child
-from engine.core.backfill import END, is_end, make_place, split_place
+from engine.core.backfill import END, Plan, Selection, encode_plan, is_end, make_place, plan_document, split_place
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
-from engine.core.messages import ObjectName, StreamSpec
+from engine.core.lifecycle import Stage
+from engine.core.messages import ObjectName
 from engine.core.naming import is_split, number_in, object_key, partition_of, split_id
 from engine.core.position import Position, make_time
 from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
 from engine.core.segments import Limits, SegmentEnd, Segmenter
+from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
+from engine.core.store import FromStore, LeaseDenied, LeaseLost, LeaseTaken, StateRead, Written
 from engine.core.stream import Settings
 
 STREAM = "shop.orders"
 LEASE_TTL_S = 10.0
 TROUBLE = "something that will not pass"
 REPLACED = "shop.replaced"
+UNSURVEYED = (Stage.WAITING, Stage.ACQUIRED, Stage.SURVEYING)
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class PlayedReader:
         self._replay_only = False
         self._scanned = ""
         self._done = False
-        self._spec = StreamSpec("", "collection")
+        self._spec: Spec = StreamSpec("", "collection")
 
     def receive(self, message: msg.ToChild) -> None:
         match message:
@@ -221,8 +225,8 @@ class PlayedReader:
         self._position = message.start or Position("", self._world.start_time)
         self.outbox.append(msg.Started(self._generation, None if message.start else self._position))
         limits = Limits(self._world.segment_rows, 10**9, 5.0)
-        next_seq = message.next_seq or first_segment(self._position)
-        self._segmenter = Segmenter(limits, next_seq, message.replay, 0, self._position)
+        next_seq = first_segment(self._position) if message.next_seq is None else message.next_seq
+        self._segmenter = Segmenter(limits, next_seq, message.replay, None, self._position)
         self._events, self._row, self._asked, self._cut_after = Replies([]), 0, None, None
         self._renames = []
         self._finishing = self._done = False
@@ -343,13 +347,13 @@ class PlayedWriter:
         self._sealed[message.stream, message.generation, message.intent.seq] = objects
         listed = tuple(sorted(names.values()))
         size = len(rows)
-        self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size, size))
+        self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size))
 
     def _survey(self, asked: msg.Survey) -> None:
         stream = asked.spec.stream
         numbers = {key: number_in(key, stream) for key in self._world.lake.objects}
         beyond = [key for key, number in numbers.items() if number is not None and number > asked.known]
-        self.outbox.append(msg.Surveyed(stream, asked.generation, min(beyond, default="")))
+        self.outbox.append(msg.Surveyed(stream, asked.generation, min(beyond, default=None)))
 
     def can_step(self) -> bool:
         return bool(self.uploads)
@@ -405,7 +409,7 @@ class Engine:
         self.children: dict[Child, PlayedReader | PlayedWriter] = {}
         self.inboxes: dict[Child, deque[msg.ToChild]] = {}
         self.store_queue: deque[act.Action] = deque()
-        self.store_results: deque[Callable[[], list[act.Action]]] = deque()
+        self.store_results: deque[FromStore] = deque()
         self.starting: deque[Child] = deque()
         self.failed_starts: deque[Child] = deque()
         self.dead_children: deque[Child] = deque()
@@ -426,7 +430,7 @@ class Engine:
                 case act.Send(child, message):
                     if child in self.inboxes:
                         self.inboxes[child].append(message)
-                case act.Acquire() | act.Renew() | act.Release() | act.Write():
+                case act.Acquire() | act.Renew() | act.Release() | act.Write() | act.ReadState():
                     self.store_queue.append(action)
                 case act.Exit():
                     self.exited = action
@@ -483,13 +487,17 @@ class Engine:
         if awake and self.failed_starts:
             possible.append(lambda: self._bury_unborn(self.failed_starts.popleft()))
         if awake and self.store_results:
-            possible.append(lambda: self.perform(self.store_results.popleft()()))
+            possible.append(self._hear_store)
         if awake and self.world.now > self._ticked_at:
             possible.append(self._tick)
         return possible
 
     def _hear(self, child: Child, process: PlayedReader | PlayedWriter) -> None:
         self.perform(self.coordinator.from_child(child, process.outbox.popleft(), self.world.now))
+
+    def _hear_store(self) -> None:
+        answer = self.store_results.popleft()
+        self.perform(self.coordinator.from_store(answer, self.world.now))
 
     def _bury(self, child: Child) -> None:
         self.dead_children.remove(child)
@@ -507,19 +515,17 @@ class Engine:
         """The next queued operation reaches the store, fenced by the epoch that this engine holds."""
         action = self.store_queue.popleft()
         records, now = self.world.records, self.world.now
-        c = self.coordinator
         match action:
-            case act.Acquire(stream):
+            case act.Acquire(stream, document):
                 stored = records[stream]
                 if stored.owner and stored.owner != self.name and stored.expires_at > now:
-                    holder, left = stored.owner, stored.expires_at - now
-                    self.store_results.append(lambda: c.held_elsewhere(stream, holder, left, self.world.now))
+                    self.store_results.append(LeaseDenied(stream, stored.owner, stored.expires_at - now))
                     return
                 stored.epoch += 1
                 stored.owner, stored.expires_at = self.name, now + LEASE_TTL_S
                 self.epochs[stream] = stored.epoch
-                fields = dict(stored.fields)
-                self.store_results.append(lambda: c.acquired(stream, fields, self.world.now))
+                text = self.world.documents.get(document or "")
+                self.store_results.append(LeaseTaken(stream, dict(stored.fields), text))
             case act.Renew(streams):
                 for stream in streams:
                     if self._is_ours(stream):
@@ -528,7 +534,10 @@ class Engine:
                 for stream in streams:
                     if self.epochs.get(stream) == records[stream].epoch:
                         records[stream].owner = ""
-            case act.Write(stream, generation, change, seq):
+            case act.ReadState(about):
+                found = {name: (dict(each.fields), each.owner) for name, each in records.items()}
+                self.store_results.append(StateRead(about, found))
+            case act.Write(stream, generation, change, kind, seq):
                 if not self._is_ours(stream):
                     return
                 stored = records[stream]
@@ -537,14 +546,13 @@ class Engine:
                 for name in change.remove:
                     stored.fields.pop(name, None)
                 self.world.check_commit(stream, before)
-                if seq:
-                    self.store_results.append(lambda: c.stored(stream, generation, seq, self.world.now))
+                self.store_results.append(Written(stream, generation, kind, seq))
 
     def _is_ours(self, stream: str) -> bool:
         """Whether the epoch is still ours; the coordinator is told when not."""
         if self.epochs.get(stream) == self.world.records[stream].epoch:
             return True
-        self.store_results.append(lambda: self.coordinator.lease_lost(stream, self.world.now))
+        self.store_results.append(LeaseLost(stream))
         return False
 
 
@@ -580,16 +588,17 @@ class World:
         self.refusals = 0
 
     pool = 0
+    documents: Mapping[str, str] = {}  # shared documents, by name
 
     def streams(self) -> list[StreamSpec]:
         """The change streams of an engine that starts now."""
         return [StreamSpec(STREAM, "collection", pipeline=self.pipeline)]
 
-    def splits(self) -> list[StreamSpec]:
+    def splits(self) -> list[BackfillSpec]:
         """What is left to read of a backfill for an engine that starts now."""
         return []
 
-    def read(self, _: StreamSpec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
+    def read(self, _: Spec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """What a getMore of this stream gives behind a position, and the token scanned up to."""
         return self.mongo.read(after, most)
 
@@ -723,26 +732,29 @@ class SplitWorld(World):
             ]
         self._mark = split_id("shop", "orders", "a", len(self._documents))
         self._documents[self._mark] = [Event(1, 1_800_000_000 << 32, "orders", fickle=False)]
+        bounds = tuple(map(str, range(len(self._documents) - 2)))
+        plan = Plan("a", "shop", "orders", Selection(), None, None, bounds, 0, 0, 0.0)
+        self.documents = {plan_document("shop.orders"): encode_plan(plan)}
         super().__init__(seed, events=0)
 
     def streams(self) -> list[StreamSpec]:
         """None."""
         return []
 
-    def splits(self) -> list[StreamSpec]:
+    def splits(self) -> list[BackfillSpec]:
         """Those that are not in the lake yet, as the shell has it."""
+        left = [stream for stream in self._documents if not self._is_in(stream)]
         return [
-            StreamSpec(stream, "split", "shop", ("orders",), closes=int(stream == self._mark))
-            for stream in self._documents
-            if not self._is_in(stream)
+            MarkSpec(stream, "shop", "orders", 1) if stream == self._mark else SplitSpec(stream, "shop", "orders")
+            for stream in left
         ]
 
     def _is_in(self, stream: str) -> bool:
         return is_end(read_record(self.records[stream].fields).position)
 
-    def read(self, spec: StreamSpec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
+    def read(self, spec: Spec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
         """The next documents of a split; of fickle ones, those that are there this time."""
-        if spec.closes:
+        if isinstance(spec, MarkSpec):
             others = [(stream, each) for stream in self._documents for each in self._documents[stream]]
             there_before = {
                 (stream, each.number) for stream, each in others if stream != self._mark and not each.fickle
@@ -817,5 +829,5 @@ class ForgetfulWorld(World):
             super()._end_engine(engine)
 
     def _is_done(self) -> bool:
-        accepted = all(engine.coordinator.streams[STREAM].surveyed for engine in self.engines)
+        accepted = all(engine.coordinator.streams[STREAM].stage not in UNSURVEYED for engine in self.engines)
         return (self._truth is None or accepted) and super()._is_done()

@@ -1,0 +1,138 @@
+"""What follows from the errors and deaths of children: another attempt, or the end of a stream or of the engine.
+
+An error that names a stream concerns it alone. What may pass is tried again, within the retry budget, from the
+committed position; anything else stops the stream. A process that cannot work at all is started again, unless what
+it says is wrong with a configuration that has never worked.
+
+State: whether anything has been read, and whether the sink has answered; the streams whose history is lost. Owner:
+the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engine.core.actions import Child, Log
+from engine.core.children import Children
+from engine.core.decisions import Decision, End, Fail, Forget, Interrupt
+from engine.core.messages import Failed
+from engine.core.problems import Problem
+from engine.core.readers import Readers
+from engine.core.stream import Settings, Stream
+from engine.errors import FatalError, HeadraceError, error_of_kind
+
+
+class Faults:
+    """The faults of an engine's children.
+
+    Attributes:
+        has_run: something was read, or known to have nothing new: the configuration works.
+        sink_seen: the sink has answered.
+        lost: the streams whose loss of history has ended the engine.
+    """
+
+    def __init__(
+        self, settings: Settings, streams: Mapping[str, Stream], children: Children, readers: Readers
+    ) -> None:
+        self._settings = settings
+        self._streams = streams
+        self._children = children
+        self._readers = readers
+        self.has_run = False
+        self.sink_seen = False
+        self.lost: frozenset[str] = frozenset()
+
+    def code_of(self, error: HeadraceError | None) -> int:
+        """The exit code of an engine that an error ends."""
+        if error is None:
+            return 0
+        return 2 if error.kind == "config" and not self.has_run else 1
+
+    def failed(self, child: Child, failed: Failed, now: float) -> list[Decision]:
+        """An error that a child could not deal with."""
+        error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
+        if failed.stream is None:
+            return self._of_process(child, error)
+        stream = self._streams.get(failed.stream)
+        if stream is None or failed.generation != stream.generation:
+            return []
+        if error.kind == "stream_lost":
+            return self._history_lost(stream, error, now)
+        # What is wrong with a configuration that has worked is a server's state, or about to be fixed.
+        has_worked = stream.has_been_read or (stream.is_of_backfill and self.has_run)
+        may_pass = error.kind == "transient" or (error.kind == "config" and has_worked)
+        if not may_pass:
+            return [Fail(stream, error)]
+        if not stream.failures.failed(now):
+            remedy = error.remedy or "Start again once the cause is fixed: nothing is lost."
+            return [Fail(stream, FatalError(error.operation, error.cause, remedy))]
+        stream.trouble = Problem.after(stream.trouble, str(error), now)
+        delay_s = round(stream.failures.retry_at - now, 2)
+        fields = {"stream": failed.stream, "error": str(error), "retry_in_s": delay_s}
+        return [Log("warning", "stream failed; starting over", fields), Interrupt(stream)]
+
+    def _of_process(self, child: Child, error: HeadraceError) -> list[Decision]:
+        """A process says why it ends."""
+        has_worked = self._readers.deployment is not None if child.role == "reader" else self.sink_seen
+        if error.kind == "transient" or has_worked:
+            self._children[child].error = error
+            return []
+        return [End(error)]
+
+    def _history_lost(self, stream: Stream, error: HeadraceError, now: float) -> list[Decision]:
+        # One that is lost again and again, with nothing captured in between, is not healed by starting over.
+        if self._settings.on_history_lost == "fail" or not stream.failures.failed(now):
+            return [Fail(stream, error)]
+        fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
+        if self._settings.on_history_lost == "snapshot":
+            # It is planned before the stream has another position: a crash in between must not hide the gap.
+            also = (each.name for each in self._streams.values() if each.history_lost)
+            self.lost = frozenset({stream.name, *also})
+            what = "history lost; loading the collections again, and going on from now"
+            return [Log("error", what, fields), End(error, 1)]
+        fields["intents_dropped"] = len(stream.ledger.intents)
+        what = "history lost; going on from now, what lies between is not captured"
+        if not stream.history_lost:
+            stream.start_at = "now"
+        return [Log("error", what, fields), Interrupt(stream), Forget(stream)]
+
+    def child_exited(self, child: Child, now: float) -> list[Decision]:
+        """A child is dead: the streams that it was at are interrupted, and what has died too often in a row stops.
+
+        Other streams' commits forgive the child, not the stream that it dies of. Which one that is, nobody knows:
+        one stops at a time, and the others have as many attempts again.
+        """
+        hit = [stream for stream in self._streams.values() if self._is_at_work(child, stream)]
+        for stream in hit:
+            stream.failures.failed(now)
+        return [*map(Interrupt, hit), *self._judge(child, hit)]
+
+    def _judge(self, child: Child, hit: Sequence[Stream]) -> list[Decision]:
+        worst = max(hit, key=lambda stream: stream.failures.count, default=None)
+        error = self._children.despair_of(child)
+        if worst is not None and (worst.failures.exhausted or error is not None):
+            return self._blame(worst, child, hit)
+        if error is None:
+            return []
+        own = self._readers.stream_of(child)
+        if own is None or own.is_of_backfill:
+            return [End(error, 1)]
+        self._children.end(child)
+        return [Fail(own, error)] if own.is_open else []
+
+    def _blame(self, worst: Stream, child: Child, hit: Sequence[Stream]) -> list[Decision]:
+        """Stop the stream that the child has died at most often; the count of the others starts over."""
+        ended, remedy = self._children.last_end(child)
+        count = max(worst.failures.count, self._children[child].failures.count)
+        cause = f"a {child.role} died {count} times in a row before anything was committed, {ended}"
+        for stream in hit:
+            stream.failures.succeeded()
+        self._children.forgive(child)
+        return [Fail(worst, FatalError(f"run the stream {worst.name}", cause, remedy))]
+
+    def _is_at_work(self, child: Child, stream: Stream) -> bool:
+        """Whether the child reads the stream, surveys the lake for it, or builds a segment of it."""
+        if child.role == "reader":
+            return stream.is_assigned and stream.reader == child
+        builds = any(each.writer == child.index for each in stream.ledger.segments.values())
+        return builds or stream.surveyor == child

@@ -1,0 +1,73 @@
+"""What is in the way of each stream at present, and what the stream is at in a word.
+
+State: what the state store suffers from, and when the streams were last looked at. Owner: the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.core.actions import Child, Log
+from engine.core.children import Children
+from engine.core.lifecycle import Stage
+from engine.core.problems import BRIEF_S, UNANSWERED_S, Problem, Problems
+from engine.core.store import StoreSeen
+from engine.core.stream import Stream, StreamState
+
+LOOK_EVERY_S = 0.5
+
+
+class Health:
+    """The health of an engine's streams."""
+
+    def __init__(self, streams: Mapping[str, Stream], children: Children) -> None:
+        self._streams = streams
+        self._children = children
+        self._problems = Problems()
+        self._of_store: Problem | None = None
+        self._looked_at = -LOOK_EVERY_S
+
+    def store_seen(self, seen: StoreSeen, now: float) -> None:
+        """How the state store is doing."""
+        if seen.error is not None:
+            self._of_store = Problem.after(self._of_store, seen.error, now)
+        elif seen.unanswered_s >= UNANSWERED_S:
+            self._of_store = Problem("the state store has not answered", now - seen.unanswered_s, lasts=True)
+        else:
+            self._of_store = None
+
+    def look(self, now: float) -> list[Log]:
+        """Note what is in the way of each stream, and log what is new or over."""
+        if now - self._looked_at < LOOK_EVERY_S:
+            return []
+        self._looked_at = now
+        for stream in self._streams.values():
+            stream.problem = self._problem_of(stream, now) if stream.is_open else None
+        return self._problems.tell({name: each.problem for name, each in self._streams.items()}, now)
+
+    def _problem_of(self, stream: Stream, now: float) -> Problem | None:
+        """The first of what is in the stream's way: the others may well have come of it."""
+        at_work = {Child("writer", each.writer) for each in stream.ledger.segments.values()}
+        at_work |= {each for each in (stream.reader, stream.surveyor) if each is not None}
+        if not self._children.ready("writer"):
+            at_work.add(Child("writer", 0))
+        found = [self._of_store, stream.trouble, *(self._children.problem(each, now) for each in at_work)]
+        lasting = (each for each in found if each is not None and now - each.since >= BRIEF_S)
+        return min(lasting, key=lambda each: each.since, default=None)
+
+    def state_of(self, stream: Stream) -> StreamState:
+        """What the stream is at, in a word."""
+        if stream.stage is Stage.FAILED:
+            return "failed"
+        if stream.stage is Stage.FINISHED:
+            return "finished"
+        if stream.problem is not None:
+            return "stalled"
+        if stream.held_by is not None and not stream.holds_lease:
+            return "standby" if self._can_take_over(stream) else "starting"
+        return "reading" if stream.is_captured else "starting"
+
+    def _can_take_over(self, stream: Stream) -> bool:
+        """Whether all that a stream needs is there, but for its lease."""
+        has_reader = stream.reader is None or self._children[stream.reader].ready
+        return has_reader and bool(self._children.ready("writer"))

@@ -1,0 +1,141 @@
+"""The collections' schemas in the state store: who waits for one, and which versions the store must have.
+
+A reader that meets new fields asks for the schema with these added. It is a shared document, which only grows.
+What objects were written under must not be lost: the records of streams tell the versions, and so do the plans
+of finished backfills. When there is no schema yet, and this engine does not know of one, the records are read
+before it is made.
+
+State: the versions that the store has answered, and the readers that wait. Owner: the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from engine.core import records
+from engine.core.actions import Child, GrowSchema, ReadState, Send
+from engine.core.backfill import decode_plan, plan_document
+from engine.core.decisions import Decision
+from engine.core.formats import decode_document, encode_document
+from engine.core.messages import Intent, SchemaGiven, SchemaWanted
+from engine.core.records import read_record, schema_document
+from engine.core.schema import CollectionSchema, grow
+from engine.core.store import SchemaRead, StateRead
+from engine.core.stream import Stream
+from engine.errors import StateLostError
+
+
+class _Wanted(Struct):
+    """What a reader waits for; ``is_absent`` once the store has said that there is no such schema."""
+
+    message: SchemaWanted
+    is_absent: bool = False
+
+    @property
+    def name(self) -> str:
+        return schema_document(self.message.database, self.message.collection)
+
+
+class Schemas:
+    """The schemas that an engine's readers ask for."""
+
+    def __init__(self, max_fields: int, streams: Mapping[str, Stream]) -> None:
+        self._max_fields = max_fields
+        self._streams = streams
+        self._versions: dict[str, int] = {}
+        self._wanted: dict[Child, _Wanted] = {}
+
+    def is_waiting(self, reader: Child) -> bool:
+        """Whether the reader waits for a schema."""
+        return reader in self._wanted
+
+    def forget(self, reader: Child) -> None:
+        """The reader is gone."""
+        self._wanted.pop(reader, None)
+
+    def wanted(self, reader: Child, message: SchemaWanted) -> list[Decision]:
+        """A reader asks for a schema with some fields."""
+        self._wanted[reader] = wanted = _Wanted(message)
+        return [self._grow(reader, wanted, self._known_version(wanted.name), creates=False)]
+
+    def _grow(self, reader: Child, wanted: _Wanted, min_version: int, *, creates: bool) -> GrowSchema:
+        message = wanted.message
+        return GrowSchema(
+            reader,
+            message.database,
+            message.collection,
+            message.fields,
+            min_version,
+            creates,
+            self._max_fields,
+        )
+
+    def read(self, answer: SchemaRead, *, is_ready: bool) -> list[Decision]:
+        """The store's answer; ``is_ready`` whether the reader still lives."""
+        name = schema_document(answer.database, answer.collection)
+        wanted = self._wanted.get(answer.reader)
+        if answer.text is None and wanted is not None and not wanted.is_absent:
+            wanted.is_absent = True
+            return [ReadState(name, plan_document(f"{answer.database}.{answer.collection}"))]
+        schema = CollectionSchema() if answer.text is None else decode_schema(answer.text)
+        self._versions[name] = schema.version
+        self._wanted.pop(answer.reader, None)
+        if not is_ready:
+            return []
+        return [Send(answer.reader, SchemaGiven(answer.database, answer.collection, schema))]
+
+    def state_read(self, answer: StateRead) -> list[Decision]:
+        """All records, and the plan of the collection: which version do they tell of? Then it may be made."""
+        told = [read_record(fields).schemas.get(answer.about, 0) for fields, _ in answer.records.values()]
+        if answer.document is not None:
+            told.append(decode_plan(answer.document).schema or 0)
+        version = max([self._known_version(answer.about), *told])
+        return [
+            self._grow(reader, wanted, version, creates=True)
+            for reader, wanted in self._wanted.items()
+            if wanted.is_absent and wanted.name == answer.about
+        ]
+
+    def _known_version(self, name: str) -> int:
+        """The version that the store is known to have of a schema; 0 for none."""
+        told = (stream.schemas.get(name, 0) for stream in self._streams.values())
+        return max(self._versions.get(name, 0), *told, 0)
+
+    def grown_for(self, stream: Stream, intent: Intent) -> dict[str, int]:
+        """What the record does not tell yet of the schemas that the segment's objects were written under."""
+        names = {records.schema_document(each.database, each.collection) for each in intent.objects}
+        known = {name: self._versions[name] for name in sorted(names & self._versions.keys())}
+        grown = {name: version for name, version in known.items() if version > stream.schemas.get(name, 0)}
+        stream.schemas |= grown
+        return grown
+
+
+def decode_schema(text: str) -> CollectionSchema:
+    """The schema in a shared document.
+
+    Raises:
+        ConfigError: a later version has written it.
+    """
+    return decode_document(text, CollectionSchema, CollectionSchema)
+
+
+def grown_document(asked: GrowSchema, version: int, text: str) -> str | None:
+    """The schema's shared document with the fields that were asked for; None to leave it as it is.
+
+    Args:
+        version, text: as it stands; ``(0, "")`` when there is none.
+
+    Raises:
+        StateLostError: it is older than what objects were written under.
+    """
+    if version < asked.min_version:
+        cause = f"the state store has lost the schema of {asked.database}.{asked.collection}"
+        found = f"it is at version {version}, and objects were written under version {asked.min_version}"
+        raise StateLostError("settle the types of new fields", f"{cause}: {found}")
+    if not text and not asked.creates:
+        return None
+    known = decode_schema(text) if text else CollectionSchema()
+    grown = grow(known, asked.fields, asked.max_fields)
+    return None if grown is known else encode_document(grown)

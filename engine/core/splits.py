@@ -1,0 +1,132 @@
+"""The splits and marks that wait to be read, and when one of them is opened.
+
+Splits share a pool of readers, and there are streams for as many of them as these can read. They wait until every
+change stream is being read from a durable position: what is read of the collections is then never older than what
+the streams bring. A mark waits until nothing else of its plan is left.
+
+State: what waits; how many splits have failed since something was committed; the progress of each backfill. Owner:
+the coordinator.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from engine.core.actions import Log
+from engine.core.backfill import Progress
+from engine.core.decisions import Decision
+from engine.core.lifecycle import Stage
+from engine.core.specs import BackfillSpec, MarkSpec, StreamSpec
+from engine.core.stream import Stream
+
+# A split whose documents are all read and on their way to the lake counts a quarter: writers that cannot keep up
+# stop the reading.
+ENDING_WEIGHT = 0.25
+
+
+class Splits:
+    """The splits of an engine's backfills.
+
+    Args:
+        pool: readers for splits.
+        streams: all streams of the engine, the open splits among them.
+    """
+
+    def __init__(self, pool: int, streams: Mapping[str, Stream]) -> None:
+        self._pool = pool
+        self._streams = streams
+        self._waiting: deque[BackfillSpec] = deque()
+        self._failed_of: dict[str, int] = {}  # by collection, since something of it was committed
+        self._collections_failed: set[str] = set()  # since something of any was
+        self.progress: dict[str, Progress] = {}
+
+    def load(self, specs: Iterable[BackfillSpec], progress: Mapping[str, Progress]) -> None:
+        """Take splits to read; see ``Coordinator.load``."""
+        self._waiting.extend(specs)
+        self.progress |= progress
+
+    @property
+    def is_left(self) -> bool:
+        """Whether any wait."""
+        return bool(self._waiting)
+
+    def open_due(self, open_: Callable[[BackfillSpec], None]) -> None:
+        """Open as many splits as there are readers, and one more for the first reader that is free."""
+        change_streams = (each for each in self._streams.values() if not each.is_of_backfill)
+        if not all(each.is_captured or not each.is_open for each in change_streams):
+            return
+        while self._weight() <= self._pool and (spec := self._next()) is not None:
+            open_(spec)
+
+    def _weight(self) -> float:
+        """How many readers the open splits of this engine need."""
+        mine = (
+            each
+            for each in self._streams.values()
+            if each.is_of_backfill and each.held_by is None and each.stage is not Stage.FAILED
+        )
+        return sum(ENDING_WEIGHT if each.stage is Stage.ENDING else 1.0 for each in mine)
+
+    def _next(self) -> BackfillSpec | None:
+        """The first that may be read now; it waits no more."""
+        for index, spec in enumerate(self._waiting):
+            if isinstance(spec, MarkSpec) and self._has_other_parts(spec):
+                continue
+            del self._waiting[index]
+            return spec
+        return None
+
+    def _has_other_parts(self, mark: MarkSpec) -> bool:
+        """Whether a split of its plan waits, is being read, or has failed."""
+        others = itertools.chain(self._waiting, (stream.spec for stream in self._streams.values()))
+        splits = (each for each in others if not isinstance(each, StreamSpec | MarkSpec))
+        return any(each.namespace == mark.namespace for each in splits)
+
+    def committed(self, stream: Stream, rows: int) -> None:
+        """Something of a split is in the lake."""
+        assert not isinstance(stream.spec, StreamSpec)
+        self._failed_of.pop(stream.spec.namespace, None)
+        self._collections_failed.clear()
+        self._count(stream.spec, rows)
+
+    def closed(self, stream: Stream, rows: int) -> None:
+        """All of a split or mark is in the lake; ``rows`` of it by another engine."""
+        assert not isinstance(stream.spec, StreamSpec)
+        self._count(stream.spec, rows, splits=1)
+
+    def _count(self, spec: BackfillSpec, rows: int, splits: int = 0) -> None:
+        if spec.namespace in self.progress:
+            documents = 0 if isinstance(spec, MarkSpec) else rows
+            self.progress[spec.namespace] = self.progress[spec.namespace].plus(documents, splits)
+
+    def failed(self, namespace: str) -> list[Decision]:
+        """A split has failed. What stops as many as there are readers would not spare the next one.
+
+        So the rest of its collection is left for the next run; and that of all collections, when so many of them
+        had a split fail with nothing committed in between.
+        """
+        mark = [each for each in self._waiting if isinstance(each, MarkSpec) and each.namespace == namespace]
+        decisions = self.leave(mark)
+        self._failed_of[namespace] = self._failed_of.get(namespace, 0) + 1
+        self._collections_failed.add(namespace)
+        bound = max(2, self._pool)
+        if len(self._collections_failed) >= bound:
+            return decisions + self.leave(self._waiting)
+        if self._failed_of[namespace] >= bound:
+            return decisions + self.leave(each for each in self._waiting if each.namespace == namespace)
+        return decisions
+
+    def leave_covered(self, spec: StreamSpec) -> list[Decision]:
+        """A change stream does not bring what comes after a load of its collections: that load is left, too."""
+        return self.leave(each for each in self._waiting if spec.covers(each.database, each.collection))
+
+    def leave(self, specs: Iterable[BackfillSpec]) -> list[Decision]:
+        """These are for the next run."""
+        left = {each.stream: each.namespace for each in specs}
+        if not left:
+            return []
+        self._waiting = deque(each for each in self._waiting if each.stream not in left)
+        fields = {"collections": sorted(set(left.values())), "splits_left": len(left)}
+        return [Log("error", "splits left for the next run", fields)]

@@ -1,0 +1,26 @@
+"""Leases of owners that have died: who comes after them need not wait until the lease expires."""
+
+from __future__ import annotations
+
+import logging
+
+from engine.owner import is_certainly_dead
+from engine.state.seam import Acquired, HeldElsewhere, StateStore
+
+log = logging.getLogger("headrace")
+
+
+def take(store: StateStore, stream: str, owner: str, ttl_s: float) -> Acquired | HeldElsewhere:
+    """The stream's lease for ``ttl_s`` seconds: if it is free, or its holder is certainly dead.
+
+    Raises:
+        StateLostError, TransientError: as ``StateStore.acquire``.
+    """
+    found = store.acquire(stream, owner, ttl_s)
+    if isinstance(found, Acquired) or not is_certainly_dead(found.holder):
+        return found
+    # Named, so that an owner who came in between keeps it.
+    taken = store.acquire(stream, owner, ttl_s, replacing=found.holder)
+    if isinstance(taken, Acquired):
+        log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})
+    return taken

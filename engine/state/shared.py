@@ -1,0 +1,34 @@
+"""Compare and swap of the shared documents: the schemas, the plans and list of backfills, the handover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.errors import TransientError
+from engine.state.seam import StateStore
+
+# An attempt that loses is one that another engine won, and each engine changes a document only a few times.
+MAX_ATTEMPTS = 100
+
+
+def amend(store: StateStore, name: str, change: Callable[[int, str], str | None]) -> tuple[int, str]:
+    """Change a shared document by what it says; its version and text as they stand afterwards.
+
+    Args:
+        change: is given the present version and text (``(0, "")`` when there is no document), and returns the
+            text of the next version; None to leave the document as it is. It is called again whenever another
+            engine was faster, and may raise.
+
+    Raises:
+        StateLostError, TransientError, ConfigError: as the methods of ``StateStore``.
+        TransientError: another engine was faster ``MAX_ATTEMPTS`` times in a row.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        version, text = store.read_shared(name)
+        changed = change(version, text)
+        if changed is None:
+            return version, text
+        if store.write_shared(name, version + 1, changed):
+            return version + 1, changed
+    cause = f"another engine changed it between our read and our write, {MAX_ATTEMPTS} times in a row"
+    raise TransientError(f"change {name} in the state store", cause, "Start fewer engines at once.")
