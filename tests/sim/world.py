@@ -783,20 +783,28 @@ class SplitWorld(World):
 class ForgetfulWorld(World):
     """The state is lost, or an older one comes back, while no engine runs: engines go on exactly, or stop.
 
-    State: copies of the records as they once were, and the true ones where they were taken away.
+    State: copies of the records as they once were, which of them came back, and the true ones where they were taken
+    away.
     """
 
     faults = (*World.faults, "forget", "forget", "forget")
 
     def __init__(self, seed: int) -> None:
         self._once: list[dict[str, StoredStream]] = [{}]
+        self._chosen = 0
         self._truth: dict[str, StoredStream] | None = None
         super().__init__(seed, faults=8)
 
     def check_commit(self, stream: str, before: str | None) -> None:
-        """Also: keep a copy of the records now and then; what was written to others than the true ones is true."""
+        """Also: keep a copy of the records now and then; what was written to others than the true ones is true.
+
+        The copies made after the one that was gone on from tell of what did not happen: an intent in them may be of
+        other events than the segment that has its number now.
+        """
         super().check_commit(stream, before)
-        self._truth = None  # nobody writes before the lake was looked at
+        if self._truth is not None:  # nobody writes before the lake was looked at
+            del self._once[self._chosen + 1 :]
+            self._truth = None
         if self.rng.random() < 0.3:
             self._once.append(copy.deepcopy(dict(self.records)))
 
@@ -806,7 +814,8 @@ class ForgetfulWorld(World):
             self.engines.clear()
             self.orphan_stores.clear()
             self._truth = dict(self.records)
-            self.records = defaultdict(StoredStream, copy.deepcopy(self.rng.choice(self._once)))
+            self._chosen = self.rng.randrange(len(self._once))
+            self.records = defaultdict(StoredStream, copy.deepcopy(self._once[self._chosen]))
             for stored in self.records.values():
                 stored.owner = ""
             self._start_engine()
