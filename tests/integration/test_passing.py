@@ -13,7 +13,7 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack, Mongo
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
-from tests.test_source import failing
+from tests.failing import failing
 
 Client = MongoClient[dict[str, Any]]
 KILLS = ("killOp", "killCursors", "killAllSessions")
