@@ -8,7 +8,7 @@ A store knows what it was told is durable, and says so when it finds less (``kno
 again that is gone. Any call can be made again after a ``TransientError``: whether the first one had come through
 does not matter.
 
-Both stores pass the same conformance suite (``tests/test_state.py``); a third one needs these ten methods.
+Both stores pass the same conformance suite (``tests/state/test_stores.py``); a third one needs these ten methods.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 from engine.core.naming import (
     NO_NAME,
     Partitioning,
+    is_temporary,
     number_in,
     object_key,
     partition_of,
@@ -192,3 +193,11 @@ def test_no_two_segments_ever_write_one_key(partitioning: Partitioning) -> None:
             assert max(map(len, key.split("/"))) <= 235
             assert all(number_in(key, other) is None for other in ids if other != stream)
         pairs += len(made) * (len(made) - 1) // 2
+
+
+def test_the_servers_own_names() -> None:
+    assert is_temporary("tmp.agg_out.7f5c3c5e-8d7e-4f6e-9d2b-0d1f1f1f1f1f")
+    assert is_temporary("tmpHV3GE.renameCollection")
+    assert not any(
+        map(is_temporary, ("orders", "tmp", "tmp.orders", "tmp.agg_out.mine!", "a.renameCollection", ""))
+    )

@@ -11,7 +11,9 @@ from engine.core.position import (
     Position,
     is_behind,
     is_same,
+    make_time,
     make_token,
+    split_time,
     token_data,
     token_document,
     token_time,
@@ -101,3 +103,27 @@ def test_the_time_is_read_with_and_without_type_bits() -> None:
     assert whole != INSERT[0]
     assert token_time(whole) == token_time(INSERT[0]) == 0x6B06585F00000005
     assert is_same(whole, INSERT[0])
+
+
+REAL_TOKEN = "826B03B182000003E92B022C0100296E5A1004ED21B6581DEF41E5B19A2FCC3CBF1B8D46645F6964002B020004"
+
+
+def test_a_token_begins_with_its_cluster_time() -> None:
+    assert token_time(REAL_TOKEN) == make_time(0x6B03B182, 0x3E9)
+    assert split_time(make_time(7, 8)) == (7, 8)
+
+
+@pytest.mark.parametrize("token", ["", "82", "81" + "0" * 20, "82zz" + "0" * 20])
+def test_other_makers_tokens_have_no_time(token: str) -> None:
+    assert token_time(token) is None
+
+
+def test_order() -> None:
+    start, later = Position(time=5), Position(time=6)
+    first, second = Position("82a", 5), Position("82b", 5)
+    assert start.precedes(later)
+    assert start.precedes(first)
+    assert first.precedes(second)
+    assert not first.precedes(first)
+    assert not first.precedes(later)
+    assert not second.precedes(first)

@@ -109,3 +109,23 @@ def test_a_name_and_each_of_its_forms_have_one_key() -> None:
         forms |= {unicodedata.normalize(form, character) for form in ("NFC", "NFD", "NFKC", "NFKD")}
         keys = {folded(each) for form in forms for each in (form, form.lower(), form.upper())}
         assert keys == {folded(character)}, hex(code)
+
+
+def test_new_fields_join_and_known_ones_stay() -> None:
+    first = grow(CollectionSchema(), (Field("a", DataType("int64")),), 10)
+    second = grow(first, (Field("a", DataType("string")), Field("b", DataType("bool"))), 10)
+    assert second == CollectionSchema(2, (Field("a", DataType("int64"), 1), Field("b", DataType("bool"), 2)))
+    assert grow(second, (Field("b", DataType("json")),), 10) is second
+
+
+def test_structs_and_lists_grow_inside() -> None:
+    def nested(*names: str) -> tuple[Field, ...]:
+        struct = DataType("struct", tuple(Field(name, DataType("string")) for name in names))
+        return (Field("s", struct), Field("l", DataType("list", item=struct)))
+
+    grown = grow(grow(CollectionSchema(), nested("x"), 10), nested("y"), 10)
+    for field in grown.fields:
+        struct = field.type if field.name == "s" else field.type.item
+        assert struct is not None
+        assert [(each.name, each.since) for each in struct.fields] == [("x", 1), ("y", 2)]
+        assert field.since == 1

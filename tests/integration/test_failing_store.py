@@ -301,7 +301,7 @@ def back_up(path: Path, backup: Path) -> None:
         db.execute("VACUUM INTO ?", (str(backup),))
 
 
-# The store by itself meets all of them in tests/test_state.py.
+# The store by itself meets all of them in tests/state.
 WITH_AN_ENGINE = CONDITIONS if os.environ.get("EXPLORE") else CONDITIONS[::3]
 
 

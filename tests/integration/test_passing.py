@@ -12,8 +12,8 @@ import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack, Mongo
+from tests.failing import failing
 from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_engine
-from tests.test_source import failing
 
 Client = MongoClient[dict[str, Any]]
 KILLS = ("killOp", "killCursors", "killAllSessions")

@@ -1,4 +1,4 @@
-"""Files, environment, errors, and the reference that is made from the same structs."""
+"""The configuration from file and environment, and every mistake in it reported at once."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Config, Duration, Secret, Size, format_duration, format_size, load
+from engine.config import format_duration, load
 from engine.errors import ConfigError
-
-MINIMAL = '[source]\nuri = "mongodb://h"\ndatabase = "d"\ncollections = ["c"]\n[sink]\nurl = "file:///lake"\n'
-
-
-def written(directory: Path, text: str) -> Path:
-    path = directory / "config.toml"
-    path.write_text(text)
-    return path
-
-
-def problems(path: Path | None, environ: dict[str, str] | None = None) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load(path, environ or {})
-    return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+from tests.config.files import MINIMAL, problems, written
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -143,106 +130,6 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_environments_mistakes(tmp_
     assert "HEADRACE_BATCH__ROWS" in found[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("HEADRACE_BATCH_ROWS", "HEADRACE_BATCH__ROWS"),
-        ("HEADRACE_SOURCE__URL", "HEADRACE_SOURCE__URI"),
-        ("HEADRACE__SOURCE__URI", "HEADRACE_SOURCE__URI"),
-        ("HEADRACE_SINK_S3_REGION", "HEADRACE_SINK__S3__REGION"),
-        ("HEADRACE_TELEMETRY__LOGFORMAT", "HEADRACE_TELEMETRY__LOG_FORMAT"),
-        ("headrace_batch__rows", "HEADRACE_BATCH__ROWS"),
-        ("HEADRACE_NONSENSE", "HEADRACE_SECTION__KEY"),
-        ("HEADRACE_PORT", "HEADRACE_SECTION__KEY"),
-        ("REDIS_URLS", "REDIS_URL"),
-        ("REDISURL", "REDIS_URL"),
-        ("REDIS_URI", "REDIS_URL"),
-        ("BATCHSIZE", "BATCH_SIZE"),
-        ("BATCH_SIZES", "BATCH_SIZE"),
-        ("BATHC_SIZE", "BATCH_SIZE"),
-    ],
-)
-def test_a_misspelled_variable_is_refused_with_what_was_meant(tmp_path: Path, name: str, meant: str) -> None:
-    (found,) = problems(written(tmp_path, MINIMAL), {name: "5"})
-    assert found.startswith(f"{name}: ")
-    assert meant in found
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("MONGO_URI", "MONGODB_URI"),
-        ("MONGODB_URL", "MONGODB_URI"),
-        ("MONGO_DATABASE", "MONGODB_DATABASE"),
-        ("MONGODB_COLLECTION", "MONGODB_COLLECTIONS"),
-        ("MONGODB_COLECTION", "MONGODB_COLLECTIONS"),
-        ("S3_BUCKETS", "S3_BUCKET"),
-        ("S3_PREFIXES", "S3_PREFIX"),
-    ],
-)
-def test_a_misspelled_variable_is_refused_where_the_right_one_would_count(
-    tmp_path: Path, name: str, meant: str
-) -> None:
-    """And only there: with the key in the file, it has no effect under either name."""
-    environ = {"S3_BUCKET": "b", name: "x"} if meant == "S3_PREFIX" else {name: "x"}
-    assert f"{name}: not read; did you mean {meant}?" in problems(None, environ)
-    load(written(tmp_path, MINIMAL), environ)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "REDIS_HOST REDIS_PORT REDIS_PASSWORD REDIS_TLS_URL REDIS_URL_2 REDISCLOUD_URL REDIS_USER",
-        "MONGODB_USER MONGODB_PASSWORD MONGODB_PORT MONGO_INITDB_DATABASE MONGODB_VERSION MONGODB_HOST",
-        "S3_ENDPOINT S3_REGION S3_BUCKET_NAME S3_BUCKET2 S3_KEY S3_SUFFIX S3_PREFIX",
-        "AWS_DEFAULT_REGION AWS_REGIONS AWS_PROFILE",
-        "PATCH_SIZE BATCH BATCH_SIZE_BYTES PAGE_SIZE MAX_BATCH_SIZE",
-        "HEADRACE_VENV HEADRACE_FAILPOINT _HEADRACE_X MY_HEADRACE_BATCH_ROWS",
-    ],
-)
-def test_variables_of_other_programs_and_of_ours_are_let_be(tmp_path: Path, name: str) -> None:
-    text = '[source]\nuri = "mongodb://h"\nwatch = "deployment"\n[sink]\nurl = "file:///lake"\n'
-    load(written(tmp_path, text), dict.fromkeys(name.split(), "x"))
-    complaints = problems(None, dict.fromkeys(name.split(), "x"))
-    assert not [each for each in complaints if "did you mean" in each]
-
-
-def test_what_kubernetes_makes_of_a_service_with_our_name_is_let_be(tmp_path: Path) -> None:
-    environ = {
-        "HEADRACE_METRICS_SERVICE_HOST": "10.0.0.1",
-        "HEADRACE_METRICS_SERVICE_PORT": "8080",
-        "HEADRACE_METRICS_SERVICE_PORT_HTTP": "8080",
-        "HEADRACE_METRICS_PORT": "tcp://10.0.0.1:8080",
-        "HEADRACE_METRICS_PORT_8080_TCP_ADDR": "10.0.0.1",
-    }
-    load(written(tmp_path, MINIMAL), environ)
-
-
-def test_the_right_variable_beside_the_wrong_one_is_no_mistake(tmp_path: Path) -> None:
-    environ = {"REDIS_URL": "redis://r", "REDIS_URI": "redis://of-another-program"}
-    assert load(written(tmp_path, MINIMAL), environ).state.url == "redis://r"
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (("mongodb://h", "http://h"), "source.uri: expected mongodb:// or mongodb+srv://"),
-        (('database = "d"\n', ""), 'source.database: missing; needed for watch = "collections"'),
-        (('collections = ["c"]\n', ""), "source.collections: missing"),
-        (('["c"]', '["c", "c"]'), "source.collections: a name stands there twice"),
-        (('["c"]\n', '["c"]\nsplit = {d = 2}\n'), "source.split: d is not in source.collections"),
-        (('["c"]\n', '["c"]\nsplit = {c = 0}\n'), "source.split.c: expected an integer of at least 1"),
-        (('["c"]\n', '["c"]\nwatch = "database"\n'), "not used with watch"),
-        (('["c"]\n', '["c"]\nstart = "2026-05-01T00:00:00"\n'), "source.start: got '2026-05-01T00:00:00'"),
-        (("file:///lake", "/lake"), "sink.url: expected a URL"),
-        (('"file:///lake"', '"file:///x"\ncompression = "gzip"\ncompression_level = 12'), "gzip takes 1 to 9"),
-    ],
-)
-def test_contradictions(tmp_path: Path, change: tuple[str, str], problem: str) -> None:
-    (found,) = problems(written(tmp_path, MINIMAL.replace(*change)))
-    assert problem in found
-
-
 def test_no_secret_in_any_repr_or_message(tmp_path: Path) -> None:
     text = MINIMAL.replace("mongodb://h", "mongodb://u:s3cret@h") + '[sink.s3]\nsecret_key = "s3cret"\n'
     config = load(written(tmp_path, text), {})
@@ -271,22 +158,3 @@ def test_not_toml_and_not_there(tmp_path: Path) -> None:
         load(written(tmp_path, "[source"), {})
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "nowhere.toml", {})
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0B"), (2**20, "1MiB"), (3 * 2**29, "1536MiB"), (1500, "1.5KiB"), (2**30, "1GiB")]
-)
-def test_sizes(size: int, text: str) -> None:
-    assert format_size(size) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(14 * 86400, "14d"), (90, "90s"), (0.25, "250ms"), (1.5, "1.5s")])
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-def test_the_types_are_plain_to_everybody_else() -> None:
-    assert isinstance(Size(1), int)
-    assert isinstance(Duration(1), float)
-    assert repr(Secret("x")) == "'***'"
-    assert Config.__struct_fields__[0] == "source"

@@ -31,7 +31,7 @@ from engine.processes.writer import SegmentBuild
 from engine.shared.arena import Arena
 from engine.shared.slab import Content, SlabPlan
 from engine.sink.objects import PART_SIZE, Sink
-from tests.test_sink import s3_config
+from tests.sink.test_objects import s3_config
 
 SCHEMA = CollectionSchema(1, (Field("_id", DataType("string"), 1), Field("text", DataType("string"), 1)))
 CONTENT = Content("shop", "orders", 0, 0, 0, SCHEMA)

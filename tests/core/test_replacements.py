@@ -12,7 +12,6 @@ from engine.core.actions import Action, Exit, Log, Write
 from engine.core.backfill import END, not_loaded
 from engine.core.ledger import Ledger, WriteCommit, first_segment
 from engine.core.messages import Finished, Intent, Replaced, Started
-from engine.core.naming import is_temporary
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
@@ -116,26 +115,6 @@ def test_a_plan_loads_what_was_replaced_before_it_was_made() -> None:
     filtered = replace(done, selection=replace(PLAN.selection, filter="{}"))
     assert not_loaded(known, {"shop.orders": filtered}) == ["shop.orders"]
     assert not_loaded(known, {}) == ["shop.orders"]
-
-
-def test_the_servers_own_names() -> None:
-    assert is_temporary("tmp.agg_out.7f5c3c5e-8d7e-4f6e-9d2b-0d1f1f1f1f1f")
-    assert is_temporary("tmpHV3GE.renameCollection")
-    assert not any(
-        map(is_temporary, ("orders", "tmp", "tmp.orders", "tmp.agg_out.mine!", "a.renameCollection", ""))
-    )
-
-
-def test_what_a_stream_covers() -> None:
-    shared = StreamSpec("s", "database", "shop", ("a", "b"))
-    assert [shared.covers(*each) for each in (("shop", "a"), ("shop", "c"), ("other", "a"))] == [
-        True,
-        False,
-        False,
-    ]
-    assert StreamSpec("s", "database", "shop").covers("shop", "c")
-    assert not StreamSpec("s", "database", "shop").covers("other", "c")
-    assert StreamSpec("s", "deployment").covers("other", "c")
 
 
 def test_warnings_name_the_command() -> None:

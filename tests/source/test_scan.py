@@ -22,7 +22,7 @@ from engine.errors import ConfigError, InterruptedScanError, TransientError
 from engine.source.pace import Pace, replication_lag_s
 from engine.source.scan import Documents, SplitScan
 from engine.source.session import Members, connect, server_time
-from tests.test_source import failing
+from tests.failing import failing
 
 Client = MongoClient[dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""What version 0.2.0 kept, value by value: the literals of ``test_records_of_before``."""
+"""What version 0.2.0 kept, value by value: the literals of ``test_upgrade``."""
 
 from __future__ import annotations
 

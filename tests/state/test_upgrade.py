@@ -33,7 +33,17 @@ from engine.core.specs import MarkSpec
 from engine.state.opening import open_store
 from engine.state.seam import Acquired, StateStore
 from tests.integration.harness import EngineConfig, Lake, run_engine
-from tests.state.before import BEFORE_HANDOVER, ENDED_AT, HANDOVER, KILLED, OWN, PLANS, READ, SCANNED_AT, SCHEMAS
+from tests.state.records_0_2_0 import (
+    BEFORE_HANDOVER,
+    ENDED_AT,
+    HANDOVER,
+    KILLED,
+    OWN,
+    PLANS,
+    READ,
+    SCANNED_AT,
+    SCHEMAS,
+)
 
 DECODERS: dict[type, Callable[[str], Any]] = {
     Plan: decode_plan,

@@ -16,7 +16,7 @@ from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostErro
 from engine.source.change_stream import ChangeStream
 from engine.source.failures import translate
 from engine.source.session import connect, server_time, survey
-from tests.test_state import tls_in_front_of
+from tests.tls import tls_in_front_of
 
 Client = MongoClient[dict[str, Any]]
 QUICK = "serverSelectionTimeoutMS=500&connectTimeoutMS=500"

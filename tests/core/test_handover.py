@@ -1,95 +1,17 @@
-"""Which streams a configuration means, and how they hand over to those of another."""
+"""How the streams of one configuration hand over to those of the next."""
 
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Secret, SourceConfig
 from engine.config.streams import streams_of
 from engine.core.handover import find_succession, overlap
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError
-
-NAMES = ["a", "b", "c", "d", "e"]
-
-
-def source(**keys: Any) -> SourceConfig:
-    return SourceConfig(uri=Secret("mongodb://h"), **({"database": "shop", "collections": NAMES} | keys))
-
-
-def ids(**keys: Any) -> list[str]:
-    return [spec.stream for spec in streams_of(source(**keys))]
-
-
-def test_a_stream_per_collection_while_there_are_readers() -> None:
-    assert ids() == [f"shop.{name}" for name in NAMES]
-
-
-def test_a_split_collection_has_a_stream_per_part() -> None:
-    assert ids(split={"a": 2}) == ["shop.a~0of2", "shop.a~1of2", "shop.b", "shop.c", "shop.d", "shop.e"]
-
-
-def test_more_collections_than_readers_share_streams() -> None:
-    specs = streams_of(source(max_readers=2))
-    assert len(specs) <= 2
-    assert sorted(name for spec in specs for name in spec.collections) == NAMES
-    assert {spec.level for spec in specs} == {"database"}
-    assert sum(spec.carries_database for spec in specs) == 1
-
-
-def test_another_collection_moves_no_other() -> None:
-    before = [set(s.collections) for s in streams_of(source(max_readers=3))]
-    after = [set(s.collections) for s in streams_of(source(max_readers=3, collections=[*NAMES, "f", "g"]))]
-    assert [shared & set(NAMES) for shared in after if shared & set(NAMES)] == before
-
-
-def test_a_shared_stream_is_called_by_what_it_carries() -> None:
-    """Two engines with different collections on one state store and one lake never mean the same stream."""
-    one = ids(max_readers=2, collections=[f"a{n}" for n in range(9)])
-    other = ids(max_readers=2, collections=[f"b{n}" for n in range(9)])
-    assert not set(one) & set(other)
-    assert ids(max_readers=2, collections=[f"a{n}" for n in reversed(range(9))]) == one
-    assert (
-        find_succession(
-            streams_of(source(max_readers=2, collections=[f"a{n}" for n in range(9)])),
-            running(max_readers=2, collections=[f"b{n}" for n in range(9)]),
-        )
-        is None
-    )
-
-
-def test_split_collections_keep_their_streams_when_others_are_packed() -> None:
-    specs = streams_of(source(max_readers=3, split={"a": 2}))
-    assert [spec.stream for spec in specs[:2]] == ["shop.a~0of2", "shop.a~1of2"]
-    assert specs[2].collections == ("b", "c", "d", "e")
-
-
-def test_levels() -> None:
-    assert ids(watch="database", collections=[]) == ["shop"]
-    assert ids(watch="deployment", collections=[], database="") == ["deployment~"]
-
-
-def test_too_many_parts() -> None:
-    with pytest.raises(
-        ConfigError, match=r"source.split needs 4 readers, and 4 collection\(s\) at least one more"
-    ):
-        ids(max_readers=4, split={"a": 4})
-
-
-def test_the_pipeline_becomes_extended_json() -> None:
-    stages = [{"$match": {"at": {"$gt": datetime(2026, 5, 1, tzinfo=UTC)}}}]
-    (spec, *_) = streams_of(source(pipeline=stages))
-    assert spec.pipeline == '[{"$match":{"at":{"$gt":{"$date":"2026-05-01T00:00:00+00:00"}}}}]'
-
-
-def running(**keys: Any) -> dict[str, StreamSpec]:
-    return {spec.stream: spec for spec in streams_of(source(**keys))}
+from tests.config.test_streams import NAMES, running, source
 
 
 def handover(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]] | None:

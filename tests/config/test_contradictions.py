@@ -1,0 +1,29 @@
+"""Keys that contradict one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.config.files import MINIMAL, problems, written
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (("mongodb://h", "http://h"), "source.uri: expected mongodb:// or mongodb+srv://"),
+        (('database = "d"\n', ""), 'source.database: missing; needed for watch = "collections"'),
+        (('collections = ["c"]\n', ""), "source.collections: missing"),
+        (('["c"]', '["c", "c"]'), "source.collections: a name stands there twice"),
+        (('["c"]\n', '["c"]\nsplit = {d = 2}\n'), "source.split: d is not in source.collections"),
+        (('["c"]\n', '["c"]\nsplit = {c = 0}\n'), "source.split.c: expected an integer of at least 1"),
+        (('["c"]\n', '["c"]\nwatch = "database"\n'), "not used with watch"),
+        (('["c"]\n', '["c"]\nstart = "2026-05-01T00:00:00"\n'), "source.start: got '2026-05-01T00:00:00'"),
+        (("file:///lake", "/lake"), "sink.url: expected a URL"),
+        (('"file:///lake"', '"file:///x"\ncompression = "gzip"\ncompression_level = 12'), "gzip takes 1 to 9"),
+    ],
+)
+def test_contradictions(tmp_path: Path, change: tuple[str, str], problem: str) -> None:
+    (found,) = problems(written(tmp_path, MINIMAL.replace(*change)))
+    assert problem in found

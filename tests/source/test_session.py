@@ -1,0 +1,38 @@
+"""What is asked of a server before its streams are read."""
+
+from __future__ import annotations
+
+import pytest
+from bson.timestamp import Timestamp
+
+from engine.core.position import split_time
+from engine.errors import TransientError
+from engine.source.session import server_time, starting_position, survey
+from tests.failing import Client, failing
+
+
+def test_survey(client: Client) -> None:
+    found = survey(client)
+    assert found.deployment == "rs0"
+    assert found.server_version == "6.0.5"
+    assert found.server_time == server_time(client)
+
+
+def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
+    """To find the oldest event there are two ways; neither is closed for good."""
+    interrupted = {"appName": "headrace", "errorCode": 11601}
+    with failing(client, "find", 1, **interrupted):
+        assert starting_position(client, "earliest").time
+    data = {"failCommands": ["find", "serverStatus"]} | interrupted
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": 2}, data=data)
+    with pytest.raises(TransientError, match="11601"):
+        starting_position(client, "earliest")
+
+
+def test_starting_positions(client: Client) -> None:
+    now = starting_position(client, "now")
+    assert now.time == server_time(client) + 1
+    oldest = client.local["oplog.rs"].find_one(sort=[("$natural", 1)])
+    assert oldest is not None
+    assert Timestamp(*split_time(starting_position(client, "earliest").time)) == oldest["ts"]
+    assert split_time(starting_position(client, "2026-05-01T09:00:59+02:00").time) == (1777618859, 0)

@@ -1,0 +1,228 @@
+"""One conformance suite for every state store, each on a real server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+import trustme
+
+from bench.local import LocalStack
+from engine.config import Secret
+from engine.config.tree import StateConfig
+from engine.errors import ConfigError, LeaseLostError, TransientError
+from engine.state.opening import open_store
+from engine.state.seam import Acquired, HeldElsewhere, StateStore
+from tests.state.stores import TTL_S, Open, acquired, sentinel_before
+from tests.tls import tls_in_front_of
+
+SHORT_TTL_S = 0.2
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis-acl", "rediss", "sentinel"])
+def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Open]:
+    """Opens the same store as often as wanted."""
+    opened: list[StateStore] = []
+
+    def opener(url: str) -> Open:
+        def open_it(*, read_only: bool = False, **changes: object) -> StateStore:
+            settings = {"url": Secret(url), "prefix": unique} | changes
+            store = open_store(StateConfig(**settings), read_only=read_only)  # type: ignore[arg-type]
+            opened.append(store)
+            return store
+
+        return open_it
+
+    port = stack.valkey.port
+    match request.param:
+        case "sqlite":
+            yield opener(f"sqlite:///{tmp_path}/state.db")
+        case "redis":
+            yield opener(stack.valkey.url)
+        case "redis-acl":
+            with closing(redis.Redis(port=port)) as client:
+                rules = (f"~{unique}:*", "+@all", "-@admin", "-@dangerous", ">pass word")
+                client.execute_command("ACL", "SETUSER", unique, "reset", "on", *rules)
+            yield opener(f"redis://{unique}:pass%20word@127.0.0.1:{port}/0")
+        case "rediss":
+            authority = trustme.CA()
+            certificate = tmp_path / "ca.pem"
+            authority.cert_pem.write_to_path(str(certificate))
+            with tls_in_front_of(port, authority) as tls_port:
+                yield opener(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}")
+                for store in opened:
+                    store.close()
+        case "sentinel":
+            with sentinel_before(stack.valkey, tmp_path) as sentinel_port:
+                yield opener(f"redis+sentinel://127.0.0.1:{sentinel_port}/main/0")
+    for store in opened:
+        store.close()
+
+
+def test_a_new_stream_has_no_fields(open_state: Open) -> None:
+    found = acquired(open_state(), "a")
+    assert found.fields == {}
+    assert found.lease.epoch == 1
+
+
+def test_what_was_written_is_there_for_the_next_owner(open_state: Open) -> None:
+    store = open_state()
+    lease = acquired(store, "a").lease
+    store.write(lease, {"x": "1", "y": "é\n\0"})
+    store.write(lease, {"x": "2", "z": ""}, ["y", "never was"])
+    store.release(lease)
+    assert acquired(open_state(), "b").fields == {"x": "2", "z": ""}
+
+
+def test_a_forgotten_stream_is_new(open_state: Open) -> None:
+    store = open_state()
+    store.write(acquired(store, "a").lease, {"x": "1"})
+    store.forget(["s", "never was"])
+    store.forget([])
+    assert store.read_all() == {}
+    assert acquired(store, "b").fields == {}
+
+
+def test_a_held_lease_is_refused_to_others(open_state: Open) -> None:
+    acquired(open_state(), "a")
+    found = open_state().acquire("s", "b", TTL_S)
+    assert isinstance(found, HeldElsewhere)
+    assert found.holder == "a"
+    assert 0 < found.expires_in_s <= TTL_S
+
+
+def test_streams_have_leases_of_their_own(open_state: Open) -> None:
+    store = open_state()
+    acquired(store, "a")
+    assert isinstance(store.acquire("other", "b", TTL_S), Acquired)
+
+
+def test_the_owner_may_acquire_again(open_state: Open) -> None:
+    store = open_state()
+    first = acquired(store, "a").lease
+    assert acquired(store, "a").lease.epoch > first.epoch
+
+
+def test_an_expired_lease_is_free_and_the_epoch_grows(open_state: Open) -> None:
+    store = open_state()
+    first = acquired(store, "a", SHORT_TTL_S).lease
+    time.sleep(2 * SHORT_TTL_S)
+    assert acquired(store, "b").lease.epoch > first.epoch
+
+
+def test_renewal_keeps_a_lease(open_state: Open) -> None:
+    store = open_state()
+    lease = acquired(store, "a", SHORT_TTL_S).lease
+    store.renew(lease, TTL_S)
+    time.sleep(2 * SHORT_TTL_S)
+    assert isinstance(store.acquire("s", "b", TTL_S), HeldElsewhere)
+
+
+def test_a_named_holder_is_replaced_at_once(open_state: Open) -> None:
+    store = open_state()
+    lost = acquired(store, "a").lease
+    acquired(store, "b", replacing="a")
+    with pytest.raises(LeaseLostError):
+        store.write(lost, {"x": "1"})
+
+
+def test_another_holder_than_the_named_one_is_not_replaced(open_state: Open) -> None:
+    store = open_state()
+    acquired(store, "a")
+    assert isinstance(store.acquire("s", "b", TTL_S, replacing="c"), HeldElsewhere)
+
+
+def test_the_loser_of_a_lease_can_do_nothing(open_state: Open) -> None:
+    store = open_state()
+    lost = acquired(store, "a", SHORT_TTL_S).lease
+    time.sleep(2 * SHORT_TTL_S)
+    kept = acquired(open_state(), "b").lease
+    store.write(kept, {"x": "kept"})
+    for act in (lambda: store.write(lost, {"x": "lost"}, ["x"]), lambda: store.renew(lost, TTL_S)):
+        with pytest.raises(LeaseLostError):
+            act()
+    store.release(lost)
+    assert store.read_all()["s"] == ({"x": "kept"}, "b")
+
+
+def test_an_expired_lease_that_nobody_took_still_writes(open_state: Open) -> None:
+    store = open_state()
+    lease = acquired(store, "a", SHORT_TTL_S).lease
+    time.sleep(2 * SHORT_TTL_S)
+    store.write(lease, {"x": "1"})
+    store.renew(lease, TTL_S)
+    assert store.read_all()["s"] == ({"x": "1"}, "a")
+
+
+def test_released_leases_are_free(open_state: Open) -> None:
+    store = open_state()
+    store.release(acquired(store, "a").lease)
+    assert isinstance(store.acquire("s", "b", TTL_S), Acquired)
+
+
+def test_prefixes_keep_engines_apart(open_state: Open, unique: str) -> None:
+    store, other = open_state(), open_state(prefix=f"{unique}:b")
+    store.write(acquired(store, "a").lease, {"x": "1"})
+    assert acquired(other, "b").fields == {}
+    assert store.read_all()["s"] == ({"x": "1"}, "a")
+
+
+def test_shared_documents_grow_by_one_version(open_state: Open) -> None:
+    store = open_state()
+    assert store.read_shared("d") == (0, "")
+    assert store.write_shared("d", 1, "one")
+    assert not store.write_shared("d", 1, "again")
+    assert not store.write_shared("d", 3, "too far")
+    assert store.write_shared("d", 2, "two")
+    assert open_state().read_shared("d") == (2, "two")
+
+
+def test_only_one_of_many_writers_wins_a_version(open_state: Open) -> None:
+    stores = [open_state() for _ in range(4)]
+    won = [0] * len(stores)
+
+    def compete(number: int) -> None:
+        for _ in range(20):
+            version, _ = stores[number].read_shared("d")
+            won[number] += stores[number].write_shared("d", version + 1, str(number))
+
+    threads = [threading.Thread(target=compete, args=(n,)) for n in range(len(stores))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert open_state().read_shared("d")[0] == sum(won)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "words"),
+    [
+        ("redis://127.0.0.1:1/0", TransientError, "Is the state store up"),
+        ("redis://nobody:s3cret@{host}/0", ConfigError, "Check the user and the password"),
+        ("redis+sentinel://127.0.0.1:x/main", ConfigError, "Write redis"),
+        ("sqlite:////nowhere/at/all.db", ConfigError, "a file that this user can create"),
+    ],
+)
+def test_errors_name_the_remedy_and_hide_the_password(
+    stack: LocalStack, url: str, kind: type[Exception], words: str
+) -> None:
+    store = open_store(StateConfig(url=Secret(url.format(host=f"127.0.0.1:{stack.valkey.port}"))))
+    with pytest.raises(kind, match=words) as caught:
+        store.read_all()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_checking_proves_and_leaves_nothing(open_state: Open) -> None:
+    made = open_state()
+    lease = acquired(made, "a").lease
+    made.write(lease, {"x": "1"})
+    before = made.read_all()
+    doubts = open_state(read_only=True).check()
+    assert all("does not say how" in each for each in doubts)  # one without the right to ask
+    assert made.read_all() == before
+    made.write(lease, {"x": "2"})
