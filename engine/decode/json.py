@@ -57,7 +57,6 @@ _NOT_FINITE = {
     Layout("<d").pack(value): f'{{"$numberDouble":"{name}"}}'
     for value, name in ((math.inf, "Infinity"), (-math.inf, "-Infinity"), (math.nan, "NaN"))
 }
-_NAN = Layout("<d").pack(math.nan)
 
 
 class _Changed(ValueError):
