@@ -193,7 +193,7 @@ def _time(text: str) -> str:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no RFC 3339 time") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an RFC 3339 time") from None
     if time.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} has no offset; add Z for UTC")
     return text
