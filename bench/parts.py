@@ -175,8 +175,8 @@ def state(stack: LocalStack, rounds: int, commits: int = 300) -> Iterator[PartRe
             assert isinstance(found, Acquired)
 
             def work(store: Any = store, lease: Any = found.lease) -> bytes:
-                begun = records.begin(spec, "sink", "rs0", Position(time=1))
-                store.write(lease, begun.put, begun.remove)
+                started = records.begin(spec, "sink", "rs0", Position(time=1))
+                store.write(lease, started.put, started.remove)
                 for seq in range(1, commits + 1):
                     end = Position(f"82{seq:016X}", seq)
                     intent = Intent(

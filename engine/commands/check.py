@@ -129,8 +129,8 @@ def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamR
     desired = streams_of(config.source)
     handover = find_succession(desired, running)
     beginning = {spec.stream for spec in handover.open} if handover else set()
-    former = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
-    return former + [
+    closing = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
+    return closing + [
         (spec, records[spec.stream] if spec.stream in running and spec.stream not in beginning else None)
         for spec in desired
     ]

@@ -103,10 +103,10 @@ def _follow(
 
     supervisor = launched()
 
-    def run_to_end(former: Sequence[StreamSpec]) -> int | None:
+    def run_to_end(closing: Sequence[StreamSpec]) -> int | None:
         nonlocal supervisor
         supervisor.abandon()
-        ending = Supervisor(config, former, common_end=True)
+        ending = Supervisor(config, closing, common_end=True)
         if ending.run() or ending.interrupted:
             return None
         supervisor = launched()
