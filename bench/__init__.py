@@ -1,1 +1,1 @@
-"""Throughput, CPU and memory, side by side with the server's own limit: ``python -m bench <name>``."""
+"""Throughput, CPU and memory, compared with the server's own limit: ``python -m bench <name>``."""

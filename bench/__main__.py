@@ -1,7 +1,7 @@
 """Measure Headrace: ``python -m bench NAME [--events N] [--workload W] [--json FILE]``.
 
-Every benchmark is made of comparisons within one run, alternating, on one machine: look at the ratios. Servers
-are started here (``bench.local``) unless --uri names another MongoDB. ``./scripts/bench`` runs all of them and
+Every benchmark consists of comparisons within one run, alternating, on one machine: look at the ratios. Servers
+are started locally (``bench.local``) unless --uri names another MongoDB. ``./scripts/bench`` runs all of them and
 writes a report.
 """
 
@@ -20,7 +20,7 @@ from engine.processes.forks import ALLOCATION
 
 
 def main() -> int:
-    """Run one benchmark; print its results, and add them to a file if wanted."""
+    """Run one benchmark; print its results, and append them to a file if requested."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,9 +34,9 @@ def main() -> int:
             "--workload", choices=choices, default=benchmark.workload, help="(default: %(default)s)"
         )
         command.add_argument("--memory", default="512MiB", help="memory.limit of engines (default: %(default)s)")
-        command.add_argument("--uri", default="", help="a MongoDB to use instead of one of our own")
+        command.add_argument("--uri", default="", help="a MongoDB to use instead of a local one")
         command.add_argument("--quick", action="store_true", help="a twentieth of the events, one round")
-        command.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
+        command.add_argument("--json", type=Path, metavar="FILE", help="append the results to this file")
     arguments = parser.parse_args()
     _as_engine_processes_are(sys.argv)
     options = Options(
@@ -58,9 +58,9 @@ def main() -> int:
 
 
 def _as_engine_processes_are(arguments: list[str]) -> None:
-    """Start this process anew with the allocator's settings that the engine's readers have.
+    """Restart this process with the allocator settings of the engine's readers.
 
-    They are for what is measured in this process; what it runs beside itself is to start as users start it.
+    They apply to what is measured in this process; other processes are started as users start them.
     """
     if any(os.environ.get(name) is None for name in ALLOCATION):
         os.environ.update(ALLOCATION)

@@ -1,11 +1,11 @@
-"""Whole collections to Parquet, beside the server's limit and what else there is.
+"""Whole collections to Parquet, compared with the server's limit and other tools.
 
-- ``scan``: the same documents read as raw replies by one and by two processes, one reply after the other, and
-  thrown away.
-- ``engine``: ``python -m engine backfill`` with one and with two readers, to Parquet on S3, its start, its
-  planning and its end included.
+- ``scan``: the same documents read as raw replies by one and by two processes, one reply after another, and
+  discarded.
+- ``engine``: ``python -m engine backfill`` with one and with two readers, to Parquet on S3, including start,
+  planning and end.
 - ``pymongoarrow``: ``find_arrow_all``, ``write_table`` and s3fs, in an environment of its own.
-- ``mongodump``, ``mongoexport``: to /dev/null, built from their public Go module; when there is a Go toolchain.
+- ``mongodump``, ``mongoexport``: to /dev/null, built from their public Go module if there is a Go toolchain.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BackfillResult(Struct):
         of_scan: the engine's rate with two readers as a share of the raw scan's with two.
         scaling: the engine's rate with two readers as a multiple of that with one.
         exact: every document landed once, by a count of keys.
-        hash: of the keys that landed.
+        hash: a hash of the keys that landed.
     """
 
     workload: str
@@ -80,7 +80,7 @@ def measure_backfill(
     *,
     peers: bool = True,
 ) -> BackfillResult:
-    """Make the documents once, then read them in rounds; ``peers``: with what is installed or built for it."""
+    """Create the documents once, then read them in rounds; ``peers``: also with tools to install or build."""
     database = uuid4().hex[:8]
     tell(f"writing {documents:,} documents of {workload}")
     with MongoClient[dict[str, Any]](uri) as client:
@@ -142,7 +142,7 @@ def measure_backfill(
 def _commands(
     stack: LocalStack, uri: str, database: str, peers: bool, tell: Callable[[str], None]
 ) -> dict[str, list[str]]:
-    """What is run beside the engine, by name."""
+    """The commands to compare the engine with, by name."""
     found = {f"scan{n}": python("-m", "bench.baselines", "scan", uri, database, str(n)) for n in READERS}
     if not peers:
         return found
@@ -168,7 +168,7 @@ def _commands(
 
 
 def pymongoarrow_python(tell: Callable[[str], None]) -> str | None:
-    """An interpreter with pymongoarrow, which takes one version of pyarrow only: installed here the first time."""
+    """An interpreter with pymongoarrow, which needs its own version of pyarrow; installed the first time."""
     directory = PEERS / "pymongoarrow"
     interpreter = directory / "bin" / "python"
     if not (directory / "done").exists():
@@ -184,7 +184,7 @@ def pymongoarrow_python(tell: Callable[[str], None]) -> str | None:
 
 
 def mongo_tools(tell: Callable[[str], None]) -> Path | None:
-    """Where mongodump and mongoexport are, built here the first time; None without Go, or without their module."""
+    """The directory of mongodump and mongoexport, built the first time; None without Go or their module."""
     directory, names = PEERS / "mongo-tools", ("mongodump", "mongoexport")
     if all((directory / name).exists() for name in names):
         return directory
@@ -212,7 +212,7 @@ def _all_succeed(
 
 
 def _landed(stack: LocalStack, tag: str) -> tuple[int, int, int, str]:
-    """Different keys (0 when a key is there twice), objects, bytes, and a hash of the keys."""
+    """The number of distinct keys (0 if there is a duplicate), objects and bytes, and a hash of the keys."""
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()
     database.register_filesystem(filesystem)

@@ -1,4 +1,4 @@
-"""What the engine is measured beside, each as a process of its own.
+"""What the engine is compared with, each in a process of its own.
 
 ``python -m bench.baselines scan URI DATABASE PROCESSES``
 ``python -m bench.baselines arrow URI DATABASE TARGET OPTIONS``
@@ -26,10 +26,10 @@ Event = dict[str, Any]
 
 
 def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool, parts: int = 1) -> None:
-    """Read the stream as raw replies and do nothing with them: the server's limit.
+    """Read the stream as raw replies and discard them: the server's limit.
 
     Args:
-        parts: into so many streams by hash of ``_id``, each in a thread of its own.
+        parts: the number of streams, by hash of ``_id``, each in a thread of its own.
     """
     from engine.core.position import Position, make_time
     from engine.core.specs import StreamSpec
@@ -59,7 +59,7 @@ def drain(uri: str, database: str, start: Timestamp, events: int, lookup: bool, 
 
 
 def watched(uri: str, database: str, start: Timestamp, events: int, lookup: bool) -> Iterator[Event]:
-    """The loop that everybody writes first."""
+    """The simplest loop over a change stream."""
     collection = MongoClient[Event](uri)[database][COLLECTION]
     full_document = "updateLookup" if lookup else None
     with collection.watch(full_document=full_document, start_at_operation_time=start) as stream:
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def scan(uri: str, database: str, processes: int) -> None:
-    """Read the collection as raw replies, each process a part of it, and do nothing with them."""
+    """Read the collection as raw replies, each process a part of it, and discard them."""
     client = MongoClient[Event](uri)
     sample: list[Event] = [{"$sample": {"size": 1000}}, {"$project": {"_id": 1}}, {"$sort": {"_id": 1}}]
     keys = [each["_id"] for each in client[database][COLLECTION].aggregate(sample)] if processes > 1 else []

@@ -1,4 +1,4 @@
-"""A running engine, watched from outside: how soon does it read, and how soon is a write visible in the lake?"""
+"""A running engine, observed from outside: how soon does it read, and how soon is a write visible in the lake?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from engine.core.budget import divide
 from engine.quantities import decode_quantity
 
 _POLL_S = 0.02
-_WRITE_EVERY_S = 0.01  # what has become due goes in one command: a command for each would be the bottleneck
+_WRITE_EVERY_S = 0.01  # due documents are sent in one command: a command for each would be the bottleneck
 _IMPORTS = "import sys, pymongo, pyarrow, s3fs; pymongo.MongoClient(sys.argv[1]).admin.command('ping')"
 
 
@@ -66,10 +66,10 @@ class LatencyResult(Struct):
 
 
 class MemoryResult(Struct):
-    """The proportional set size of the engine's processes over time, in bytes, beside the budget's terms.
+    """The proportional set size of the engine's processes over time, in bytes, and the budget's terms.
 
     Attributes:
-        curve: the size ten times a run, from its start to its end.
+        curve: the size at ten points of the run, from start to end.
         budget: the terms that ``memory.limit`` was divided into.
     """
 
@@ -84,7 +84,7 @@ class MemoryResult(Struct):
 
 @contextmanager
 def running(toml: str) -> Iterator[tuple[int, float]]:
-    """An engine; yields the port of its status page, and when it was launched."""
+    """Run an engine; yields the port of its status page, and the time of its launch."""
     with tempfile.TemporaryDirectory() as directory:
         (port,) = free_ports(1)
         path = Path(directory) / "engine.toml"
@@ -100,25 +100,25 @@ def running(toml: str) -> Iterator[tuple[int, float]]:
 
 
 def status(port: int) -> dict[str, Any] | None:
-    """What /status says; None while nobody answers."""
+    """The contents of /status; None while it does not answer."""
     with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=1) as reply:
         found: dict[str, Any] = json.load(reply)
         return found
     return None
 
 
-def wait_for(port: int, what: Callable[[dict[str, Any]], bool], most_s: float = 60.0) -> None:
-    """Wait until the status page says so."""
-    deadline = time.perf_counter() + most_s
+def wait_for(port: int, what: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> None:
+    """Wait until ``what`` is true of the status page."""
+    deadline = time.perf_counter() + timeout_s
     while time.perf_counter() < deadline:
         if (found := status(port)) is not None and what(found):
             return
         time.sleep(_POLL_S)
-    raise TimeoutError("the engine's status does not become what it should")
+    raise TimeoutError("the engine has not reached the expected status")
 
 
 def startup(stack: LocalStack, uri: str, rounds: int) -> StartupResult:
-    """Launch to first event, beside a process that only imports and connects."""
+    """Launch to first event, compared with a process that only imports and connects."""
     database = uuid4().hex[:8]
     with MongoClient[dict[str, Any]](uri) as client:
         stamp = client.admin.command("hello")["operationTime"]
@@ -137,7 +137,7 @@ def startup(stack: LocalStack, uri: str, rounds: int) -> StartupResult:
 
 
 def latency(stack: LocalStack, uri: str, events: int, per_s: int = 1000, interval: str = "1s") -> LatencyResult:
-    """Insert at a steady rate, and look for the objects that show up."""
+    """Insert at a steady rate, and watch for objects to appear."""
     database = uuid4().hex[:8]
     prefix = f"{stack.bucket}/{database}"
     written: dict[int, float] = {}
@@ -148,7 +148,7 @@ def latency(stack: LocalStack, uri: str, events: int, per_s: int = 1000, interva
     def look() -> None:
         last = False
         while not last:
-            last = done.is_set()  # one more look after everything was committed
+            last = done.is_set()  # look once more after everything has been committed
             filesystem.invalidate_cache()
             for key, found in filesystem.find(prefix, detail=True).items():
                 if found["size"]:
@@ -184,7 +184,7 @@ def latency(stack: LocalStack, uri: str, events: int, per_s: int = 1000, interva
 
 
 def memory(stack: LocalStack, uri: str, workload: str, events: int, limit: str) -> MemoryResult:
-    """The size of the process tree while it works off a backlog."""
+    """The size of the process tree while it works through a backlog."""
     database = uuid4().hex[:8]
     case = Case(workload, events, 1, limit)
     start = make_events(uri, database, case, lambda _: None)

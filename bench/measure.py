@@ -1,4 +1,4 @@
-"""Time, CPU and memory of processes, from the operating system's own accounts."""
+"""Time, CPU and memory of processes, as accounted by the operating system."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from msgspec import Struct
 
 from engine.supervisor.supervisor import proportional_size
 
-# What is built or installed to be measured beside the engine, once for all runs.
+# Tools to compare the engine with, built or installed once for all runs.
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"
 
 
 class Cost(Struct):
-    """What a process tree took.
+    """The cost of a process tree.
 
     Attributes:
         seconds: from its start to its end.
-        cpu_s: user and system time, of all processes that were waited for.
+        cpu_s: user and system time of all processes that were waited for.
         pss_peak: largest sum of proportional set sizes seen, in bytes; sampled.
-        processes: most of them seen at one time; sampled.
-        sizes: every sample of that sum, in bytes, in their order.
-        server_cpu_s: user and system time that the server took meanwhile.
+        processes: largest number of them seen at one time; sampled.
+        sizes: every sample of that sum, in bytes, in order.
+        server_cpu_s: user and system time of the server meanwhile.
     """
 
     seconds: float
@@ -72,7 +72,7 @@ class PeakMemory:
 
 
 def tree_size(root: psutil.Process) -> tuple[int, int]:
-    """The proportional set size of a process and all below it, in bytes, and how many they are."""
+    """The proportional set size of a process and all its descendants, in bytes, and their number."""
     total = count = 0
     try:
         tree = (root, *root.children(recursive=True))
@@ -90,18 +90,18 @@ def run(
     log: str = os.devnull,
     server: int | None = None,
 ) -> Cost:
-    """Run a command to its end and say what it took.
+    """Run a command to its end and return its cost.
 
     Args:
-        server: the process whose CPU time is wanted too.
+        server: a process whose CPU time is measured too.
 
     Raises:
-        RuntimeError: it did not end with code 0; with the last lines of its output.
+        RuntimeError: its exit code was not 0; with the last lines of its output.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     served = _cpu_s(server)
     started = time.perf_counter()
-    with open(log, "ab") as output:  # noqa: PTH123 - os.devnull is no path to speak of
+    with open(log, "ab") as output:  # noqa: PTH123 - os.devnull is not a Path
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | dict(environment or {}))
         with PeakMemory(process.pid) as memory:
             code = process.wait()
@@ -116,7 +116,7 @@ def run(
 
 
 def _cpu_s(pid: int | None) -> float:
-    """The time that a process has had on the processors so far."""
+    """The CPU time of a process so far."""
     if pid is None:
         return 0.0
     times = psutil.Process(pid).cpu_times()
@@ -124,5 +124,5 @@ def _cpu_s(pid: int | None) -> float:
 
 
 def python(*arguments: str) -> list[str]:
-    """A command of this interpreter."""
+    """A command that runs this interpreter."""
     return [sys.executable, *arguments]

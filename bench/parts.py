@@ -1,4 +1,4 @@
-"""One part at a time, to find where time goes: encoding, uploading, slabs, the state store."""
+"""One part at a time, to see where the time goes: encoding, uploading, slabs, the state store."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _CHUNK = 16_384
 
 
 class PartResult(Struct):
-    """What one part does in a second, and what it takes for one thing of its kind; medians over the rounds.
+    """The rate of one part, and its time per unit; medians over the rounds.
 
     Attributes:
         unit: what is counted: events, bytes, commits.
-        bytes_per_unit: what comes out for each, where that says something.
-        work_hash: of what came out.
+        bytes_per_unit: size of the output per unit, where that is meaningful.
+        work_hash: a hash of the output.
     """
 
     part: str
@@ -58,7 +58,7 @@ class PartResult(Struct):
 
 
 def _measured(part: str, case: str, unit: str, count: int, rounds: int, work: Callable[[], bytes]) -> PartResult:
-    """Do the work in rounds; it returns what proves that it was done."""
+    """Do the work in rounds; ``work`` returns output that proves that it was done."""
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -81,7 +81,7 @@ def _batches(workload: str, count: int) -> tuple[CollectionSchema, list[pa.Recor
 
 
 class _Memory:
-    """A file that keeps what it is given."""
+    """A file that keeps what is written to it."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -92,7 +92,7 @@ class _Memory:
 
 
 def encode(workload: str, events: int, rounds: int) -> Iterator[PartResult]:
-    """Record batches to a file's bytes: what do the formats and compressions cost, and how large are they?"""
+    """Record batches to a file's bytes: the cost and size of formats and compressions."""
     schema, batches = _batches(workload, events)
     plain = SinkConfig(url="file:///")
     for format_, compression in (
@@ -116,7 +116,7 @@ def encode(workload: str, events: int, rounds: int) -> Iterator[PartResult]:
 
 
 def slab(workload: str, events: int, rounds: int) -> Iterator[PartResult]:
-    """Record batches into shared memory and out of it again: what does the way between processes cost?"""
+    """Record batches into shared memory and out of it: the cost of passing them between processes."""
     schema, batches = _batches(workload, events)
     arena = Arena.create(64 * 2**20)
     content = Content("bench", "events", 0, 0, 0, schema)
@@ -136,7 +136,7 @@ def slab(workload: str, events: int, rounds: int) -> Iterator[PartResult]:
 
 
 def upload(stack: LocalStack, rounds: int, size: int = 64 * 2**20) -> Iterator[PartResult]:
-    """Objects to the local S3 server, published in two phases: large ones in parts, and many small ones."""
+    """Objects to the local S3 server, published in two phases: a large one in parts, and many small ones."""
     s3 = stack.s3
     config = SinkConfig(
         url=f"s3://{stack.bucket}/bench-upload",
@@ -166,7 +166,7 @@ def upload(stack: LocalStack, rounds: int, size: int = 64 * 2**20) -> Iterator[P
 
 
 def state(stack: LocalStack, rounds: int, commits: int = 300) -> Iterator[PartResult]:
-    """An intent and a commit after it, durable: how many segments could be committed in a second at most?"""
+    """A durable intent followed by a commit: the upper limit of segments committed per second."""
     spec = StreamSpec("s", "collection", "bench", ("events",))
     with tempfile.TemporaryDirectory() as directory:
         for case, url in (("redis", stack.valkey.url), ("sqlite", f"sqlite:///{Path(directory)}/state.db")):
@@ -175,8 +175,8 @@ def state(stack: LocalStack, rounds: int, commits: int = 300) -> Iterator[PartRe
             assert isinstance(found, Acquired)
 
             def work(store: Any = store, lease: Any = found.lease) -> bytes:
-                begun = records.begin(spec, "sink", "rs0", Position(time=1))
-                store.write(lease, begun.put, begun.remove)
+                started = records.begin(spec, "sink", "rs0", Position(time=1))
+                store.write(lease, started.put, started.remove)
                 for seq in range(1, commits + 1):
                     end = Position(f"82{seq:016X}", seq)
                     intent = Intent(

@@ -1,14 +1,14 @@
 """Rigatoni (crates ``rigatoni-*`` 0.2.0), a change data capture library in Rust, on the engine's workload.
 
-Like the engine it takes a change stream to Parquet on S3. ``bench/peers/rigatoni`` makes a program of it, with the
-settings that its guides name for throughput; the places are noted there. What is not comparable:
+Like the engine, it writes a change stream to Parquet on S3. ``bench/peers/rigatoni`` makes a program of it, with
+the settings that its guides recommend for throughput, cited there. What is not comparable:
 
 - Its Parquet has seven columns for any collection: the document is one column of JSON text.
-- It reads the backlog from a resume token that is laid into its state store beforehand, for it can start at
-  the present time only. The token is taken before the first insert, so it reads what the engine reads.
-- It writes a batch when that is full, when a timer fires, or when it is told to stop. Its timer is set not to
-  fire within a backlog, and it is told to stop when the last event has come: no wait is in its time.
-- Its cost includes a write to the state store for every event, as far as it happens in its own process.
+- It reads the backlog from a resume token that is put into its state store beforehand, because by itself it can
+  only start at the present time. The token is taken before the first insert, so it reads what the engine reads.
+- It writes a batch when that is full, when a timer fires, or when it is told to stop. Its timer is set not to fire
+  within a backlog, and it is told to stop after the last event, so its time includes no waiting.
+- Its cost includes a write to the state store for every event, as far as that happens in its own process.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Format = Literal["parquet", "jsonl.zst"]
 DATABASE, COLLECTION = "bench_peer", "events"
 SOURCES = Path(__file__).parent / "peers" / "rigatoni"
 _TARGET = PEERS / "rigatoni"
-# "High throughput" in its guide to production, and the most that it allows. Where other processes took part of
-# the machine it was a tenth faster than 5,000, and as fast where none did (within the spread).
+# "High throughput" in its production guide, and the most that it allows. It was a tenth faster than 5,000 when
+# other processes used part of the machine, and as fast when none did (within the spread).
 BATCH = 10_000
-# "Balanced (recommended)" in the same guide: what is lost with a process should be its fault and not ours.
+# "Balanced (recommended)" in the same guide: events lost in a kill should be its fault, not that of our settings.
 BATCH_TO_KILL = 5000
 # Longer than any backlog takes: its timer cuts a batch even while events keep coming.
 NEVER_S = 3600
@@ -64,8 +64,8 @@ class PeerResult(Struct):
         events_per_s: from the start of its process to its end, on the same clock as the engine.
         cpu_us_per_event: user and system time of its process; that of the state store is not in it.
         bytes_per_event: on S3.
-        arrived: distinct events read back from the objects, in the worst of the rounds.
-        duplicates: rows that were there already, in the worst of the rounds.
+        arrived: distinct events read back from the objects, in the worst round.
+        duplicates: rows beyond the first of an event, in the worst round.
     """
 
     workload: str
@@ -83,14 +83,14 @@ class PeerResult(Struct):
 
 
 class KillResult(Struct):
-    """What one SIGKILL amid a backlog did.
+    """The effect of one SIGKILL in the middle of a backlog.
 
     Attributes:
         events: inserted before it was started.
-        written_at_kill: as it had counted itself shortly before.
-        arrived: distinct events read back from the objects, after it was started again and had come to rest.
+        written_at_kill: its own count shortly before.
+        arrived: distinct events read back from the objects, after it was restarted and had become idle.
         missing: events that are in no object.
-        duplicates: rows that were there already.
+        duplicates: rows beyond the first of an event.
     """
 
     workload: str
@@ -112,7 +112,7 @@ class Landed(Struct):
 
 
 def find_or_build() -> Path | None:
-    """The program, built by cargo when its sources are new; None, with a word why on stderr, if it cannot be."""
+    """The program, built by cargo if its sources have changed; None if that fails, with the reason on stderr."""
     sources = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".rs", ".toml", ".lock"))
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     program, stamped = _TARGET / "release" / "rigatoni-peer", _TARGET / "stamp"
@@ -142,10 +142,10 @@ def measure_peer(
     form: Format = "parquet",
     batch: int = BATCH,
 ) -> PeerResult | None:
-    """Insert once, then let it read the backlog in rounds; None when there is no program.
+    """Insert once, then let it read the backlog in rounds; None if there is no program.
 
-    The clock is the engine's: from the start of the process to its end, connecting and closing included. The
-    process stops its pipeline when so many events have come, and ends when the pipeline has written them.
+    Timed like the engine: from the start of the process to its end, including connecting and closing. The process
+    stops its pipeline after ``events`` events, and ends when the pipeline has written them.
     """
     program = find_or_build()
     if program is None:
@@ -186,13 +186,14 @@ def kill_test(
     tell: Callable[[str], None],
     watch: Watch = "database",
 ) -> KillResult | None:
-    """Kill it when half of a backlog has landed, start it again on the same state, and count what is there.
+    """Kill it when half of a backlog has landed, restart it on the same state, and count what has landed.
 
-    The kill comes half a batch's time after a batch was written: nobody who kills waits for the end of a batch.
+    The kill comes half a batch's time after a batch was written, as a real one would not wait for the end of a
+    batch.
 
-    With ``watch="database"`` it continues as it was published. With ``"collection"`` it is helped: version 0.2.0
-    does not continue there but opens its stream at the present time, so our program hands it a token from its
-    store, the one that it writes after each upload; that says what it could do, not what it does.
+    With ``watch="database"`` it resumes as published. With ``"collection"`` it gets help: version 0.2.0 does not
+    resume there but opens its stream at the present time, so our program gives it the token from its store that it
+    writes after each upload; that shows what it could do, not what it does.
     """
     program = find_or_build()
     if program is None:
@@ -237,7 +238,7 @@ def kill_test(
 def _backlog(
     stack: LocalStack, workload: str, events: int, watch: Watch, tell: Callable[[str], None]
 ) -> Iterator[bytes]:
-    """Events in a collection of their own, as long as it is open, and a resume token from before the first."""
+    """Events in a collection that exists within the context; yields a resume token from before the first."""
     assert stack.mongo is not None
     with MongoClient[dict[str, Any]](stack.mongo.uri) as client:
         client.drop_database(DATABASE)
@@ -252,7 +253,7 @@ def _backlog(
 
 
 def _reset(stack: LocalStack, prefix: str, watch: Watch, token: bytes) -> None:
-    """Nothing under the prefix, and as its only state a resume token where it looks for one."""
+    """Clear the prefix and the state, and put a resume token where it looks for one."""
     filesystem = stack.s3.filesystem()
     if filesystem.exists(f"{stack.bucket}/{prefix}"):
         filesystem.rm(f"{stack.bucket}/{prefix}", recursive=True)
@@ -294,11 +295,11 @@ def _arguments(
 
 
 def _command(program: Path, arguments: dict[str, str | int]) -> list[str]:
-    """Its command, with stderr thrown away.
+    """Its command, with stderr discarded.
 
-    It prints a warning there for most events of a quick burst, as it takes the counter in a cluster time for
-    milliseconds, of which a second has a thousand; what it writes then as ``cluster_time`` is the present time.
-    Its log is on stdout.
+    It prints a warning there for most events of a quick burst, because it takes the counter in a cluster time for
+    milliseconds, of which there are only a thousand in a second; it then writes the present time as
+    ``cluster_time``. Its log is on stdout.
     """
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     return ["/bin/sh", "-c", 'exec "$0" "$@" 2>/dev/null', str(program), *words]
@@ -308,7 +309,7 @@ def _command(program: Path, arguments: dict[str, str | int]) -> list[str]:
 def _started(
     program: Path, arguments: dict[str, str | int], log: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A running process and its log; it is gone afterwards in any case."""
+    """A running process and its log; the process is always killed on exit."""
     with log.open("wb") as output, subprocess.Popen(_command(program, arguments), stdout=output) as process:
         try:
             yield process, log
@@ -317,7 +318,7 @@ def _started(
 
 
 def _progress(log: Path) -> list[tuple[int, float]]:
-    """What it has written and when, in seconds from its start."""
+    """The events written so far and when, in seconds from its start."""
     lines = log.read_text().splitlines(keepends=True)
     found = [line.split() for line in lines if line.startswith("written ") and line.endswith("\n")]
     return [(int(events), float(seconds)) for _, events, seconds in found]
@@ -329,7 +330,7 @@ def _written(log: Path) -> int:
 
 
 def _batch_seconds(log: Path) -> float:
-    """How long a batch took, from the first to the last."""
+    """The mean time of a batch."""
     progress = _progress(log)
     return (progress[-1][1] - progress[0][1]) / max(len(progress) - 1, 1)
 

@@ -162,7 +162,7 @@ def memory_table(found: Sequence[Result]) -> str:
 
 
 def peer_table(found: Sequence[Result]) -> str:
-    """The engine beside its peer, and what a kill did to the peer."""
+    """The engine compared with its peer, and the effect of a kill on the peer."""
     engine, measured, *killed = found
     header = ["", "events/s", "CPU per event", "PSS peak", "bytes per event", "objects", "events that arrived"]
     rows = [
@@ -194,7 +194,7 @@ def peer_table(found: Sequence[Result]) -> str:
 
 
 def plain_table(found: Sequence[Result]) -> str:
-    """All figures of a result, for benchmarks that have no table of their own."""
+    """All figures of a result, for benchmarks without a table of their own."""
     hidden = {"benchmark", "work_hash", "exact", "part", *_CONTEXT}
     names = [name for name in found[0] if name not in hidden]
     return table(names, [[_shown(each[name]) for name in names] for each in found])
@@ -219,7 +219,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
 
 
 def write(path: Path, directory: Path) -> Path:
-    """A report of all results in a file: ``report.md``, and plots beside it."""
+    """Write a report of all results in a file: ``report.md``, and plots next to it."""
     directory.mkdir(parents=True, exist_ok=True)
     found = read(path)
     first = found[0]
@@ -240,7 +240,7 @@ def write(path: Path, directory: Path) -> Path:
 
 
 def _plots(name: str, found: Sequence[Result], directory: Path) -> list[str]:
-    """Bars of what a section is about; the names of the files."""
+    """Draw a section's bar charts; returns the names of the files."""
     match name:
         case "stream":
             labels = [each["workload"] for each in found]

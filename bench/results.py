@@ -1,4 +1,4 @@
-"""What a benchmark gives: one struct per result, shown as lines and kept as JSON lines."""
+"""The results of benchmarks: one struct each, printed as lines and stored as JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine import __version__
 
 
 def context() -> dict[str, Any]:
-    """What a figure is worth nothing without: commit, machine, versions."""
+    """What is needed to interpret a figure: commit, machine, versions."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -41,7 +41,7 @@ def context() -> dict[str, Any]:
 
 
 def show(name: str, result: Struct) -> str:
-    """A result for people: its name, then a figure per line."""
+    """A result as text: its name, then one figure per line."""
     lines = [name]
     for key, value in msgspec.to_builtins(result).items():
         shown = f"{value:,.3f}" if isinstance(value, float) and abs(value) < 10 else value
@@ -51,7 +51,7 @@ def show(name: str, result: Struct) -> str:
 
 
 def append(path: Path, name: str, result: Struct, facts: Mapping[str, Any]) -> None:
-    """Add a result to a file, as one JSON line."""
+    """Append a result to a file, as one JSON line."""
     with path.open("ab") as file:
         file.write(msgspec.json.encode({"benchmark": name, **facts, **msgspec.to_builtins(result)}) + b"\n")
 

@@ -1,13 +1,13 @@
-"""Does the engine grow? It is run for a long time on a live workload, and its end is compared with its beginning.
+"""Does the engine grow? Runs it for a long time on a live workload, and compares the end with the beginning.
 
-Servers are started here, and the engine as users start it, with a segment every second. Documents of several kinds
-are inserted, updated and deleted at a steady rate. Every two seconds each of the engine's processes is measured;
-the first minute or fifth (half, of a short run) is warm-up, and of the rest the medians of the first and the last
-quarter are compared.
+Servers are started locally, and the engine as users start it, with a segment every second. Documents of several
+kinds are inserted, updated and deleted at a steady rate. Each of the engine's processes is measured every two
+seconds; the first minute or fifth (half, in a short run) is warm-up, and of the rest the medians of the first and
+the last quarter are compared.
 
-It fails when the own memory (USS) of a process has grown by more than 5 % and 1 MiB, when its descriptors or
-threads are more, when log lines come faster, when a process had to be replaced, when an event is missing or there
-twice, or when the engine leaves something unfinished behind in the sink.
+It fails if the unique memory (USS) of a process has grown by more than 5 % and 1 MiB, if its descriptors or
+threads have increased, if log lines come faster, if a process had to be replaced, if an event is missing or
+duplicate, or if the engine leaves something unfinished in the sink.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from engine.core.budget import MIB
 
 SAMPLE_EVERY_S = 2.0
 WRITE_EVERY_S = 0.1
-MOST_AT_ONCE = 50  # so that a server that cannot keep up has changes of all collections all the same
-WARM_UP = 30  # samples: allocators reach the size that they stay at
-# What a figure may be more by, beside the share: connections come and go, and threads with them; a segment more or
-# less is no growth. What is lost with each segment is soon more.
-MOST_GROWTH = 0.05
-MOST_MORE = {"uss": MIB, "descriptors": 2, "threads": 2, "log_lines": 6}
+MAX_AT_ONCE = 50  # so that all collections are changed even if the server cannot keep up
+WARM_UP = 30  # samples until allocators have reached their final size
+# Allowed growth, as a share and as an absolute slack; both must be exceeded. Connections come and go, and threads
+# with them, and a segment more or less is not growth. A leak in each segment soon exceeds this.
+MAX_GROWTH = 0.05
+MAX_SLACK = {"uss": MIB, "descriptors": 2, "threads": 2, "log_lines": 6}
 NAME = "soak"
 KINDS = ("orders", "nested", "mixed", "wide", "tiny")
 FAT_EVERY = 500
@@ -60,7 +60,7 @@ LIVING = 1000
 
 
 class Options(Struct):
-    """What the command line says; ``rate`` in events per second."""
+    """The options of the command line; ``rate`` in events per second."""
 
     minutes: float
     collections: int
@@ -79,7 +79,7 @@ class ProcessSize(Struct):
 
 
 class Sample(Struct):
-    """The engine at one moment; what is counted is counted from its start."""
+    """The engine at one moment; counters are from its start."""
 
     at_s: float
     processes: dict[str, ProcessSize]
@@ -89,7 +89,7 @@ class Sample(Struct):
 
 
 class Change(Struct):
-    """A figure in the first and in the last quarter, and whether that is growth."""
+    """A figure in the first and in the last quarter, and whether it has grown."""
 
     first: float
     last: float
@@ -98,12 +98,12 @@ class Change(Struct):
 
 
 class SoakResult(Struct):
-    """What a soak gives.
+    """The result of a soak.
 
     Attributes:
         processes: by process and figure.
         per_minute: log lines, and objects in the lake.
-        growing: what is wrong, in words; empty when nothing is.
+        growing: what is wrong, in words; empty if nothing is.
     """
 
     sink: str
@@ -119,21 +119,21 @@ class SoakResult(Struct):
 
 
 def write(uri: str, options: Options, stopped: threading.Event) -> int:
-    """Write at a steady rate until told to stop; the number of events made."""
+    """Write at a steady rate until told to stop; returns the number of events."""
     changes = [_changes(KINDS[number % len(KINDS)], number) for number in range(options.collections)]
     began, events = time.monotonic(), 0
     with MongoClient[dict[str, Any]](uri) as client:
         while not stopped.wait(WRITE_EVERY_S):
             due = int((time.monotonic() - began) * options.rate) - events
             for place, each in enumerate(changes):
-                if requests := list(islice(each, min(due // len(changes), MOST_AT_ONCE))):
+                if requests := list(islice(each, min(due // len(changes), MAX_AT_ONCE))):
                     client[NAME][f"events{place}"].bulk_write(requests)
                     events += len(requests)
     return events
 
 
 def _changes(workload: str, seed: int) -> Iterator[InsertOne[dict[str, Any]] | UpdateOne | DeleteOne]:
-    """Each is one event: an insert or, of a document that lives, an update or its end; in equal parts."""
+    """Changes that each make one event: inserts, and updates and deletes of existing documents, in equal parts."""
     rng = random.Random(seed)
     fresh, fat = documents(workload, sys.maxsize, seed), documents("fat", sys.maxsize, seed)
     living: deque[int] = deque()
@@ -149,7 +149,7 @@ def _changes(workload: str, seed: int) -> Iterator[InsertOne[dict[str, Any]] | U
 
 
 class Engine:
-    """``python -m engine run``, its log in a file; and what can be seen of it."""
+    """``python -m engine run``, with its log in a file, and ways to observe it."""
 
     def __init__(self, directory: Path, toml: str) -> None:
         (self.port,) = free_ports(1)
@@ -170,11 +170,11 @@ class Engine:
             self._process.wait()
 
     def wait_for(self, what: Callable[[list[dict[str, Any]]], bool]) -> None:
-        """Wait until its streams are so."""
+        """Wait until ``what`` is true of its streams."""
         try:
             wait_for(self.port, lambda found: what(found["streams"]))
         except TimeoutError as error:
-            raise self._error("does not get there") from error
+            raise self._error("does not reach the expected status") from error
 
     def sample(self) -> Sample:
         """Measure it.
@@ -194,10 +194,10 @@ class Engine:
         )
 
     def end(self) -> None:
-        """Tell it to end, and wait until it has."""
+        """Tell it to end, and wait for it."""
         self._process.terminate()
         if self._process.wait(60):
-            raise self._error("did not end well")
+            raise self._error("did not end properly")
 
     def _error(self, what: str) -> LocalServerError:
         tail = self._log.read_text(errors="replace")[-2000:]
@@ -205,7 +205,7 @@ class Engine:
 
 
 def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize]:
-    """The processes of the tree, by name; one that ends meanwhile is left out."""
+    """The processes of the tree, by name, without those that end meanwhile."""
     sizes = {}
     for process in (root, *root.children(recursive=True)):
         try:
@@ -219,7 +219,7 @@ def _sizes(root: psutil.Process, names: dict[int, str]) -> dict[str, ProcessSize
 
 
 def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
-    """Start everything, run it for so long, end it, and compare."""
+    """Start everything, run it for the given time, end it, and compare."""
     with tempfile.TemporaryDirectory() as temporary, LocalStack() as stack:
         assert stack.mongo is not None
         case = Case(memory=options.limit, collections=options.collections, readers=1)
@@ -242,7 +242,7 @@ def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
     growing += [f"{end.replaced} processes had to be replaced"] if end.replaced else []
     growing += [f"{unfinished} unfinished uploads or hidden files are left"] if unfinished else []
     if not landed == different == events:
-        growing += [f"{events} events were written; {landed} landed, {different} different ones"]
+        growing += [f"{events} events were written; {landed} landed, of which {different} are distinct"]
     return SoakResult(
         sink=options.sink,
         minutes=options.minutes,
@@ -258,7 +258,7 @@ def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
 
 
 def _written(uri: str, engine: Engine, options: Options, tell: Callable[[str], None]) -> tuple[list[Sample], int]:
-    """Write for so long, and measure meanwhile; the samples, and the number of events."""
+    """Write for the given time and measure meanwhile; returns the samples and the number of events."""
     samples: list[Sample] = []
     stopped = threading.Event()
     until = time.monotonic() + options.minutes * 60
@@ -275,12 +275,12 @@ def _written(uri: str, engine: Engine, options: Options, tell: Callable[[str], N
 
 
 def _pss(sample: Sample) -> float:
-    """Of all processes, in MiB."""
+    """The PSS of all processes, in MiB."""
     return sum(each.pss for each in sample.processes.values()) / MIB
 
 
 def _landed(stack: LocalStack, lake: str) -> tuple[int, int]:
-    """Rows, and different tokens among them."""
+    """The number of rows, and of distinct tokens in them."""
     files = f"{lake.removeprefix('file://')}/**/*.parquet"
     query = f"select count(*), count(distinct _cdc_token) from read_parquet('{files}', union_by_name = true)"
     with duckdb.connect() as database:
@@ -291,7 +291,7 @@ def _landed(stack: LocalStack, lake: str) -> tuple[int, int]:
 
 
 def _unfinished(stack: LocalStack, lake: str) -> int:
-    """Hidden files, or uploads that were begun and not completed."""
+    """The number of hidden files, or of incomplete multipart uploads."""
     if lake.startswith("file://"):
         return sum(path.is_file() for path in Path(lake.removeprefix("file://")).rglob(".*"))
     found = stack.s3.filesystem().call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=NAME)
@@ -299,7 +299,7 @@ def _unfinished(stack: LocalStack, lake: str) -> int:
 
 
 def compare(samples: Sequence[Sample]) -> tuple[dict[str, dict[str, Change]], dict[str, Change]]:
-    """The figures of each process, and how much happens a minute, in the first and in the last quarter."""
+    """The figures of each process, and the rates per minute, in the first and in the last quarter."""
     warm = samples[max(len(samples) // 5, min(WARM_UP, len(samples) // 2)) :]
     size = max(2, len(warm) // 4)
     first, last = warm[:size], warm[-size:]
@@ -327,21 +327,21 @@ def compare(samples: Sequence[Sample]) -> tuple[dict[str, dict[str, Change]], di
 
 
 def _change(what: str, first: float, last: float) -> Change:
-    """Growth is what is more than the slack, and more than the share that is allowed."""
-    grows = last > first * (1 + MOST_GROWTH) and last > first + MOST_MORE.get(what, float("inf"))
+    """It grows if the increase exceeds both the allowed share and the slack."""
+    grows = last > first * (1 + MAX_GROWTH) and last > first + MAX_SLACK.get(what, float("inf"))
     return Change(first, last, round((last / first - 1) * 100, 1) if first else 0.0, grows)
 
 
 def show(console: Console, result: SoakResult) -> None:
-    """The result for people."""
+    """Print the result as text."""
     title = f"{result.events:,} events in {result.minutes:g} minutes: first quarter → last quarter"
-    table = Table("process", "own memory (USS), MiB", "PSS, MiB", "descriptors", "threads", title=title)
+    table = Table("process", "unique memory (USS), MiB", "PSS, MiB", "descriptors", "threads", title=title)
     for name, each in result.processes.items():
         sizes = (_shown(each[what], MIB) for what in ("uss", "pss"))
         table.add_row(name, *sizes, _shown(each["descriptors"]), _shown(each["threads"]))
     console.print(table)
     for what, change in result.per_minute.items():
-        console.print(f"{what.replace('_', ' ')} a minute: {_shown(change)}")
+        console.print(f"{what.replace('_', ' ')} per minute: {_shown(change)}")
     console.print(f"{result.objects:,} objects, {result.log_lines:,} log lines")
     console.print(f"largest PSS of all processes {result.pss_peak_mib:.0f} MiB; the limit is {result.limit}")
     for line in result.growing:
@@ -358,19 +358,21 @@ def _shown(change: Change, unit: int = 0) -> str:
 
 
 def main() -> int:
-    """Run it; 1 when something grows."""
+    """Run it; returns 1 if something grows."""
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
         description=__doc__,
         epilog="examples: scripts/soak --minutes 60; scripts/soak --sink file | jq .growing\n"
-        "exit codes: 0 nothing grows, 1 something does (it says what), 2 bad usage",
+        "exit codes: 0 nothing grows, 1 something does (the output says what), 2 bad usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long it is written (default: 10)")
-    parser.add_argument("--collections", type=int, default=3, help="each of another kind of document (default: 3)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long to write (default: 10)")
+    parser.add_argument(
+        "--collections", type=int, default=3, help="each with another kind of document (default: 3)"
+    )
     parser.add_argument("--sink", choices=("s3", "file"), default="s3", help="where the lake is (default: s3)")
     parser.add_argument("--limit", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
-    parser.add_argument("--rate", type=int, default=300, help="events per second in all (default: 300)")
+    parser.add_argument("--rate", type=int, default=300, help="events per second in total (default: 300)")
     options = Options(**vars(parser.parse_args()))
     if options.minutes <= 0 or options.collections < 1 or options.rate < 1:
         parser.error("--minutes, --collections and --rate must be more than 0")

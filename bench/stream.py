@@ -1,15 +1,15 @@
-"""End to end on a change stream, beside the server's limit and what else Python has.
+"""End to end on a change stream, compared with the server's limit and other ways in Python.
 
-- ``drain``: the same stream read as raw replies, one after the other, and thrown away. Only a client that asks
-  for the next reply before it has looked at the last one can be faster.
-- ``drains``: the same through as many streams as the engine has on a split collection, at once.
+- ``drain``: the same stream read as raw replies, one after another, and discarded. Only a client that requests the
+  next reply before it has processed the last one can be faster.
+- ``drains``: the same through as many streams as the engine has on a split collection, concurrently.
 - ``watch``: a bare ``for event in collection.watch()`` loop.
 - ``usual``: that loop, ``Table.from_pylist``, ``write_table`` and s3fs.
-- ``engine``: ``python -m engine --until-caught-up``, to Parquet on S3, its start and end included.
+- ``engine``: ``python -m engine --until-caught-up``, to Parquet on S3, including start and end.
 
-All read the same events from the same time on, one after the other, several rounds; the loops, being slow, end
-after the first quarter. Cases that are measured by turns have new events in each round, so that no stream has to
-look at those of another case.
+All read the same events from the same time on, one after another, in several rounds; the loops, being slow, stop
+after the first quarter. Cases that take turns get new events in each round, so that no stream has to scan those of
+another case.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bench.workloads import change, insert
 from engine.config import Size
 from engine.quantities import decode_quantity
 
-# Much slower than the rest, and steady: a quarter of the events tells their rate.
+# Much slower than the rest, and steady: a quarter of the events is enough to measure their rate.
 _LOOPS = ("watch", "usual")
 
 
@@ -41,15 +41,15 @@ class StreamResult(Struct):
     """Medians over the rounds; rates per second, CPU in microseconds per event, sizes in bytes.
 
     Attributes:
-        reading: from the assignment of the stream to its last commit, by the engine's log: without its start.
+        reading: from the assignment of the stream to its last commit, by the engine's log: without the start.
         of_drain: the engine's rate as a share of the raw drain's.
-        cpu_of_watch: the engine's CPU per event as a share of the bare loop's; 0 when that was not run.
-        spread: of the engine's rates over the rounds, the largest by the smallest.
-        drains_per_s: the raw drain through ``split`` streams at once.
-        drain_server_us, engine_server_us: CPU that mongod takes per event meanwhile; 0 for a server of the user's.
-        processes: most processes of the engine at one time.
+        cpu_of_watch: the engine's CPU per event as a share of the bare loop's; 0 if that was not run.
+        spread: the largest of the engine's rates over the rounds, divided by the smallest.
+        drains_per_s: the raw drain through ``split`` concurrent streams.
+        drain_server_us, engine_server_us: mongod's CPU per event meanwhile; 0 for a server given by --uri.
+        processes: largest number of the engine's processes at one time.
         exact: every event landed once, by a count of its tokens.
-        hash: of the tokens and rows that landed; the same for every round on the same events.
+        hash: a hash of the tokens and keys that landed, the same for every round on the same events.
     """
 
     workload: str
@@ -83,11 +83,11 @@ class StreamResult(Struct):
 
 
 class Case(Struct, frozen=True):
-    """What one measurement is made of.
+    """The parameters of one measurement.
 
     Attributes:
         readers: ``source.max_readers``; 0 for the default.
-        baselines: which of ``drain``, ``drains``, ``watch``, ``usual`` to run beside the engine.
+        baselines: which of ``drain``, ``drains``, ``watch``, ``usual`` to compare the engine with.
     """
 
     workload: str = "orders"
@@ -112,7 +112,7 @@ class _Landed(Struct):
 
 
 def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> StreamResult:
-    """Make the events once, then read them in rounds."""
+    """Create the events once, then read them in rounds."""
     rounds = _Rounds(stack, uri, case, tell)
     database = uuid4().hex[:8]
     start = make_events(uri, database, case, tell)
@@ -124,7 +124,7 @@ def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str]
 def measure_by_turns(
     stack: LocalStack, uri: str, cases: Sequence[Case], tell: Callable[[str], None]
 ) -> list[StreamResult]:
-    """One round of each case after the other, until each has had its rounds: what drifts, drifts for all."""
+    """Run one round of each case in turn until each has had its rounds, so that any drift affects all of them."""
     turns = [_Rounds(stack, uri, case, tell) for case in cases]
     for number in range(max(case.rounds for case in cases)):
         for rounds in turns:
@@ -138,9 +138,9 @@ def measure_by_turns(
 
 
 class _Rounds:
-    """The rounds of one case: runs them, then sums them up.
+    """The rounds of one case: runs them, then summarizes them.
 
-    State: what each run took, how long the engine read, and where it wrote.
+    State: the cost of each run, how long the engine read, and where it wrote.
     """
 
     def __init__(self, stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> None:
@@ -155,7 +155,7 @@ class _Rounds:
         self._databases: set[str] = set()
 
     def run(self, database: str, start: str) -> None:
-        """The baselines, then the engine, on the events of this database from that time on."""
+        """Run the baselines, then the engine, on the events of this database from ``start`` on."""
         number = len(self._prefixes) + 1
         prefix = f"{database}-{number}"
         for name in self.case.baselines:
@@ -191,7 +191,7 @@ class _Rounds:
         return self._costs["engine"][-1]
 
     def result(self) -> StreamResult:
-        """Medians over the rounds, and whether all that landed is right."""
+        """Medians over the rounds, and whether everything landed exactly once."""
         case, costs = self.case, self._costs
         events = case.events
         landed = [landed_in(self._stack, prefix) for prefix in self._prefixes]
@@ -244,7 +244,7 @@ class _Rounds:
 
 
 def make_events(uri: str, database: str, case: Case, tell: Callable[[str], None]) -> str:
-    """Write them to a new database; the time just before that."""
+    """Write the events to a new database; returns the cluster time just before."""
     with MongoClient[dict[str, Any]](uri) as client:
         collections = [client[database][f"events{number}"] for number in range(case.collections)]
         stamp = client.admin.command("hello")["operationTime"]
@@ -259,7 +259,7 @@ def make_events(uri: str, database: str, case: Case, tell: Callable[[str], None]
 def config_toml(
     stack: LocalStack, uri: str, database: str, case: Case, prefix: str, start: str = "", interval: str = "30s"
 ) -> str:
-    """A configuration for one run; ``start`` as ``seconds,increment`` of a cluster time."""
+    """A configuration for one run; ``start`` is a cluster time as ``seconds,increment``."""
     s3 = stack.s3
     seconds = int(start.partition(",")[0] or 0)
     at = datetime.fromtimestamp(seconds).astimezone().isoformat() if start else "now"
@@ -311,7 +311,7 @@ def _reading_seconds(log: Path) -> float:
 
 
 def landed_in(stack: LocalStack, tag: str) -> _Landed:
-    """What landed in a round, read by DuckDB straight from S3; without the creation of the collections."""
+    """What landed in a round, read by DuckDB directly from S3."""
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()
     database.register_filesystem(filesystem)

@@ -1,4 +1,4 @@
-"""All benchmarks by name, with what they run on by default."""
+"""All benchmarks by name, with their default sizes and workloads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bench.workloads import WORKLOADS
 
 
 class Options(Struct):
-    """What the command line says.
+    """The options of the command line.
 
     Attributes:
         workload: a workload's or case's name, or ``all``.
         memory: ``memory.limit`` of the engines that are measured.
-        uri: a MongoDB to use; empty for one of our own.
-        tell: is called with words on the progress.
+        uri: a MongoDB to use; empty for a local one.
+        tell: called with messages on the progress.
     """
 
     events: int
@@ -32,7 +32,7 @@ class Options(Struct):
     tell: Callable[[str], None]
 
     def each(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The workloads that are wanted."""
+        """The selected workloads."""
         return names if self.workload == "all" else (self.workload,)
 
 
@@ -130,7 +130,7 @@ def _state(options: Options) -> Iterator[Struct]:
 
 
 def _peer(options: Options) -> Iterator[Struct]:
-    """The engine, then Rigatoni on the same servers, and what a SIGKILL does to it."""
+    """The engine, then Rigatoni on the same servers, and the effect of a SIGKILL on it."""
     with LocalStack() as stack:
         assert stack.mongo is not None
         case = Case(options.workload, options.events, options.rounds, options.memory, baselines=("drain",))
@@ -165,18 +165,19 @@ def _memory(options: Options) -> Iterator[Struct]:
             yield live.memory(stack, uri, workload, events, options.memory)
 
 
-# Workloads of large documents have fewer of them: about as many bytes. The first has more, for a steady figure.
+# Workloads of large documents have fewer of them, for about as many bytes. The first has more, for a steady
+# figure.
 _EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.5, "wide": 0.5, "updates": 0.5, "fat": 0.02}
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
-# The server scans its log once for each stream: with it on the same two cores, a second one costs more than it
-# brings.
+# The server scans its log once for each stream: with the server on the same two cores, a second stream costs more
+# than it gains.
 _READERS = 1
-# Two readers do not fit into 512 MiB; this is the default.
+# Two readers do not fit into 512 MiB; this is the engine's default.
 _MORE_MEMORY = "1GiB"
 
 BENCHMARKS: dict[str, Benchmark] = {
     "decode": Benchmark(
-        "BSON bytes to record batches, beside the driver's decoder on the same bytes",
+        "BSON bytes to record batches, compared with the driver's decoder on the same bytes",
         _decode,
         events=45_000,
         rounds=5,
@@ -184,7 +185,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         workloads=decode.CASES,
     ),
     "stream": Benchmark(
-        "a change stream end to end, beside its raw drain, a watch() loop, and the usual Python way",
+        "a change stream end to end, compared with its raw drain, a watch() loop, and the usual Python way",
         _stream,
         events=1_000_000,
         workload="all",
@@ -193,7 +194,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "split": Benchmark("one hot collection through one and through two change streams", _split, events=1_000_000),
     "collections": Benchmark("1, 4, 20 and 100 collections", _collections, events=2_000_000),
     "backfill": Benchmark(
-        "a whole collection, beside raw scans, pymongoarrow, mongodump and mongoexport",
+        "a whole collection, compared with raw scans, pymongoarrow, mongodump and mongoexport",
         _backfill,
         events=2_000_000,
     ),
@@ -201,7 +202,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),
     "memory": Benchmark(
-        "the size of the process tree over time, beside memory.limit", _memory, events=300_000, workload="all"
+        "the size of the process tree over time, and memory.limit", _memory, events=300_000, workload="all"
     ),
     "encode": Benchmark("record batches to files: formats and compressions", _encode, events=25_000),
     "slab": Benchmark("record batches through shared memory", _slab, events=25_000),

@@ -1,11 +1,11 @@
-"""Seeded documents to measure with: the same seed gives the same documents.
+"""Seeded documents for benchmarks: the same seed gives the same documents.
 
 | workload | a document |
 |---|---|
 | orders | 330 bytes, 11 fields: scalars, one nested document, one array of strings |
 | tiny | 50 bytes, 4 fields |
 | nested | 2 KB: a product with an array of variants, and an array and a document inside each |
-| wide | 200 optional fields of four types, each there half of the time |
+| wide | 200 optional fields of four types, each present half of the time |
 | mixed | 10 fields, of which four hold two to four different types |
 | fat | 100 KB: a long text, a vector of 1,536 doubles, some hundreds of sub-documents |
 
@@ -57,7 +57,7 @@ def tiny(rng: random.Random, number: int) -> Document:
 
 
 def nested(rng: random.Random, number: int) -> Document:
-    """2 KB: a product, its variants with their attributes and their stock by place."""
+    """2 KB: a product, its variants with their attributes and their stock by location."""
     return {
         "sku": f"P{number:08}",
         "name": " ".join(rng.choices(_WORDS, k=5)),
@@ -79,7 +79,7 @@ def nested(rng: random.Random, number: int) -> Document:
 
 
 def wide(rng: random.Random, number: int) -> Document:
-    """200 optional fields, each there half of the time."""
+    """200 optional fields, each present half of the time."""
     document: Document = {"n": number}
     for field in range(200):
         if rng.random() < 0.5:
@@ -137,14 +137,14 @@ _BATCH = {"orders": 5000, "tiny": 10_000, "nested": 2000, "wide": 2000, "mixed":
 
 
 def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:
-    """So many documents of a workload, the same for the same seed."""
+    """``count`` documents of a workload, the same for the same seed."""
     rng = random.Random(seed)
     make = WORKLOADS[workload]
     return (make(rng, number) for number in range(count))
 
 
 def insert(collections: Sequence[Collection[Document]], workload: str, count: int, seed: int = 1) -> None:
-    """Insert so many documents, in turn into each of the collections, several times into each."""
+    """Insert ``count`` documents in batches, into the collections in turn, several batches into each."""
     batch: list[Document] = []
     size = min(_BATCH[workload], max(1, count // (4 * len(collections))))
     for number, document in enumerate(documents(workload, count, seed), 1):
@@ -155,7 +155,7 @@ def insert(collections: Sequence[Collection[Document]], workload: str, count: in
 
 
 def change(collection: Collection[Document], count: int, seed: int = 1) -> None:
-    """So many changes to orders: 60 % updates of some fields, 25 % inserts, 5 % replaces, 10 % deletes."""
+    """``count`` changes to orders: 60 % updates of some fields, 25 % inserts, 5 % replaces, 10 % deletes."""
     rng = random.Random(seed)
     fresh = documents("orders", count, seed)
     living: list[int] = []

@@ -1,8 +1,8 @@
-"""What this process's control groups (its container) allow it: how much memory, and who was killed for more.
+"""The memory limit of this process's control groups (its container), and their count of OOM kills.
 
-Both kinds of hierarchy are read: version 1 has its memory controller apart, version 2 has everything in one tree;
-a machine may have either or both. A process finds its group in ``/proc/self/cgroup``, but a container that is
-shown only its own part of the tree does not have that path: then what is mounted is its own group.
+Both kinds of hierarchy are read: version 1 has a separate memory controller, version 2 has a single tree; a
+machine may have either or both. A process's group is in ``/proc/self/cgroup``, but a container that sees only its
+own part of the tree does not have that path: then the mounted directory is its own group.
 
 See https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
 """
@@ -16,33 +16,33 @@ from pathlib import Path
 from engine.config import Config
 from engine.core.budget import Budget, divide, refuse_beyond
 
-# Version 1 says "no limit" by the largest number of pages that it can count.
+# Version 1 expresses "no limit" as the largest number of pages that it can count.
 _NO_LIMIT = 2**60
 
 
 def divide_within(config: Config, readers: int) -> Budget:
-    """The division of ``memory.limit``, which must not be more than the container may have.
+    """Divide ``memory.limit``, which must not exceed the container's limit.
 
     Raises:
-        ConfigError: it is more, or cannot hold what so many readers need.
+        ConfigError: it exceeds it, or is too small for this many readers.
     """
     budget = divide(config.memory.limit, readers, config.writers.processes)
-    if (most := memory_limit()) is not None:
-        refuse_beyond(most, budget)
+    if (limit := memory_limit()) is not None:
+        refuse_beyond(limit, budget)
     return budget
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """The least limit of this process's group and those above it, in bytes; None where there is none."""
+    """The lowest limit of this process's group and its ancestors, in bytes; None if there is none."""
     found = []
     for group, limit_file, _ in _groups(root):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError):  # does not exist, or is "max"
             found.append(int((group / limit_file).read_text()))
     return min((limit for limit in found if limit < _NO_LIMIT), default=None)
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """How many processes of this group, or else of this machine, have been killed for want of memory."""
+    """The number of OOM kills in this group, or else on this machine; None if unknown."""
     for group, _, events_file in _groups(root):
         if (count := _counter(group / events_file)) is not None:
             return count
@@ -50,7 +50,7 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """Each group of this process from its own upwards, with the names of its files of limit and of events."""
+    """This process's group and its ancestors, with the names of the files for the limit and the events."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

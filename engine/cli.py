@@ -1,7 +1,7 @@
 """The commands: ``python -m engine [run|backfill|status|check|state] --config FILE``; installed, ``headrace``.
 
-Exit codes: 0 done, or stopped by a signal; 1 failed (a server that stays out of reach included); 2 bad
-configuration or usage; 141 nobody read the output to its end.
+Exit codes: 0 done, or stopped by a signal; 1 failed (including a server that stays unreachable); 2 bad
+configuration or usage; 141 the reader of the output was gone before its end.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from typing import TYPE_CHECKING
 from engine import __version__
 from engine.config import Config, InvalidConfigError, load
 from engine.errors import ConfigError, EngineEnded, HeadraceError
-from engine.logs import configure_logging, last_words
+from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
 
 if TYPE_CHECKING:
     pass
 
 log = logging.getLogger("headrace")
-# What a shell reports of a program that SIGPIPE has ended.
+# The exit code that a shell reports for a program ended by SIGPIPE.
 CUT_OFF = 128 + signal.SIGPIPE
 _EPILOG = """\
 examples:
   python -m engine --config prod.toml                    follow the change streams until SIGTERM
   python -m engine --config prod.toml --until-caught-up  capture what has happened so far, then end
-  python -m engine backfill --config prod.toml           load what the collections hold; go on where it stopped
-  python -m engine status --config prod.toml             how far streams and backfills are, from any shell
-  python -m engine check --config prod.toml              can everything be reached, with the rights it takes?
+  python -m engine backfill --config prod.toml           load existing documents; continues where it stopped
+  python -m engine status --config prod.toml             progress of streams and backfills, from any shell
+  python -m engine check --config prod.toml              is everything reachable, with the required rights?
 
-Every key can also be set by the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
+Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command; returns its exit code."""
     _open_closed_streams()
     try:
         try:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not is_cut_off(sys.stdout):
             raise
-        # What is still in its buffer has nowhere to go, and would be tried again at the end of the interpreter.
+        # The rest of the buffer cannot be written, and would be tried again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
 
@@ -77,7 +77,7 @@ def _run_command(given: list[str]) -> int:
             return _ended(config, error, 2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt:
             return 0 if options.stoppable else 128 + signal.SIGINT
-        except Exception as error:  # our own bug: told as the log is, and without secrets
+        except Exception as error:  # our own bug: reported in the format of the log, and without secrets
             from engine.commands.terminal import is_cut_off
 
             if isinstance(error, OSError) and is_cut_off(sys.stdout):
@@ -87,28 +87,28 @@ def _run_command(given: list[str]) -> int:
 
 
 def _ended(config: Config, error: HeadraceError, code: int) -> int:
-    with suppress(OSError):  # a terminal that is gone must not take the exit code with it
-        print(last_words(config, error, code), file=sys.stderr, flush=True)
+    with suppress(OSError):  # a closed terminal must not change the exit code
+        print(final_line(config, error, code), file=sys.stderr, flush=True)
     return code
 
 
 @contextmanager
 def _stopped_by_signals(stoppable: bool) -> Iterator[None]:
-    """For a command that drains: until there is something to drain, stop at once, and in good order.
+    """For a command that drains: until there is something to drain, stop gracefully and at once.
 
-    SIGINT does so by itself; the supervisor has handlers of its own.
+    SIGINT does that by default; the supervisor installs its own handlers.
     """
     numbers = stop_signals() - {signal.SIGINT} if stoppable else set()
-    former = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _open_closed_streams() -> None:
-    """Have something to write to where the shell has closed it (``>&-``), and no file of ours in its place."""
+    """Open standard streams that the shell has closed (``>&-``), so that no file of ours takes their place."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--config", type=Path, metavar="FILE", help="TOML file; without it, everything is from the environment"
+        "--config", type=Path, metavar="FILE", help="TOML file; without it, everything comes from the environment"
     )
 
     run = commands.add_parser("run", parents=[shared], help="follow the change streams (the default)")
@@ -140,10 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     backfill = commands.add_parser(
         "backfill",
         parents=[shared],
-        help="load what the collections hold",
-        description="Load whole collections into the lake, as rows with _cdc_op = read. What was loaded is kept "
-        "in the state store: a backfill that was stopped or killed goes on where it was, and one that is done "
-        "does nothing. It can run while change streams are captured by another engine.",
+        help="load existing documents",
+        description="Load whole collections into the lake, as rows with _cdc_op = read. Progress is kept in the "
+        "state store: a backfill that was stopped or killed continues where it was, and one that is finished does "
+        "nothing. It can run while another engine captures change streams.",
     )
     backfill.add_argument(
         "--collections",
@@ -160,30 +160,30 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}",
             type=_time,
             metavar="TIME",
-            help=f"only documents whose ObjectId _id was made {word} this time (of a time-series collection: "
+            help=f"only documents whose ObjectId _id was created {word} this time (for a time-series collection: "
             "whose time is); RFC 3339, for example 2026-05-01T00:00:00Z",
         )
     backfill.add_argument(
         "--restart",
         action="store_true",
-        help="forget what has been loaded and begin anew, with other keys; delete the former objects yourself",
+        help="forget what has been loaded and start over, with new keys; delete the old objects yourself",
     )
     backfill.set_defaults(act=_backfill, stoppable=True)
 
     check = commands.add_parser(
-        "check", parents=[shared], help="read the configuration, reach everything, show the memory sum"
+        "check", parents=[shared], help="check the configuration, all servers and rights; show the memory budget"
     )
     check.set_defaults(act=_check)
 
     status = commands.add_parser(
-        "status", parents=[shared], help="how far streams and backfills are, by the state store"
+        "status", parents=[shared], help="progress of streams and backfills, from the state store"
     )
     status.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
     status.set_defaults(act=_state_show)
 
-    state = commands.add_parser("state", help="what the state store knows")
+    state = commands.add_parser("state", help="contents of the state store")
     state_commands = state.add_subparsers(metavar="action", required=True)
-    show = state_commands.add_parser("show", parents=[shared], help="where each stream stands")
+    show = state_commands.add_parser("show", parents=[shared], help="position of each stream")
     show.add_argument("--json", action="store_true", help="one JSON object per stream (the default in a pipe)")
     show.set_defaults(act=_state_show)
     return parser
@@ -193,7 +193,7 @@ def _time(text: str) -> str:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no RFC 3339 time") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an RFC 3339 time") from None
     if time.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} has no offset; add Z for UTC")
     return text

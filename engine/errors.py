@@ -1,8 +1,8 @@
-"""The failure classes, and the one place where secrets are taken out of text.
+"""The error classes, and the one place where secrets are removed from text.
 
-Every error names the operation, its cause, and what to do. A library's exception is translated once, at
-the edge where it comes in (``source.session``, ``sink``, ``state``); inward of the edges only these
-classes travel.
+Every error names the operation, the cause and the remedy. A library's exception is translated once, at the edge
+where it comes in (``source.failures``, ``sink.failures``, ``state.replies``); everywhere else only these classes
+are used.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 _RESTORE = (
-    "Restore the store's data, and see to it that it is durable and never evicts (Redis: appendonly and "
-    "maxmemory-policy noeviction). The footers of the newest objects tell where the lake stands."
+    "Restore the store's data, and make sure that it is durable and never evicts (Redis: appendonly and "
+    "maxmemory-policy noeviction). The footers of the newest objects show the position of the lake."
 )
 
 FailureKind = Literal["config", "transient", "stream_lost", "lease_lost", "fatal"]
 
 
 class HeadraceError(Exception):
-    """Base of what the engine raises on purpose.
+    """Base class of the errors that the engine raises deliberately.
 
     Args:
         operation: what was being done, as a verb phrase: ``"open the change stream of shop.orders"``.
-        cause: what went wrong, in the words of whoever knows.
-        remedy: what the user can do; empty when there is nothing to do but wait.
+        cause: what went wrong, in the words of the component that failed.
+        remedy: what the user can do; empty if there is nothing to do but wait.
     """
 
     kind: FailureKind = "fatal"
@@ -43,48 +43,48 @@ class HeadraceError(Exception):
 
 
 class ConfigError(HeadraceError):
-    """The configuration cannot work; found at start, exit code 2."""
+    """The configuration cannot work; exit code 2 at start."""
 
     kind: FailureKind = "config"
 
 
 class TransientError(HeadraceError):
-    """A server is away or busy; worth another attempt, within the retry budget."""
+    """A server is unavailable or busy; worth another attempt, within the retry budget."""
 
     kind: FailureKind = "transient"
 
 
 class StreamLostError(HeadraceError):
-    """The change stream cannot go on from where it was; ``source.on_history_lost`` decides."""
+    """The change stream cannot resume from its position; ``source.on_history_lost`` decides."""
 
     kind: FailureKind = "stream_lost"
 
 
 class InterruptedScanError(HeadraceError):
-    """What was being read must be read from its start: another attempt at the same place does not help."""
+    """The split must be read again from its start: retrying from the same position does not help."""
 
     kind: FailureKind = "transient"
 
 
 class LeaseLostError(HeadraceError):
-    """Another engine holds the stream now; nothing may be written for it any more."""
+    """Another engine holds the stream's lease now; nothing more may be written for it here."""
 
     kind: FailureKind = "lease_lost"
 
 
 class FatalError(HeadraceError):
-    """The engine cannot go on; exit code 1."""
+    """The engine cannot continue; exit code 1."""
 
 
 class StateLostError(FatalError):
-    """The state store has less than it has acknowledged. To go on would make anew what is in the lake already."""
+    """The state store has lost acknowledged writes; continuing would produce again what is already in the lake."""
 
     def __init__(self, operation: str, cause: str, remedy: str = "") -> None:
         super().__init__(operation, cause, remedy or _RESTORE)
 
 
 class NoStateError(FatalError):
-    """There is no state yet where it is to be looked at."""
+    """There is no state to show yet."""
 
 
 _BY_KIND: dict[FailureKind, type[HeadraceError]] = {
@@ -118,14 +118,14 @@ class Redactor:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """``text`` with ``***`` where a secret stood."""
+        """``text`` with ``***`` in place of secrets."""
         for form in self._forms:
             text = text.replace(form, "***")
         return text
 
 
 def url_password(url: str) -> str:
-    """The password of a URL's user part as it stands there (quoted), or ``""``.
+    """The password in a URL's user part, as it is there (quoted), or ``""``.
 
     Works on connection strings with several hosts, and on broken ones, which ``urlsplit`` would refuse.
     """

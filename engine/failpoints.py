@@ -1,8 +1,8 @@
-"""Places where a test can have a process killed.
+"""Points at which a test can have a process killed.
 
-``HEADRACE_FAILPOINT=before_publish:3`` kills the process that reaches ``before_publish`` for the third time,
-with SIGKILL, so that nothing is tidied up. The points stand just before and just after each step of the
-commit protocol: seal, intent, publish, acknowledge, commit. Unset, a point costs a dictionary lookup.
+``HEADRACE_FAILPOINT=before_publish:3`` kills the process that reaches ``before_publish`` for the third time, with
+SIGKILL, so that nothing is cleaned up. The points are just before and just after each step of the commit protocol:
+seal, intent, publish, acknowledge, commit. If the variable is not set, a point costs a dictionary lookup.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _reached: dict[str, int] = {}
 
 
 def failpoint(point: Point) -> None:
-    """Die here if this is the chosen point, reached for the chosen time."""
+    """Kill this process if this is the chosen point, reached the chosen number of times."""
     if (chosen := os.environ.get(VARIABLE)) is None:
         return
     name, _, times = chosen.partition(":")

@@ -1,24 +1,24 @@
-"""The fold: from the rows of a collection's lake to the collection as it stands.
+"""The fold: from the rows of a collection in the lake to its current documents.
 
-The rule, for which this is the one place:
+This is the only place where the rule is defined:
 
-- The rows of one ``_cdc_id`` are in the order of ``_cdc_timestamp``. A ``read`` row stands behind the events of
-  its own timestamp and before all later ones, because it shows at least what those made; events of one timestamp
-  (of one transaction) are in the order of their tokens. The last row counts; a delete means that there is no
-  document.
-- An update without its document (looked up too late, past 16 MiB, or not asked for) never counts as that row: its
-  columns are null. What it says stands in ``_cdc_pending``: the ``_cdc_update`` of such updates behind the row
-  that counts, in their order; null when there are none.
-- ``drop``, ``rename`` and ``loaded`` end what stands before them in the collection, whichever stream they came in:
-  a drop is an event of one part of a split collection only. ``loaded`` is the mark of a backfill that has read the
-  whole collection (``core.backfill``): what it did not see was gone when it began.
+- The rows of one ``_cdc_id`` are ordered by ``_cdc_timestamp``. A ``read`` row comes after the events of its own
+  timestamp and before all later ones, because it includes at least their effects; events with the same timestamp
+  (of one transaction) are ordered by their tokens. The last row counts; if it is a delete, there is no document.
+- An update without its document (looked up too late, over 16 MiB, or not requested) never counts as that
+  row, because its columns are null. Its changes are in ``_cdc_pending``: the ``_cdc_update`` of such updates after
+  the row that counts, in order; null if there are none.
+- ``drop``, ``rename`` and ``loaded`` void everything before them in the collection, whichever stream they are
+  in: a drop is an event of only one part of a split collection. ``loaded`` is the mark of a backfill that has read
+  the whole collection (``core.backfill``): what it did not see was gone when it started.
 
-It is written as SQL, for engines that sort what does not fit into memory. ``fold_sql`` makes the statement, and
-the files in ``configs`` are made from it (``python -m engine.fold``; a test holds them to that).
+The rule is expressed in SQL, for engines that can sort more than fits into memory. ``fold_sql`` gives the
+statement, and the files in ``configs`` are generated from it (``python -m engine.fold``; a test checks that they
+are current).
 
-Rows of earlier versions lack some columns. Their ``_id`` is what ``_cdc_key`` says, so that ``1`` and ``1.0`` are
-two; the time of an event is that of its token, and that of a read row is known to the second; and an update
-without a document cannot be told from one whose document has nothing but its key.
+Rows of earlier versions lack some columns. Their ``_id`` is taken from ``_cdc_key``, so that ``1`` and ``1.0`` are
+different; an event's time is taken from its token, and a read row's time is exact to the second only; and an
+update without a document cannot be distinguished from one whose document has only its key.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Dialect(NamedTuple):
-    """How an engine says what SQL leaves open; ``{}`` is a column's name or an expression.
+    """The engine-specific parts of the SQL; ``{}`` stands for a column's name or an expression.
 
     Attributes:
-        older: rows without any, for the columns that a lake of an earlier version does not have at all.
+        older: an empty set of rows with the columns that a lake of an earlier version does not have at all.
         key: the ``_id`` in ``_cdc_key``, as JSON.
         token_time: the first 8 bytes of a token, which are its cluster time.
-        seconds: of a timestamp, since 1970.
-        without: all columns but these.
+        seconds: the cluster time in seconds since 1970.
+        without: excludes these columns.
         updates: the ``_cdc_update`` of a group of rows, in order.
     """
 
@@ -143,32 +143,32 @@ _HELPERS = ("id", "time", "read", "whole", "end", "row", "so_far", "in_all")
 
 
 def fold_sql(rows: str, dialect: Dialect) -> str:
-    """The statement that gives the documents as they stand, one row each, with ``_cdc_pending``.
+    """The statement that selects the current documents, one row each, with ``_cdc_pending``.
 
     Args:
-        rows: a table, or a function that gives one, of all rows of one or several collections.
+        rows: a table, or a table function, of all rows of one or several collections.
     """
     helpers = ", ".join(f"_cdc_fold_{each}" for each in _HELPERS)
-    said = dialect._replace(without=dialect.without.format(helpers))
-    return _FOLD.format(rows=rows, endings=", ".join(f"'{each}'" for each in ENDINGS), **said._asdict())
+    parts = dialect._replace(without=dialect.without.format(helpers))
+    return _FOLD.format(rows=rows, endings=", ".join(f"'{each}'" for each in ENDINGS), **parts._asdict())
 
 
 _DUCKDB_FILE = """\
--- A collection as it stands, out of a lake of change events and backfilled documents, for DuckDB.
--- Made by `python -m engine.fold`; the rule and its reasons stand in engine/fold.py.
+-- The current documents of a collection, from a lake of change events and backfilled documents, for DuckDB.
+-- Generated by `python -m engine.fold`; see engine/fold.py for the rule and its reasons.
 --
--- Run this file once, then make a view for each collection, by the files of that collection alone:
+-- Run this file once, then create a view for each collection, from the files of that collection only:
 --
 --   CREATE VIEW orders AS
 --   FROM current_state('s3://lake/prefix/*database=shop/*collection=orders/**/*.parquet');
 --
--- One view per collection, because one name may be a struct here and a text there. The stars stand for the
--- `cdc_` that directories have had since version 0.2; with sink.prefix_shards there is one more directory, `*/`,
--- in front. With partition_by = "none" the files of a collection have its name, and so may others:
+-- One view per collection, because the same name may be a struct in one and a string in another. The stars stand
+-- for the `cdc_` that directories have had since version 0.2; with sink.prefix_shards there is one more directory,
+-- `*/`, in front. With partition_by = "none" the files of a collection have its name, and so may others:
 --
 --   FROM current_state('s3://lake/prefix/*shop.orders[-~]*.parquet') WHERE _cdc_collection = 'orders';
 --
--- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
+-- `_cdc_pending` is null except for documents with updates that came without the document: it lists those updates.
 
 -- All rows of some files, with the columns of all of them.
 CREATE OR REPLACE MACRO events(files) AS TABLE
@@ -178,14 +178,14 @@ CREATE OR REPLACE MACRO current_state(files) AS TABLE
 {fold};
 """
 _SPARK_FILE = """\
--- A collection as it stands, out of a lake of change events and backfilled documents, for Spark SQL 4.
--- Made by `python -m engine.fold`; the rule and its reasons stand in engine/fold.py.
+-- The current documents of a collection, from a lake of change events and backfilled documents, for Spark SQL 4.
+-- Generated by `python -m engine.fold`; see engine/fold.py for the rule and its reasons.
 --
--- Fill in {{{{name}}}}, and as {{{{path}}}} the directory of one collection, because one name may be a struct
--- here and a text there: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (Of a lake that version 0.1
--- wrote, at least one file must be of a later version.)
+-- Fill in {{{{name}}}}, and as {{{{path}}}} the directory of one collection, because the same name may be a struct
+-- in one and a string in another: s3a://lake/prefix/cdc_database=shop/cdc_collection=orders. (In a lake written by
+-- version 0.1, at least one file must be from a later version.)
 --
--- `_cdc_pending` is null but for documents of which updates came without the document: it lists what they said.
+-- `_cdc_pending` is null except for documents with updates that came without the document: it lists those updates.
 
 CREATE OR REPLACE TEMPORARY VIEW {{{{name}}}}_events
 USING parquet
@@ -197,7 +197,7 @@ CREATE OR REPLACE TEMPORARY VIEW {{{{name}}}} AS
 
 
 def files() -> dict[Path, str]:
-    """The files that are made from the fold, and their content."""
+    """The files generated from the fold, and their contents."""
     reader = "read_parquet(files, union_by_name = true, hive_partitioning = false)"
     return {
         _CONFIGS / "duckdb" / "current_state.sql": _DUCKDB_FILE.format(fold=fold_sql(reader, DUCKDB)),
@@ -206,7 +206,7 @@ def files() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write them."""
+    """Write the files."""
     for path, content in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)

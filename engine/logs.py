@@ -1,6 +1,6 @@
-"""Logs: one line per event, readable on a terminal, JSON in a pipe; secrets taken out of every one.
+"""Logs: one line per event, as text on a terminal and as JSON in a pipe, with secrets redacted.
 
-A record's message is a fixed phrase; what varies is in ``extra={"fields": {...}}``.
+A record's message is a fixed phrase; variable parts are in ``extra={"fields": {...}}``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RESET = "\033[0m"
 
 
 class LineFormatter(logging.Formatter):
-    """For people: time, level, process, message, ``name=value`` ...."""
+    """Text lines: time, level, process, message, ``name=value`` ...."""
 
     def __init__(self, redact: Redactor, process: str, *, colors: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LineFormatter(logging.Formatter):
         self._colors = colors
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it if there is one."""
+        """One line, followed by the traceback if there is one."""
         time = datetime.fromtimestamp(record.created, UTC)
         fields = " ".join(f"{name}={value}" for name, value in _fields_of(record).items())
         line = f"{time:%H:%M:%S}.{int(record.msecs):03d} {record.levelname.lower():7} {self._process:10} "
@@ -42,7 +42,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For machines: one JSON object per line."""
+    """JSON lines: one object per record."""
 
     def __init__(self, redact: Redactor, process: str) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def is_text(config: Config) -> bool:
-    """Whether logs are for people: as the configuration says, or as stderr is a terminal."""
+    """Whether logs are text: by the configuration, or because stderr is a terminal."""
     wanted = config.telemetry.log_format
     return wanted == "text" or (wanted == "auto" and sys.stderr.isatty())
 
 
 def configure_logging(config: Config, process: str) -> None:
-    """Set up this process's logging; to stderr."""
+    """Set up this process's logging to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(config, process))
     root = logging.getLogger()
@@ -87,8 +87,8 @@ def configure_logging(config: Config, process: str) -> None:
     logging.captureWarnings(True)
 
 
-def last_words(config: Config, error: HeadraceError, code: int) -> str:
-    """Why the program ends, as its last line on stderr: in the shape of the log."""
+def final_line(config: Config, error: HeadraceError, code: int) -> str:
+    """Why the program ends, as its last line on stderr, in the format of the log."""
     if is_text(config):
         return config.redactor()(f"headrace: {error}")
     fields = {"error": str(error), "operation": error.operation, "cause": error.cause, "remedy": error.remedy}

@@ -1,8 +1,8 @@
-"""Who holds a lease, so that a restart need not wait for the lease of its own dead predecessor.
+"""Identifies the owner of a lease, so that a restart need not wait for the lease of its own dead predecessor.
 
-An owner is ``<host>/<where>/<pid>/<start>``. *where* names this boot of this machine and this pid namespace,
-and *start* the clock tick since boot at which the process began: an owner from here whose process is gone,
-or has become another one, is dead beyond doubt. Where ``/proc`` cannot tell, nobody is.
+An owner is ``<host>/<where>/<pid>/<start>``. *where* identifies this boot of this machine and this PID namespace,
+and *start* is the clock tick since boot at which the process started: a local owner whose process is gone, or
+whose PID has been reused, is certainly dead. If ``/proc`` cannot tell, no owner is considered dead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def this_owner() -> str:
-    """The owner that this process is."""
+    """This process as an owner."""
     pid, tick = os.getpid(), None
     with suppress(OSError):
         tick = _start_tick(pid)
@@ -22,7 +22,7 @@ def this_owner() -> str:
 
 
 def is_certainly_dead(owner: str) -> bool:
-    """Whether the owner was a process on this machine that has ended; False in any doubt."""
+    """Whether the owner was a process on this machine that has ended; False if in doubt."""
     _, _, rest = owner.partition("/")
     where, _, process = rest.partition("/")
     pid, _, tick = process.partition("/")
@@ -35,16 +35,16 @@ def is_certainly_dead(owner: str) -> bool:
 
 
 def _start_tick(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None when there is no such process.
+    """When the process started, in clock ticks since boot; None if there is no such process.
 
     Raises:
-        OSError: that cannot be told at present.
+        OSError: it cannot be determined at present.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # from field 3 of proc(5) on: the name in parentheses may hold blanks
+    fields = stat.rpartition(")")[2].split()  # from field 3 of proc(5) on; the name in parentheses may have spaces
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended; field 22 is its start
 
 

@@ -1,4 +1,4 @@
-"""Sizes, times and secrets: the types of the configuration that TOML does not have."""
+"""Sizes, durations and secrets: types of the configuration that TOML does not have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Duration(float):
 
 
 class Secret(str):
-    """Text that never shows itself: ``repr`` hides it, and the log redacts it."""
+    """Text that is never shown: ``repr`` hides it, and the log redacts it."""
 
     __slots__ = ()
 
@@ -60,7 +60,7 @@ def decode_quantity(kind: type, value: Any) -> Any:
 
 
 def format_size(size_bytes: float) -> str:
-    """``67108864`` as ``64MiB``; exact where it is a whole number of some unit."""
+    """``67108864`` as ``64MiB``; exact if it is a whole number of some unit."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes >= factor and size_bytes % factor == 0:
             return f"{int(size_bytes // factor)}{unit}"

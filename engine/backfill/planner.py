@@ -1,4 +1,4 @@
-"""A process for what needs MongoDB's driver, so that the process which supervises stays as small as it is."""
+"""A process for what needs MongoDB's driver, to keep the supervisor's process small."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _T = TypeVar("_T")
 
 
 class Planner:
-    """Calls functions that need MongoDB's driver, in a process of its own: this one stays as small as it is.
+    """Calls functions that need MongoDB's driver in a separate process, so that this one stays small.
 
-    State: the process, from the first call on; it ends with the context.
+    State: the process, from the first call on; the context's exit ends it.
 
     Args:
         retry: for ``TransientError``, and for a process that dies.
-        hang_timeout_s: how long it may take to start the process.
+        hang_timeout_s: how long starting the process may take.
     """
 
     def __init__(self, retry: RetryConfig, hang_timeout_s: float) -> None:
@@ -33,7 +33,7 @@ class Planner:
         self._pool: Executor | None = None
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """What the function returns, or raises, there."""
+        """Call the function there; returns or raises what it does."""
         return self._retrying(lambda: self._attempt(function, *arguments))
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -44,17 +44,17 @@ class Planner:
             result = self._submit(function, *arguments)
         except (BrokenExecutor, EOFError, OSError) as error:
             self._pool = None
-            remedy = "Is there enough memory, and can /dev/shm be written?"
+            remedy = "Is there enough memory, and is /dev/shm writable?"
             raise TransientError(operation, f"its process could not be started: {error!r}", remedy) from error
         try:
             return result.result()
         except BrokenExecutor as error:
             self._pool = None
-            cause = "the process that was at it died"
+            cause = "its process died"
             raise TransientError(operation, cause, "Is there enough memory?") from error
 
     def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
-        """Have the process begin; the first time it is started, by a template that may never answer."""
+        """Submit the call; the first one starts the process, from a template that may never answer."""
         from concurrent.futures import ProcessPoolExecutor
 
         killer = threading.Timer(self._hang_timeout_s, kill_template)

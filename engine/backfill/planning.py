@@ -1,6 +1,6 @@
-"""How a collection is divided into splits: what the server says of it, and a sample of its keys.
+"""Divides collections into splits, by the server's statistics and a sample of their keys.
 
-Runs in a process of its own, once, before a backfill: the supervisor has no driver.
+Runs in a process of its own, before a backfill, because the supervisor does not load the driver.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from engine.source.presence import absent
 from engine.source.scan import key_of
 from engine.source.session import Client, connect, server_time
 
-# Keys that are sampled for each split: the more, the more equal the splits.
+# Keys to sample for each split: with more of them the splits are more equal.
 KEYS_PER_SPLIT = 20
-MOST_SPLITS = 10_000
-# So many splits for each reader, where the collection is large enough, so that none is left alone at the end.
+MAX_SPLITS = 10_000
+# Splits per reader, if the collection is large enough, so that no reader is left working alone at the end.
 SPLITS_PER_READER = 8
-LEAST_SPLIT = 16 * 2**20
+MIN_SPLIT_SIZE = 16 * 2**20
 _COMMAND_MS = 600_000
 
 Namespace = tuple[str, str]
@@ -44,10 +44,10 @@ def make_plans(
     """Plans for these collections.
 
     Args:
-        present_only: leave out what is not there (yet) and views, instead of complaining.
+        present_only: leave out views and collections that do not exist (yet), instead of raising.
 
     Raises:
-        ConfigError: a collection is not there or cannot be read, or the selection does not fit it.
+        ConfigError: a collection does not exist or cannot be read, or the selection does not apply to it.
         TransientError: no server answered.
     """
     with connect(config.source.uri, socket_timeout_ms=2 * _COMMAND_MS) as client:
@@ -57,19 +57,19 @@ def make_plans(
 
 
 def server_clock(config: Config) -> str:
-    """The server's cluster time, as ``starting_position`` takes it."""
+    """The server's cluster time, in the form that ``starting_position`` takes."""
     with connect(config.source.uri) as client:
         return str(server_time(client))
 
 
 def absentees(config: Config) -> list[str]:
-    """A sentence for each of what the configuration names and is not there."""
+    """A sentence for each thing that the configuration names but does not exist."""
     with connect(config.source.uri) as client:
         return absent(client, config.source.database, config.source.collections)
 
 
 def list_collections(config: Config) -> list[Namespace]:
-    """What is in the watched database, or in all of them: no views, nothing of the system's."""
+    """The collections of the watched database, or of all of them, without views and system collections."""
     source = config.source
     with connect(config.source.uri) as client, translated("list the collections"):
         databases = [source.database]
@@ -84,10 +84,10 @@ def list_collections(config: Config) -> list[Namespace]:
 
 
 def parse_filter(text: str | None) -> dict[str, Any]:
-    """A query as Extended JSON.
+    """Parse a query in Extended JSON.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not one.
     """
     if text is None:
         return {}
@@ -95,14 +95,14 @@ def parse_filter(text: str | None) -> dict[str, Any]:
     try:
         query = json_util.loads(text)
     except (ValueError, TypeError, InvalidId) as error:
-        raise ConfigError("read --filter", f"{text!r} is no JSON: {error}", remedy) from error
+        raise ConfigError("read --filter", f"{text!r} is not valid JSON: {error}", remedy) from error
     if not isinstance(query, dict):
-        raise ConfigError("read --filter", f"{text!r} is no JSON object", remedy)
+        raise ConfigError("read --filter", f"{text!r} is not a JSON object", remedy)
     return query
 
 
 def _entries(client: Client, database: str) -> list[dict[str, Any]]:
-    """The collections that this user may know of: name and type."""
+    """The collections that this user may see: name and type."""
     options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
     return [dict(entry) for entry in client[database].list_collections(**options)]
 
@@ -123,7 +123,7 @@ class _Planner:
         self._operation = f"plan the backfill of {self._database}.{self._name}"
 
     def is_present(self) -> bool:
-        """Whether there is such a collection, which is no view."""
+        """Whether there is such a collection, and it is not a view."""
         with translated(self._operation):
             entries = _entries(self._client, self._database)
         return any(entry["name"] == self._name and entry["type"] != "view" for entry in entries)
@@ -134,7 +134,7 @@ class _Planner:
             entry = self._entry()
         if entry["type"] == "view":
             cause = "it is a view, which has no index to read by"
-            raise ConfigError(self._operation, cause, "Name the collection that the view is made from.")
+            raise ConfigError(self._operation, cause, "Name the collection that the view is based on.")
         with translated(self._operation):
             self._since = server_time(self._client)
             self._try_filter()
@@ -143,11 +143,11 @@ class _Planner:
             return self._plan_by_id()
 
     def _entry(self) -> dict[str, Any]:
-        """What the server says of the collection.
+        """The server's entry for the collection.
 
         Raises:
-            ConfigError: it is not there.
-            OperationFailure: it may not be read.
+            ConfigError: it does not exist.
+            OperationFailure: the user may not read it.
         """
         entries = _entries(self._client, self._database)
         for entry in entries:
@@ -155,7 +155,7 @@ class _Planner:
                 if entry["type"] == "timeseries":
                     return dict(self._client[self._database].list_collections(filter={"name": self._name}).next())
                 return entry
-        self._collection.find_one({}, {"_id": 1})  # without the right to read it, it is not listed
+        self._collection.find_one({}, {"_id": 1})  # raises if it is not listed for want of the right to read it
         near = get_close_matches(self._name, [str(entry["name"]) for entry in entries], n=1)
         remedy = f"Did you mean {near[0]!r}?" if near else "Check source.database and the collection's name."
         raise ConfigError(self._operation, "there is no such collection", remedy)
@@ -180,7 +180,7 @@ class _Planner:
             documents = self._collection.count_documents(between, hint={"_id": 1}, maxTimeMS=_COMMAND_MS)
             size = int(documents * mean)
         parts = self._parts(size)
-        # In front, $sample takes documents by a random cursor. Behind a $match it is given their keys alone.
+        # As the first stage, $sample uses a random cursor; after a $match it is given only the keys.
         sample: list[dict[str, Any]] = [{"$sample": {"size": parts * KEYS_PER_SPLIT}}]
         stages = [{"$match": between}, {"$project": {"_id": 1}}, *sample] if between else sample
         bounds = self._bounds([*stages, {"$project": {"_id": 1}}, {"$sort": {"_id": 1}}], "_id", parts)
@@ -188,11 +188,11 @@ class _Planner:
         return self._made(bounds, documents, size, ends)
 
     def _plan_time_series(self, entry: dict[str, Any]) -> Plan:
-        """Splits by time; each is one segment, so they are small."""
+        """Plan splits by time, which are small because each is one segment."""
         order = entry["options"]["timeseries"]["timeField"]
         lower, upper = _time(self._selection.since), _time(self._selection.until)
         documents, size = self._size()
-        parts = max(self._parts(size), min(MOST_SPLITS, -(-size // LEAST_SPLIT)))
+        parts = max(self._parts(size), min(MAX_SPLITS, -(-size // MIN_SPLIT_SIZE)))
         between = {name: value for name, value in (("$gte", lower), ("$lt", upper)) if value}
         stages: list[dict[str, Any]] = [{"$match": {order: between}}] if between else []
         stages += [{"$sample": {"size": parts * KEYS_PER_SPLIT}}, {"$project": {"_id": 0, order: 1}}]
@@ -228,14 +228,14 @@ class _Planner:
         )
 
     def _may_be_marked(self, order: str) -> bool:
-        """Whether it is a load of all; and files of bare documents have no place for a mark."""
+        """Whether the whole collection is loaded, in a format with a place for a mark (BSON has none)."""
         return self._selection == Selection() and order == "_id" and self._config.sink.format != "bson"
 
     def _id_bounds(self) -> tuple[ObjectId | None, ObjectId | None]:
-        """``--since`` and ``--until`` as ObjectIds, which begin with the second that they were made in.
+        """``--since`` and ``--until`` as ObjectIds, which start with the second in which they were created.
 
         Raises:
-            ConfigError: the collection has other keys as well, which tell no time.
+            ConfigError: the collection also has other keys, which contain no time.
         """
         times = _time(self._selection.since), _time(self._selection.until)
         if not any(times):
@@ -244,17 +244,18 @@ class _Planner:
             end = self._collection.find_one({}, {"_id": 1}, sort=[("_id", direction)])
             if end is not None and not isinstance(end["_id"], ObjectId):
                 cause = (
-                    f"--since and --until go by ObjectIds, and there is an _id of type {type(end['_id']).__name__}"
+                    f"--since and --until need ObjectIds, but there is an _id of type {type(end['_id']).__name__}"
                 )
-                raise ConfigError(self._operation, cause, "Use --filter with a field that holds a time.")
+                raise ConfigError(self._operation, cause, "Use --filter on a field that holds a time.")
         try:
             since, until = (ObjectId.from_datetime(time) if time else None for time in times)
         except struct.error as error:
-            raise ConfigError(self._operation, "an ObjectId's time is of the years 1970 to 2105") from error
+            cause = "an ObjectId's time must be in the years 1970 to 2105"
+            raise ConfigError(self._operation, cause) from error
         return since, until
 
     def _size(self) -> tuple[int, int]:
-        """Documents and bytes of BSON, as the server's counters have them."""
+        """Documents and bytes of BSON, from the server's counters."""
         found = list(self._collection.aggregate([{"$collStats": {"storageStats": {}}}]))
         stats = [each["storageStats"] for each in found]  # one for each shard
         counts = [
@@ -264,11 +265,11 @@ class _Planner:
 
     def _parts(self, size: int) -> int:
         backfill = self._config.backfill
-        several = max(LEAST_SPLIT, size // (backfill.readers * SPLITS_PER_READER))
-        return max(1, min(MOST_SPLITS, -(-size // min(backfill.split_size, several))))
+        several = max(MIN_SPLIT_SIZE, size // (backfill.readers * SPLITS_PER_READER))
+        return max(1, min(MAX_SPLITS, -(-size // min(backfill.split_size, several))))
 
     def _bounds(self, stages: list[dict[str, Any]], order: str, parts: int) -> tuple[str, ...]:
-        """Bounds from a sample that the server has put in order: only it knows the order of any two keys."""
+        """Bounds from a sample that the server has sorted, because only it knows the order of any two keys."""
         if parts == 1:
             return ()
         keys: list[str] = []

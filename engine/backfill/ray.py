@@ -1,9 +1,9 @@
 """The splits of a backfill on a Ray cluster: ``backfill.executor = "ray"``.
 
-Ray finds the machines, starts the tasks and starts them again; what a split has come to is in the state store,
-under its lease, so that a task which is started again goes on where the first one was killed. Nothing is sent
-back but the end. A task is one engine of its own, with one reader and one writer, as a child process: Ray's
-worker is no place to fork from, and its end must be the end of all of them.
+Ray finds the machines, starts the tasks and restarts them; the progress of a split is in the state store, under
+its lease, so that a restarted task continues where the first one was killed. A task returns nothing. It runs an
+engine of its own, with one reader and one writer, in a child process: a Ray worker is not safe to fork from, and
+when it ends, all of them must end.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ log = logging.getLogger("headrace")
 
 
 def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
-    """Read all splits of the work on the configured cluster; True, when that is done.
+    """Read all splits of the work on the configured cluster; returns True when done.
 
     Raises:
         ConfigError: Ray is not installed or refuses us, or the state store is a file of this machine.
         TransientError: Ray cannot be reached.
-        FatalError: a task failed; the others have come to their end.
+        FatalError: a task failed; the others have ended.
     """
     ray = retrying(config.retry, what="the Ray cluster")(_connect, config)
     try:
@@ -50,10 +50,10 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
         splits = [each for each in work.splits if isinstance(each, SplitSpec)]
         marks = [each for each in work.splits if isinstance(each, MarkSpec)]
         size = max(1, len(splits) // (cpus * TASKS_PER_CPU))
-        # One task is one CPU, and as much memory as an engine may have.
+        # A task takes one CPU, and as much memory as an engine may use.
         options = {"num_cpus": 1, "memory": int(config.memory.limit), "max_retries": config.retry.max_attempts}
         task = ray.remote(**options)(read_splits)
-        for turn in (splits, marks):  # a plan is marked when all of it is in the lake
+        for turn in (splits, marks):  # a plan is marked once all of it is in the lake
             pending = [
                 task.remote((_of_one_task(config, cpus), tuple(turn[start : start + size])))
                 for start in range(0, len(turn), size)
@@ -65,10 +65,10 @@ def run_on_ray(config: Config, work: Work, watch: Watch) -> bool:
 
 
 def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watch) -> None:
-    """Until these tasks have ended.
+    """Wait until these tasks have ended.
 
     Raises:
-        FatalError: one of them failed; the others have come to their end.
+        FatalError: one of them failed; the others have ended.
     """
     failed: FatalError | None = None
     while pending:
@@ -76,7 +76,7 @@ def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watc
         for each in done:
             try:
                 _get(ray, each)
-            except FatalError as error:  # the others go on
+            except FatalError as error:  # the others continue
                 log.error("a task failed", extra={"fields": {"error": str(error)}})
                 failed = failed or error
         with contextlib.suppress(TransientError), plans_of(config) as plans:
@@ -88,14 +88,14 @@ def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watc
 def _connect(config: Config) -> Any:
     operation, address = "reach the Ray cluster", config.backfill.ray_address
     if config.state.url.startswith("sqlite:"):
-        cause = "state.url is a file, which the cluster's other machines do not have"
+        cause = "state.url is a file, which the cluster's other machines cannot access"
         raise ConfigError(operation, cause, "Use redis://.")
     try:
         import ray
     except ImportError:
         cause = "Ray is not installed"
         raise ConfigError(operation, cause, "Install headrace[ray], here and on the cluster.") from None
-    remedy = "Is the cluster up, and backfill.ray_address right?"
+    remedy = "Is the cluster up, and is backfill.ray_address right?"
     try:
         if address != "auto":
             host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -109,7 +109,7 @@ def _connect(config: Config) -> Any:
 
 
 def _of_one_task(config: Config, at_once: int) -> Config:
-    """What one task is told, of so many at a time: one reader and one writer, and its share of the pace."""
+    """The configuration of one of ``at_once`` tasks: one reader, one writer, and its share of the pace."""
     backfill = config.backfill
     return replace(
         config,
@@ -129,31 +129,31 @@ def _get(ray: Any, task: Any) -> None:
         ray.get(task)
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]
-        remedy = "Nothing is lost: start again when the cause is mended."
+        remedy = "Nothing is lost: start again once the cause is fixed."
         raise FatalError("run splits on Ray", cause, remedy) from error
 
 
 def read_splits(task: _Task) -> None:
-    """In a worker of Ray: run an engine for these splits, to its end.
+    """In a Ray worker: run an engine for these splits to its end.
 
     Raises:
-        RuntimeError: it failed; with its own words.
+        RuntimeError: it failed; with its own message.
     """
     command = [sys.executable, "-m", "engine.backfill.ray"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
+        with contextlib.suppress(BrokenPipeError):  # it has already ended, and says why
             pickle.dump(task, process.stdin)
             process.stdin.flush()
-        # The pipe stays open until the end: when this worker is killed, the engine sees it closed.
-        said = process.stdout.read().decode()
+        # The pipe stays open until the end: if this worker is killed, the engine sees it closed.
+        message = process.stdout.read().decode()
         if process.wait():
-            raise RuntimeError(said or f"the engine ended with {process.returncode}")
+            raise RuntimeError(message or f"the engine ended with {process.returncode}")
 
 
 def _main() -> int:
-    """In the engine's process."""
+    """Run the engine, in its own process."""
     from engine.logs import configure_logging
     from engine.processes.forks import template
     from engine.supervisor.supervisor import Supervisor
@@ -178,7 +178,7 @@ def _main() -> int:
 
 
 def _end_with_worker() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing more is said: this returns when the other end is closed
+    os.read(sys.stdin.fileno(), 1)  # nothing more is sent: this returns when the other end is closed
     os._exit(1)
 
 

@@ -1,10 +1,10 @@
-"""Collections that were replaced: another one was renamed to their name, and its documents are in no event.
+"""Collections that were replaced: another one was renamed to their name, without events for its documents.
 
-That is so of ``$out``, which fills a temporary collection and renames it, and of every rename to the name of a
-captured collection. What must be loaded is a function of what is committed: the record of a stream tells which
-collections were replaced, and when, from the commit of that event on; and it is done when a plan that was made
-later has been carried out, whoever made it. So nothing is forgotten, wherever a process dies in between, and the
-command ``backfill --restart`` does as well.
+``$out`` does this (it fills a temporary collection and renames it), as does every rename to the name of a captured
+collection. What must be loaded follows from what is committed: from the commit of such an event on, the stream's
+record says which collections were replaced, and when; and a load is done when any later plan, whoever made it, has
+been carried out. So nothing is forgotten wherever a process dies, and the command ``backfill --restart`` works
+too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("headrace")
 
 
 def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], work: Work) -> Work:
-    """The work, and what is left to load of collections that were replaced; plans are made where needed."""
+    """The work, and what is left to load of collections that were replaced; makes plans if needed."""
     with plans_of(config) as plans:
         found = {plan.namespace: plan for plan in work.plans}
         records = plans.records()
@@ -49,7 +49,7 @@ def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], 
         for namespace, plan in due.items() if reloads else ():
             try:
                 made = _planned(config, planner, specs, plans, namespace, plan)
-            except ConfigError as error:  # it goes on being shown as not loaded
+            except ConfigError as error:  # it is still shown as not loaded
                 fields = {"collection": namespace, "error": str(error)}
                 log.error("a replaced collection cannot be loaded now", extra={"fields": fields})
                 put_off = True
@@ -63,7 +63,7 @@ def with_reloads(config: Config, planner: Planner, specs: Sequence[StreamSpec], 
 
 
 def replaced(records: Mapping[str, StreamRecord], specs: Sequence[StreamSpec]) -> dict[str, int]:
-    """The collections of these streams that were replaced, and when last, by namespace."""
+    """The collections of these streams that were replaced, with the time of the last replacement, by namespace."""
     found: dict[str, int] = {}
     for record in records.values():
         for namespace, time in record.replaced.items():
@@ -74,7 +74,7 @@ def replaced(records: Mapping[str, StreamRecord], specs: Sequence[StreamSpec]) -
 
 
 def pool_beside(config: Config, streams: int, splits: int) -> int:
-    """Readers for so many splits: as many as configured, or as ``memory.limit`` has room for."""
+    """The number of readers for this many splits: as configured, or as many as ``memory.limit`` allows."""
     for readers in range(min(config.backfill.readers, splits), 1, -1):
         try:
             divide_within(config, streams + readers)
@@ -90,9 +90,9 @@ def _planned(
     specs: Sequence[StreamSpec],
     plans: Plans,
     namespace: str,
-    former: Plan | None,
+    earlier: Plan | None,
 ) -> Plan | None:
-    """A new plan of the collection; None when it is not there any more: nothing is left to load then.
+    """A new plan of the collection; None if it no longer exists, so that nothing is left to load.
 
     Raises:
         ConfigError: it cannot be planned now.
@@ -100,16 +100,16 @@ def _planned(
     from engine.backfill.planning import make_plans
 
     divide_within(config, len(specs) + 1)
-    if former is not None:
-        plans.refuse_if_held(former)
-        if not former.finished and former.selection != Selection():
-            cause = f"a backfill of it is unfinished, of {former.selection}"
-            raise ConfigError(f"load {namespace} again", cause, "Finish that, or give it up with --restart.")
+    if earlier is not None:
+        plans.refuse_if_held(earlier)
+        if not earlier.finished and earlier.selection != Selection():
+            cause = f"a backfill of it is unfinished, of {earlier.selection}"
+            raise ConfigError(f"load {namespace} again", cause, "Finish that, or abandon it with --restart.")
     database, _, collection = namespace.partition(".")
     made = planner.call(make_plans, config, [(database, collection)], Selection(), True)
     if not made:
         return None
-    kept = plans.save(made[0], former)  # another engine's, if that was faster
-    if former is not None and kept == made[0]:
-        plans.forget(former)
+    kept = plans.save(made[0], earlier)  # another engine's, if that was faster
+    if earlier is not None and kept == made[0]:
+        plans.forget(earlier)
     return kept

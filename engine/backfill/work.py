@@ -1,4 +1,4 @@
-"""What is left to load: before a run, plans are made or found; after it, those that are done are closed."""
+"""What is left to load: before a run, plans are made or found; after it, finished ones are closed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from engine.core.records import StreamRecord
 from engine.core.specs import BackfillSpec, StreamSpec
 from engine.errors import ConfigError
 
-# A plan has the time of this machine's clock, and its objects that of the server's.
+# A plan is timed by this machine's clock, its objects by the server's.
 _CLOCK_SKEW_S = 86_400
 
 log = logging.getLogger("headrace")
 
 
 class Work(Struct, frozen=True):
-    """What is left of backfills.
+    """The remaining work of backfills.
 
     Attributes:
-        plans: those that are not finished.
-        splits: what is left to read of them, in order.
+        plans: the unfinished ones.
+        splits: those left to read, in order.
         progress: of each collection, by namespace.
-        start_at: where change streams without a position start, before the plans were made; None for
+        start_at: where change streams without a position start: a time before the plans were made, or None for
             ``source.start``.
-        loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
-        put_off: others cannot be loaded now.
+        loaded: collections that were replaced and have been loaded, with the cluster time of the replacement, by
+            namespace.
+        put_off: whether some cannot be loaded now.
     """
 
     plans: tuple[Plan, ...] = ()
@@ -59,14 +60,13 @@ def prepare(
     restart: bool = False,
     beginning: bool = False,
 ) -> Work:
-    """The work that is left to load these collections; plans are made where there are none.
+    """The remaining work to load these collections; makes plans where there are none.
 
     Args:
-        names: collections of the configured database; all that the configuration watches and that are there when
-            empty.
-        restart: forget what has been done, and begin anew.
-        beginning: their change streams are about to begin: a plan of which anything was read is too old for them,
-            and a collection that is not there (yet) is left out.
+        names: collections of the configured database; if empty, all existing ones that the configuration watches.
+        restart: forget what has been done, and start over.
+        beginning: their change streams are about to start: a plan of which anything was read is too old for them,
+            and a collection that does not exist (yet) is left out.
 
     Raises:
         ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
@@ -78,39 +78,39 @@ def prepare(
     named = [(config.source.database, name) for name in dict.fromkeys(names)]
     wanted = named or planner.call(list_collections, config)
     with plans_of(config) as plans:
-        former = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
+        existing = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
         known = plans.records()
         fresh = [
             each
-            for each, plan in former.items()
+            for each, plan in existing.items()
             if restart or _is_void(plan, selection) or (beginning and plan is not None and _is_begun(plan, known))
         ]
-        found = {each: plan for each, plan in former.items() if plan is not None and each not in fresh}
-        for namespace, plan in former.items():
+        found = {each: plan for each, plan in existing.items() if plan is not None and each not in fresh}
+        for namespace, plan in existing.items():
             if plan is not None and namespace in fresh:
                 plans.refuse_if_held(plan)
         if not restart:
-            _refuse_lost_state(config, planner, plans, former)
+            _refuse_lost_state(config, planner, plans, existing)
         for plan in found.values():
             plans.enlist(plan.namespace)
         for made in planner.call(make_plans, config, fresh, selection, not is_asked_for) if fresh else []:
             namespace = made.database, made.collection
-            before = former[namespace]
+            before = existing[namespace]
             has_older = before is not None or _is_streamed(made, known)
-            plan = made if has_older else replace(made, since=None)  # there is nothing that a mark would void
+            plan = made if has_older else replace(made, since=None)  # there is nothing for a mark to void
             found[namespace] = plans.save(plan, before)
             if found[namespace] != plan and (restart or found[namespace].selection != selection):
-                cause = f"another engine has planned it meanwhile, of {found[namespace].selection}"
+                cause = f"another engine has meanwhile planned it for {found[namespace].selection}"
                 raise ConfigError(f"plan the backfill of {plan.namespace}", cause, "Stop the other engine first.")
             if before is not None and found[namespace] == plan:
                 plans.forget(before)
         if wanted and not found and not beginning:
-            planner.call(make_plans, config, wanted, selection, False)  # which says what is wrong with the first
+            planner.call(make_plans, config, wanted, selection, False)  # raises what is wrong with the first
         return work_of(plans, [found[namespace] for namespace in wanted if namespace in found])
 
 
 def warn_of_absent(config: Config, planner: Planner) -> None:
-    """Say what the configuration names and is not there: it is left out."""
+    """Log what the configuration names but does not exist; it is left out."""
     from engine.backfill.planning import absentees
 
     for sentence in planner.call(absentees, config):
@@ -118,21 +118,21 @@ def warn_of_absent(config: Config, planner: Planner) -> None:
 
 
 def _refuse_lost_state(
-    config: Config, planner: Planner, plans: Plans, former: Mapping[tuple[str, str], Plan | None]
+    config: Config, planner: Planner, plans: Plans, existing: Mapping[tuple[str, str], Plan | None]
 ) -> None:
-    """Hold the state of backfills that go on, or that nobody knows of, against the lake.
+    """Compare the state of backfills that continue, or that are unknown, with the lake.
 
     Raises:
         ConfigError: the lake has more than the state store knows of.
     """
     from engine.sink.lake import Wanted, newest_of_splits
 
-    for namespace, plan in former.items():
+    for namespace, plan in existing.items():
         if plan is not None and plan.finished:
             continue
         since = _objects_since(config, plans, plan) if plan else None
         newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else None, since))
-        # The state is read behind the lake: what another engine has written meanwhile is then known.
+        # The state is read again after the lake, so that it includes what another engine has written meanwhile.
         if not newest or plans.read(".".join(namespace)) != plan:
             continue
         records = plans.records()
@@ -143,7 +143,7 @@ def _refuse_lost_state(
 
 
 def _objects_since(config: Config, plans: Plans, plan: Plan) -> int | None:
-    """The cluster time before which no object of a plan lies where it would now; None when that is not known."""
+    """A cluster time before which there are no objects of the plan in the present layout; None if not known."""
     known = plans.records()
     sinks = {known[spec.stream].sink for spec in plan.specs() if spec.stream in known}
     return make_time(int(plan.made) - _CLOCK_SKEW_S, 0) if sinks == {config.sink.identity} else None
@@ -153,8 +153,8 @@ def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigE
     known = "is older than that" if plan else "knows of no backfill"
     cause = f"the lake holds {key}, and the state store {known}: documents would be loaded twice"
     remedy = (
-        "Restore the newest state. Or delete that collection's objects of the backfill (their names have ~read in "
-        "them), or keep them and load everything again with --restart."
+        "Restore the newest state. Or delete the collection's backfill objects (their names contain ~read), "
+        "or keep them and load everything again with --restart."
     )
     return ConfigError(f"load {namespace}", cause, remedy)
 
@@ -162,13 +162,13 @@ def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigE
 def snapshot(
     config: Config, planner: Planner, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()
 ) -> Work:
-    """What is to be loaded beside change streams, by ``source.start`` or ``source.on_history_lost``.
+    """What to load beside change streams, by ``source.start`` or ``source.on_history_lost``.
 
-    Plans are made for streams that have no position yet, before they get one. A stream that has one goes on, and
-    of its collections only what is planned is loaded: one that has come since is all in the stream.
+    Plans for streams without a position are made before they get one. A stream with a position continues, and only
+    those of its collections with a plan are loaded: one that was created since is entirely in the stream.
 
     Args:
-        lost: streams whose history is lost: what they cover is loaded anew.
+        lost: streams whose history is lost: what they cover is loaded again.
     """
     from engine.backfill.planning import server_clock
 
@@ -177,13 +177,14 @@ def snapshot(
     with plans_of(config) as plans:
         records = plans.records().values()
         known = plans.read_of(specs)
-    # A stream that others hand over to goes on from where they stood.
+    # A stream that takes over from others continues from their position.
     running = [
         each.spec for each in records if isinstance(each.spec, StreamSpec) and each.position and not each.closed
     ]
     starts_so = config.source.start == "snapshot"
     fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
-    # Everything that is there when the streams begin must be listed: so they begin before the listing.
+    # All collections that exist when the streams start must be listed, so the start time is taken before the
+    # listing.
     start_at = planner.call(server_clock, config) if fresh or lost else None
     for spec in specs:
         covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
@@ -193,7 +194,7 @@ def snapshot(
         elif starts_so and known and added:
             prepare(config, planner, added, Selection(), beginning=True)
     if starts_so and not fresh and not known:
-        what = "streams go on where they were; use the command backfill to load what was there before"
+        what = "streams continue where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
     with plans_of(config) as plans:
         work = work_of(plans, plans.read_of(specs))
@@ -201,12 +202,12 @@ def snapshot(
 
 
 def snapshot_readers(config: Config) -> int:
-    """Readers that ``run`` may need beside those of the streams."""
+    """Readers that ``run`` may need besides those of the streams."""
     return config.backfill.readers if "snapshot" in (config.source.start, config.source.on_history_lost) else 0
 
 
 def finish(config: Config, work: Work) -> list[Progress]:
-    """After a run: what it has come to; plans that are done are closed."""
+    """The progress after a run; closes finished plans."""
     if not work.plans:
         return list(work.progress.values())
     with plans_of(config) as plans:
@@ -214,10 +215,10 @@ def finish(config: Config, work: Work) -> list[Progress]:
 
 
 def _is_void(plan: Plan | None, selection: Selection) -> bool:
-    """Whether a new plan is to be made.
+    """Whether a new plan has to be made.
 
     Raises:
-        ConfigError: the plan is unfinished, and selects something else.
+        ConfigError: the plan is unfinished, and has another selection.
     """
     if plan is None:
         return True
@@ -225,7 +226,7 @@ def _is_void(plan: Plan | None, selection: Selection) -> bool:
         return False
     if not plan.finished:
         cause = f"a backfill of {plan.namespace} is unfinished, of {plan.selection}; now it is {selection}"
-        remedy = "Finish it with the same options, or give it up with --restart (its objects stay in the lake)."
+        remedy = "Finish it with the same options, or abandon it with --restart (its objects stay in the lake)."
         raise ConfigError("plan the backfill", cause, remedy)
     return True
 
@@ -236,7 +237,7 @@ def _is_begun(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
 
 
 def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
-    """Whether a change stream has brought events of the collection."""
+    """Whether a change stream may have brought events of the collection."""
     return any(
         isinstance(each.spec, StreamSpec)
         and each.position is not None
@@ -246,7 +247,7 @@ def _is_streamed(plan: Plan, known: Mapping[str, StreamRecord]) -> bool:
 
 
 def work_of(plans: Plans, found: Sequence[Plan]) -> Work:
-    """What is left of these plans."""
+    """The remaining work of these plans."""
     open_ = [plan for plan in found if not plan.finished]
     known = plans.records() if open_ else {}
     return Work(

@@ -1,4 +1,4 @@
-"""The command ``backfill``: plans, splits read here or on Ray, and what came of it."""
+"""The command ``backfill``: plans, reads splits here or on Ray, and reports the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @template()
 def backfill(config: Config, collections: Sequence[str], selection: Selection, *, restart: bool) -> int:
-    """Load collections; the exit code."""
+    """Load collections; returns the exit code."""
     from engine.backfill.planner import Planner
     from engine.backfill.work import finish, prepare, warn_of_absent
     from engine.commands.progress import report, shown
@@ -35,9 +35,9 @@ def backfill(config: Config, collections: Sequence[str], selection: Selection, *
             watch = stack.enter_context(shown(config, work.progress.values()))
             interrupted = bool(work.splits) and not load(work, watch)
         found = finish(config, work)
-        # Some splits may be left where another engine took one over in its last moment.
+        # Splits may be left over if another engine took one over at the last moment.
         if interrupted or all(each.finished for each in found):
-            if not (interrupted and is_cut_off(sys.stdout)):  # a terminal that closes interrupts, too
+            if not (interrupted and is_cut_off(sys.stdout)):  # closing the terminal interrupts, too
                 report(found)
             return 0
         restart = is_first = False
@@ -45,7 +45,7 @@ def backfill(config: Config, collections: Sequence[str], selection: Selection, *
 
 @contextmanager
 def _loader(config: Config) -> Iterator[Callable[[Work, Watch], bool]]:
-    """What has splits read, and says whether that came to its end; its processes start while plans are made.
+    """A function that has splits read and returns whether it finished; its processes start while plans are made.
 
     Raises:
         EngineEnded: it failed.

@@ -1,4 +1,4 @@
-"""The command ``check``: what a run would find, before it is run; nothing is changed by it."""
+"""The command ``check``: finds out what a run would encounter, without changing anything."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Records = dict[str, StreamRecord]
 
 
 class Doubt(str):
-    """Something that is legal, and may not be meant."""
+    """Something that is legal but may not be intended."""
 
     __slots__ = ()
 
 
-# What a step has found, one after the other; an error that it raises is the last one.
+# The findings of a step, in order; an error that it raises is the last one.
 Findings = Iterator[str | Doubt | HeadraceError]
 
 
 def check(config: Config) -> int:
-    """Reach the state store, MongoDB and the sink with the rights that a run needs; show the memory sum.
+    """Check access to the state store, MongoDB and the sink with the rights of a run; show the memory budget.
 
-    Returns 0 when all is well, 2 when something is wrong with the configuration, else 1; every failure is shown
-    with its remedy.
+    Returns 0 if all is well, 2 if the configuration is at fault, otherwise 1. Every failure is shown with its
+    remedy.
     """
     terminal = Terminal(soft_wrap=True)
     redact = config.redactor()
@@ -71,7 +71,7 @@ def _each(findings: Findings) -> Findings:
 
 
 def _check_state(config: Config, records: Records) -> Findings:
-    """Also fills in the records, for the next steps."""
+    """Also fills ``records`` for the next steps."""
     where = url_without_password(config.state.url)
     store = open_store(config.state, read_only=True)
     try:
@@ -104,7 +104,7 @@ def _check_source(config: Config, records: Records) -> Findings:
             if record is not None and record.deployment not in ("", ready.deployment):
                 cause = f"its state is from {record.deployment!r}, and this is {ready.deployment!r}"
                 remedy = "Use another state.prefix and another sink.url for another deployment."
-                yield ConfigError(f"begin the stream {spec.stream}", cause, remedy)
+                yield ConfigError(f"start the stream {spec.stream}", cause, remedy)
                 continue
             try:
                 position = record.position if record else None
@@ -120,7 +120,7 @@ def _check_source(config: Config, records: Records) -> Findings:
 
 
 def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamRecord | None]]:
-    """What a run would open: its streams, and those that hand over to them; with the records of what goes on."""
+    """The streams that a run would open, those that hand over included, with the records to resume from."""
     running = {
         name: record.spec
         for name, record in records.items()
@@ -129,8 +129,8 @@ def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamR
     desired = streams_of(config.source)
     handover = find_succession(desired, running)
     beginning = {spec.stream for spec in handover.open} if handover else set()
-    former = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
-    return former + [
+    closing = [(spec, records[spec.stream]) for spec in (handover.close if handover else ())]
+    return closing + [
         (spec, records[spec.stream] if spec.stream in running and spec.stream not in beginning else None)
         for spec in desired
     ]

@@ -1,4 +1,4 @@
-"""What a backfill shows of itself: live bars on a terminal, a line in the log now and then elsewhere."""
+"""The progress of backfills: live bars on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger("headrace")
 
 @contextmanager
 def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
-    """Show the progress of these backfills as it comes."""
+    """Show the progress of these backfills."""
     if not sys.stderr.isatty() or config.telemetry.log_format == "json":
         yield logged(backfills)
         return
-    # Only here: an engine that shows nothing need not hold it.
+    # Imported here, so that an engine that shows no bars does not load it.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -66,7 +66,7 @@ def shown(config: Config, backfills: Iterable[Backfill]) -> Iterator[Watch]:
 
 @contextmanager
 def _above_the_bars() -> Iterator[None]:
-    """Let log lines appear above the bars, which have put something in the place of stderr."""
+    """Write log lines above the bars, which have replaced ``sys.stderr``."""
     handlers = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
     streams = [handler.setStream(sys.stderr) for handler in handlers]
     try:
@@ -78,19 +78,19 @@ def _above_the_bars() -> Iterator[None]:
 
 
 class _WhileItIsThere:
-    """A stream to a terminal, which may be closed: bars have nowhere to go then, and the work goes on."""
+    """A stream to a terminal that may be closed: then the bars are lost and the work continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, if there is still somebody to read it."""
+        """Write, unless the terminal is gone."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """The same."""
+        """Flush, unless the terminal is gone."""
         with suppress(OSError):
             self._stream.flush()
 
@@ -99,13 +99,13 @@ class _WhileItIsThere:
 
 
 class _Rate:
-    """Documents per second, over the last while."""
+    """Documents per second, over the last seconds."""
 
     def __init__(self, documents: int) -> None:
         self._seen = [(time.monotonic(), documents)]
 
     def per_s(self, documents: int) -> float:
-        """The rate, now that there are so many."""
+        """The rate, given the current number of documents."""
         now = time.monotonic()
         self._seen = [each for each in self._seen if now - each[0] < 2 * LOG_EVERY_S] or self._seen[-1:]
         self._seen.append((now, documents))
@@ -145,7 +145,7 @@ def _fields(backfill: Backfill, rate: float) -> dict[str, object]:
 
 
 def report(backfills: Iterable[Backfill]) -> None:
-    """Print what has been loaded: a table, or one JSON object per line in a pipe."""
+    """Print what has been loaded: a table, or JSON lines in a pipe."""
     found = list(backfills)
     if not sys.stdout.isatty():
         for each in found:

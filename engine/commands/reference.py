@@ -58,7 +58,7 @@ def _toml(value: Any) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """The key's description, and what it takes where that does not go without saying."""
+    """The key's description, with the values that it takes if they are not obvious."""
     base, facts = unwrap(field.type)
     text = str(facts["description"])
     if isinstance(base, type) and issubclass(base, str):
@@ -67,11 +67,11 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def reference_toml() -> str:
-    """Every key with its default, its description, and what it takes."""
+    """Every key with its default, its description, and the values that it takes."""
     lines = [
-        "# Every key of Headrace, with its default. Made from the code: python -m engine.commands.reference",
+        "# Every key of Headrace, with its default. Generated from the code: python -m engine.commands.reference",
         "#",
-        "# ${NAME} and ${NAME:-default} take from the environment, and any key can be set there as",
+        "# ${NAME} and ${NAME:-default} are taken from the environment, where any key can also be set as",
         "# HEADRACE_SECTION__KEY.",
     ]
     for path, kind, fields in _sections(Config):
@@ -98,7 +98,7 @@ def reference_markdown() -> str:
 
 
 def with_table(document: str, name: str, table: str) -> str:
-    """A document with a table put between the two marks of this name."""
+    """A document with the table inserted between the two markers of this name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = document.partition(begin)
     _, _, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""The command ``run``: streams from their start to their end, and around them what must be loaded."""
+"""The command ``run``: runs the streams to their end, and loads what has to be loaded beside them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from engine.core.specs import StreamSpec
 from engine.errors import EngineEnded, HeadraceError
 from engine.processes.forks import template
 
-# A loss of history that comes back at once is no loss that a snapshot heals.
-MOST_LOSSES = 3
+# A loss of history that recurs at once is not one that a snapshot can repair.
+MAX_LOSSES = 3
 LOSSES_WITHIN_S = 600.0
-# The streams begin again for a load: collections that are replaced all the time are loaded no oftener.
+# The streams restart for a load, so collections that are replaced all the time are not loaded more often than
+# this.
 RELOADS_APART_S = 60.0
-RELOADS_PUT_OFF_S = 600.0  # when one could not be planned
+RELOADS_PUT_OFF_S = 600.0  # if one could not be planned
 
 
 @template()
 def run(config: Config, *, until_caught_up: bool) -> int:
-    """Follow the change streams; the exit code."""
+    """Follow the change streams; returns the exit code."""
     from engine.backfill.work import snapshot_readers
     from engine.cgroup import divide_within
     from engine.config.streams import streams_of
@@ -36,18 +37,18 @@ def run(config: Config, *, until_caught_up: bool) -> int:
         try:
             return _follow(config, specs, lost, reload_from, until_caught_up=until_caught_up)
         except ContentReplaced:
-            # What is replaced behind the end that was wanted is for the next run.
+            # What is replaced after the requested end is left to the next run.
             reload_from = math.inf if until_caught_up else time.monotonic() + RELOADS_APART_S
             lost = frozenset()
         except HistoryLost as loss:
             lost = loss.streams
             losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
-            if len(losses) > MOST_LOSSES:
+            if len(losses) > MAX_LOSSES:
                 raise EngineEnded(1, loss.error) from None
 
 
 class HistoryLost(Exception):
-    """What these streams cover must be loaded again, before they begin anew."""
+    """What these streams cover must be loaded again before they start over."""
 
     def __init__(self, streams: frozenset[str], error: HeadraceError) -> None:
         super().__init__(str(error))
@@ -56,20 +57,20 @@ class HistoryLost(Exception):
 
 
 class ContentReplaced(Exception):
-    """Collections got other documents, which the streams do not bring: they are to be loaded."""
+    """Collections were replaced, and the streams do not have their new documents: they must be loaded."""
 
 
 def _follow(
     config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], reload_from: float, *, until_caught_up: bool
 ) -> int:
-    """Run the streams to their end; the exit code.
+    """Run the streams to their end; returns the exit code.
 
     Args:
-        reload_from: since when, on the monotonic clock, this may end with ``ContentReplaced``.
+        reload_from: from when on, by the monotonic clock, this may end with ``ContentReplaced``.
 
     Raises:
-        ContentReplaced: it goes on with a load of some collections.
-        HistoryLost: some of them must begin anew with a snapshot.
+        ContentReplaced: some collections must be loaded to continue.
+        HistoryLost: some of the streams must start over with a snapshot.
         EngineEnded: it failed.
     """
     from engine.backfill.planner import Planner
@@ -102,10 +103,10 @@ def _follow(
 
     supervisor = launched()
 
-    def run_to_end(former: Sequence[StreamSpec]) -> int | None:
+    def run_to_end(closing: Sequence[StreamSpec]) -> int | None:
         nonlocal supervisor
         supervisor.abandon()
-        ending = Supervisor(config, former, common_end=True)
+        ending = Supervisor(config, closing, common_end=True)
         if ending.run() or ending.interrupted:
             return None
         supervisor = launched()

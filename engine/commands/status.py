@@ -1,4 +1,4 @@
-"""The commands ``status`` and ``state show``: what the state store knows, as people or programs read it."""
+"""The commands ``status`` and ``state show``: the contents of the state store, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.state.opening import open_store
 class _Shown(msgspec.Struct):
     """One stream's line; ``position`` is the whole resume token, as Extended JSON.
 
-    ``not_loaded`` are the collections that got other documents by a rename, which are not in the lake yet.
+    ``not_loaded`` are the collections that a rename replaced and whose new documents are not in the lake yet.
     """
 
     stream: str
@@ -42,7 +42,7 @@ class _Shown(msgspec.Struct):
 
 
 def show_state(config: Config, *, as_json: bool) -> int:
-    """Print where each stream and each backfill stands: tables, or one JSON object per line.
+    """Print the position of each stream and the progress of each backfill: tables, or JSON lines.
 
     Raises:
         NoStateError: nothing has run yet.
@@ -88,7 +88,7 @@ def _print(rows: list[_Shown]) -> None:
             "written": row.updated,
         }
         if row.not_loaded:
-            facts["not loaded"] = f"{', '.join(row.not_loaded)}, since a rename brought other documents"
+            facts["not loaded"] = f"{', '.join(row.not_loaded)}, since a rename replaced the documents"
         print_details(row.stream, facts)
 
 
@@ -112,7 +112,7 @@ def _shown(name: str, record: StreamRecord, holder: str, plans: Mapping[str, Pla
 
 
 def _behind(seconds: float | None) -> str:
-    """``93784.0`` as ``1d 2h``: two units are enough."""
+    """``93784.0`` as ``1d 2h``: at most two units."""
     if seconds is None:
         return ""
     left = int(seconds)
@@ -125,7 +125,7 @@ def _behind(seconds: float | None) -> str:
 
 
 def _token_json(token: str) -> str:
-    """The resume token as a driver takes it."""
+    """The resume token in the form that drivers take."""
     return json_util.dumps(bson.decode(token_document(token)))
 
 

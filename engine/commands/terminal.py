@@ -1,4 +1,4 @@
-"""What people are shown on a terminal: a short table that fits it, and below it what is long, item by item."""
+"""Output on a terminal: a short table that fits it, followed by the details of each item."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Terminal(Console):
         super().__init__(soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
-        """The command line knows what to do about it; called where the error is handled."""
+        """Re-raise the current error, for ``engine.cli`` to handle; called inside an except clause."""
         raise  # noqa: PLE0704
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with the essentials of each item; names that are too long for their column are folded."""
+    """A table with the essentials of each item; names too long for their column are folded."""
     table = Table(box=None, pad_edge=False)
     for name in columns:
         table.add_column(
@@ -38,7 +38,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_details(title: str, facts: Mapping[str, str]) -> None:
-    """What is known of an item, one fact after the other; what is empty is left out."""
+    """The facts about an item, one per line; empty ones are left out."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -52,10 +52,10 @@ def print_details(title: str, facts: Mapping[str, str]) -> None:
 
 
 def is_cut_off(stream: TextIO) -> bool:
-    """Whether nobody reads any more what is written to a pipe, or a terminal."""
+    """Whether the reader of a pipe, or a terminal, is gone."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # no file
+    except (OSError, ValueError):  # not a file
         return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

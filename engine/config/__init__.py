@@ -1,4 +1,4 @@
-"""What the user can set: the keys (``tree``), how they are read (``load``), their reference (``reference``)."""
+"""The configuration: its keys (``tree``), how they are read (``load``) and checked (``contradictions``)."""
 
 from engine.config.load import InvalidConfigError, load
 from engine.config.tree import Config, RetryConfig, S3Config, SinkConfig, SourceConfig, parse_start

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration whose keys are each of the right type."""
+"""Problems of a configuration whose keys all have the right types."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from engine.config.tree import Config, SourceConfig, parse_start
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
-# The keys that a problem depends on, and the problem itself.
+# The keys that a problem depends on, and the problem.
 Found = tuple[tuple[str, ...], str]
 
 
 def contradictions(config: Config) -> Iterator[Found]:
-    """What is wrong with values that are not their type's business, and between keys.
+    """Problems of values that types do not cover, and between keys.
 
-    A key that could not be read has its default here, or something empty: whoever asks leaves out what depends on
-    such a key.
+    A key that could not be read has its default here, or an empty value: the caller ignores problems that depend
+    on such a key.
     """
     yield from _of_source(config.source)
     for key, text in config.schema.overrides.items():
@@ -59,7 +59,7 @@ def _of_source(source: SourceConfig) -> Iterator[Found]:
         if count < 1:
             yield (parts,), f"source.split.{name}: expected an integer of at least 1"
     if len(set(source.collections)) < len(source.collections):
-        yield (names,), "source.collections: a name stands there twice"
+        yield (names,), "source.collections: duplicate name"
     try:
         parse_start(source.start)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The environment's part of the configuration: which variables are keys, and which are near misses of one.
+"""The environment's part of the configuration: which variables set keys, and which are near misses of one.
 
-A variable that is misspelled would be passed over in silence, and a default would stand in its place. Every
-``HEADRACE_...`` is ours, so that one which is no key is refused. The other names belong to everybody: a near miss
-of theirs is refused only where the right name would have had an effect, and only when it is one slip away.
+A misspelled variable would be ignored silently, and a default used in its place. Every ``HEADRACE_...`` is ours,
+so one that is not a key is refused. The other names are shared with other tools: a near miss of one is refused
+only if the right name would have had an effect, and only if it is one typo away.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.failpoints import VARIABLE as FAILPOINT
 PREFIX = "HEADRACE_"
 Path = tuple[str, ...]
 
-# Filled from these is what the file leaves open.
+# These set keys that the file does not.
 WELL_KNOWN: dict[str, Path] = {
     "MONGODB_URI": ("source", "uri"),
     "MONGODB_DATABASE": ("source", "database"),
@@ -32,14 +32,14 @@ WELL_KNOWN: dict[str, Path] = {
     "S3_BUCKET": ("sink", "url"),
     "S3_PREFIX": ("sink", "url"),
 }
-# AWS has other names beside this one that look like it, such as AWS_DEFAULT_REGION.
+# AWS has other names that look like this one, such as AWS_DEFAULT_REGION.
 _WITHOUT_NEAR_MISSES = {"AWS_REGION"}
-# No keys, and ours all the same: of the tests, and of scripts/.
+# Ours, but not keys: used by the tests and by scripts/.
 _NO_KEYS = {FAILPOINT, "HEADRACE_VENV"}
 
 
 def overrides(environ: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
-    """The variables that set keys, with the key of each; and what is wrong with the others that are ours."""
+    """The variables that set keys, with the key of each, and problems with our other variables."""
     keys = {PREFIX + "__".join(path).upper(): is_table for path, is_table in _leaves(Config)}
     found: dict[str, Path] = {}
     problems: list[str] = []
@@ -56,7 +56,7 @@ def overrides(environ: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
 
 
 def near_misses(environ: Mapping[str, str], is_open: Mapping[str, bool]) -> Iterator[str]:
-    """The variables that were meant to be well-known ones.
+    """Problems with variables that were probably meant to be well-known ones.
 
     Args:
         is_open: for each well-known variable, whether it would have an effect if it were set.
@@ -70,10 +70,10 @@ def near_misses(environ: Mapping[str, str], is_open: Mapping[str, bool]) -> Iter
 
 
 def is_near(name: str, known: str) -> bool:
-    """Whether the two are the same but for case, separators, a plural, ``MONGO`` for ``MONGODB``, and one slip.
+    """Whether the two differ only in case, separators, a plural, ``MONGO`` for ``MONGODB``, and one typo.
 
-    A slip is a letter too many, too few, wrong, or two that have changed places; it is never the first letter
-    (``PATCH_SIZE`` is another word) nor a digit (``REDIS_URL_2`` is another server).
+    A typo is an extra, missing or wrong letter, or two swapped ones, but not in the first letter (``PATCH_SIZE``
+    is another word) or in a digit (``REDIS_URL_2`` is another server).
     """
     one, other = _bare(name), _bare(known)
     if one[:1] != other[:1] or _digits(one) != _digits(other):
@@ -86,7 +86,7 @@ def is_near(name: str, known: str) -> bool:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Which of the known names was probably meant; empty for none."""
+    """The known name that was probably meant; empty for none."""
     names = list(known)
     same = [each for each in names if _bare(each) == _bare(name)]
     return next(iter(same or difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.75)), "")
@@ -109,7 +109,7 @@ def _digits(name: str) -> str:
 
 
 def _is_of_a_service(name: str, environ: Mapping[str, str]) -> bool:
-    """Whether Kubernetes has made it of a Service: one called ``headrace`` gives each pod HEADRACE_PORT and more.
+    """Whether Kubernetes set it for a Service: one named ``headrace`` gives each pod HEADRACE_PORT and more.
 
     See https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables.
     """

@@ -1,4 +1,4 @@
-"""What a key takes, as its annotation says it, in words."""
+"""Which values a key takes, in words, from its annotation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.quantities import Duration, Size, format_duration, format_size
 
 
 def unwrap(annotation: Any) -> tuple[Any, dict[str, Any]]:
-    """The type inside ``Annotated``, and what its ``Meta`` says: ``description``, ``min``, ``ge``, ``le``."""
+    """The type inside ``Annotated``, and its ``Meta``: ``description``, ``min``, ``ge``, ``le``."""
     if get_origin(annotation) is not Annotated:
         return annotation, {}
     base, *metas = get_args(annotation)
@@ -20,16 +20,16 @@ def unwrap(annotation: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def expectation(annotation: Any) -> str:
-    """What would be right for a key, in words: ``"expected an integer from 1 to 64"``."""
+    """Which values a key takes, in words: ``"expected an integer from 1 to 64"``."""
     base, facts = unwrap(annotation)
     if get_origin(base) is Literal:
         return "expected one of " + ", ".join(f'"{choice}"' for choice in get_args(base))
     if base is Size:
-        least = f", at least {format_size(facts['min'])}" if "min" in facts else ""
-        return f'expected a size such as "64MiB"{least}'
+        minimum = f", at least {format_size(facts['min'])}" if "min" in facts else ""
+        return f'expected a size such as "64MiB"{minimum}'
     if base is Duration:
-        least = f", at least {format_duration(facts['min'])}" if "min" in facts else ""
-        return f'expected a time such as "30s" or "5m"{least}'
+        minimum = f", at least {format_duration(facts['min'])}" if "min" in facts else ""
+        return f'expected a duration such as "30s" or "5m"{minimum}'
     if base is int:
         low, high = facts.get("ge"), facts.get("le")
         bounds = f" from {low} to {high}" if high is not None else f" of at least {low}" if low is not None else ""
@@ -37,9 +37,9 @@ def expectation(annotation: Any) -> str:
     if base is bool:
         return "expected true or false"
     if isinstance(base, type) and issubclass(base, str):
-        return "expected a text" + (" that is not empty" if facts.get("min_length") else "")
+        return "expected a non-empty string" if facts.get("min_length") else "expected a string"
     origin = get_origin(base)
     if origin is list:
-        return "expected a list of texts" if get_args(base)[0] is str else "expected a list of tables"
+        return "expected a list of strings" if get_args(base)[0] is str else "expected a list of tables"
     assert origin is dict, base
-    return f"expected a table of {'integers' if get_args(base)[1] is int else 'texts'}"
+    return f"expected a table of {'integers' if get_args(base)[1] is int else 'strings'}"

@@ -1,4 +1,4 @@
-"""From a TOML file and the environment to a ``Config``, with every problem reported in one go."""
+"""From a TOML file and the environment to a ``Config``, with all problems reported together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InvalidConfigError(ConfigError):
     """The configuration cannot be read.
 
     Attributes:
-        config: as much of it as could be, with defaults for the rest: how it wants its errors to be shown.
+        config: as much of it as could be read, with defaults for the rest; it says how to show errors.
     """
 
     def __init__(self, cause: str, remedy: str, config: Config) -> None:
@@ -36,13 +36,13 @@ class InvalidConfigError(ConfigError):
 
 
 class _FromEnvironment(str):
-    """A value that came through the environment: text whatever the key's type is, so it is read leniently."""
+    """A value from the environment: always text, whatever the key's type, so it is converted leniently."""
 
     __slots__ = ()
 
 
 class _Missing:
-    """In the place of a value that is not there, which has been said already."""
+    """Placeholder for a missing value that has already been reported."""
 
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -50,14 +50,14 @@ _S = TypeVar("_S", bound=Struct)
 
 
 class _Problems:
-    """What was found so far, and the keys whose values cannot be used."""
+    """The problems found so far, and the keys whose values cannot be used."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
         self.unread: set[str] = set()
 
     def add(self, problem: str, *keys: str) -> None:
-        """Note a problem, and that these keys have no value by it."""
+        """Note a problem, and the keys that have no usable value because of it."""
         self.found.append(problem)
         self.unread.update(keys)
 
@@ -67,10 +67,10 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
 
     Args:
         path: a TOML file, or None to take everything from the environment.
-        environ: the environment; the process's own when None.
+        environ: the environment; the process's own if None.
 
     Raises:
-        InvalidConfigError: with every problem found, each with its path and what would be right.
+        InvalidConfigError: with every problem found, each with its path and what is expected.
     """
     environ = os.environ if environ is None else environ
     problems = _Problems()
@@ -91,7 +91,7 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
     _apply_well_known(data, environ)
     config = _build(Config, data, "", problems)
     found = problems.found + [text for keys, text in contradictions(config) if not problems.unread & {*keys}]
-    if unreadable:  # of what it would have said nothing can be said
+    if unreadable:  # other problems may come from not having read it
         found = [unreadable]
     found += misnamed
     if found:
@@ -115,7 +115,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _expand(value: Any, path: str, environ: Mapping[str, str], problems: _Problems) -> Any:
-    """``value`` with ``${NAME}`` and ``${NAME:-default}`` replaced in all its strings."""
+    """``value`` with ``${NAME}`` and ``${NAME:-default}`` expanded in all its strings."""
     if isinstance(value, dict):
         return {k: _expand(v, f"{path}.{k}" if path else k, environ, problems) for k, v in value.items()}
     if isinstance(value, list):
@@ -142,7 +142,7 @@ def _expand(value: Any, path: str, environ: Mapping[str, str], problems: _Proble
 
 
 def _without_value(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, bool]:
-    """For each well-known variable, whether what it would set has no value yet, and is used at all."""
+    """For each well-known variable, whether the key that it sets has no value yet and is used at all."""
 
     def is_set(path: tuple[str, ...]) -> bool:
         section: Any = data
@@ -162,7 +162,7 @@ def _without_value(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str
 
 
 def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Fill what the file leaves open from the variables that other tools use too."""
+    """Set keys that have no value yet from the variables that other tools use too."""
     values = {name: value for name in WELL_KNOWN if (value := environ.get(name))}
     prefix = values.pop("S3_PREFIX", "").strip("/")
     if bucket := values.pop("S3_BUCKET", ""):
@@ -172,7 +172,7 @@ def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replace: bool) -> bool:
-    """Set a key; False where something that is no section is in the way."""
+    """Set a key; False if a part of its path is not a section."""
     section: Any = data
     for part in path[:-1]:
         section = section.setdefault(part, {})
@@ -184,7 +184,7 @@ def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replac
 
 
 def _build(kind: type[_S], data: Any, path: str, problems: _Problems) -> _S:
-    """The struct of ``data``; what cannot be read has its default, or something empty, and is noted."""
+    """The struct of ``data``; an unreadable value is noted, and replaced by its default or an empty one."""
     fields = {each.name: each for each in msgspec.structs.fields(kind)}
     if not isinstance(data, Mapping):
         problems.add(f"{path}: expected a section [{path}], got {_shown(data)}")
@@ -213,13 +213,13 @@ def _note_unknown_key(key: str, path: str, known: list[str], problems: _Problems
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
     at = f"{path}." if path else ""
-    # What it was meant to be is not missing as well.
+    # The key that was probably meant should not be reported as missing as well.
     problems.add(f"{at}{key}: unknown key; {hint}", *(f"{at}{each}" for each in close))
 
 
 def _convert(value: Any, annotation: Any, path: str, problems: _Problems) -> Any:
-    """The value as the key's type; ``NODEFAULT`` when it cannot be read so."""
-    if _lacks_something(value):
+    """The value as the key's type; ``NODEFAULT`` if it cannot be converted."""
+    if _is_incomplete(value):
         problems.unread.add(path)
         return NODEFAULT
     lenient = isinstance(value, _FromEnvironment)
@@ -230,21 +230,21 @@ def _convert(value: Any, annotation: Any, path: str, problems: _Problems) -> Any
     except msgspec.ValidationError:
         problems.add(f"{path}: got {_shown(value, annotation)}; {expectation(annotation)}", path)
         return NODEFAULT
-    least = unwrap(annotation)[1].get("min")
-    if least is not None and result < least:
+    minimum = unwrap(annotation)[1].get("min")
+    if minimum is not None and result < minimum:
         problems.add(f"{path}: got {_shown(value)}; {expectation(annotation)}", path)
         return NODEFAULT
     return result
 
 
-def _lacks_something(value: Any) -> bool:
+def _is_incomplete(value: Any) -> bool:
     if isinstance(value, dict | list):
-        return any(map(_lacks_something, value.values() if isinstance(value, dict) else value))
+        return any(map(_is_incomplete, value.values() if isinstance(value, dict) else value))
     return isinstance(value, _Missing)
 
 
 def _parse_text(text: str, base: Any) -> Any:
-    """Text from the environment for a list or a table: TOML syntax, or a plain comma list."""
+    """Text from the environment for a list or a table: TOML syntax, or a comma-separated list."""
     if get_origin(base) not in (list, dict):
         return text
     try:

@@ -1,8 +1,9 @@
-"""Which streams a configuration means, and how collections share them.
+"""The streams of a configuration, and how collections share them.
 
-A collection has a stream of its own while there are readers enough; a split collection has one per part. When
-there are more collections than readers, those that are not split share database-level streams: which others it
-shares with depends on its name alone. The first of these streams also brings what concerns the whole database.
+Each collection has its own stream as long as there are enough readers; a split collection has one per part. If
+there are more collections than readers, those that are not split share database-level streams; the stream that a
+collection goes to depends on its name alone. The first of these streams also carries events of the database as a
+whole.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def streams_of(source: SourceConfig) -> list[StreamSpec]:
     """The streams of a configuration, one per reader.
 
     Raises:
-        ConfigError: more parts of split collections than there may be readers.
+        ConfigError: the parts of split collections need more readers than allowed.
     """
     base = StreamSpec(
         stream="",

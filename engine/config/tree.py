@@ -1,7 +1,7 @@
 """The configuration as one tree of structs that declares every key once.
 
-Types, bounds, defaults and descriptions stand here and nowhere else: the messages of ``load``,
-``configs/reference.toml`` and the table in ``configs/README.md`` take their words from them.
+Types, bounds, defaults and descriptions are here and nowhere else: the messages of ``load``,
+``configs/reference.toml`` and the table in ``configs/README.md`` are generated from them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     start: Annotated[
         str,
         Meta(
-            description='Where a stream without a committed token starts: "now", "snapshot" (now, and everything '
-            'that the collections hold is loaded meanwhile, see [backfill]), "earliest" (the oldest event still '
-            "in the oplog), or an RFC 3339 time. A committed token always wins."
+            description='Where a stream without a committed token starts: "now", "snapshot" (now, while the '
+            'collections are loaded, see [backfill]), "earliest" (the oldest event still in the oplog), or an '
+            "RFC 3339 time. A committed token always wins."
         ),
     ] = "now"
     full_document: Annotated[
@@ -69,7 +69,7 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["fail", "snapshot", "now"],
         Meta(
             description="What to do when the oplog no longer reaches back to the committed token: stop; start "
-            "from now and load the collections again meanwhile; or just start from now."
+            "from now while loading the collections again; or just start from now."
         ),
     ] = "fail"
     max_readers: Annotated[
@@ -78,7 +78,7 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Loading what the collections hold: `backfill`, and `source.start = "snapshot"`."""
+    """Loading existing documents: `backfill`, and `source.start = "snapshot"`."""
 
     readers: Annotated[
         int, Meta(ge=1, le=256, description="Processes that read splits, in addition to those of the streams.")
@@ -95,7 +95,7 @@ class BackfillConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["primary", "secondary", "secondary_preferred"],
         Meta(
             description="Which member to read from. A read from a secondary waits until that has caught up with "
-            "the time at which the split was begun."
+            "the time at which the split was started."
         ),
     ] = "primary"
     max_documents_per_s: Annotated[
@@ -143,7 +143,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
             le=100_000,
             description="Documents of a new collection that are sampled to settle its types before its first "
-            "file; 0 for none. Not done when `source.pipeline` changes what documents look like.",
+            "file; 0 for none. Not done when `source.pipeline` changes the shape of documents.",
         ),
     ] = 1000
     max_depth: Annotated[
@@ -166,7 +166,7 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 1000
     integers: Annotated[
         Literal["widen", "exact"],
-        Meta(description="`widen`: int32 becomes int64, so that a column does not drift; `exact` keeps int32."),
+        Meta(description="`widen`: int32 becomes int64, so that a column can take both; `exact` keeps int32."),
     ] = "widen"
     object_id: Annotated[
         Literal["string", "binary"], Meta(description="ObjectIds as 24 hexadecimal digits, or as 12 bytes.")
@@ -194,7 +194,7 @@ class BatchConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the whole process tree may use."""
+    """The memory of the whole process tree."""
 
     limit: Annotated[
         Size,
@@ -231,8 +231,8 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     compression: Annotated[
         Literal["zstd", "snappy", "gzip", "lz4", "none"],
         Meta(
-            description="Applies to Parquet's pages and Avro's blocks, else to the whole file. snappy and lz4 are "
-            "for Parquet only."
+            description="Applies to Parquet's pages and Avro's blocks, otherwise to the whole file. snappy and "
+            "lz4 are for Parquet only."
         ),
     ] = "zstd"
     compression_level: Annotated[
@@ -250,7 +250,7 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def identity(self) -> str:
-        """Where objects go and how their keys and contents are made: what a replay must find unchanged."""
+        """Where objects go and how their keys are formed, which must be the same for a replay."""
         url = url_without_password(self.url).rstrip("/")
         return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
@@ -269,13 +269,13 @@ class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(
             min_length=1,
-            description="First part of every key. Engines that share a state store and must not meet need "
-            "different ones.",
+            description="First part of every key. Independent engines that share a state store need different "
+            "ones.",
         ),
     ] = "headrace"
     ttl: Annotated[
         Duration,
-        Meta(description="How long Redis keeps the record of a stream that nobody runs.", extra={"min": 60}),
+        Meta(description="How long Redis keeps the record of a stream that no engine runs.", extra={"min": 60}),
     ] = Duration(14 * 86400)
     replicas: Annotated[
         int,
@@ -359,7 +359,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
 
     def redactor(self) -> Redactor:
-        """What takes this configuration's secrets out of any text."""
+        """Removes this configuration's secrets from any text."""
         urls = (self.source.uri, self.state.url, self.sink.url)
         secrets = [url_password(url) for url in urls] + [self.sink.s3.secret_key]
         for url in urls:

@@ -1,7 +1,7 @@
-"""The elements of many arrays, found together: all first elements, all second ones, and so on.
+"""Finds the elements of many arrays together: all first elements, then all second ones, and so on.
 
-Where few arrays are long, each is taken by itself: a run of values of one fixed size (a vector of numbers) in one
-step, because the place of each is known once the first is; everything else element by element in plain Python.
+A few long arrays are scanned one by one: a run of values of one fixed size (a vector of numbers) in one step,
+because the first one determines the positions of all; everything else element by element in plain Python.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from engine.decode.cursor import (
     wrong_values,
 )
 from engine.rawbson import elements as raw
-from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, LEAST_SIZES, SIZED, MalformedBSON, value_size
+from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, MIN_SIZES, SIZED, MalformedBSON, value_size
 
-# Whether arrays are taken in step or each by itself is looked at again every so many elements.
+# After this many elements it is decided again whether arrays are scanned in step or one by one.
 _REVIEW = 16
-# What each costs on one core: a step and each value in it; an array by itself, each value of it, and all of its
-# runs together, where it has values of a fixed size.
+# Costs on one core: of a step and each value in it; of a single array, each of its values, and all of its runs
+# together if its values have a fixed size.
 _STEP_US, _VALUE_US = 60.0, 0.1
 _ARRAY_US, _WALK_US, _RUNS_US = 4.0, 0.3, 40.0
-# A run of values is worth a step of its own from so many on, and is looked for where keys have so few digits.
+# The shortest run of values that is worth a step of its own, and the most digits in its keys.
 _RUN = 24
 _DIGITS = 5
-# So many headers of a type are kept ready.
+# This many headers of each type are precomputed.
 _KEYS = 4096
 _SIZE_OF_KIND = np.full(256, -1, np.int64)
 _SIZE_OF_KIND[list(FIXED_SIZES)] = list(FIXED_SIZES.values())
@@ -50,7 +50,7 @@ _SIZED_KINDS[list(SIZED)] = True
 
 _INT32 = Layout("<i").unpack_from
 
-# Elements of one array: their numbers, where they begin and where they end.
+# Elements of one array: their numbers, starts and ends.
 _Walked = tuple[list[int], list[int], list[int]]
 
 
@@ -67,7 +67,7 @@ def _headers(kind: int, index: int) -> Iterator[bytes]:
 
 @lru_cache(maxsize=_DIGITS)
 def _key_words(digits: int) -> npt.NDArray[np.uint64]:
-    """The keys of so many digits as they lie in a header's first eight bytes, at the place of their number."""
+    """All keys of this many digits as the first eight bytes of a header, indexed by number."""
     numbers = np.arange(10**digits)
     words = np.zeros((len(numbers), 8), np.uint8)
     for digit in range(digits):
@@ -76,11 +76,11 @@ def _key_words(digits: int) -> npt.NDArray[np.uint64]:
 
 
 class ArrayLevel(Level):
-    """The elements of arrays, as one unnamed field over all of them.
+    """The elements of arrays, as one unnamed field with a row per element.
 
     Attributes:
-        owners: the row of the level above that each element belongs to, ascending.
-        lengths: elements of each array, in the order of the arrays that were scanned.
+        owners: the row in the level above to which each element belongs, ascending.
+        lengths: the number of elements of each array, in the order of the scanned arrays.
     """
 
     def __init__(self, owners: Ints, lengths: Ints) -> None:
@@ -92,8 +92,8 @@ class ArrayLevel(Level):
 def scan_arrays(view: View, part: Part, odd: Flag) -> ArrayLevel:
     """Find every element of these arrays.
 
-    The elements of an array are one field of an ``ArrayLevel``; its rows are elements, in the order of the
-    arrays. Keys must be the numbers from 0 up, else the array's row is odd.
+    The rows of the result are elements, in the order of the arrays. Keys must be the numbers from 0 up, otherwise
+    the array's row is odd.
     """
     scan = _ArrayScan(view, part)
     scan.run()
@@ -107,8 +107,8 @@ class _ArrayScan:
     """One run over some arrays.
 
     State:
-        active: the arrays that have elements left; ``position`` and ``last`` belong to them.
-        found: by type, (arrays or the one array, their elements' numbers, where those lie).
+        active: the arrays with elements left; ``position`` and ``last`` are theirs.
+        found: by type, (the array or arrays, the numbers of the elements, their part).
     """
 
     def __init__(self, view: View, part: Part) -> None:
@@ -118,14 +118,14 @@ class _ArrayScan:
         self._wrong: list[Ints] = []
         self._found: dict[int, list[tuple[Ints | int, Ints, Part]]] = {}
         position, last = part.at + 4, part.stop - 1
-        lies = view.int32[part.at] == part.stop - part.at
-        if not lies.all():
-            self._wrong.append(np.flatnonzero(~lies))
-        self._active = np.flatnonzero(lies & (position < last))
+        sound = view.int32[part.at] == part.stop - part.at
+        if not sound.all():
+            self._wrong.append(np.flatnonzero(~sound))
+        self._active = np.flatnonzero(sound & (position < last))
         self._position, self._last = position[self._active], last[self._active]
 
     def run(self) -> None:
-        """All first elements, then all second ones; where that is cheaper, an array by itself."""
+        """Scan all first elements, then all second ones; an array by itself if that is cheaper."""
         index = 0
         while len(self._active):
             if index % _REVIEW == 0:
@@ -135,7 +135,7 @@ class _ArrayScan:
             index += 1
 
     def _cheaper_alone(self, index: int) -> Bools:
-        """Which arrays cost less by themselves than in step, if all their elements are like the next one."""
+        """Which arrays are cheaper by themselves than in step, if all their elements are like the next one."""
         header = 2 + len(str(index))
         kinds = self._view.bytes[self._position]
         sizes = _SIZE_OF_KIND[kinds]
@@ -148,7 +148,7 @@ class _ArrayScan:
         return _ARRAY_US + alone_us < left * (_STEP_US / len(self._active) + _VALUE_US)
 
     def _finish_each(self, chosen: Bools, index: int) -> None:
-        """Take these arrays to their ends, one by one."""
+        """Scan the rest of these arrays, one by one."""
         ends = zip(
             self._active[chosen].tolist(),
             self._position[chosen].tolist(),
@@ -169,7 +169,7 @@ class _ArrayScan:
         return np.concatenate(self._wrong) if self._wrong else np.zeros(0, np.int64)
 
     def _step(self, index: int) -> None:
-        """Take element number ``index`` of all arrays that have one."""
+        """Scan element number ``index`` of all arrays that have one."""
         view, active, position, last = self._view, self._active, self._position, self._last
         window = view.windows[position]
         word = np.ndarray((len(window), WINDOW // 8), "<u8", window.data)[:, 0]
@@ -210,7 +210,7 @@ class _ArrayScan:
         self._active, self._position, self._last = active[going], stop[going], last[going]
 
     def _ends(self, kind: int, window: npt.NDArray[np.void], offset: int, at: Ints, last: Ints) -> Ints | None:
-        """Where the elements of one type end; None for a type that does not exist."""
+        """The ends of the elements of one type; None if there is no such type."""
         if kind in FIXED_SIZES:
             return at + FIXED_SIZES[kind]
         if kind in SIZED:
@@ -218,7 +218,7 @@ class _ArrayScan:
         return measured(self._view.data, kind, at, last) if kind == raw.REGEX else None
 
     def _finish(self, array: int, position: int, last: int, index: int) -> None:
-        """Take the rest of one array, from element number ``index`` on.
+        """Scan the rest of one array, from element number ``index`` on.
 
         Raises:
             MalformedBSON: an element breaks a rule.
@@ -238,8 +238,8 @@ class _ArrayScan:
                 no_run_before = min(index + _RUN, 10 ** len(str(index)))
             indices, at, stop = walked.setdefault(kind, ([], [], []))
             known = len(at)
-            most = no_run_before - index if kind in FIXED_SIZES else None
-            _walk(view.data, position, last, islice(_headers(kind, index), most), at, stop)
+            limit = no_run_before - index if kind in FIXED_SIZES else None
+            _walk(view.data, position, last, islice(_headers(kind, index), limit), at, stop)
             indices += range(index, index + len(at) - known)
             index, position = index + len(at) - known, stop[-1]
         for kind, found in walked.items():
@@ -252,18 +252,18 @@ class _ArrayScan:
         self._found.setdefault(kind, []).append((array, indices, Part(None, at, stop, payload)))
 
     def _run(self, kind: int, position: int, last: int, index: int) -> Part | None:
-        """A run of values of one fixed size whose keys have as many digits; None where there are few."""
+        """A run of values of one fixed size whose keys have equally many digits; None if it is too short."""
         digits = len(str(index))
         header = digits + 2
         stride = header + FIXED_SIZES[kind]
-        most = min(10**digits - index, (last - position) // stride)
-        if most < _RUN or digits > _DIGITS:
+        max_times = min(10**digits - index, (last - position) // stride)
+        if max_times < _RUN or digits > _DIGITS:
             return None
         data = self._view.data
-        expected = _key_words(digits)[index : index + most] + np.uint64(kind)
+        expected = _key_words(digits)[index : index + max_times] + np.uint64(kind)
         mask = np.uint64(int.from_bytes(b"\xff" * header, "little"))
-        alike = (np.ndarray((most,), "<u8", data, position, (stride,)) & mask) == expected
-        times = most if alike.all() else int(np.argmin(alike))
+        alike = (np.ndarray((max_times,), "<u8", data, position, (stride,)) & mask) == expected
+        times = max_times if alike.all() else int(np.argmin(alike))
         if times < _RUN:
             return None
         first = position + header
@@ -273,7 +273,7 @@ class _ArrayScan:
         return Part(None, at, at + FIXED_SIZES[kind], payload)
 
     def level(self, owners: Ints) -> ArrayLevel:
-        """What was found, in the order of the arrays; without the arrays that break a rule."""
+        """What was found, in the order of the arrays, without those that break a rule."""
         gone = np.zeros(len(owners), bool)
         gone[self.wrong()] = True
         self._lengths[gone] = 0
@@ -294,13 +294,13 @@ class _ArrayScan:
 
 
 def _walk(data: bytes, position: int, last: int, headers: Iterable[bytes], at: list[int], stop: list[int]) -> None:
-    """Take the elements that follow each other under these headers, at least one: where their values lie.
+    """Append the bounds of consecutive elements with these headers; there must be at least one.
 
     Raises:
-        MalformedBSON: there is not one, or one breaks a rule.
+        MalformedBSON: there is none, or one breaks a rule.
     """
     kind, begin = data[position], position
-    fixed, extra, least = FIXED_SIZES.get(kind), SIZED.get(kind), LEAST_SIZES.get(kind, 0)
+    fixed, extra, min_size = FIXED_SIZES.get(kind), SIZED.get(kind), MIN_SIZES.get(kind, 0)
     ends_with_nul = kind in ENDS_WITH_NUL
     for header in headers:
         if not data.startswith(header, position):
@@ -310,16 +310,16 @@ def _walk(data: bytes, position: int, last: int, headers: Iterable[bytes], at: l
             position = value + _INT32(data, value)[0] + extra
         else:
             position = value + (value_size(data, kind, value) if fixed is None else fixed)
-        if position > last or position < value + least or (ends_with_nul and data[position - 1]):
-            raise MalformedBSON(f"the value at byte {value}")
+        if position > last or position < value + min_size or (ends_with_nul and data[position - 1]):
+            raise MalformedBSON(f"bad value at byte {value}")
         at.append(value)
         stop.append(position)
     if position == begin:
-        raise MalformedBSON(f"not the expected element at byte {position}")
+        raise MalformedBSON(f"unexpected element at byte {position}")
 
 
 def _in_order(part: Part, level_count: int) -> Part:
-    """The part with its rows, which are different, ascending; None for all of them."""
+    """The part with its rows, which are distinct, in ascending order; None for all rows."""
     rows = part.rows
     assert rows is not None
     if not (rows[1:] > rows[:-1]).all():

@@ -1,23 +1,23 @@
 """One field's values, for all rows at once, as an Arrow array of the field's settled type.
 
-``build`` takes the parts that the cursors found (one per BSON type) and puts each value where its row is. A
-value that the column cannot hold exactly is *refused*: its row stays null, and the caller learns where it
-lies. Which values a column can hold:
+``build`` takes the parts that the cursors found (one per BSON type) and puts each value in its row. A value that
+the column cannot hold exactly is *refused*: its row stays null, and the caller is told where the value is. Which
+values a column can hold:
 
 | column | holds |
 |---|---|
-| float64 | double; int32, and int64 where the double equals it |
-| int64, int32 | int32, int64, double: where the integer equals it (and the zero is not negative) |
-| bool | bool, of which the byte is 0 or 1 |
-| string | string that is UTF-8 |
-| timestamp | date, as far as microseconds in an int64 reach |
+| float64 | double; int32, and int64 if the double equals it |
+| int64, int32 | int32, int64, double: if the integer equals it (and it is not a negative zero) |
+| bool | bool, if its byte is 0 or 1 |
+| string | string that is valid UTF-8 |
+| timestamp | date, within the range of microseconds in an int64 |
 | ObjectId | ObjectId |
-| decimal (a string) | Decimal128, but for a NaN with a payload |
-| decimal128(P, S) | Decimal128, int32, int64, double: where the decimal equals it |
+| decimal (a string) | Decimal128, except a NaN with a payload |
+| decimal128(P, S) | Decimal128, int32, int64, double: if the decimal equals it |
 | binary | binary of the column's subtype |
 | uuid | binary of subtype 4 with 16 bytes |
 
-``engine.decode.rowwise`` states the same rules for single values; property tests hold the two together.
+``engine.decode.rowwise`` has the same rules for single values; property tests check that the two agree.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ import pyarrow.compute as pc
 from engine.core.schema import DataType
 from engine.decode.cursor import Bools, Ints, Part, View
 from engine.decode.json import decimal_text, utf8
-from engine.decode.schema import MILLISECONDS, MOST_MS
+from engine.decode.schema import MAX_MS, MILLISECONDS
 from engine.rawbson import elements as raw
 
 Parts = dict[int, Part]
-# (type, the values that the column cannot hold)
+# (BSON type, values that the column cannot hold)
 Refused = list[tuple[int, Part]]
 
-# The exponent of a Decimal128 is stored with this added to it.
+# The bias of a Decimal128's stored exponent.
 _BIAS = 6176
 
 
 def build(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    """The array of a scalar field (not a struct, a list or JSON), and what it cannot hold."""
+    """The array of a scalar field (not a struct, list or JSON), and the values that it cannot hold."""
     result: tuple[pa.Array, Refused] = _BUILDERS[type_.kind](view, type_, parts, count)
     return result
 
@@ -56,7 +56,7 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
     """A builder for a numeric column.
 
     Args:
-        accepts: for each BSON type, which of its values the column holds (None: all).
+        accepts: for each BSON type, which of its values the column can hold (None: all).
     """
     dtype = np.dtype(np.int64) if arrow == MILLISECONDS else np.dtype(arrow.to_pandas_dtype())
 
@@ -86,13 +86,13 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
 
 def _exact_as_double(values: npt.NDArray[Any]) -> Bools | None:
     doubles = values.astype(np.float64)
-    # 2**63 as a double is no int64: casting it back would overflow.
+    # 2**63 as a double is not an int64: casting it back would overflow.
     exact: Bools = (doubles < 2.0**63) & (np.where(doubles < 2.0**63, doubles, 0).astype(np.int64) == values)
     return exact
 
 
 def _whole(low: float, high: float) -> Callable[[npt.NDArray[Any]], Bools]:
-    """Doubles that are integers from ``low`` to below ``high``, and no negative zero."""
+    """Whether doubles are integers from ``low`` to below ``high``, and not a negative zero."""
 
     def fits(values: npt.NDArray[Any]) -> Bools:
         inside = (values >= low) & (values < high)
@@ -109,10 +109,10 @@ def _fits_int32(values: npt.NDArray[Any]) -> Bools:
 
 
 def fitting_dates(values: npt.NDArray[Any]) -> Bools | None:
-    """Which dates, in milliseconds, readers can hold; None for all of them."""
-    if not len(values) or (values.min() >= -MOST_MS and values.max() <= MOST_MS):
+    """Which dates, in milliseconds, common readers can represent; None for all of them."""
+    if not len(values) or (values.min() >= -MAX_MS and values.max() <= MAX_MS):
         return None
-    result: Bools = (values >= -MOST_MS) & (values <= MOST_MS)
+    result: Bools = (values >= -MAX_MS) & (values <= MAX_MS)
     return result
 
 
@@ -145,7 +145,7 @@ def _binaries(view: View, type_: DataType, parts: Parts, count: int) -> tuple[pa
     if part is None:
         return pa.nulls(count, pa.binary()), refused
     begin = part.at + 5
-    if type_.subtype == raw.OLD_BINARY:  # has its length twice
+    if type_.subtype == raw.OLD_BINARY:  # contains its length twice
         short = part.stop - part.at < 9
         wrong = short | (view.int32[np.where(short, part.at, begin)] != part.stop - part.at - 9)
         part = _without(part, wrong, raw.BINARY, refused, count)
@@ -201,7 +201,7 @@ def _decimals(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array
 
 
 def _fixed_decimals(_: View, type_: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-    """Value by value: an override that one pays for."""
+    """Value by value, so slower: only used for overrides."""
     accepted = (raw.DECIMAL128, raw.INT32, raw.INT64, raw.DOUBLE)
     refused = _others(parts, *accepted)
     values: list[Decimal | None] = [None] * count
@@ -221,7 +221,7 @@ def _fixed_decimals(_: View, type_: DataType, parts: Parts, count: int) -> tuple
 
 
 def decimal_of(value: bytes | Decimal, precision: int, scale: int) -> Decimal | None:
-    """A number, or a Decimal128's 16 bytes, as a decimal of this precision and scale; None unless equal."""
+    """A number, or a Decimal128's 16 bytes, as a decimal of this precision and scale; None if not equal."""
     if isinstance(value, bytes):
         text = decimal_text(value)
         value = Decimal("NaN" if text is None else text)
@@ -232,9 +232,9 @@ def decimal_of(value: bytes | Decimal, precision: int, scale: int) -> Decimal | 
 
 
 def decimal_texts(payload: npt.NDArray[np.void]) -> pa.Array:
-    """Decimal128 values, 16 bytes each, as text; null where the text would not give the same bytes again.
+    """Decimal128 values, 16 bytes each, as text; null if parsing the text would not give the same bytes.
 
-    By column for what prices look like, which is up to 18 digits with up to 6 of them behind the point.
+    Vectorized for price-like values: up to 18 digits, up to 6 of them after the decimal point.
     """
     low, high = np.ascontiguousarray(payload).view("<u8").reshape(-1, 2).T
     places = _BIAS - ((high >> np.uint64(49)) & np.uint64(0x3FFF)).astype(np.int64)
@@ -265,7 +265,7 @@ def _of_subtype(view: View, subtype: int, parts: Parts, count: int) -> tuple[Par
 
 
 def _without(part: Part, wrong: Bools, kind: int, refused: Refused, count: int) -> Part:
-    """The part without some values, which are refused."""
+    """The part without the wrong values, which are refused."""
     if not wrong.any():
         return part
     refused.append((kind, part.select(wrong, count)))
@@ -286,11 +286,11 @@ def primitive(values: npt.NDArray[Any], present: Bools | None, arrow: pa.DataTyp
 
 
 def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
-    """Strings or binaries that lie in the buffer, copied together by Arrow.
+    """Strings or binaries from the buffer, gathered by Arrow.
 
-    The buffer is looked at as one array of values and of the gaps between them, of which ``take`` picks the
-    values: an offset per value and per gap, no copy, and one memcpy per value inside Arrow. That needs values
-    in ascending order, which is the order of rows.
+    The buffer is treated as one array of the values and the gaps between them, from which ``take`` selects the
+    values: one offset per value and per gap, and one memcpy per value inside Arrow. That requires ascending
+    positions, which is the order of the rows.
     """
     size = len(starts)
     small = len(view.data) < 2**31
@@ -315,7 +315,7 @@ def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, a
 def _spread_texts(
     offsets: npt.NDArray[np.int32], data: pa.Buffer, rows: Ints, count: int, arrow: pa.DataType
 ) -> pa.Array:
-    """Strings at their rows, null elsewhere: the bytes stay where they are."""
+    """Strings at their rows, null elsewhere, without copying their bytes."""
     present = np.zeros(count, bool)
     present[rows] = True
     places = np.zeros(count + 1, np.intp)
@@ -325,7 +325,7 @@ def _spread_texts(
 
 
 def not_utf8(array: pa.Array) -> Bools | None:
-    """Which strings of an array are no UTF-8; None when all are."""
+    """Which strings of an array are not valid UTF-8; None if all are valid."""
     data = array.buffers()[2]
     if data is None or not len(data) or int(np.frombuffer(data, np.uint8).max()) < 0x80:
         return None
@@ -338,7 +338,7 @@ def not_utf8(array: pa.Array) -> Bools | None:
 
 
 def fixed_texts(characters: npt.NDArray[np.uint8], rows: Ints | None, count: int) -> pa.Array:
-    """Strings of one length: ``characters`` has a row for each."""
+    """Strings of equal length: ``characters`` has a row for each."""
     size, width = characters.shape
     offsets = np.arange(0, (size + 1) * width, width, dtype=np.int32)
     data = pa.py_buffer(characters)
@@ -364,7 +364,7 @@ def _indices(picked: Ints, rows: Ints | None, count: int) -> pa.Array:
 
 
 def hex_digits(raw: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
-    """The hex digits of values of ``width`` bytes: a row of ``2 * width`` characters for each."""
+    """The hex digits of values of ``width`` bytes, a row of ``2 * width`` characters for each."""
     digits = binascii.hexlify(np.ascontiguousarray(raw).tobytes())
     return np.frombuffer(digits, np.uint8).reshape(-1, 2 * width)
 

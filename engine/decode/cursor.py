@@ -1,21 +1,20 @@
 """The vector of cursors: one cursor per document, all moving through the fields in step.
 
-A cursor stands at an element's header: its type byte, its name, a NUL. A *plan* lists the headers that were
-met before, in an order that the documents agree with; one pass goes through the plan, and at each header all
-rows whose cursor stands at just this header read their value and move on. Rows that lack the field wait, rows
-of another shape join where they match; whoever waits at the end of a pass is served by the next, and a header
-that no plan knows is learned from the first row that waits there. The cost is therefore fields x rows in
-numpy steps, however many shapes there are. Steps that would serve next to nobody are not made: the last few
-rows, and rows whose names hardly ever come again, are *walked*, element by element in plain Python; what was
-found there joins the rest.
+A cursor is at an element's header: its type byte, its name, a NUL. A *plan* lists the headers seen so far, in an
+order consistent with the documents. One pass goes through the plan, and at each header all rows whose cursor is at
+exactly this header read their value and advance. Rows without the field wait, and rows of another shape join where
+they match; rows still waiting at the end of a pass continue in the next, and a header that is not in the plan is
+learned from the first row waiting there. So the cost is fields x rows in numpy steps, however many shapes there
+are. Steps that would advance very few rows are avoided: the last few rows, and rows whose names rarely recur, are
+*walked*, element by element in plain Python, and the values found are added to the rest.
 
-numpy facts this is built on, per row, on one core: a fancy-indexed gather costs about 5 ns however many bytes
-(up to 48) it takes from each place, an unaligned strided view of what was gathered 0.5 ns, a comparison
-0.2 ns. So each move gathers one *window* of 32 bytes: the last byte of the value before, which for many types
-must be a NUL, the header, and mostly the value too.
+This rests on the cost of numpy operations, per row, on one core: a fancy-indexed gather takes about 5 ns whatever
+the number of bytes (up to 48) at each place, an unaligned strided view of the gathered bytes 0.5 ns, a comparison
+0.2 ns. So each step gathers one *window* of 32 bytes: the last byte of the previous value, which for many types
+must be a NUL, the header, and usually the value too.
 
-Nothing here trusts the bytes: a cursor never moves behind its document's end, every size is checked before it
-is used, and a row that breaks a rule is flagged ``odd`` and left to ``rowwise``, which says what is wrong.
+The bytes are never trusted: a cursor never moves past its document's end, every size is checked before it is used,
+and a row that breaks a rule is flagged ``odd`` and left to ``rowwise``, which decides whether it can be decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.rawbson import elements as raw
-from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, LEAST_SIZES, SIZED, MalformedBSON, value_size
+from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, MIN_SIZES, SIZED, MalformedBSON, value_size
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -35,10 +34,10 @@ Bools = npt.NDArray[np.bool_]
 WINDOW = 32
 PADDING = 64
 MAX_HEADERS = 2048
-# So many rows are walked rather than served by another pass, and one more for so many headers of the plan.
+# Up to this many rows are walked rather than given another pass, plus one for every so many headers in the plan.
 _WALKED_ROWS = 6
 _HEADERS_PER_ROW = 16
-# A name that came so often in walked rows gets its place in the plan.
+# A name that occurs this often in walked rows is added to the plan.
 _OFTEN = 8
 
 PAYLOADS: dict[int, np.dtype[Any]] = {
@@ -54,9 +53,9 @@ PAYLOADS: dict[int, np.dtype[Any]] = {
 
 
 class View:
-    """Unaligned views of a buffer, each element at every byte.
+    """Unaligned views of a buffer, with an element starting at every byte.
 
-    The buffer must be readable ``PADDING`` bytes behind the last document; ``padded`` sees to that.
+    The buffer must be readable ``PADDING`` bytes past the last document; ``padded`` ensures that.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -72,7 +71,7 @@ class View:
 
 
 def padded(data: bytes, end: int) -> bytes:
-    """``data``, readable ``PADDING`` bytes behind ``end``."""
+    """``data``, readable ``PADDING`` bytes past ``end``."""
     return data if len(data) >= end + PADDING else data + bytes(PADDING)
 
 
@@ -81,8 +80,8 @@ class Part:
 
     Attributes:
         rows: ascending row numbers; None for every row of the level.
-        at, stop: where each value begins and ends.
-        payload: the values themselves, where their size is fixed.
+        at, stop: where each value starts and ends.
+        payload: the values themselves, if their size is fixed.
     """
 
     __slots__ = ("at", "payload", "rows", "stop")
@@ -97,14 +96,14 @@ class Part:
         return len(self.at)
 
     def select(self, chosen: Bools | Ints, count: int) -> Part:
-        """The values that ``chosen`` picks; ``count`` is the number of rows of the level."""
+        """The values selected by ``chosen``; ``count`` is the number of rows of the level."""
         rows = np.arange(count, dtype=np.int64) if self.rows is None else self.rows
         payload = None if self.payload is None else self.payload[chosen]
         return Part(rows[chosen], self.at[chosen], self.stop[chosen], payload)
 
 
 class Loose(NamedTuple):
-    """A value found by walking, whose name no step of the plan has."""
+    """A value found by walking, whose name is not in the plan."""
 
     row: int
     name: bytes
@@ -117,7 +116,7 @@ class Level:
     """All fields of one level of nesting: ``columns[name][type]``, over ``count`` rows.
 
     Attributes:
-        loose: values of names that hardly any row has, which are not worth a part of their own.
+        loose: values of names that are too rare to be worth a part of their own.
     """
 
     def __init__(self, count: int) -> None:
@@ -144,7 +143,7 @@ class Level:
 
 
 class Header:
-    """One element header, ready to be compared with windows."""
+    """One element header, prepared for comparison with windows."""
 
     __slots__ = ("fixed", "hits", "kind", "length", "masks", "name", "tail", "words")
 
@@ -164,7 +163,7 @@ class Header:
 
 
 class Plan:
-    """The headers of one level, in the order in which a pass tries them; learns as it goes."""
+    """The headers of one level, in the order in which a pass tries them; grows as new ones are seen."""
 
     def __init__(self) -> None:
         self.headers: list[Header] = []
@@ -177,13 +176,13 @@ class Plan:
         return self._children.setdefault(name, Plan())
 
     def learn(self, data: bytes, at: int, end: int) -> list[Header]:
-        """Take up the headers of one document, whose first element is at ``at``, in their order.
+        """Add the headers of one document, whose first element is at ``at``, in their order.
 
-        Those that are known already change places among themselves where they stand in another order: documents
-        that lack many fields each tell a part of the order that all of them agree with.
+        Known headers in a different order swap places among themselves: documents that lack many fields each show
+        only a part of the common order.
 
         Returns:
-            the headers that are new; none where the document cannot be read.
+            The new headers; none if the document cannot be read.
         """
         values = walk(data, 0, at, end)
         return [] if values is None else self._order([(each.kind, each.name) for each in values])
@@ -205,13 +204,13 @@ class Plan:
         return learned
 
     def learn_often(self, times: Mapping[tuple[int, bytes], int]) -> None:
-        """Take up the names that came often in rows that had to be walked."""
+        """Add the names that occurred often in walked rows."""
         for (kind, name), count in times.items():
             if count >= _OFTEN and (kind, name) not in self._known and len(self.headers) < MAX_HEADERS:
                 self._insert(kind, name, len(self.headers))
 
     def forget(self, headers: Sequence[Header]) -> None:
-        """Headers that were learned, and then served next to nobody."""
+        """Remove headers that were learned but then matched hardly any row."""
         for header in headers:
             del self._known[header.kind, header.name]
             self.headers.remove(header)
@@ -235,29 +234,29 @@ def scan_documents(
     count: int,
     plan: Plan,
     odd: Flag,
-    most_names: int = MAX_HEADERS,
+    max_names: int = MAX_HEADERS,
     worth: Callable[[Sequence[Loose]], Set[bytes]] = lambda _: frozenset(),
 ) -> Level:
     """Find every value of these documents.
 
     Args:
-        starts, ends: where each document begins, and the byte behind it, both within the buffer.
+        starts, ends: where each document starts, and the byte after its end, both within the buffer.
         rows: the row number of each document, ascending; None when they are all ``count`` rows.
-        odd: is told the rows that cannot be scanned.
-        most_names, worth: when walking finds more names than so many, those that are not ``worth`` it stay loose.
+        odd: called with the rows that cannot be scanned.
+        max_names, worth: if walking finds more names than this, those that are not ``worth`` it stay loose.
     """
     level = Level(count)
     if len(starts):
         _Scan(view, starts, ends, rows, level, plan, odd).run()
         if level.loose:
             names = {each.name for each in level.loose}
-            level.adopt(view, names if len(names) <= most_names else plan.names | worth(level.loose))
+            level.adopt(view, names if len(names) <= max_names else plan.names | worth(level.loose))
         _flag_duplicates(level, odd)
     return level
 
 
 class _Scan:
-    """One run over one level. ``position``, ``last`` and ``window`` have one entry per row that still moves."""
+    """One run over one level. ``position``, ``last`` and ``window`` have one entry per row still being scanned."""
 
     def __init__(
         self, view: View, starts: Ints, ends: Ints, rows: Ints | None, level: Level, plan: Plan, odd: Flag
@@ -283,7 +282,7 @@ class _Scan:
         self.words = self.window.view("<u8").reshape(-1, WINDOW // 8)
 
     def run(self) -> None:
-        """Passes over the plan until every cursor has come to its document's end."""
+        """Make passes over the plan until every cursor is at its document's end."""
         waiting = np.flatnonzero(self.position < self.last)
         learned: list[Header] = []
         strikes = 0
@@ -306,7 +305,7 @@ class _Scan:
             self.level.columns.setdefault(name, {})[kind] = concatenated(parts, self.level.count)
 
     def _pass(self) -> int:
-        """Offer each header of the plan to all rows; how many steps were made."""
+        """Try each header of the plan on all rows; returns the number of values found."""
         total = 0
         for header in list(self.plan.headers):
             words, mask = self.words, header.masks
@@ -324,7 +323,7 @@ class _Scan:
         return total
 
     def _tail_matches(self, header: Header, match: Bools) -> Bools:
-        """Names longer than a window: compare the rest byte for byte, for the rows that match so far."""
+        """For names longer than a window, compare the rest byte by byte, in the rows that match so far."""
         result = np.zeros(len(match), bool)
         chosen = np.flatnonzero(match & (self.position + header.length <= self.last))
         places = self.position[chosen, None] + np.arange(WINDOW - 1, header.length)
@@ -332,7 +331,7 @@ class _Scan:
         return result
 
     def _step(self, header: Header, chosen: Ints | None) -> None:
-        """The chosen rows (None for all) stand at this header: take their values and move on."""
+        """The chosen rows (None for all) are at this header: take their values and advance."""
         view, kind = self.view, header.kind
         window = self.window if chosen is None else self.window[chosen]
         at = (self.position if chosen is None else self.position[chosen]) + header.length
@@ -368,17 +367,17 @@ class _Scan:
             self.window[chosen] = following
 
     def _own_position(self) -> Ints:
-        """``position``, to be changed in place; a part may hold the same array until then."""
+        """``position``, safe to change in place: copied first if a part shares the array."""
         if self._shares_position:
             self.position, self._shares_position = self.position.copy(), False
         return self.position
 
     def _without(self, chosen: Ints | None, wrong: Bools, *values: npt.NDArray[Any]) -> tuple[Any, ...]:
-        """What was taken of the chosen rows but for the wrong ones, which are flagged."""
-        everyone = np.arange(len(self.position)) if chosen is None else chosen
-        self._flag(everyone[wrong])
+        """The values taken from the chosen rows, without the wrong ones, which are flagged."""
+        local = np.arange(len(self.position)) if chosen is None else chosen
+        self._flag(local[wrong])
         fine = ~wrong
-        return (everyone[fine], *(each[fine] for each in values))
+        return (local[fine], *(each[fine] for each in values))
 
     def _row_numbers(self, chosen: Ints | None) -> Ints | None:
         if chosen is None:
@@ -386,12 +385,12 @@ class _Scan:
         return chosen if self.rows is None else self.rows[chosen]
 
     def _learn(self, waiting: Ints) -> list[Header]:
-        """Learn from a row that waits; nothing when it has nothing new to teach."""
+        """Learn the headers of the first waiting row; returns the new ones."""
         row = waiting[0]
         return self.plan.learn(self.view.data, int(self.begin[row]), int(self.last[row]))
 
     def _walk(self, waiting: Ints) -> None:
-        """Take these rows to their ends one by one; their values are loose until a part adopts them."""
+        """Scan the rest of these rows one by one; their values are loose until a part adopts them."""
         rows = self._row_numbers(waiting)
         rows = waiting if rows is None else rows
         bounds = zip(rows.tolist(), self.position[waiting].tolist(), self.last[waiting].tolist(), strict=True)
@@ -410,7 +409,7 @@ class _Scan:
             self.odd(np.array(bad, np.int64))
 
     def _flag(self, local: Ints) -> None:
-        """Take rows out: they are odd, and must not match anything any more."""
+        """Drop rows that are odd: they must not match anything any more."""
         rows = self._row_numbers(local)
         assert rows is not None
         self.odd(rows)
@@ -418,7 +417,7 @@ class _Scan:
         self.window[local] = np.zeros(len(local), self.window.dtype)
 
     def _keep(self, local: Ints) -> None:
-        """Go on with these rows only; the others have come to their end."""
+        """Continue with these rows only; the others are at their ends."""
         self.rows = self._row_numbers(local)
         self.begin, self.position = self.begin[local], self.position[local]
         self._shares_position = False
@@ -432,24 +431,24 @@ SIZE = np.dtype("<i4")
 def taken(
     window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """Values that lie ``offset`` bytes into each window, or at ``at`` where they lie behind it."""
+    """Values ``offset`` bytes into each window, or read from ``source`` at ``at`` if they extend past it."""
     return looked_at(window, offset, dtype, at, source).copy()
 
 
 def looked_at(
     window: npt.NDArray[Any], offset: int, dtype: np.dtype[Any], at: Ints, source: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """The same, but as a view of the windows where that is possible."""
+    """The same, but as a view of the windows if possible."""
     if offset + dtype.itemsize > WINDOW or not len(at):
         return source[at]
     return np.ndarray((len(window),), dtype, window.data, offset, (WINDOW,))
 
 
 def outside(kind: int, at: Ints, stop: Ints, last: Ints) -> Bools:
-    """Which values do not lie within their documents, or are smaller than their type can be."""
+    """Which values are not within their documents, or are smaller than their type allows."""
     wrong: Bools = stop > last
-    if (least := LEAST_SIZES.get(kind)) is not None:
-        wrong |= stop < at + least
+    if (minimum := MIN_SIZES.get(kind)) is not None:
+        wrong |= stop < at + minimum
     return wrong
 
 
@@ -462,7 +461,7 @@ def wrong_values(view: View, kind: int, at: Ints, stop: Ints, last: Ints) -> Boo
 
 
 def measured(data: bytes, kind: int, at: Ints, last: Ints) -> Ints:
-    """The ends of values whose size no vector step can tell (regular expressions)."""
+    """The ends of values whose size cannot be found by a vector step (regular expressions)."""
     stop = np.empty(len(at), np.int64)
     for row, (begin, limit) in enumerate(zip(at.tolist(), last.tolist(), strict=True)):
         try:
@@ -473,7 +472,7 @@ def measured(data: bytes, kind: int, at: Ints, last: Ints) -> Ints:
 
 
 def walk(data: bytes, row: int, at: int, end: int) -> list[Loose] | None:
-    """The elements from ``at`` to a document's ``end``; None where they break a rule, or a name comes twice."""
+    """The elements from ``at`` to a document's ``end``; None if they break a rule or a name occurs twice."""
     values = []
     names = set()
     try:
@@ -495,7 +494,7 @@ def walk(data: bytes, row: int, at: int, end: int) -> list[Loose] | None:
 
 
 def concatenated(parts: list[Part], count: int) -> Part:
-    """The parts that several passes found in a level of ``count`` rows, as one with ascending rows."""
+    """Merge the parts that several passes found in a level of ``count`` rows into one with ascending rows."""
     if len(parts) == 1:
         return parts[0]
     rows = np.concatenate([np.arange(count) if part.rows is None else part.rows for part in parts])
@@ -507,7 +506,7 @@ def concatenated(parts: list[Part], count: int) -> Part:
 
 
 def _flag_duplicates(level: Level, odd: Flag) -> None:
-    """A document with one name twice is for ``rowwise``: a column holds one value."""
+    """Leave documents in which a name occurs twice to ``rowwise``: a column holds one value per row."""
     for kinds in level.columns.values():
         parts = list(kinds.values())
         total = sum(len(part) for part in parts)

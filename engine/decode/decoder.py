@@ -1,7 +1,7 @@
-"""Change events and documents to record batches: one batch per collection, in the order they came.
+"""Change events and documents to record batches: one batch per collection, in their original order.
 
-The vector of cursors takes all rows; those that it flags go the row-by-row way, alone, and come out in the
-same columns at the same places. Bytes that neither takes are dead letters.
+The vector of cursors takes all rows; only those that it flags are decoded row by row, into the same columns at the
+same places. Bytes that neither can decode are dead letters.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ Columns = dict[str, pa.Array]
 
 
 class Schemas(Protocol):
-    """Where schemas come from; asking for growth may wait for the state store."""
+    """Where schemas come from; a request for new fields may wait for the state store."""
 
     def get(self, database: str, collection: str) -> CollectionSchema:
-        """The collection's schema as it stands."""
+        """The collection's current schema."""
 
     def grow(self, database: str, collection: str, fields: tuple[Field, ...]) -> CollectionSchema:
-        """The schema with these fields, as far as there is room for them, now kept."""
+        """The schema with these fields, up to ``schema.max_fields``, once stored."""
 
 
 class DecodedBatch(Struct):
-    """Rows of one collection. Columns that no row has a value for are left out.
+    """Rows of one collection, without the columns in which no row has a value.
 
     Attributes:
-        rescued: how many values are in ``_cdc_rescued``: one for each column, and one for those without.
+        rescued: how many values are in ``_cdc_rescued``, by column, and in one item for those without a column.
     """
 
     database: str
@@ -57,7 +57,7 @@ class DecodedBatch(Struct):
 
 
 class Renamed(NamedTuple):
-    """An event that a collection was renamed, at this cluster time."""
+    """A collection was renamed, at this cluster time."""
 
     source: Namespace
     target: Namespace
@@ -65,7 +65,7 @@ class Renamed(NamedTuple):
 
 
 class Decoded(Struct):
-    """What came of some events; ``dead_letters`` holds the bytes of those that no decoder takes."""
+    """Decoded events; ``dead_letters`` holds the bytes of those that could not be decoded."""
 
     batches: list[DecodedBatch]
     dead_letters: list[bytes]
@@ -73,7 +73,7 @@ class Decoded(Struct):
 
 
 class _SlowRow(NamedTuple):
-    """A row that went the row-by-row way: its number, its metadata columns, and its document."""
+    """A row that is decoded row by row: its number, its metadata columns, and its document."""
 
     number: int
     metadata: dict[str, Any]
@@ -84,9 +84,9 @@ class _Group:
     """The rows of one namespace while they are decoded.
 
     Attributes:
-        rows: their numbers among all; None for all.
-        tree, scan: what was found in the fast rows' documents; and how to look again, with another schema.
-        rescued: what was rescued, by the column's path; under an empty one what has no column.
+        rows: their numbers among all rows; None for all.
+        tree, scan: what was found in the fast rows' documents, and how to scan them again with another schema.
+        rescued: what was rescued, by the column's path; an empty path for values without a column.
     """
 
     def __init__(self, namespace: Namespace, rows: Ints | None, count: int) -> None:
@@ -103,7 +103,7 @@ class _Group:
 
 
 class _Reply:
-    """The bytes that are decoded together, which of their rows the cursors could not take, and what they tell."""
+    """The bytes that are decoded together, the rows that the cursors could not handle, and what else was found."""
 
     def __init__(self, data: bytes, offsets: Offsets) -> None:
         self.data = data
@@ -120,19 +120,19 @@ class _Reply:
         self.odd[rows] = True
 
     def bytes_of(self, row: int) -> bytes:
-        """One row's document, or all bytes up to the next when its size says something else."""
+        """One row's document, or all bytes up to the next one if its size is implausible."""
         slot = self.data[self.offsets[row] : self.offsets[row + 1]]
         size = int.from_bytes(slot[:4], "little", signed=True)
         return slot[:size] if 5 <= size <= len(slot) else slot
 
 
 class Decoder:
-    """Decodes the events of one stream, or the documents of one split; keeps the headers that it has met.
+    """Decodes the events of one stream, or the documents of one split; remembers the headers it has seen.
 
     Args:
         schemas: the collections' schemas.
-        default_namespace: for events that have none of their own, and for documents.
-        covers: whether a collection is the stream's, by database and name.
+        default_namespace: for events without a namespace, and for documents.
+        covers: whether a collection, given by database and name, belongs to the stream.
     """
 
     def __init__(
@@ -151,22 +151,22 @@ class Decoder:
         self._settlers: dict[str, Settler] = {}
 
     def decode(self, data: bytes, offsets: Offsets) -> Decoded:
-        """Decode the events that begin at ``offsets[:-1]``; the last offset is where the last one ends."""
+        """Decode the events that start at ``offsets[:-1]``; the last offset is where the last one ends."""
         reply = _Reply(data, offsets)
         metadata, groups = self._scan_all(reply)
         return self._decoded(reply, metadata, groups)
 
     def settle(self, data: bytes, offsets: Offsets) -> None:
-        """Let the schemas grow by the fields of these events, and decode none of them yet."""
+        """Let the schemas grow by the fields of these events, without decoding them yet."""
         reply = _Reply(data, offsets)
         for group in self._scan_all(reply)[1]:
             self._grown(reply, group)
 
     def decode_documents(self, data: bytes, offsets: Offsets, read_at: int = 0) -> Decoded:
-        """Decode documents as they were found in the collection.
+        """Decode documents read from a collection.
 
         Args:
-            read_at: a cluster time before they were read: seconds << 32 | increment.
+            read_at: a cluster time before they were read, as seconds << 32 | increment.
         """
         reply = _Reply(data, offsets)
         read_at_ms = split_time(read_at)[0] * 1000
@@ -192,7 +192,7 @@ class Decoder:
         return self._decoded(reply, metadata, [group])
 
     def propose(self, collection: str, data: bytes, offsets: Offsets) -> tuple[Field, ...]:
-        """The fields that these documents of a collection have, with the types that they tell."""
+        """The fields of these documents of a collection, with the types that follow from them."""
         if len(offsets) < 2:
             return ()
         reply = _Reply(data, offsets)
@@ -223,7 +223,7 @@ class Decoder:
         return metadata, list(groups.values())
 
     def _without_renames(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
-        """The rows of each namespace; not those of renames, which are few and go the row-by-row way."""
+        """The rows of each namespace, without renames, which are few and are decoded row by row."""
         spaces, renamed = envelopes.namespaces(), envelopes.renames()
         if not len(renamed):
             return spaces
@@ -233,9 +233,9 @@ class Decoder:
         return {each: rows for each, rows in left.items() if len(rows)}
 
     def _place(self, reply: _Reply, event: rowwise.Event) -> tuple[Namespace, dict[str, Any]]:
-        """The collection that an event is told in, and its metadata columns.
+        """The collection under which an event lands, and its metadata columns.
 
-        A rename ends what its source was called by; where the stream has no such collection, what its target was.
+        A rename lands under its source or, if the stream does not have that collection, under its target.
         """
         own, found = rowwise.namespace_of(event), rowwise.envelope(event)
         if found.get("_cdc_op") != "rename" or not (target := rowwise.namespace_of(event, "to"))[1]:
@@ -265,7 +265,7 @@ class Decoder:
         scanner = self._scanners.setdefault(self._home(group.namespace), DocumentScanner(self._options))
         count, columns = group.count, self._options.columns
 
-        def scan(fields: Sequence[Field]) -> Tree:  # knows no group: a cycle would keep the reply's bytes for long
+        def scan(fields: Sequence[Field]) -> Tree:  # without the group: a cycle would keep the reply's bytes alive
             if not columns:
                 return Tree(Level(count))
             return scanner.scan(view, at, stop, rows, count, fields, odd)
@@ -278,7 +278,7 @@ class Decoder:
         return namespace[0] or self._default[0], namespace[1] or self._default[1]
 
     def _home(self, namespace: Namespace) -> Namespace:
-        """Whose schema and directory the rows of a namespace have: temporary collections have none."""
+        """The collection whose schema and directory the rows get; temporary collections have none of their own."""
         database, collection = self._named(namespace)
         return database, "" if is_temporary(collection) else collection
 
@@ -291,12 +291,12 @@ class Decoder:
         return Decoded([each for each in batches if each is not None], reply.dead, reply.renames)
 
     def _finish(self, reply: _Reply, metadata: Columns, group: _Group) -> DecodedBatch | None:
-        """Settle the types of new fields, build the columns, and put the two ways' rows together."""
+        """Settle the types of new fields, build the columns, and merge the fast and the slow rows."""
         database, collection = self._home(group.namespace)
         before = self._schemas.get(database, collection)
         schema = self._grown(reply, group)
         if schema is not before and group.scan and group.tree and group.tree.has_loose():
-            group.tree = group.scan(schema.fields)  # a name that was not worth a part has a column now
+            group.tree = group.scan(schema.fields)  # a name that was too rare for a part has a column now
         fast, fast_rows = self._fast_columns(reply, metadata, group, schema)
         slow = self._slow_columns(reply, group, schema)
         count = len(fast_rows) + len(group.slow)
@@ -312,7 +312,7 @@ class Decoder:
         return DecodedBatch(database, collection, schema.version, batch, tuple(group.rescued.values()))
 
     def _grown(self, reply: _Reply, group: _Group) -> CollectionSchema:
-        """The collection's schema, with the fields that these rows bring."""
+        """The collection's schema, with the new fields of these rows."""
         database, collection = self._home(group.namespace)
         schema = self._schemas.get(database, collection)
         seen: dict[str, Observed] = {}
@@ -329,7 +329,7 @@ class Decoder:
     def _fast_columns(
         self, reply: _Reply, metadata: Columns, group: _Group, schema: CollectionSchema
     ) -> tuple[Columns, Ints]:
-        """The columns of the rows that the cursors took, and their numbers."""
+        """The columns of the rows that the cursors decoded, and their row numbers."""
         if group.tree is None:
             return {}, np.zeros(0, np.int64)
         builder = Builder(reply.view)
@@ -355,7 +355,7 @@ class Decoder:
         return arrays, rows
 
     def _slow_columns(self, reply: _Reply, group: _Group, schema: CollectionSchema) -> Columns:
-        """The columns of the rows that went the row-by-row way."""
+        """The columns of the rows that were decoded row by row."""
         if not group.slow:
             return {}
         arrays, lost = rowwise.columns([row.document for row in group.slow], schema.fields)
@@ -374,7 +374,7 @@ class Decoder:
         return arrays
 
     def _note_rescued(self, group: _Group, path: str, kind: int, column: DataType | None, times: int) -> None:
-        """Values that have no column, or whose column cannot hold them: count them.
+        """Count values that have no column, or that their column cannot hold.
 
         Raises:
             FatalError: there is a column, and ``schema.on_mismatch`` is ``fail``.
@@ -399,7 +399,7 @@ def _rows_of(part: Part) -> Ints | slice:
 
 
 def _document_keys(reply: _Reply, tree: Tree) -> pa.Array:
-    """``{"_id": ...}`` of each document; null for one without."""
+    """``{"_id": ...}`` of each document; null without an ``_id``."""
     kinds = tree.level.columns.get(b"_id", {})
     if kinds.keys() == {raw.OBJECT_ID}:
         ids = kinds[raw.OBJECT_ID]
@@ -413,7 +413,7 @@ def _document_keys(reply: _Reply, tree: Tree) -> pa.Array:
 
 
 def _merged(fast: Columns, fast_rows: Ints, slow: Columns, slow_rows: Ints) -> Columns:
-    """Both ways' columns as one, in the order of the rows."""
+    """The fast and the slow rows' columns as one, in row order."""
     if not len(slow_rows):
         return fast
     order = pa.array(np.argsort(np.concatenate([fast_rows, slow_rows]), kind="stable"))

@@ -1,7 +1,7 @@
-"""The documents of one collection, by column: scanned by cursors, typed by the schema, built as Arrow arrays.
+"""The documents of one collection as columns: scanned by cursors, typed by the schema, built as Arrow arrays.
 
 What a column cannot hold, and what has no column, is *rescued*: it is returned with its path, for
-``_cdc_rescued``. Inside a list that is not possible for a single element, so there the whole array is rescued.
+``_cdc_rescued``. A single element of a list cannot be rescued, so the whole array is.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NUMBERS = (raw.DOUBLE, raw.INT32, raw.INT64)
 
 
 class Rescue(NamedTuple):
-    """Values that no column holds: all of one path and one BSON type.
+    """Values that no column holds, of one path and one BSON type.
 
     Attributes:
-        column: the type of the column that refused them; None where there is no column.
+        column: the type of the column that refused them; None if there is no column.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Rescue(NamedTuple):
 
 
 class Tree:
-    """A scanned level with what was scanned below it."""
+    """A scanned level with the levels below it."""
 
     def __init__(self, level: Level) -> None:
         self.level = level
@@ -47,7 +47,7 @@ class Tree:
         self.arrays: dict[bytes, Tree] = {}
 
     def has_loose(self) -> bool:
-        """Whether values are left that belong to no part, here or below."""
+        """Whether there are values that belong to no part, here or below."""
         below = (*self.documents.values(), *self.arrays.values())
         return bool(self.level.loose) or any(tree.has_loose() for tree in below)
 
@@ -69,10 +69,10 @@ class DocumentScanner:
         fields: Sequence[Field],
         odd: Flag,
     ) -> Tree:
-        """All values of these documents, and what is inside them as far as columns go.
+        """All values of these documents, including nested ones to the depth of the columns.
 
         Args:
-            fields: the schema's; a JSON column is not looked into.
+            fields: the schema's; JSON columns are not scanned inside.
         """
         return self._documents(view, Part(rows, starts, ends, None), count, self._plan, fields, 1, odd)
 
@@ -80,16 +80,16 @@ class DocumentScanner:
         self, view: View, part: Part, count: int, plan: Plan, fields: Sequence[Field], depth: int, odd: Flag
     ) -> Tree:
         types = {field.name.encode(): field.type for field in fields}
-        most = self._options.max_fields
+        max_fields = self._options.max_fields
 
         def worth(loose: Sequence[Loose]) -> Set[bytes]:
             if depth > 1:
                 return types.keys()
             times = Counter(each.name for each in loose if each.name not in types)
-            often = [name for name, _ in times.most_common(room_left(fields, most))]
+            often = [name for name, _ in times.most_common(room_left(fields, max_fields))]
             return types.keys() | {IDENTIFIER.encode(), *often}
 
-        level = scan_documents(view, part.at, part.stop, part.rows, count, plan, odd, most, worth)
+        level = scan_documents(view, part.at, part.stop, part.rows, count, plan, odd, max_fields, worth)
         tree = Tree(level)
         for name, parts in level.columns.items():
             self._inside(view, tree, name, parts, plan.child(name), types.get(name), depth, odd)
@@ -106,7 +106,7 @@ class DocumentScanner:
         depth: int,
         odd: Flag,
     ) -> None:
-        """Scan the documents and arrays of one field, if they have or may get columns."""
+        """Scan the documents and arrays of one field, if these have or may get columns."""
         documents, arrays = parts.get(raw.DOCUMENT), parts.get(raw.ARRAY)
         deep = depth >= self._options.max_depth
         if documents is not None and (type_.kind == "struct" if type_ else not deep):
@@ -126,7 +126,7 @@ class DocumentScanner:
 
 
 def observe(view: View, tree: Tree, fine: Bools | None) -> dict[str, Observed]:
-    """Counts of the values of each field.
+    """Count the values of each field.
 
     Args:
         fine: the rows to count; None for all.
@@ -161,7 +161,7 @@ class Builder:
 
     State:
         rescued: what no column could hold so far.
-        malformed: the rows of which a value that goes into JSON is no BSON.
+        malformed: the rows with a value that should become JSON but is not valid BSON.
     """
 
     def __init__(self, view: View) -> None:
@@ -170,7 +170,7 @@ class Builder:
         self.malformed: list[int] = []
 
     def columns(self, tree: Tree, fields: Sequence[Field], path: str = "") -> dict[str, pa.Array]:
-        """The columns of the fields that occur, by the columns' names; those that do not are left out."""
+        """The columns of the fields that occur, by column name."""
         arrays: dict[str, pa.Array] = {}
         types = {field.name.encode(): field for field in fields}
         for name, parts in tree.level.columns.items():
@@ -248,7 +248,7 @@ class Builder:
         self.rescued += [Rescue(path, kind, part, column) for kind, part in refused if len(part)]
 
     def rescued_column(self, count: int) -> pa.Array:
-        """What was rescued as ``{path: value}``, for each of ``count`` rows; the paths in order."""
+        """What was rescued as ``{path: value}``, for each of ``count`` rows, with sorted paths."""
         members: list[str] = []
         rows_of_members: list[Ints] = []
         for path, kind, part, _ in sorted(self.rescued, key=lambda rescue: rescue.path):
@@ -265,7 +265,7 @@ class Builder:
 
 
 def _objects(members: Sequence[str], rows: Ints, count: int) -> pa.Array:
-    """JSON objects of these members, each for one row and in this order; null for rows that have none."""
+    """JSON objects of these members, which each belong to one row, in this order; null for rows without any."""
     times = np.bincount(rows, minlength=count)
     offsets = np.zeros(count + 1, np.int32)
     np.cumsum(times, out=offsets[1:])
@@ -275,7 +275,7 @@ def _objects(members: Sequence[str], rows: Ints, count: int) -> pa.Array:
 
 
 def checked_json(view: View, kind: int, part: Part, odd: Flag) -> Sequence[str | None]:
-    """The same as ``part_json``; ``odd`` is told the rows where a value is malformed."""
+    """The same as ``part_json``; ``odd`` is called with the rows in which a value is malformed."""
     texts = part_json(view, kind, part)
     if None in texts:
         bad = np.array([index for index, text in enumerate(texts) if text is None], np.int64)
@@ -284,13 +284,13 @@ def checked_json(view: View, kind: int, part: Part, odd: Flag) -> Sequence[str |
 
 
 def part_json(view: View, kind: int, part: Part) -> Sequence[str | None]:
-    """Each value of a part as relaxed Extended JSON; None where it is malformed."""
+    """Each value of a part as relaxed Extended JSON; None if it is malformed."""
     numbers = part.payload.tolist() if kind in _NUMBERS and part.payload is not None else None
     return values_json(view.data, kind, list(zip(part.at.tolist(), part.stop.tolist(), strict=True)), numbers)
 
 
 def _absent(part: Part, count: int) -> pa.Array | None:
-    """The mask of rows without a value; None when all have one."""
+    """The mask of rows without a value; None if all have one."""
     if part.rows is None:
         return None
     absent: Bools = np.ones(count, bool)

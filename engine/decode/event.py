@@ -1,7 +1,7 @@
-"""The envelope of change events: a document whose shape we know.
+"""The envelope of change events: a document of known shape.
 
-It is scanned by the same cursors as any document; here its fields become the metadata columns, and it is told
-where the document inside each event lies.
+It is scanned by the same cursors as any document; its fields become the metadata columns, and the position of the
+document inside each event is found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.decode.schema import MILLISECONDS
 from engine.rawbson import elements as raw
 
 _TIMESTAMP_PARTS = np.dtype([("increment", "<u4"), ("seconds", "<u4")])
-# The fields that have a column (or two) of their own, with the type that makes them so.
+# The fields with a column (or two) of their own, and the type that they must have for it.
 _OWN_COLUMN = {
     (b"_id", raw.DOCUMENT),
     (b"operationType", raw.STRING),
@@ -39,13 +39,13 @@ _TRANSACTION = ((b"lsid", raw.DOCUMENT), (b"txnNumber", raw.INT64))
 
 
 class EventScanner:
-    """Scans envelopes and remembers their headers; one for each stream."""
+    """Scans envelopes and remembers their headers; one per stream."""
 
     def __init__(self) -> None:
         self._plan = Plan()
 
     def scan(self, view: View, starts: Ints, ends: Ints, odd: Flag) -> Envelopes:
-        """The envelopes of events that lie in ``starts`` to ``ends``."""
+        """The envelopes of the events between ``starts`` and ``ends``."""
         level = scan_documents(view, starts, ends, None, len(starts), self._plan, odd)
         return Envelopes(view, level, self._plan, odd)
 
@@ -64,9 +64,9 @@ class Envelopes:
         return self._level.columns.get(name, {}).get(kind)
 
     def documents(self) -> tuple[Ints, Ints, Ints | None]:
-        """Where the document of each event lies, and the rows that have one (None: all).
+        """The start and end of each event's document, and the rows that have one (None: all).
 
-        That is ``fullDocument``, or the key where there is none, so that the key's fields fill their columns.
+        That is ``fullDocument``, or else the key, so that the key's fields fill their columns.
         """
         full = self._part(b"fullDocument", raw.DOCUMENT)
         key = self._part(b"documentKey", raw.DOCUMENT)
@@ -81,7 +81,7 @@ class Envelopes:
         return at[rows], stop[rows], rows
 
     def namespaces(self) -> dict[tuple[str, str], Ints | None]:
-        """The rows of each (database, collection), None for all rows; empty names where an event has none."""
+        """The rows of each (database, collection), None for all rows; empty names if an event has none."""
         part = self._part(b"ns", raw.DOCUMENT)
         if part is None:
             return {("", ""): None}
@@ -106,14 +106,14 @@ class Envelopes:
         return found
 
     def renames(self) -> Ints:
-        """The rows of events that a collection was renamed."""
+        """The rows of rename events."""
         part = self._part(b"to", raw.DOCUMENT)
         if part is None:
             return np.zeros(0, np.int64)
         return np.arange(self.count, dtype=np.int64) if part.rows is None else part.rows
 
     def columns(self) -> dict[str, pa.Array]:
-        """The metadata columns that have values, but for the namespace's and ``_cdc_rescued``."""
+        """The metadata columns with values, except the namespace's and ``_cdc_rescued``."""
         count = self.count
         arrays: dict[str, pa.Array] = {}
         if (part := self._part(b"operationType", raw.STRING)) is not None:
@@ -175,7 +175,7 @@ class Envelopes:
         return scattered(primitive(seconds * 1000, None, MILLISECONDS), part.rows, self.count)
 
     def _timestamps(self, part: Part | None, tokens: Any) -> pa.Array:
-        """The cluster times in full; from the token where a pipeline took the time away."""
+        """The full cluster times; from the token if a pipeline removed the field."""
         whole = np.zeros(self.count, np.int64)
         missing = np.ones(self.count, bool)
         if part is not None:
@@ -195,7 +195,7 @@ class Envelopes:
         return pa.array(present)
 
     def _keys(self, part: Part) -> tuple[pa.Array, pa.Array]:
-        """The keys as JSON, by a template where each is a lone ObjectId, and the merge keys of their ``_id``."""
+        """The keys as JSON, by a template if each is a single ObjectId, and the merge keys of their ``_id``."""
         odd: list[Ints] = []
         plan = self._plan.child(b"documentKey")
         level = scan_documents(self._view, part.at, part.stop, None, len(part), plan, odd.append)
@@ -218,14 +218,14 @@ class Envelopes:
         return scattered(pa.array(values, pa.string()), part.rows, self.count)
 
     def _wall_times(self) -> tuple[Part | None, Part | None]:
-        """The wall times, and those that no column of times can hold."""
+        """The wall times, and those that a timestamp column cannot hold."""
         part = self._part(b"wallTime", raw.DATE)
         if part is None or part.payload is None or (fits := fitting_dates(part.payload)) is None:
             return part, None
         return part.select(fits, self.count), part.select(~fits, self.count)
 
     def _objects(self, column: str, fields: list[tuple[bytes, int, Part]]) -> dict[str, pa.Array]:
-        """A column of JSON objects that hold several fields of the envelope; empty when no row has any."""
+        """A column of JSON objects of several fields of the envelope; empty if no row has any of them."""
         members: dict[int, list[str]] = {}
         for name, kind, part in sorted(fields, key=lambda field: field[:2]):
             rows = range(self.count) if part.rows is None else part.rows.tolist()
@@ -246,7 +246,7 @@ def object_id_keys(ids: Part) -> pa.Array:
 
 
 def _equal_groups(view: View, part: Part) -> list[Ints]:
-    """The values of a part, grouped by their bytes; each group ascending."""
+    """The indices of a part's values, grouped by equal bytes; each group ascending."""
     values = texts(view, part.at, part.stop, None, len(part), pa.binary()).dictionary_encode()
     if len(values.dictionary) == 1:
         return [np.arange(len(part), dtype=np.int64)]
@@ -256,7 +256,7 @@ def _equal_groups(view: View, part: Part) -> list[Ints]:
 
 
 def _text(view: View, level: Level, name: bytes, row: int) -> str:
-    """The string that a row has in a field; empty when it has none."""
+    """The string that a row has in a field; empty if it has none."""
     part = level.columns.get(name, {}).get(raw.STRING)
     if part is None:
         return ""

@@ -1,19 +1,20 @@
-"""The merge key: an ``_id`` as one canonical text, ``_cdc_id``.
+"""The merge key: an ``_id`` as canonical text, ``_cdc_id``.
 
-Two values that MongoDB takes for the same ``_id`` have the same text, and others never do (under the simple
-collation: one that ignores case makes more of them equal, which no single value tells). So:
+Two values have the same text exactly if MongoDB considers them the same ``_id`` (under the simple collation; one
+that ignores case makes more values equal, which cannot be seen from a single value). So:
 
-- numbers by their exact value, whatever their type: ``1``, ``1.0``, ``Int64(1)`` and ``Decimal128("1.0")`` are
-  ``1``; a zero has no sign; there is one NaN, and one infinity of each sign;
-- a symbol is the string of its characters, and any byte but 0 is true;
-- this holds inside of documents, arrays and scopes of code too; the fields of a document stay in their order;
-- all other types stay apart, as relaxed Extended JSON writes them.
+- numbers are written by their exact value, whatever their type: ``1``, ``1.0``, ``Int64(1)`` and
+  ``Decimal128("1.0")`` are ``1``; a zero has no sign; there is one NaN, and one infinity of each sign;
+- a symbol equals the string of its characters, and any non-zero byte is true;
+- this applies inside documents, arrays and scopes of code too; the fields of a document keep their order;
+- all other types are distinct, and are written in relaxed Extended JSON.
 
-Documents are JSON objects, in which a name that begins with ``$`` has one more of it: so an embedded
-``{"$oid": "..."}`` is no ObjectId.
+Documents are JSON objects, in which a name that starts with ``$`` gets another ``$``, so that an embedded
+``{"$oid": "..."}`` is not taken for an ObjectId.
 
-``merge_key`` is the definition, for one value from its bytes; ``merge_keys`` is the same for a column's parts, and
-takes the common types by vector. Tests hold the two together, and the definition to a real server's unique index.
+``merge_key`` is the definition, for one value from its bytes; ``merge_keys`` does the same for a column's parts,
+vectorized for the common types. Tests check that the two agree, and the definition against a real server's unique
+index.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from bson.decimal128 import Decimal128
 
 from engine.decode.columns import fixed_texts, hex_digits, primitive, scattered
 from engine.decode.cursor import Flag, Part, View
-from engine.decode.json import DEEPEST, as_bson, text_json, utf8, value_json, values_json, within
+from engine.decode.json import MAX_DEPTH, as_bson, text_json, utf8, value_json, values_json, within
 from engine.rawbson import elements as raw
 from engine.rawbson.elements import MalformedBSON
 
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
-# What a Decimal128 holds: a number with more digits than that is a double, and equals no value of another type.
+# The digits of a Decimal128: a number with more of them is a double that equals no value of another type.
 _DIGITS = 34
 _EXACT = Context(prec=800, Emin=-7000, Emax=7000)  # the longest double has 767 digits
 
 
 def merge_key(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str:
-    """The canonical text of the value of a BSON type that lies from ``at`` to ``stop``.
+    """The canonical text of the value of type ``kind`` from ``at`` to ``stop``.
 
     Raises:
-        MalformedBSON: it is not what its type must be.
+        MalformedBSON: it is not a valid value of its type.
     """
-    if depth > DEEPEST:
-        raise MalformedBSON(f"more than {DEEPEST} levels at byte {at}")
+    if depth > MAX_DEPTH:
+        raise MalformedBSON(f"more than {MAX_DEPTH} levels at byte {at}")
     match kind:
         case raw.INT32:
             return str(_INT32(data, at)[0])
@@ -69,7 +70,7 @@ def merge_key(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str
             return "[" + ",".join([merge_key(data, each, a, b, depth + 1) for each, _, a, b in values]) + "]"
         case raw.CODE_WITH_SCOPE:
             scope = at + 8 + _INT32(data, at + 4)[0]
-            value_json(data, kind, at, stop, depth)  # looks at its lengths
+            value_json(data, kind, at, stop, depth)  # validates its lengths
             code = merge_key(data, raw.STRING, at + 4, scope, depth)
             return f'{{"$code":{code},"$scope":{_document_text(data, scope, stop, depth)}}}'
     return value_json(data, kind, at, stop, depth)
@@ -105,7 +106,7 @@ def _decimal_text(bid: bytes) -> str:
     if value.is_infinite():
         return _infinity(negative=value.is_signed())
     text = _number_text(value)
-    assert text is not None, "a Decimal128 has no more digits than that"
+    assert text is not None, "a Decimal128 has at most 34 digits"
     return text
 
 
@@ -114,7 +115,7 @@ def _infinity(*, negative: bool) -> str:
 
 
 def _number_text(value: Decimal) -> str | None:
-    """A finite number, one text for each value; None for one that only a double can be."""
+    """The text of a finite number, unique for each value; None for one that only a double can have."""
     sign, digits, exponent = value.normalize(_EXACT).as_tuple()
     assert isinstance(exponent, int)
     if digits == (0,):
@@ -135,10 +136,10 @@ def _number_text(value: Decimal) -> str | None:
 
 
 def merge_keys(view: View, parts: Mapping[int, Part], count: int, odd: Flag) -> pa.Array:
-    """``merge_key`` of one field's values, given by BSON type; null where a row has none.
+    """``merge_key`` of one field's values, given by BSON type; null for a row without one.
 
     Args:
-        odd: is told the rows whose value is malformed.
+        odd: called with the rows whose value is malformed.
     """
     found = [(part, _texts(view, kind, part, odd, count)) for kind, part in parts.items() if len(part)]
     if not found:
@@ -199,7 +200,7 @@ def _one_by_one(view: View, kind: int, part: Part, odd: Flag, count: int) -> pa.
 
 
 def object_id_texts(ids: Part, head: bytes, tail: bytes) -> pa.Array:
-    """``head``, the 24 digits and ``tail`` for each of these ObjectIds."""
+    """``head``, the 24 hex digits and ``tail`` for each of these ObjectIds."""
     assert ids.payload is not None
     characters = np.empty((len(ids), len(head) + 24 + len(tail)), np.uint8)
     characters[:, : len(head)] = np.frombuffer(head, np.uint8)

@@ -1,12 +1,12 @@
 """Relaxed Extended JSON v2 (https://github.com/mongodb/specifications, source/extended-json).
 
-The driver's C decoder reads documents, many in one call, and msgspec writes them. What those two would change
-is found by encoding the result again and comparing bytes, and is written value by value instead. Numbers are
-written so that nothing is lost: a double always with a point or an exponent, an integer with all its digits.
+The driver's C decoder reads documents, many in one call, and msgspec writes them. Anything that the two would
+change is detected by encoding the result again and comparing bytes, and is written value by value instead. Numbers
+are written without loss: a double always with a point or an exponent, an integer with all its digits.
 
-One thing is added to Extended JSON: what it cannot express stands as ``{"$bson": "<base64>"}``, which is a
-BSON document whose only field, with an empty name, holds the value. That is so for strings and names that are
-no UTF-8, documents with a name twice or with names that Extended JSON gives a meaning (``{"$oid": 1}``),
+There is one extension to Extended JSON: what it cannot express is written as ``{"$bson": "<base64>"}``, a BSON
+document whose only field, with an empty name, holds the value. This applies to strings and names that are not
+valid UTF-8, documents with a duplicate name or with names that have a meaning in Extended JSON (``{"$oid": 1}``),
 arrays whose keys are not 0, 1, 2, ..., NaNs with a payload, and booleans that are neither 0 nor 1.
 """
 
@@ -41,17 +41,17 @@ from engine.rawbson.elements import MalformedBSON, elements
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000_MS = 253402300800000
-DEEPEST = 200
+MAX_DEPTH = 200
 _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, Layout("<d").unpack_from
 _TIMESTAMP, _DECIMAL = Layout("<II").unpack_from, Layout("<QQ").unpack_from
-# Names that Extended JSON gives a meaning: a document that has one would come back as something else.
+# Names with a meaning in Extended JSON: a document with one of them would be read back as something else.
 _WORDS = (
     "oid symbol numberInt numberLong numberDouble numberDecimal binary uuid type code scope timestamp date "
     "regularExpression regex options dbPointer minKey maxKey undefined bson"
 )
 _MEANINGFUL = frozenset(f"${word}" for word in _WORDS.split(" "))
 _MAYBE_MEANINGFUL = re.compile(b"|".join(re.escape(name.encode()) for name in sorted(_MEANINGFUL)))
-# A double that is infinite or no number, by its last two bytes.
+# A double that is infinite or NaN, by its last two bytes.
 _MAYBE_NOT_FINITE = re.compile(rb"\x01[^\0]*\0.{6}[\xf0-\xff][\x7f\xff]", re.DOTALL)
 _NOT_FINITE = {
     Layout("<d").pack(value): f'{{"$numberDouble":"{name}"}}'
@@ -60,11 +60,11 @@ _NOT_FINITE = {
 
 
 class _Changed(ValueError):
-    """The driver or msgspec would write something else than what was there."""
+    """The driver or msgspec would change a value."""
 
 
 class _BinaryDecoder(TypeDecoder):
-    """Keeps ``bytes`` from msgspec, which would write them as a plain string."""
+    """Decodes to ``Binary``, because msgspec would write ``bytes`` as a plain string."""
 
     bson_type = bytes
 
@@ -72,14 +72,14 @@ class _BinaryDecoder(TypeDecoder):
         return Binary(value, 0)
 
 
-# Loses nothing: dates of any size, binaries with their subtype, no conversion of UUIDs.
+# Lossless: dates of any size, binaries with their subtype, no conversion of UUIDs.
 _LOSSLESS: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_MS, type_registry=TypeRegistry([_BinaryDecoder()])
 )
 
 
 def documents_json(documents: Sequence[bytes]) -> list[str | None]:
-    """Each BSON document as relaxed Extended JSON; None where it is malformed."""
+    """Each BSON document as relaxed Extended JSON; None if it is malformed."""
     if not documents:
         return []
     try:
@@ -93,10 +93,10 @@ def documents_json(documents: Sequence[bytes]) -> list[str | None]:
 
 
 def _by_driver(documents: Sequence[bytes]) -> list[str]:
-    """By the driver and msgspec, all together.
+    """Convert all documents together, by the driver and msgspec.
 
     Raises:
-        _Changed: one of them would come out as something else than it is.
+        _Changed: one of them would be changed.
         bson.errors.InvalidBSON: one of them is malformed.
     """
     joined = b"".join(documents)
@@ -116,11 +116,11 @@ def _by_driver(documents: Sequence[bytes]) -> list[str]:
 def values_json(
     data: bytes, kind: int, bounds: Sequence[tuple[int, int]], numbers: Sequence[float] | None = None
 ) -> Sequence[str | None]:
-    """Each value of one BSON type as relaxed Extended JSON; None where it is malformed.
+    """Each value of one BSON type as relaxed Extended JSON; None if it is malformed.
 
     Args:
-        bounds: where each value begins and ends.
-        numbers: the values themselves, if they are numbers and at hand.
+        bounds: the start and end of each value.
+        numbers: the values themselves, if they are numbers and already decoded.
     """
     if kind in (raw.INT32, raw.INT64) and numbers is not None:
         return list(map(str, numbers))
@@ -131,7 +131,7 @@ def values_json(
             texts_ = [data[at + 4 : stop - 1].decode() for at, stop in bounds]
             return _ENCODER.encode_lines(texts_)[:-1].decode().split("\n")
         except UnicodeDecodeError:
-            pass  # one of them; which, is found out below
+            pass  # one of them is invalid; which one is determined below
     if kind == raw.DOCUMENT:
         return documents_json([data[at:stop] for at, stop in bounds])
     if kind == raw.ARRAY:
@@ -170,7 +170,7 @@ class _NotFinite:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with every double wrapped that is no finite number."""
+    """``value`` with every non-finite double wrapped."""
     if isinstance(value, float) and not math.isfinite(value):
         return _NotFinite(value)
     if isinstance(value, dict):
@@ -183,7 +183,7 @@ def _finite(value: Any) -> Any:
 
 
 def _extended(value: Any) -> Any:
-    """What is no JSON as an Extended JSON object."""
+    """What is not plain JSON, as an Extended JSON object."""
     if isinstance(value, Int64):
         return int(value)
     if isinstance(value, ObjectId):
@@ -221,7 +221,7 @@ def _decimal_text(value: Decimal128) -> str:
 
 
 def decimal_text(bid: bytes) -> str | None:
-    """The text of a Decimal128; None where the text would not give the same 16 bytes."""
+    """The text of a Decimal128; None if parsing the text would not give the same 16 bytes."""
     try:
         return _decimal_text(Decimal128.from_bid(bid))
     except _Changed:
@@ -233,7 +233,7 @@ def _binary(value: bytes, subtype: int) -> dict[str, Any]:
 
 
 def _date(milliseconds: int) -> Any:
-    """RFC 3339 for the years 1970 to 9999, with milliseconds only where there are some; else a number."""
+    """RFC 3339 for the years 1970 to 9999, with milliseconds only if they are not 0; otherwise a number."""
     if not 0 <= milliseconds < _YEAR_10000_MS:
         return {"$numberLong": str(milliseconds)}
     time = _EPOCH + timedelta(milliseconds=milliseconds)
@@ -242,7 +242,7 @@ def _date(milliseconds: int) -> Any:
 
 
 def _not_finite(packed: bytes) -> str:
-    """A double that is no finite number, given as its 8 bytes."""
+    """A non-finite double, given as its 8 bytes."""
     return _NOT_FINITE.get(packed) or as_bson(raw.DOUBLE, packed)
 
 
@@ -266,13 +266,13 @@ def as_bson(kind: int, value: bytes) -> str:
 
 
 def value_json(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> str:
-    """The value of a type that lies from ``at`` to ``stop`` as relaxed Extended JSON, exactly.
+    """The value of type ``kind`` from ``at`` to ``stop`` as exact relaxed Extended JSON.
 
     Raises:
-        MalformedBSON: it is not what its type must be.
+        MalformedBSON: it is not a valid value of its type.
     """
-    if depth > DEEPEST:
-        raise MalformedBSON(f"more than {DEEPEST} levels at byte {at}")
+    if depth > MAX_DEPTH:
+        raise MalformedBSON(f"more than {MAX_DEPTH} levels at byte {at}")
     match kind:
         case raw.DOCUMENT:
             return _document_json(data, at, stop, depth)
@@ -296,7 +296,7 @@ def value_json(data: bytes, kind: int, at: int, stop: int, depth: int = 0) -> st
 
 
 def _extended_object(data: bytes, kind: int, at: int, stop: int) -> Any:
-    """A scalar as what JSON says of it; None where it cannot."""
+    """A scalar as an object for the JSON encoder; None if Extended JSON cannot express it."""
     match kind:
         case raw.STRING:
             return utf8(data[at + 4 : stop - 1])
@@ -329,7 +329,7 @@ def _extended_object(data: bytes, kind: int, at: int, stop: int) -> Any:
             return {"$regularExpression": {"pattern": pattern, "options": options}}
         case raw.DB_POINTER:
             if data[stop - 13]:
-                raise MalformedBSON(f"the name at byte {at} does not end")
+                raise MalformedBSON(f"unterminated name at byte {at}")
             name = utf8(data[at + 4 : stop - 13])
             key = {"$oid": data[stop - 12 : stop].hex()}
             return None if name is None else {"$dbPointer": {"$ref": name, "$id": key}}
@@ -377,7 +377,7 @@ def within(data: bytes, at: int, stop: int) -> Any:
 
 
 def utf8(text: bytes) -> str | None:
-    """The text; None where it is no UTF-8."""
+    """The text; None if it is not valid UTF-8."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -385,7 +385,7 @@ def utf8(text: bytes) -> str | None:
 
 
 def binary_value(data: bytes, at: int, stop: int) -> bytes | None:
-    """The bytes of a binary; None for one of subtype 2 whose two lengths do not agree."""
+    """The bytes of a binary; None for one of subtype 2 whose two lengths are inconsistent."""
     if data[at + 4] != raw.OLD_BINARY:
         return data[at + 5 : stop]
     if stop - at < 9 or _INT32(data, at + 5)[0] != stop - at - 9:

@@ -1,8 +1,8 @@
-"""The row-by-row way: one document at a time, from its bytes, to the same columns.
+"""The row-by-row decoder: one document at a time, from its bytes to the same columns.
 
-It takes what no vector step can: documents with a name twice, names that are no UTF-8, arrays whose keys are
-not 0, 1, 2, ..., and it is the judge of bytes that may be no BSON at all. It is also the reference: on every
-document it must agree with the vector of cursors, and tests hold it to the driver's own decoder.
+It handles what no vector step can: documents with a duplicate name, names that are not valid UTF-8, arrays whose
+keys are not 0, 1, 2, ...; and it decides whether bytes are BSON at all. It is also the reference: it must agree
+with the vector of cursors on every document, and tests compare it with the driver's own decoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.core.schema import DataType, Field, path_of
 from engine.decode.columns import decimal_of
 from engine.decode.identity import merge_key
 from engine.decode.json import binary_value, decimal_text, text_json, utf8, value_json
-from engine.decode.schema import MOST_MS, Observed, arrow_type
+from engine.decode.schema import MAX_MS, Observed, arrow_type
 from engine.rawbson import elements as raw
 from engine.rawbson.elements import MalformedBSON, elements
 
@@ -30,7 +30,7 @@ _INT32, _INT64, _DOUBLE = Layout("<i").unpack_from, Layout("<q").unpack_from, La
 
 
 class Value(NamedTuple):
-    """One BSON value where it lies: its type, and its bytes from ``at`` to ``stop``."""
+    """One BSON value in place: its type, and its bytes from ``at`` to ``stop``."""
 
     data: bytes
     kind: int
@@ -42,12 +42,12 @@ class Value(NamedTuple):
         return value_json(self.data, self.kind, self.at, self.stop)
 
     def fields(self) -> dict[str, Value] | None:
-        """The fields of a document; None where a name comes twice or is no UTF-8."""
+        """The fields of a document; None if a name is duplicate or not valid UTF-8."""
         found, unambiguous = self.unambiguous_fields()
         return found if unambiguous else None
 
     def unambiguous_fields(self) -> tuple[dict[str, Value], bool]:
-        """The fields of a document whose name comes once and is UTF-8, and whether those are all."""
+        """The fields of a document whose names are unique and valid UTF-8, and whether those are all."""
         found: dict[str, Value] = {}
         twice: set[str] = set()
         all_named = True
@@ -61,7 +61,7 @@ class Value(NamedTuple):
         return {name: value for name, value in found.items() if name not in twice}, all_named and not twice
 
     def items(self) -> list[Value] | None:
-        """The elements of an array; None where their keys are not 0, 1, 2, ..."""
+        """The elements of an array; None if their keys are not 0, 1, 2, ..."""
         found, counted = [], True
         for number, (kind, name, at, stop) in enumerate(elements(self.data, self.at)):
             counted = counted and name == b"%d" % number
@@ -69,12 +69,12 @@ class Value(NamedTuple):
         return found if counted else None
 
     def text(self) -> str | None:
-        """A string; None for other types and for what is no UTF-8."""
+        """A string; None for other types and for invalid UTF-8."""
         return utf8(self.data[self.at + 4 : self.stop - 1]) if self.kind == raw.STRING else None
 
 
 def whole(data: bytes) -> Value:
-    """A document that is all of ``data``."""
+    """The document that spans all of ``data``."""
     return Value(data, raw.DOCUMENT, 0, len(data))
 
 
@@ -84,16 +84,16 @@ class Event(NamedTuple):
     fields: dict[str, Value]
 
     def get(self, name: str, kind: int) -> Value | None:
-        """A field, if it has the type that makes it what it is."""
+        """A field, if it has the expected type."""
         value = self.fields.get(name)
         return value if value is not None and value.kind == kind else None
 
 
 def read_event(data: bytes) -> Event | None:
-    """One event; None when its bytes are no BSON, or no envelope of an event."""
+    """One event; None if its bytes are not BSON, or not the envelope of an event."""
     try:
         event = whole(data)
-        event.json()  # looks at every byte
+        event.json()  # validates every byte
         fields = event.fields()
     except (MalformedBSON, RecursionError):
         return None
@@ -113,7 +113,7 @@ def is_document(data: bytes) -> bool:
     return True
 
 
-# --- what types are seen ---------------------------------------------------------------------------------
+# --- observed types --------------------------------------------------------------------------------------
 
 
 def observe(document: Value, into: dict[str, Observed]) -> None:
@@ -139,11 +139,11 @@ def _observe_value(value: Value, seen: Observed) -> None:
 
 
 class Lost(NamedTuple):
-    """What of a document its columns could not hold.
+    """The values of a document that its columns could not hold.
 
     Attributes:
         values: relaxed Extended JSON by path.
-        mismatched: path, BSON type and column of those that do have a column, of another type.
+        mismatched: path, BSON type and column type of those that have a column, but of another type.
     """
 
     values: dict[str, str]
@@ -151,7 +151,7 @@ class Lost(NamedTuple):
 
 
 def columns(documents: Sequence[Value | None], fields: Sequence[Field]) -> tuple[dict[str, pa.Array], list[Lost]]:
-    """The columns of these documents, and for each what was rescued."""
+    """The columns of these documents, and what was rescued from each."""
     lost = [Lost({}, []) for _ in documents]
     by_name = {field.name: field for field in fields}
     rows: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def columns(documents: Sequence[Value | None], fields: Sequence[Field]) -> tuple
 
 
 def _fit_fields(found: Mapping[str, Value], fields: Mapping[str, Field], path: str, lost: Lost) -> dict[str, Any]:
-    """What the columns of a level hold, by their names."""
+    """The values of a level's columns, by column name."""
     fitted: dict[str, Any] = {}
     for name, value in found.items():
         if value.kind in raw.NOTHING:
@@ -192,9 +192,9 @@ def _fit_fields(found: Mapping[str, Value], fields: Mapping[str, Field], path: s
 
 
 def fit(value: Value, type_: DataType, path: str, lost: Lost) -> Any:
-    """What a column of this type holds for a value; ``REFUSED`` when it cannot hold it exactly.
+    """A value as a column of this type holds it; ``REFUSED`` if it cannot hold it exactly.
 
-    The table stands in ``engine.decode.columns``.
+    The rules are in ``engine.decode.columns``.
     """
     match type_.kind:
         case "json":
@@ -212,7 +212,7 @@ def fit(value: Value, type_: DataType, path: str, lost: Lost) -> Any:
 
 
 def _fit_items(items: Sequence[Value] | None, type_: DataType) -> Any:
-    """The elements of an array; all are refused when one does not fit, because a list has no place for paths."""
+    """The elements of an array; all are refused if one does not fit, as no element can be rescued alone."""
     assert type_.item is not None
     inner = Lost({}, [])
     fitted = [None if item.kind in raw.NOTHING else fit(item, type_.item, "", inner) for item in items or ()]
@@ -240,7 +240,7 @@ def _fit_scalar(value: Value, type_: DataType) -> Any:
             fitted = bool(data[at]) if data[at] < 2 else None
         case "string", raw.STRING:
             fitted = value.text()
-        case "timestamp", raw.DATE if abs(_INT64(data, at)[0]) <= MOST_MS:
+        case "timestamp", raw.DATE if abs(_INT64(data, at)[0]) <= MAX_MS:
             fitted = _INT64(data, at)[0]
         case "object_id", raw.OBJECT_ID:
             fitted = data[at:stop].hex()
@@ -270,10 +270,10 @@ def _fit_integer(value: float, bits: int) -> int | None:
 
 
 def envelope(event: Event, *, elsewhere: bool = False) -> dict[str, Any]:
-    """The metadata columns of one event, by name, but for the namespace's and ``_cdc_rescued``.
+    """The metadata columns of one event, by name, except the namespace's and ``_cdc_rescued``.
 
     Args:
-        elsewhere: the namespace's columns do not show the event's own, so that it is in ``_cdc_extra``.
+        elsewhere: the event lands under another namespace, so its own goes to ``_cdc_extra``.
     """
     found: dict[str, Any] = {}
     extra: dict[str, str] = {}
@@ -287,7 +287,7 @@ def envelope(event: Event, *, elsewhere: bool = False) -> dict[str, Any]:
             case "clusterTime", raw.TIMESTAMP:
                 found["_cdc_timestamp"] = _INT64(value.data, value.at)[0]
                 found["_cdc_cluster_time"] = int.from_bytes(value.data[value.at + 4 : value.stop], "little") * 1000
-            case "wallTime", raw.DATE if abs(_INT64(value.data, value.at)[0]) <= MOST_MS:
+            case "wallTime", raw.DATE if abs(_INT64(value.data, value.at)[0]) <= MAX_MS:
                 found["_cdc_wall_time"] = _INT64(value.data, value.at)[0]
             case "documentKey", raw.DOCUMENT:
                 found |= {"_cdc_key": value.json(), "_cdc_id": keys_of(value).get("_cdc_id")}
@@ -313,7 +313,7 @@ def envelope(event: Event, *, elsewhere: bool = False) -> dict[str, Any]:
 
 
 def keys_of(document: Value) -> dict[str, str]:
-    """``_cdc_key`` and ``_cdc_id`` of a document; empty for one without an ``_id``."""
+    """``_cdc_key`` and ``_cdc_id`` of a document; empty if it has no ``_id``."""
     key = document.unambiguous_fields()[0].get("_id")
     if key is None:
         return {}
@@ -321,7 +321,7 @@ def keys_of(document: Value) -> dict[str, str]:
 
 
 def _token(value: Value) -> str:
-    """The resume token in ``_id``: its ``_data``, or the digits of the whole BSON where it is of another shape."""
+    """The resume token in ``_id``: its ``_data``, or the whole BSON as hex if it has another shape."""
     fields = value.fields() or {}
     kinds = {name: field.kind for name, field in fields.items()}
     known = kinds in ({"_data": raw.STRING}, {"_data": raw.STRING, "_typeBits": raw.BINARY})
@@ -330,17 +330,17 @@ def _token(value: Value) -> str:
 
 
 def object_json(members: Mapping[str, str]) -> str:
-    """A JSON object of members whose values are JSON already, in the order of their names."""
+    """A JSON object of members whose values are already JSON, sorted by name."""
     return "{" + ",".join([f"{text_json(name)}:{text}" for name, text in sorted(members.items())]) + "}"
 
 
 def document_of(event: Event) -> Value | None:
-    """The document that an event's columns are filled from: its own, else its key."""
+    """The document that fills an event's columns: its own, or else its key."""
     return event.get("fullDocument", raw.DOCUMENT) or event.get("documentKey", raw.DOCUMENT)
 
 
 def namespace_of(event: Event, name: str = "ns") -> tuple[str, str]:
-    """Database and collection; empty where the event has none."""
+    """Database and collection; empty if the event has none."""
     namespace = event.get(name, raw.DOCUMENT)
     fields = namespace.fields() if namespace is not None else None
     database, collection = ((fields or {}).get(name) for name in ("db", "coll"))

@@ -1,7 +1,7 @@
-"""From the values that were seen to the types of fields, and from those to Arrow.
+"""From observed values to the types of fields, and from those to Arrow.
 
-What was seen is counted (``Observed``), by the vector of cursors and by the row-by-row way alike; ``Settler``
-turns the counts into field types by one rule. The result is a proposal: the state store keeps what came first.
+Values are counted (``Observed``) by both the vector of cursors and the row-by-row decoder; ``Settler`` turns the
+counts into field types by one rule. The result is a proposal: the first one in the state store wins.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ METADATA_COLUMNS: dict[str, pa.DataType] = {
     "_cdc_raw": pa.binary(),
 }
 RAW_COLUMN = "_cdc_raw"
-# In the metadata of an Arrow field: the name that the document's field has.
+# In the metadata of an Arrow field: the name of the document's field.
 NAME_KEY = "bson.name"
-# Dates so many milliseconds from 1970, or fewer, are columns' (the years -290308 to 294247). DuckDB and Spark read
-# timestamps as microseconds in an int64, and fail on every query of a column in which one value is beyond.
-MOST_MS = (2**63 - 1) // 1000
+# The most milliseconds before or after 1970 that a column can hold (the years -290308 to 294247). DuckDB and Spark
+# read timestamps as microseconds in an int64, and every query of a column with a value beyond that fails.
+MAX_MS = (2**63 - 1) // 1000
 
 Family = Literal[
     "number", "string", "bool", "date", "object_id", "decimal", "binary", "document", "array", "other"
@@ -86,8 +86,8 @@ class SchemaOptions(Struct, frozen=True):
     """How types are settled; see ``[schema]`` in the configuration.
 
     Attributes:
-        max_depth: levels of documents, the outermost included; an array counts only when it lies in an array.
-        columns: False when documents are to land as their bytes alone.
+        max_depth: levels of documents, including the outermost; an array counts only inside another array.
+        columns: False if documents are to land as raw bytes only.
         overrides: types by ``<collection>.<dotted path>``.
     """
 
@@ -102,7 +102,7 @@ class SchemaOptions(Struct, frozen=True):
 
     @classmethod
     def of(cls, config: SchemaConfig, *, columns: bool = True) -> SchemaOptions:
-        """What the configuration says."""
+        """The options in the configuration."""
         return cls(
             config.max_depth,
             config.max_fields,
@@ -121,7 +121,7 @@ class SchemaOptions(Struct, frozen=True):
 
 
 class Observed:
-    """Counts of the values of one field: by BSON type, and what lay inside documents and arrays.
+    """Counts of the values of one field: by BSON type, and inside documents and arrays.
 
     Attributes:
         crowded: the documents have more names than a schema may have columns.
@@ -137,49 +137,49 @@ class Observed:
         self.crowded = False
 
     def add(self, kind: int, times: int = 1) -> None:
-        """``times`` values of a type."""
+        """Count ``times`` values of a type."""
         self.counts[kind] = self.counts.get(kind, 0) + times
 
     def add_binaries(self, subtypes: Mapping[int, int]) -> None:
-        """Binaries by subtype."""
+        """Count binaries, given by subtype."""
         for subtype, times in subtypes.items():
             self.subtypes[subtype] = self.subtypes.get(subtype, 0) + times
             self.add(raw.BINARY, times)
 
     def field(self, name: str) -> Observed:
-        """What was seen of a field of the documents in this one."""
+        """The counts of a field of the documents in this field."""
         return self.fields.setdefault(name, Observed())
 
     def elements(self) -> Observed:
-        """What was seen of the elements of the arrays in this one."""
+        """The counts of the elements of the arrays in this field."""
         if self.item is None:
             self.item = Observed()
         return self.item
 
 
 class Settler:
-    """Proposes types for what was seen in one collection."""
+    """Proposes types for the values of one collection."""
 
     def __init__(self, options: SchemaOptions, collection: str) -> None:
         self._options = options
         self._overrides = options.overridden(collection)
 
     def proposal(self, observed: Mapping[str, Observed], schema: CollectionSchema) -> tuple[Field, ...]:
-        """The fields by which these counts let the schema grow; none when it has all that it can have.
+        """The fields to add to the schema by these counts; none if it has all that it can have.
 
-        They are in the order in which they were met. Where there is not room for all of them, ``_id`` is first,
-        and then come those that most documents have.
+        They are in the order in which they were first seen. If not all of them fit, ``_id`` comes first, followed
+        by those that most documents have.
         """
-        fields, most = self.settle(observed), self._options.max_fields
-        if grow(schema, fields, most) is schema:
+        fields, max_fields = self.settle(observed), self._options.max_fields
+        if grow(schema, fields, max_fields) is schema:
             return ()
-        return fields if has_room(schema, fields, most) else self.settle(_often_first(observed))
+        return fields if has_room(schema, fields, max_fields) else self.settle(_often_first(observed))
 
     def settle(self, observed: Mapping[str, Observed]) -> tuple[Field, ...]:
-        """The fields whose type is overridden, or told by these counts.
+        """The fields whose type is overridden or follows from these counts.
 
-        The type that most values have wins. A field with nothing but nulls, empty documents or empty arrays has
-        no type yet and is left out, as is one without a name or with a name that is reserved.
+        The type of most values wins. A field with only nulls, empty documents or empty arrays has no type yet and
+        is left out, as is one with an empty or reserved name.
         """
         return self._fields({k: v for k, v in observed.items() if not k.startswith(RESERVED_PREFIX)}, "", 1)
 
@@ -224,7 +224,7 @@ class Settler:
         return DataType("int32" if self._options.integers == "exact" and raw.INT64 not in seen.counts else "int64")
 
     def _array(self, elements: Observed, path: str, depth: int, in_array: bool) -> DataType | None:
-        """A list when the elements share a type, else JSON; None while there are no elements."""
+        """A list if the elements share a type, otherwise JSON; None while there are no elements."""
         families = {_FAMILIES.get(kind, "other") for kind in elements.counts if kind not in raw.NOTHING}
         if not families:
             return None
@@ -236,7 +236,7 @@ class Settler:
 
 
 def _often_first(observed: Mapping[str, Observed]) -> dict[str, Observed]:
-    """``_id``, then the others by how many documents have a value for them."""
+    """``_id``, then the others by the number of documents with a value."""
 
     def rank(name: str) -> tuple[bool, int]:
         return name != IDENTIFIER, -sum(n for kind, n in observed[name].counts.items() if kind not in raw.NOTHING)
@@ -275,7 +275,7 @@ _ARROW: dict[Kind, pa.DataType] = {
 
 
 def arrow_field(field: Field) -> pa.Field:
-    """A field with its type; its own name, where the column has another, and a binary's subtype are metadata."""
+    """A field with its type; the metadata has its own name, if the column's differs, and a binary's subtype."""
     metadata: dict[str, str] = {"bson.type": field.type.kind}
     if field.column:
         metadata[NAME_KEY] = field.name

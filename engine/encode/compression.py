@@ -1,4 +1,4 @@
-"""Whole-file compression for the formats that have none of their own."""
+"""Whole-file compression for formats without compression of their own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _GZIP_FORMAT = 31  # zlib's largest window, with gzip's header
 
 
 class File(Protocol):
-    """Where bytes go."""
+    """A destination for bytes."""
 
     def write(self, data: bytes) -> int:
-        """Take some bytes."""
+        """Write some bytes."""
 
 
 class CompressedFile:
-    """Compresses what is written to it; ``close`` ends the stream, not the file below."""
+    """Compresses what is written to it; ``close`` ends the stream, not the underlying file."""
 
     def __init__(self, file: File, compression: Compression, level: int) -> None:
         self._file = file
@@ -31,7 +31,7 @@ class CompressedFile:
             self._compressor = zstandard.ZstdCompressor(level).compressobj()
 
     def write(self, data: bytes) -> int:
-        """Take some bytes."""
+        """Write some bytes."""
         if self._compressor is None:
             return self._file.write(data)
         if compressed := self._compressor.compress(data):
@@ -39,7 +39,7 @@ class CompressedFile:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: bytes leave when there are enough of them."""
+        """Do nothing: the compressor writes when it has enough bytes."""
 
     def close(self) -> None:
         """End the stream."""

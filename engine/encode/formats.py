@@ -1,7 +1,7 @@
-"""Which file a key's ending means.
+"""Chooses a file's format by the ending of its key.
 
-It is the key that decides and not the configuration, because a replay must write the keys of its intent again,
-and the configuration may name another format by then.
+The key decides, not the configuration, because a replay must rewrite the keys of its intent, and the configuration
+may name another format by then.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Encoder(Protocol):
     """One file being written."""
 
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write batches; one may lack columns, which are then null."""
+        """Write batches; columns missing from a batch are null."""
 
     def close(self, metadata: Mapping[str, str]) -> None:
-        """End the file, with these facts in it where the format has a place for them."""
+        """Finish the file, with this metadata if the format has a place for it."""
 
 
 def suffix_of(config: SinkConfig) -> str:
-    """The ending of the keys that a configuration makes."""
+    """The ending of keys under this configuration."""
     ending = (
         next(each for each, name in ENDINGS.items() if name == config.compression) if _is_wrapped(config) else ""
     )

@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
 
-# Past this a dictionary is given up: of many different values it costs more than it saves (measured: a quarter
-# of the time for documents that have some such columns, and a tenth of the size).
+# A larger dictionary is abandoned: with many distinct values it costs more than it saves (measured: a quarter of
+# the time for documents with some such columns, and a tenth of the size).
 _DICTIONARY_SIZE = 128 * 1024
-# Pages are cut at so many bytes, but only between batches of values: by default of 1024, which for large documents
-# made pages of a whole row group, of which the encoder holds three copies.
+# Pages are cut at this size, but only between batches of values. With the default of 1024 values, large documents
+# made pages as large as a row group, of which the encoder holds three copies.
 _PAGE_BYTES = 2**20
-_MOST_BATCH_ROWS = 1024
-# A small object of a stream of many collections is made of many batches of few rows: putting them together takes
-# less than encoding them one by one.
+_MAX_BATCH_ROWS = 1024
+# A small object of a stream of many collections consists of many batches of few rows, and combining them is
+# cheaper than encoding them one by one.
 _SMALL_TABLE = 4 * 2**20
-# Values that hardly ever come twice: a dictionary of them takes time and makes the file larger.
+# Values that rarely recur: a dictionary of them takes time and makes the file larger.
 _UNIQUE_COLUMNS = {
     "_cdc_token",
     "_cdc_timestamp",
@@ -32,16 +32,16 @@ _UNIQUE_COLUMNS = {
     "_cdc_raw",
     "_id",
 }
-# Of other columns that is found out by the first rows: so many of them, or so many bytes, and no fewer values.
-# With so many different ones among them a column has some thousands in all, and a dictionary still pays.
+# For other columns the first rows decide: at most this many rows or bytes, and at least this many values. Up to
+# this share of distinct values, a column has some thousands in all, and a dictionary still pays off.
 _LOOK_ROWS, _LOOK_BYTES, _LOOK_VALUES = 500, 2**20, 32
-_MOST_DIFFERENT = 0.9
-# Nobody looks for a whole document by its least and greatest, and the encoder keeps several copies of both, for
-# each page and each row group: of documents of 16 MB these were 120 MiB.
+_MAX_DISTINCT = 0.9
+# The minimum and maximum of whole documents are of no use, and the encoder keeps several copies of both for each
+# page and each row group: 120 MiB for documents of 16 MB.
 _WITHOUT_STATISTICS = {"_cdc_update", "_cdc_before", "_cdc_raw"}
-# The same is true of columns that begin with values of such a length, and of their dictionaries. (Parquet itself
-# leaves out a least or greatest that is longer than 4 KiB. The count of nulls, by which a reader passes over files
-# where nothing was rescued, goes with them.)
+# The same goes for columns whose first values are this long, and for their dictionaries. (Parquet itself omits a
+# minimum or maximum longer than 4 KiB. Without statistics there is also no null count, by which a reader could
+# skip files in which nothing was rescued.)
 _LARGE_VALUE = 2**16
 
 
@@ -50,7 +50,7 @@ class ParquetFile:
 
     Args:
         file: where the bytes go; needs ``write``.
-        schema: all columns; a batch may lack some, which are then null.
+        schema: all columns; those missing from a batch are null.
     """
 
     def __init__(self, file: Any, schema: pa.Schema, config: SinkConfig) -> None:
@@ -69,7 +69,7 @@ class ParquetFile:
         self._writer.write_table(table, row_group_size=table.num_rows)
 
     def _open(self, first: pa.Table) -> pq.ParquetWriter:
-        """The writer, for rows like these first ones."""
+        """Create the writer, tuned to these first rows."""
         levels = self._config.compression in ("zstd", "gzip")
         row_bytes = max(1, first.nbytes // max(1, first.num_rows))
         large = _large_columns(first)
@@ -87,7 +87,7 @@ class ParquetFile:
             write_page_checksum=True,
             data_page_version="2.0",
             data_page_size=_PAGE_BYTES,
-            write_batch_size=max(1, min(_MOST_BATCH_ROWS, _PAGE_BYTES // row_bytes)),
+            write_batch_size=max(1, min(_MAX_BATCH_ROWS, _PAGE_BYTES // row_bytes)),
         )
 
     def _completed(self, batch: pa.RecordBatch) -> pa.Table:
@@ -99,7 +99,7 @@ class ParquetFile:
         return pa.Table.from_arrays(columns, schema=self._schema)
 
     def close(self, metadata: Mapping[str, str]) -> None:
-        """Write the footer, with these facts in it."""
+        """Write the footer, with this metadata."""
         writer = self._writer or self._open(self._schema.empty_table())
         writer.add_key_value_metadata(dict(metadata))
         writer.close()
@@ -107,7 +107,7 @@ class ParquetFile:
 
 
 class _Counted:
-    """A write-only file as Arrow wants one."""
+    """A write-only file with the interface that Arrow expects."""
 
     closed = False
 
@@ -140,18 +140,18 @@ class _Counted:
 
 
 def _repeating(table: pa.Table) -> Iterator[str]:
-    """The paths of the leaf columns, as Parquet names them, whose values come again and again."""
+    """The paths of the leaf columns, as Parquet names them, whose values recur."""
     for path, leaf in _leaves_of(table):
         if path in _UNIQUE_COLUMNS:
             continue
         values = leaf.slice(0, _LOOK_ROWS)
         count = len(values) - values.null_count
-        if count < _LOOK_VALUES or pc.count_distinct(values).as_py() <= count * _MOST_DIFFERENT:
+        if count < _LOOK_VALUES or pc.count_distinct(values).as_py() <= count * _MAX_DISTINCT:
             yield path
 
 
 def _large_columns(table: pa.Table) -> set[str]:
-    """The paths of the leaf columns that have very long values."""
+    """The paths of the leaf columns with very long values."""
     return {
         path
         for name, column in zip(table.column_names, table.columns, strict=True)
@@ -163,7 +163,7 @@ def _large_columns(table: pa.Table) -> set[str]:
 
 
 def _leaves_of(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-    """The leaf columns by their paths, as Parquet names them."""
+    """The leaf columns with their paths, as Parquet names them."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         yield from _leaves(name, column.combine_chunks())
 

@@ -1,7 +1,7 @@
-"""The formats that are written row by row: JSON lines, CSV, Avro, BSON.
+"""The formats written row by row: JSON lines, CSV, Avro, BSON.
 
-They have the columns of the Parquet files under the same names. What a format has no type for is text: in JSON
-and CSV a time is RFC 3339 (its milliseconds as an integer where the year is past 9999 or before 1), binary is
+They have the columns of the Parquet files under the same names. A value that the format has no type for is text:
+in JSON and CSV a time is RFC 3339 (for years after 9999 or before 1, its milliseconds as an integer) and binary is
 base64, and in CSV a struct or a list is JSON.
 """
 
@@ -24,7 +24,8 @@ from engine.encode.compression import CompressedFile, File
 
 _YEAR_1_MS, _YEAR_10000_MS = -62135596800000, 253402300800000
 _ENCODER = msgspec.json.Encoder()
-# Rows as Python has them take some ten times their size as columns, so they are made of so many bytes at a time.
+# Rows as Python objects take about ten times their size as columns, so only this many bytes are converted at a
+# time.
 _PIECE_BYTES = 2**18
 
 
@@ -35,10 +36,10 @@ def _pieces(batches: Sequence[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 class BsonFile:
-    """The bytes of the events or documents, one behind the other, as ``bsondump`` and ``mongorestore`` read them.
+    """The concatenated bytes of the events or documents, as ``bsondump`` and ``mongorestore`` read them.
 
     Args:
-        column: the one that holds them; the only one of a batch that has but one.
+        column: the column with these bytes; in a batch with a single column it is that one.
     """
 
     def __init__(self, file: CompressedFile, column: str) -> None:
@@ -57,7 +58,7 @@ class BsonFile:
 
 
 class JsonFile:
-    """One JSON object per row; a column that is null is left out."""
+    """One JSON object per row; null columns are left out."""
 
     def __init__(self, file: CompressedFile, schema: pa.Schema) -> None:
         self._file = file
@@ -80,7 +81,7 @@ class JsonFile:
 
 
 class CsvFile:
-    """Comma separated values with a header line; strings are quoted, so that an empty one is not null."""
+    """Comma-separated values with a header line; strings are quoted, to tell an empty one from null."""
 
     def __init__(self, file: CompressedFile, schema: pa.Schema) -> None:
         self._file = file
@@ -109,7 +110,7 @@ class CsvFile:
 
 
 class AvroFile:
-    """An Avro object container; a field with another name than the document's has that in its ``doc``.
+    """An Avro object container file; a field that had to be renamed has its original name in ``doc``.
 
     Args:
         codec: ``null``, ``deflate`` or ``zstandard``.
@@ -135,12 +136,12 @@ class AvroFile:
                 self._writer.write(dict(zip(self._names, row, strict=True)))
 
     def close(self, _: Mapping[str, str]) -> None:
-        """Write the last block; the format has metadata at the front only."""
+        """Write the last block; the format has metadata only at the start of the file."""
         self._writer.flush()
 
 
 class _Flushable(io.RawIOBase):
-    """A file as fastavro wants one."""
+    """A file with the interface that fastavro expects."""
 
     def __init__(self, file: File) -> None:
         self._file = file
@@ -160,10 +161,10 @@ Names = Callable[[pa.DataType], list[str]]
 
 
 def values_of(array: pa.Array, leaf: Leaf, names: Names) -> list[Any]:
-    """A column's values as Python has them: structs as dicts, lists as lists, everything else by ``leaf``.
+    """A column's values as Python objects: structs as dicts, lists as lists, everything else by ``leaf``.
 
     Args:
-        names: the names that the fields of a struct get.
+        names: gives the field names of a struct.
     """
     if pa.types.is_struct(array.type):
         labels = names(array.type)
@@ -180,7 +181,7 @@ def values_of(array: pa.Array, leaf: Leaf, names: Names) -> list[Any]:
 
 
 def json_values(array: pa.Array) -> list[Any]:
-    """A column's values as what msgspec writes to JSON without a loss."""
+    """A column's values as objects that msgspec writes to JSON without loss."""
     return values_of(array, _json_leaf, lambda type_: [field.name for field in type_])
 
 
@@ -216,7 +217,7 @@ def _flat_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _flat(array: pa.Array) -> pa.Array:
-    """A column as CSV can write it."""
+    """A column in a type that CSV can express."""
     texts: Callable[[Any], str]
     if pa.types.is_nested(array.type):
         texts = _json_text
@@ -267,7 +268,7 @@ def _avro_fields(fields: Sequence[pa.Field], path: str) -> list[dict[str, Any]]:
 
 
 def _avro_name(name: str) -> str:
-    """A name of letters, digits and ``_``; everything else as ``_x`` and its code."""
+    """A name of letters, digits and ``_``; any other character becomes ``_x`` and its code."""
     made = "".join(
         each if each.isascii() and (each.isalnum() or each == "_") else f"_x{ord(each):x}" for each in name
     )

@@ -1,1 +1,1 @@
-"""BSON bytes as they come from the server: where documents and elements lie, without decoding them."""
+"""BSON bytes as received from the server: locates documents and elements without decoding them."""

@@ -1,7 +1,7 @@
-"""Walking over one BSON document's elements without decoding them (https://bsonspec.org/spec.html).
+"""Iterates over one BSON document's elements without decoding them (https://bsonspec.org/spec.html).
 
-For documents that are looked at one by one: a reply's envelope, the first row of a shape, a row that no vector
-step can take. Rows in bulk are ``engine.decode``'s.
+For documents that are processed one by one: a reply's envelope, the first row of a shape, a row that no vector
+step can handle. Rows in bulk are decoded by ``engine.decode``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _INT32 = Layout("<i").unpack_from
 DOUBLE, STRING, DOCUMENT, ARRAY, BINARY, UNDEFINED, OBJECT_ID, BOOL, DATE, NULL = range(1, 11)
 REGEX, DB_POINTER, CODE, SYMBOL, CODE_WITH_SCOPE, INT32, TIMESTAMP, INT64, DECIMAL128 = range(0x0B, 0x14)
 MAX_KEY, MIN_KEY = 0x7F, 0xFF
-# What says that there is no value.
+# The types that stand for a missing value.
 NOTHING = (NULL, UNDEFINED)
-# Subtypes of binaries: the old one has its length twice.
+# Subtypes of binaries; the old one contains its length twice.
 OLD_BINARY, UUID = 2, 4
 
 NAMES = {
@@ -43,7 +43,7 @@ NAMES = {
     MIN_KEY: "min key",
 }
 
-# Bytes of a value whose size is fixed by its type.
+# Size in bytes of the types of fixed size.
 FIXED_SIZES = {
     DOUBLE: 8,
     UNDEFINED: 0,
@@ -58,10 +58,10 @@ FIXED_SIZES = {
     MAX_KEY: 0,
     MIN_KEY: 0,
 }
-# Bytes to add to the int32 at the value's start, to get the value's size.
+# Bytes to add to the int32 at the start of a value to get its size.
 SIZED = {STRING: 4, DOCUMENT: 0, ARRAY: 0, BINARY: 5, DB_POINTER: 16, CODE: 4, SYMBOL: 4, CODE_WITH_SCOPE: 0}
-# The least size that such a value can have.
-LEAST_SIZES = {
+# The minimum size of such a value.
+MIN_SIZES = {
     STRING: 5,
     DOCUMENT: 5,
     ARRAY: 5,
@@ -75,14 +75,14 @@ ENDS_WITH_NUL = {STRING, DOCUMENT, ARRAY, CODE, SYMBOL, CODE_WITH_SCOPE}
 
 
 class MalformedBSON(ValueError):
-    """The bytes are no BSON document."""
+    """The bytes are not a valid BSON document."""
 
 
 def value_size(data: bytes, kind: int, at: int) -> int:
-    """The bytes of the value of type ``kind`` that begins at ``at``.
+    """The size in bytes of the value of type ``kind`` that starts at ``at``.
 
     Raises:
-        MalformedBSON: an unknown type, or a size that is too small for it.
+        MalformedBSON: unknown type, or a size too small for it.
     """
     if (fixed := FIXED_SIZES.get(kind)) is not None:
         return fixed
@@ -92,18 +92,18 @@ def value_size(data: bytes, kind: int, at: int) -> int:
     if kind not in SIZED or at + 4 > len(data):
         raise MalformedBSON(f"type {kind:#04x} at byte {at}")
     size: int = _INT32(data, at)[0] + SIZED[kind]
-    if size < LEAST_SIZES[kind]:
+    if size < MIN_SIZES[kind]:
         raise MalformedBSON(f"size {size} at byte {at}")
     return size
 
 
 def elements(data: bytes, start: int) -> Iterator[tuple[int, bytes, int, int]]:
-    """The elements of the document that begins at ``start``: type, name, and where the value begins and ends.
+    """The elements of the document that starts at ``start``: type, name, and the value's start and end.
 
-    What lies inside a value is not looked at, but for the NUL that must end some types.
+    The inside of a value is not checked, except for the NUL that must end some types.
 
     Raises:
-        MalformedBSON: an element does not lie within the document, or the document not within ``data``.
+        MalformedBSON: an element is not within the document, or the document not within ``data``.
     """
     if start < 0 or start + 5 > len(data):
         raise MalformedBSON(f"no document at byte {start}")
@@ -122,7 +122,7 @@ def elements(data: bytes, start: int) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def find(data: bytes, start: int, name: bytes) -> tuple[int, int, int] | None:
-    """Type, value's begin and end of the first element called ``name``; None when there is none."""
+    """Type, start and end of the value of the first element called ``name``; None if there is none."""
     for kind, found, value, stop in elements(data, start):
         if found == name:
             return kind, value, stop
@@ -136,8 +136,8 @@ def read_string(data: bytes, at: int) -> str:
 
 
 def _c_string_end(data: bytes, at: int) -> int:
-    """The byte behind the NUL that ends the C string at ``at``."""
+    """The position after the NUL that ends the C string at ``at``."""
     end = data.find(b"\0", at)
     if end < 0:
-        raise MalformedBSON(f"the name at byte {at} does not end")
+        raise MalformedBSON(f"unterminated name at byte {at}")
     return end + 1

@@ -1,11 +1,11 @@
-"""Where the documents of a BSON array begin.
+"""Finds where the documents of a BSON array start.
 
-The next document's place is known only from the size of the one before, so this is a walk. A short array is
+A document's position follows only from the size of the previous one, so the array has to be walked. A short one is
 walked by one cursor in plain Python. A long one is walked by many cursors in step, each from a guess: the array's
-keys count, so an element header that is found somewhere in the middle tells its own number. A guess may be
-wrong (a document can hold bytes that look like a header), and that is noticed: the cursor before it must land
-exactly on it, with the number that it tells. The first cursor starts at the true beginning, so when all land,
-all are right.
+keys are consecutive numbers, so an element header found somewhere in the middle gives its own number. A wrong
+guess (a document can contain bytes that look like a header) is detected: the previous cursor must land exactly on
+it, at the number that it gives. The first cursor starts at the true beginning, so if all of them land, all are
+right.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from engine.rawbson.elements import MalformedBSON
 
 _INT32 = Layout("<i").unpack_from
 _HEADER = re.compile(rb"\x03([1-9][0-9]{2,7})\x00")
-# Documents for each cursor; and how many there must be for more than one to be worth it.
+# Documents per cursor, and the fewest documents for which more than one cursor is worth it.
 _DOCUMENTS_PER_CURSOR = 64
-_LEAST_DOCUMENTS = 1500
+_MIN_DOCUMENTS = 1500
 _POWERS = [10**digits for digits in range(1, 9)]
 
 Offsets = npt.NDArray[np.int64]
 
 
 def document_offsets(data: bytes, array_start: int) -> Offsets:
-    """Where each document of the array at ``array_start`` begins, and one more: the end of the last.
+    """The start of each document of the array at ``array_start``, and the end of the last.
 
-    The array's keys are the decimal numbers from 0 up, as every server and driver writes them.
+    The array's keys must be the decimal numbers from 0 up, as every server and driver writes them.
 
     Raises:
-        MalformedBSON: a document does not lie within the array.
+        MalformedBSON: a document is not within the array.
     """
     end = array_start + _INT32(data, array_start)[0] - 1
     if end >= len(data):
@@ -58,7 +58,7 @@ def _one_by_one(data: bytes, array_start: int, end: int) -> Offsets:
                 at += size_at(data, at)[0]
             count, limit, header = limit, limit * 10, header + 1
     except LayoutError as error:
-        raise MalformedBSON(f"the documents of the array at byte {array_start} do not end") from error
+        raise MalformedBSON(f"the documents of the array at byte {array_start} are cut off") from error
     if at != end:
         raise MalformedBSON(f"the documents of the array at byte {array_start} end at byte {at}, not {end}")
     append(at)
@@ -66,16 +66,16 @@ def _one_by_one(data: bytes, array_start: int, end: int) -> Offsets:
 
 
 def _in_step(data: bytes, begin: int, end: int) -> Offsets | None:
-    """The same by many cursors; None when the array is short, or a guess was wrong."""
+    """The same with many cursors; None if the array is short or a guess was wrong."""
     guesses = _guesses(data, begin, end)
     if guesses is None:
         return None
     starts, first = guesses
     count = int(first[-1])
-    order = np.argsort(first[:-1] - first[1:], kind="stable")  # the longest stretch first
+    order = np.argsort(first[:-1] - first[1:], kind="stable")  # longest stretch first
     lengths = np.diff(first)[order]
     at, number = starts[:-1][order], first[:-1][order]
-    moving = np.searchsorted(-lengths, -np.arange(lengths[0]))  # how many have so many documents and more
+    moving = np.searchsorted(-lengths, -np.arange(lengths[0]))  # cursors that still move at each step
     header = np.full(count, 3)
     for power in _POWERS:
         header[power:] += 1
@@ -97,12 +97,12 @@ def _in_step(data: bytes, begin: int, end: int) -> Offsets | None:
 
 
 def _guesses(data: bytes, begin: int, end: int) -> tuple[Offsets, Offsets] | None:
-    """Element headers at about equal distances: where they begin, and the numbers they tell.
+    """Element headers at about equal distances: their positions and numbers.
 
-    The first is the true beginning, the last the array's end; None when there is no use in guessing.
+    The first is the true beginning, the last the array's end; None if guessing is not worthwhile.
     """
     middle = _HEADER.search(data, (begin + end) // 2, end)
-    if middle is None or int(middle[1]) < _LEAST_DOCUMENTS // 2:
+    if middle is None or int(middle[1]) < _MIN_DOCUMENTS // 2:
         return None
     cursors = 2 * int(middle[1]) // _DOCUMENTS_PER_CURSOR
     starts, numbers = [begin], [0]
@@ -111,7 +111,7 @@ def _guesses(data: bytes, begin: int, end: int) -> tuple[Offsets, Offsets] | Non
         if header is not None and header.start() > starts[-1] and int(header[1]) > numbers[-1]:
             starts.append(header.start())
             numbers.append(int(header[1]))
-    # The last cursor's stretch has no guess behind it, which would tell its length: it is walked alone.
+    # No guess follows the last cursor's stretch to give its length, so it is walked here.
     at, number = starts[-1], numbers[-1]
     while at < end:
         at += 2 + len(str(number))
@@ -128,7 +128,7 @@ def _guesses(data: bytes, begin: int, end: int) -> tuple[Offsets, Offsets] | Non
 
 
 def split_documents(data: bytes) -> list[bytes]:
-    """The documents that lie one behind the other in ``data``.
+    """The concatenated documents in ``data``.
 
     Raises:
         MalformedBSON: the last one does not end where ``data`` ends.

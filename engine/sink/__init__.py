@@ -1,1 +1,1 @@
-"""Objects on S3 or in a directory: two-phase uploads, and what lies there."""
+"""Objects on S3 or in a directory: two-phase uploads, and listings of what is there."""

@@ -1,4 +1,4 @@
-"""Requests that may take long, made so that their loop goes on to give signs of life."""
+"""Requests that may take long, made so that the caller's loop can keep sending heartbeats."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ _T = TypeVar("_T")
 
 
 class Calls:
-    """Requests to a store, and how long they have been under way.
+    """Requests to a store, and how long they have been in flight.
 
-    State: when each of them began. With ``beat``, those of the thread that made this object are carried out by
-    another one, so that it can say meanwhile that it waits; those of other threads are made as they are.
+    State: when each of them started. With ``beat``, requests of the thread that created this object run in another
+    thread, so that it can send heartbeats meanwhile; other threads make their requests directly.
 
     Args:
-        beat: is called every second while the thread waits.
+        beat: called every second while that thread waits.
     """
 
     def __init__(self, beat: Callable[[], None] | None) -> None:
         self._beat = beat
         self._owner = threading.get_ident()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
-        self._begun: dict[object, float] = {}
+        self._started: dict[object, float] = {}
 
     @property
     def unanswered_s(self) -> float:
-        """How long the longest of them has been under way; 0 when there is none."""
-        begun = list(self._begun.values())
-        return time.monotonic() - min(begun) if begun else 0.0
+        """How long the oldest of them has been in flight; 0 if there is none."""
+        started = list(self._started.values())
+        return time.monotonic() - min(started) if started else 0.0
 
     def __call__(self, request: Callable[[], _T]) -> _T:
         """Make a request."""
         key = object()
-        self._begun[key] = time.monotonic()
+        self._started[key] = time.monotonic()
         try:
             if self._beat is None or threading.get_ident() != self._owner:
                 return request()
             return self._awaited(request, self._beat)
         finally:
-            del self._begun[key]
+            del self._started[key]
 
     def _awaited(self, request: Callable[[], _T], beat: Callable[[], None]) -> _T:
         answer = self._thread.submit(request)

@@ -1,4 +1,4 @@
-"""What goes wrong with a sink, as ours: which kind it is, and what can be done about it."""
+"""The errors of a sink, translated into ours: their kind, and the remedy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.errors import ConfigError, HeadraceError, TransientError
 
 @contextlib.contextmanager
 def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
-    """Raise the errors of stores, networks and disks as ours; every other one is a bug, and passes as it is.
+    """Raise the errors of stores, networks and disks as ours; any other error is a bug and passes unchanged.
 
     Args:
-        proved: the configuration has worked before. Whatever goes wrong then is worth another attempt: stores
-            answer "not found" for an upload that was completed by a request whose answer was lost, and
-            "forbidden" for a token that has just run out.
+        proved: the configuration has worked before, so any error is worth another attempt: stores answer "not
+            found" for an upload that was completed by a request whose answer was lost, and "forbidden" for a token
+            that has just expired.
     """
     try:
         yield
@@ -32,13 +32,13 @@ def translated(operation: str, *, proved: bool = False) -> Iterator[None]:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what the failed calls were given: a part of an upload, rows, until a collector comes around."""
+    """Free the arguments of the failed calls (a part of an upload, rows), which the frames would keep alive."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 
-# The packages whose errors are the store's or the network's: of S3, and of what else a URL of fsspec can name.
+# The packages whose errors come from a store or a network: for S3, and for the other URLs of fsspec.
 _OF_STORES = {"aiobotocore", "botocore", "s3fs"}
 _OF_NETWORKS = {"aiohttp", "ftplib", "http", "httpcore", "httpx", "requests", "urllib3"}
 _OF_OTHER_STORES = {"adlfs", "azure", "fsspec", "gcsfs", "google", "oci", "ossfs", "paramiko", "smbprotocol"}
@@ -46,9 +46,9 @@ _KNOWN = _OF_STORES | _OF_NETWORKS | _OF_OTHER_STORES
 
 
 def _is_known(error: Exception, *, proved: bool) -> bool:
-    """Whether it may be no bug: by who has made its class, or what Python says of files and connections.
+    """Whether it may not be a bug, by the package of its class, or as a Python error for files and connections.
 
-    Python's other errors tell of a URL that cannot be used, as long as it has never been used.
+    Some other Python errors mean that a URL is unusable, as long as it has never worked.
     """
     if any(each.__module__.partition(".")[0] in _KNOWN for each in type(error).__mro__):
         return True
@@ -57,30 +57,32 @@ def _is_known(error: Exception, *, proved: bool) -> bool:
 
 _UNUSABLE = (ImportError, ValueError, NotImplementedError)
 _CHAIN = "where they come from (the AWS chain or [sink.s3])"
-_NO_CREDENTIALS = f"There are no credentials, or only a part of them: give them {_CHAIN}."
-_UNKNOWN = f"The store does not take these credentials: correct access key and secret key {_CHAIN}."
+_NO_CREDENTIALS = f"There are no credentials, or they are incomplete: set them {_CHAIN}."
+_UNKNOWN = f"The store does not accept these credentials: correct access key and secret key {_CHAIN}."
 _EXPIRED = f"The credentials have expired: renew them {_CHAIN}."
 _DENIED = (
-    "The store knows these credentials and forbids it: grant them s3:PutObject and s3:AbortMultipartUpload on the "
+    "These credentials are valid but lack a right: grant them s3:PutObject and s3:AbortMultipartUpload on the "
     "objects, and s3:ListBucket on the bucket."
 )
-_SKEWED = "This machine's clock is too far from the store's: set it right (NTP)."
-_REGION = "The bucket is elsewhere: set sink.s3.region to its region."
+_SKEWED = "This machine's clock differs too much from the store's: synchronize it (NTP)."
+_REGION = "The bucket is in another region: set sink.s3.region to it."
 _AGAIN = " They worked before; files and chain are read again at each attempt."
-_NO_SPACE = "Free space there, or raise the quota: it goes on by itself, within [retry]."
-_BUSY = "The store is busy or has a fault of its own; it is tried again, within [retry]."
+_NO_SPACE = "Free space there, or raise the quota: the engine continues by itself, within [retry]."
+_BUSY = "The store is busy or has an internal error; it is retried, within [retry]."
 _NO_SUCH_PLACE = "Check sink.url and [sink.s3]; a URL of another kind needs its fsspec package."
-_NO_KEEPER = "Nobody answers who could give credentials: is that service up, and reached from here?"
-_AWAY = "Is the store up, and sink.s3.endpoint_url right?"
-_SILENT = "The store does not answer in time: is a firewall or proxy between, and sink.s3.endpoint_url right?"
+_NO_PROVIDER = "The service that provides credentials does not answer: is it up, and reachable from here?"
+_AWAY = "Is the store up, and is sink.s3.endpoint_url right?"
+_SILENT = (
+    "The store does not answer in time: is a firewall or proxy in the way, and is sink.s3.endpoint_url right?"
+)
 _NO_NAME = (
     "The store's name cannot be resolved: check sink.s3.endpoint_url and sink.s3.region, and this machine's DNS."
 )
 _TLS = (
-    "No secure connection can be made: do http and https in sink.s3.endpoint_url agree with the store, and is its "
+    "No secure connection can be made: is http or https in sink.s3.endpoint_url right for the store, and is its "
     "certificate trusted here (AWS_CA_BUNDLE)?"
 )
-# What stores answer when they do not take the credentials (any more); 403 is what a HEAD request has of it.
+# What stores answer when they do not accept the credentials (any more); for a HEAD request there is only the 403.
 _REFUSED: dict[str, str] = {
     "403": _DENIED,
     "AccessDenied": _DENIED,
@@ -92,7 +94,7 @@ _REFUSED: dict[str, str] = {
     "InvalidAccessKeyId": _UNKNOWN,
     "InvalidToken": _UNKNOWN,
     "SignatureDoesNotMatch": _UNKNOWN,
-    # Of the libraries, which have found none that they could send.
+    # From the libraries, when they find none to send.
     "CredentialRetrievalError": _NO_CREDENTIALS,
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
@@ -135,7 +137,7 @@ _BUSY_CODES = {
 
 
 def _code(error: BaseException | None) -> str:
-    """What an S3 store called its error; empty for what is none of a store's."""
+    """The S3 store's error code; empty for an error that is not from a store."""
     while error is not None:
         if isinstance(response := getattr(error, "response", None), dict):
             return str(response.get("Error", {}).get("Code", ""))
@@ -144,7 +146,7 @@ def _code(error: BaseException | None) -> str:
 
 
 def is_refused(error: BaseException | None) -> bool:
-    """Whether other credentials might be taken where these were not."""
+    """Whether other credentials might be accepted."""
     return bool(_refusal(error))
 
 
@@ -162,10 +164,10 @@ def _translate(operation: str, error: Exception, *, proved: bool) -> HeadraceErr
 
 
 def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[HeadraceError], str]:
-    """The kind of an error, and what can be done about it."""
+    """The kind of an error, and the remedy."""
     lasting: type[HeadraceError] = TransientError if proved else ConfigError
     if _is_unfetched(error):
-        return TransientError, _NO_KEEPER
+        return TransientError, _NO_PROVIDER
     if remedy := _refusal(error):
         return lasting, remedy + (_AGAIN if proved else "")
     if code in _OTHER_CODES:
@@ -175,7 +177,7 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
     if code in _BUSY_CODES:
         return TransientError, _BUSY
     if isinstance(error, FileNotFoundError) and code == "NoSuchUpload":
-        return TransientError, "Its upload was aborted, by a rule of the bucket or by hand; it is made again."
+        return TransientError, "Its upload was aborted, by a rule of the bucket or by hand; it is repeated."
     if isinstance(error, FileNotFoundError):
         return lasting, "Create the bucket (or directory), or correct sink.url."
     if isinstance(error, PermissionError):
@@ -188,17 +190,17 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
 
 
 _OTHER_REMEDIES = {
-    errno.EMFILE: "Raise the limit of open files (ulimit -n), or make fewer objects (sink.partition_by).",
-    errno.EROFS: "The file system is read-only: mount it for writing, or correct sink.url.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or write fewer objects (sink.partition_by).",
+    errno.EROFS: "The file system is read-only: mount it read-write, or correct sink.url.",
     errno.ENAMETOOLONG: "A name is too long for this file system: use another one, or S3.",
-    errno.ENOTDIR: "Something that is no directory is in the way: correct sink.url.",
+    errno.ENOTDIR: "A part of the path is not a directory: correct sink.url.",
 }
 
 
 def _unreachable(error: Exception) -> str:
-    """What to do when nobody answers, or not in time; empty for another error.
+    """The remedy when the store does not answer, or not in time; empty for other errors.
 
-    The libraries below have classes of their own for it, and tell the reason in what their errors come from.
+    The libraries have error classes of their own for that, and the reason is further down the chain.
     """
     if not _is_away(error):
         return ""
@@ -213,24 +215,24 @@ def _unreachable(error: Exception) -> str:
 
 
 def _is_away(error: BaseException) -> bool:
-    """Whether it says that nobody has answered."""
+    """Whether it says that there was no answer."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return bool(_names(error) & {"HTTPClientError", "ConnectionError", "ClientConnectionError"})
 
 
 def _is_unfetched(error: BaseException) -> bool:
-    """Whether credentials could not be had because the service that gives them did not answer."""
+    """Whether credentials could not be fetched because the service that provides them did not answer."""
     return type(error).__name__ in _UNFETCHED and any(map(_is_away, _chain(error)))
 
 
 def _names(error: BaseException) -> set[str]:
-    """What its class, and those that it derives from, are called."""
+    """The names of its class and its base classes."""
     return {each.__name__ for each in type(error).__mro__}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it comes from."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or getattr(error, "os_error", None) or error.__context__

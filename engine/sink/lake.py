@@ -1,7 +1,7 @@
-"""What the lake itself tells of streams and backfills: their objects, by listing.
+"""What the lake itself says about streams and backfills: their objects, by listing.
 
-The state store says which segments of a stream may be in the lake. Where the lake has more, the state was lost or
-is older than the lake, and to go on from it would lose events or double them.
+The state store says which segments of a stream may be in the lake. If the lake has later ones, the state was lost
+or is older than the lake, and continuing from it would lose or duplicate events.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Wanted(NamedTuple):
     """A collection to load.
 
     Attributes:
-        plan: the id of its unfinished plan; None when there is none.
-        since: the cluster time of the plan, before which nothing of it was read; None when that is not known.
+        plan: the id of its unfinished plan; None if there is none.
+        since: the cluster time of the plan, before which nothing of it was read; None if not known.
     """
 
     database: str
@@ -59,12 +59,12 @@ def object_beyond(
     pool: Executor,
     beat: Callable[[int], None],
 ) -> str | None:
-    """The key of an object of the stream whose segment is later than ``known``; None when there is none.
+    """The key of an object of the stream whose segment is later than ``known``; None if there is none.
 
     Args:
-        since: the cluster time before which such an object has no events; None to look everywhere.
-        pool: threads that list; a stream of many collections has as many ranges to look at.
-        beat: is called again and again meanwhile, with the number of keys that were looked at so far.
+        since: a cluster time before which such an object has no events; None to look everywhere.
+        pool: threads that list; a stream of many collections has at least as many ranges to list.
+        beat: called at intervals meanwhile, with the number of keys seen so far.
     """
     seen = 0
 
@@ -91,7 +91,7 @@ def object_beyond(
 
 
 def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
-    """The key of the newest object of each split of a collection's backfills that has any, by the split's id."""
+    """The key of the newest object of each split of a collection's backfills, by the split's id."""
     sink = Sink(config)
     prefix = split_prefix(wanted.database, wanted.collection, wanted.plan)
     spec = SplitSpec(prefix, wanted.database, wanted.collection)
@@ -105,9 +105,9 @@ def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
 
 
 def ranges(sink: Sink, config: SinkConfig, spec: Spec, since: int | None) -> Iterator[Range]:
-    """Where objects of a stream can lie, with events from the cluster time ``since`` on.
+    """Where objects of a stream can be that have events from the cluster time ``since`` on.
 
-    Without a time nothing is known of them, not even that they were laid out as they would be now.
+    Without a time, nothing is known about them, not even that they have the present layout.
     """
     yield Range(f"{DEAD_LETTER_PREFIX}/{spec.stream}")
     for shard in _shards(config) if since else _all_shards(sink):
@@ -130,12 +130,12 @@ def _shards(config: SinkConfig) -> list[str]:
 
 
 def _all_shards(sink: Sink) -> list[str]:
-    """Those of any ``sink.prefix_shards`` that has been used."""
+    """Those of any ``sink.prefix_shards`` that was ever used."""
     return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 
 
 def _directories(sink: Sink, spec: Spec, shard: str, directories: Directories) -> Iterator[str]:
-    """The directories of the collections that a stream can bring."""
+    """The directories of the collections that a stream can have events of."""
     if spec.collections:
         carries_database = isinstance(spec, StreamSpec) and spec.carries_database
         names = (*spec.collections, "") if carries_database else spec.collections

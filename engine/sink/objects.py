@@ -1,9 +1,9 @@
-"""Two-phase publish over fsspec: an object is uploaded first, and appears later, at once and whole.
+"""Two-phase publish over fsspec: an object is uploaded first and becomes visible later, atomically.
 
-``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is no object before it is
-completed, and what is smaller than a part stays in memory; on a local disk the bytes lie under a hidden name.
-``Upload.publish`` makes the object appear, replacing an earlier one of the same key, and returns when the
-store has acknowledged it. The only room that imports s3fs; ``sink_errors`` translates its errors.
+``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is not an object until it is
+completed, and an object smaller than a part stays in memory; on a local disk the bytes go to a hidden file.
+``Upload.publish`` makes the object visible, replacing an earlier one with the same key, and returns once the store
+has acknowledged it. ``sink.failures`` translates the file system's errors.
 """
 
 from __future__ import annotations
@@ -33,51 +33,55 @@ PART_SIZE = 6 * 2**20
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 _PROBE = "_headrace_probe"
-# Hidden files of a machine (or a container) that cannot be asked: an engine there may still be writing them, but
-# not for so long without a word.
+# For hidden files from another machine (or container), whose processes cannot be checked: an engine there may
+# still be writing them, but would not leave one untouched for this long.
 _STALE_AFTER_S = 24 * 3600
 _HIDDEN = ".headrace_"
 _numbers = itertools.count()
 
 
 class Upload(Protocol):
-    """One object on its way. A file object for writing, as far as an encoder needs one."""
+    """One object being uploaded. A file object for writing, as far as an encoder needs one."""
 
     def write(self, data: bytes) -> int:
         """Add bytes."""
 
     def seal(self) -> None:
-        """Nothing more is written; everything but the publishing is done now."""
+        """Finish writing: do everything but publish."""
 
     def publish(self) -> None:
-        """Make the object appear."""
+        """Make the object visible."""
 
     def discard(self) -> None:
-        """Leave nothing behind, as far as that can be done."""
+        """Remove all traces, as far as possible."""
 
     def abort(self) -> None:
-        """Leave nothing behind; complains when something is."""
+        """Remove all traces.
+
+        Raises:
+            HeadraceError: something is left behind.
+        """
 
     @property
     def held(self) -> int:
-        """Bytes that wait in memory."""
+        """Bytes held in memory."""
 
     @property
     def spillable(self) -> int:
-        """How many of them ``spill`` can bring to the store at present."""
+        """How many of them ``spill`` could upload now."""
 
     def spill(self) -> None:
-        """Bring what is held to the store, where it is still invisible."""
+        """Upload what is held; the object stays invisible."""
 
 
 class Sink:
     """Where objects go: a URL, and the file system that it names.
 
     Args:
-        beat: is called every second while the thread that makes this object waits for the store.
+        beat: called every second while the thread that created this object waits for the store.
 
     Raises:
-        ConfigError: no such file system, or it cannot be set up.
+        ConfigError: the file system does not exist or cannot be set up.
     """
 
     def __init__(self, config: SinkConfig, beat: Callable[[], None] | None = None) -> None:
@@ -90,21 +94,21 @@ class Sink:
 
     @property
     def unanswered_s(self) -> float:
-        """How long the store has owed an answer."""
+        """How long the oldest request has been unanswered."""
         return self._store.request.unanswered_s
 
     def check(self) -> None:
-        """Make sure that objects can be made here, without making one.
+        """Check that objects can be written here, without creating one.
 
         Raises:
             ConfigError: no such bucket, or no right to it.
-            TransientError: nobody answers.
+            TransientError: the store does not answer.
         """
         with translated(f"write to the sink {self._url}"):
             if self._is_local:
                 Path(self._root).mkdir(parents=True, exist_ok=True)
             elif hasattr(self._store.filesystem, "call_s3"):
-                # Not head_bucket: what is wrong is not in the answer to a HEAD request.
+                # Not head_bucket: the answer to a HEAD request does not say what is wrong.
                 bucket, _, path = self._root.partition("/")
                 list_ = partial(self._store.filesystem.call_s3, "list_objects_v2")
                 self._store.request(partial(list_, Bucket=bucket, Prefix=path, MaxKeys=1))
@@ -112,10 +116,10 @@ class Sink:
         self._proved = True
 
     def prove(self) -> None:
-        """As ``check``, and that what is given up can be cleared; nothing is left behind, not even a directory.
+        """As ``check``, and that an abandoned upload can be removed. Leaves nothing behind, not even a directory.
 
-        An object is published only on local disks: on S3 that takes no other right than its parts have taken, and
-        to remove one a right that a run does not need.
+        The probe is published only on local disks: on S3 publishing needs no other right than uploading parts, and
+        removing the object needs a right that a run does not.
 
         Raises:
             ConfigError, TransientError: as ``check``.
@@ -127,14 +131,14 @@ class Sink:
             probe = self._probe()
             if self._is_local:
                 probe.publish()
-                with translated(f"clear {root / _PROBE}"):
+                with translated(f"remove {root / _PROBE}"):
                     (root / _PROBE).unlink()
                     next(os.scandir(root), None)
             else:
                 probe.abort()
         finally:
             for directory in missing:
-                with contextlib.suppress(OSError):  # somebody else has begun to use it
+                with contextlib.suppress(OSError):  # it is in use by another process by now
                     directory.rmdir()
 
     def _probe(self) -> Upload:
@@ -143,30 +147,30 @@ class Sink:
         try:
             probe.write(b"x")
             probe.seal()
-            probe.spill()  # to begin a multipart upload takes the right to write
+            probe.spill()  # starting a multipart upload requires the right to write
         except BaseException:
             probe.discard()
             raise
         return probe
 
     def open(self, key: str) -> Upload:
-        """Begin an object; ``key`` is relative to the sink's URL."""
+        """Start an object; ``key`` is relative to the sink's URL."""
         path = f"{self._root}/{key}"
         if self._is_local:
             return LocalUpload(Path(path), proved=self._proved)
         return StagedUpload(self._store, path, proved=self._proved)
 
     def sweep(self) -> None:
-        """Clear the hidden files of processes that are gone; only local disks have such."""
+        """Remove the hidden files of dead processes, which only local disks have."""
         if self._is_local:
             for directory, _, names in os.walk(self._root):
                 for name in names:
                     if name.startswith(_HIDDEN) and _is_stale(path := Path(directory, name)):
-                        with contextlib.suppress(OSError):  # somebody else has cleared it
+                        with contextlib.suppress(OSError):  # another process has removed it
                             path.unlink(missing_ok=True)
 
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
-        """The keys that begin with ``prefix`` and come after ``after``, ascending; relative to the sink's URL."""
+        """The keys that start with ``prefix`` and sort after ``after``, ascending; relative to the sink's URL."""
         with self._translated(f"list {self._url}/{prefix}"):
             if hasattr(self._store.filesystem, "call_s3"):
                 yield from (key for page in self._pages(prefix, after) for key in page.keys)
@@ -174,7 +178,7 @@ class Sink:
                 yield from sorted(key for key in self._find(prefix) if key > after)
 
     def directories(self, prefix: str) -> list[str]:
-        """What ``prefix`` can go on with up to the next ``/``, with it, each with ``prefix`` in front."""
+        """The directories that start with ``prefix``, up to and including the next ``/``."""
         with self._translated(f"list {self._url}/{prefix}"):
             if hasattr(self._store.filesystem, "call_s3"):
                 return [each for page in self._pages(prefix, "", "/") for each in page.directories]
@@ -197,7 +201,7 @@ class Sink:
             asked["ContinuationToken"] = answer["NextContinuationToken"]
 
     def _find(self, prefix: str) -> list[str]:
-        """All keys below the last directory of ``prefix`` that begin with it, but for hidden files."""
+        """All keys that start with ``prefix``, except hidden files."""
         directory = f"{self._root}/{prefix.rpartition('/')[0]}".rstrip("/")
         find = partial(self._store.filesystem.find, directory)
         paths = _files(directory) if self._is_local else self._store.request(find)
@@ -209,7 +213,7 @@ class Sink:
 
 
 def _files(directory: str) -> Iterator[str]:
-    """All files below a directory. One that cannot be listed does not pass for empty, as it does with fsspec."""
+    """All files below a directory. Unlike with fsspec, one that cannot be listed is an error, not empty."""
 
     def unless_missing(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -227,10 +231,10 @@ class _Page(NamedTuple):
 
 
 class Store:
-    """The file system of a sink, set up anew when the store no longer takes our credentials.
+    """The file system of a sink, set up again when the store no longer accepts our credentials.
 
-    State: the file system, with the credentials that it found when it was made. Owner: the sink; uploads that have
-    begun keep the one that they began with, and fail with it. Publishing threads renew it too.
+    State: the file system, with the credentials found when it was created. Owner: the sink. Uploads in progress
+    keep the one that they started with, and fail with it. Publishing threads renew it too.
 
     Args:
         request: makes each request.
@@ -246,7 +250,7 @@ class Store:
 
     @contextlib.contextmanager
     def translated(self, operation: str, used: Any, *, proved: bool) -> Iterator[None]:
-        """As the function, for what is done by the file system ``used``."""
+        """Like the function of that name, for operations of the file system ``used``."""
         try:
             with translated(operation, proved=proved):
                 yield
@@ -256,19 +260,19 @@ class Store:
             raise
 
     def _renew(self, refused: Any) -> None:
-        """The store refuses this file system: read files, environment and chain again, once for all who notice."""
+        """The store refuses these credentials: read them again, once however many calls were refused."""
         with self._lock:
             if self.filesystem is refused:
                 self.filesystem, _ = self._make()
 
 
 class StagedUpload:
-    """An object in a store whose fsspec files have ``autocommit=False``: s3fs and its like.
+    """An object in a store whose fsspec files support ``autocommit=False``, such as s3fs.
 
     State: the bytes of a small object, or the open file of a large one.
 
     Args:
-        proved: the store has let us write before; see ``translated``.
+        proved: writing to the store has worked before; see ``translated``.
     """
 
     def __init__(self, store: Store, path: str, *, proved: bool) -> None:
@@ -280,7 +284,7 @@ class StagedUpload:
         self._file: Any = None
 
     def write(self, data: bytes) -> int:
-        """Add bytes; a part that is full is uploaded, so that large data is never held here as a whole."""
+        """Add bytes; full parts are uploaded, so that a large object is never held as a whole."""
         rest = memoryview(data)
         while rest:
             if self._small is not None and self._small.tell() == PART_SIZE:
@@ -302,7 +306,7 @@ class StagedUpload:
         self._add(data)
 
     def _add(self, data: bytes | memoryview) -> None:
-        """Add bytes to the file, which uploads what it holds when they fill a part."""
+        """Add bytes to the file, which uploads what it holds once that fills a part."""
         with self._translated("upload"):
             if self.held + len(data) < PART_SIZE:
                 self._file.write(data)
@@ -311,24 +315,24 @@ class StagedUpload:
 
     @property
     def held(self) -> int:
-        """Bytes that wait in memory: those of a small object, or of a part that is not full."""
+        """Bytes held in memory: those of a small object, or of an incomplete part."""
         if self._file is not None:
             return 0 if self._file.buffer is None else int(self._file.buffer.tell())
         return 0 if self._small is None else self._small.tell()
 
     @property
     def spillable(self) -> int:
-        """A store takes no part that is small, but the last."""
+        """All that is held once sealed; nothing before, because only the last part of an upload may be small."""
         return self.held if self._sealed else 0
 
     def spill(self) -> None:
-        """Go from memory to a multipart upload, once all is written."""
+        """Move a sealed object from memory to a multipart upload."""
         if self._sealed and self._file is None:
             self._become_large()
             self._upload_rest()
 
     def seal(self) -> None:
-        """Upload the last part, if there are parts."""
+        """Upload the last part, if it is a multipart upload."""
         self._sealed = True
         if self._file is not None:
             self._upload_rest()
@@ -338,7 +342,7 @@ class StagedUpload:
             self._store.request(self._file.close)
 
     def publish(self) -> None:
-        """Complete the multipart upload, or put the small object in one request; it is let go of then."""
+        """Complete the multipart upload, or put the small object in one request, and free the memory."""
         with self._translated("publish"):
             if self._file is not None:
                 self._store.request(self._file.commit)
@@ -354,15 +358,19 @@ class StagedUpload:
             self.abort()
 
     def abort(self) -> None:
-        """Abort the multipart upload, if there is one; complains when the store does not."""
+        """Abort the multipart upload, if there is one.
+
+        Raises:
+            HeadraceError: the store did not.
+        """
         file, self._small, self._file = self._file, None, None
         if file is not None:
-            file.fs = self._store.filesystem  # whose credentials may have been read again meanwhile
+            file.fs = self._store.filesystem  # its credentials may have been renewed meanwhile
             try:
                 with self._translated("abort the upload of"):
                     self._store.request(file.discard)
             finally:
-                file.closed = True  # else it would upload what is left in it when it is collected
+                file.closed = True  # otherwise it would upload the rest when garbage-collected
 
     def _translated(self, verb: str) -> AbstractContextManager[None]:
         used = self._store.filesystem if self._file is None else self._file.fs
@@ -370,10 +378,11 @@ class StagedUpload:
 
 
 class LocalUpload:
-    """A file under a hidden name beside its own, until it is renamed.
+    """A hidden file in the same directory, until it is renamed.
 
-    The hidden name says which process made it (``state.owner``), so that those of dead ones can be cleared.
-    fsspec's own two-phase file lies in the system's temporary directory, from where a rename need not be atomic.
+    The hidden name identifies the process that created it (``engine.owner``), so that files of dead ones can be
+    removed. fsspec's own two-phase file is in the system's temporary directory, from where a rename may not be
+    atomic.
     """
 
     def __init__(self, path: Path, *, proved: bool) -> None:
@@ -391,26 +400,26 @@ class LocalUpload:
 
     @property
     def held(self) -> int:
-        """Nothing waits in memory."""
+        """Nothing is held in memory."""
         return 0
 
     @property
     def spillable(self) -> int:
-        """Nothing, therefore."""
+        """Nothing, then."""
         return 0
 
     def spill(self) -> None:
         """Nothing to do."""
 
     def seal(self) -> None:
-        """Bring everything to the disk."""
+        """Sync everything to disk."""
         with translated(f"write {self._path}", proved=self._proved):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
     def publish(self) -> None:
-        """Rename, and bring the rename to the disk."""
+        """Rename, and sync the rename to disk."""
         with translated(f"publish {self._path}", proved=self._proved):
             self._hidden.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
@@ -420,15 +429,19 @@ class LocalUpload:
                 os.close(directory)
 
     def discard(self) -> None:
-        """Remove the hidden file, although its last bytes may find no room."""
+        """Remove the hidden file, ignoring errors, such as a disk too full to flush it."""
         with contextlib.suppress(HeadraceError):
             self.abort()
 
     def abort(self) -> None:
-        """Remove the hidden file; complains when it stays."""
+        """Remove the hidden file.
+
+        Raises:
+            HeadraceError: it is still there.
+        """
         with contextlib.suppress(OSError):
             self._file.close()
-        with translated(f"clear {self._hidden}", proved=self._proved):
+        with translated(f"remove {self._hidden}", proved=self._proved):
             self._hidden.unlink(missing_ok=True)
 
 
@@ -438,11 +451,11 @@ def _hidden_name() -> str:
 
 
 def _is_stale(hidden: Path) -> bool:
-    """Whether the process that made a hidden file is gone."""
-    maker = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
-    if is_certainly_dead(f"/{maker}"):
+    """Whether the process that created a hidden file is gone."""
+    owner = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
+    if is_certainly_dead(f"/{owner}"):
         return True
-    with contextlib.suppress(FileNotFoundError):  # somebody else has cleared it
+    with contextlib.suppress(FileNotFoundError):  # another process has removed it
         return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
     return False
 

@@ -33,7 +33,7 @@ def die() -> None:
 def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
     with template(), Planner(QUICK, 60.0) as planner:
         assert planner.call(die_at_first, tmp_path / "met") == 7
-        with pytest.raises(TransientError, match="die: the process that was at it died"):
+        with pytest.raises(TransientError, match="die: its process died"):
             planner.call(die)
 
 

@@ -15,7 +15,7 @@ from tests.config.files import MINIMAL, problems, written
         (("mongodb://h", "http://h"), "source.uri: expected mongodb:// or mongodb+srv://"),
         (('database = "d"\n', ""), 'source.database: missing; needed for watch = "collections"'),
         (('collections = ["c"]\n', ""), "source.collections: missing"),
-        (('["c"]', '["c", "c"]'), "source.collections: a name stands there twice"),
+        (('["c"]', '["c", "c"]'), "source.collections: duplicate name"),
         (('["c"]\n', '["c"]\nsplit = {d = 2}\n'), "source.split: d is not in source.collections"),
         (('["c"]\n', '["c"]\nsplit = {c = 0}\n'), "source.split.c: expected an integer of at least 1"),
         (('["c"]\n', '["c"]\nwatch = "database"\n'), "not used with watch"),

@@ -77,11 +77,11 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     )
     assert sorted(problems(written(tmp_path, text))) == [
         "batch.bytes: got '1 parsec'; expected a size such as \"64MiB\", at least 1KiB",
-        'batch.interval: got \'1ms\'; expected a time such as "30s" or "5m", at least 50ms',
+        'batch.interval: got \'1ms\'; expected a duration such as "30s" or "5m", at least 50ms',
         "batch.rows: got 0; expected an integer of at least 1",
-        'lease.ttl: got True; expected a time such as "30s" or "5m", at least 1s',
+        'lease.ttl: got True; expected a duration such as "30s" or "5m", at least 1s',
         "retry.max_attempts: ${ATTEMPTS} is not set; export ATTEMPTS, or write ${ATTEMPTS:-default}",
-        "source.collections: got 'c'; expected a list of texts",
+        "source.collections: got 'c'; expected a list of strings",
         "source.databse: unknown key; did you mean 'database'?",
         "tls: unknown key; known here: source, sink, schema, backfill, batch, memory, writers, state, lease, "
         "retry, telemetry, shutdown, supervision",
@@ -106,8 +106,8 @@ def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
         "schema.overrides.'price': 'decimals' is no type",
         "schema.overrides.'price': expected <collection>.<field>",
         "sink.compression_level: gzip takes 1 to 9",
-        "sink.url: missing; expected a text",
-        "source.collections: a name stands there twice",
+        "sink.url: missing; expected a string",
+        "source.collections: duplicate name",
         'source.database: missing; needed for watch = "collections"',
         "source.split: d is not in source.collections",
         "source.strat: unknown key; did you mean 'start'?",

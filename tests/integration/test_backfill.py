@@ -168,11 +168,11 @@ def test_other_formats(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     ("arguments", "words"),
     [
         (["--collections", "order"], "Did you mean 'orders'?"),
-        (["--filter", "{status"], "is no JSON"),
-        (["--filter", '["a"]'], "is no JSON object"),
+        (["--filter", "{status"], "is not valid JSON"),
+        (["--filter", '["a"]'], "is not a JSON object"),
         (["--filter", '{"$frobnicate": 1}'], "unknown top level operator: $frobnicate"),
         (["--since", "2026-01-01T00:00:00Z"], "there is an _id of type int"),
-        (["--since", "yesterday"], "is no RFC 3339 time"),
+        (["--since", "yesterday"], "is not an RFC 3339 time"),
         (["--collections", "view"], "it is a view"),
     ],
 )

@@ -148,7 +148,7 @@ def test_wrong_s3_key(config: EngineConfig) -> None:
 
 def test_unreachable_s3(config: EngineConfig) -> None:
     config.set("sink.s3", endpoint_url="http://127.0.0.1:1")
-    given_up(config, "Is the store up, and sink.s3.endpoint_url right?")
+    given_up(config, "Is the store up, and is sink.s3.endpoint_url right?")
 
 
 def test_unreachable_state_store(config: EngineConfig) -> None:

@@ -33,7 +33,7 @@ def test_others_are_captured(database: Any, config: EngineConfig, lake: Lake, st
     checked = run_engine(config, "check")
     assert checked.returncode == 2
     assert "view" in checked.stdout or "time-series" in checked.stdout
-    assert "Take it out of source.collections" in checked.stdout
+    assert "Remove it from source.collections" in checked.stdout
     done = run_engine(config, "run", "--until-caught-up")
     database.orders.insert_one({"_id": 5})
     again = run_engine(config, "run", "--until-caught-up")
@@ -43,7 +43,7 @@ def test_others_are_captured(database: Any, config: EngineConfig, lake: Lake, st
             told = [
                 line for line in run.stderr.splitlines() if f"{config.name}.{name}" in line and '"error"' in line
             ]
-            assert any("Take it out of source.collections" in line for line in told), name
+            assert any("Remove it from source.collections" in line for line in told), name
     found: dict[str, list[str]] = {"orders": [], "items": []}
     for row in lake.rows():
         if row["_cdc_collection"] in found and row["_cdc_key"]:

@@ -473,7 +473,8 @@ class Engine:
         for child, process in self.children.items():
             dead = child in self.dead_children
             if not dead and self.inboxes[child]:
-                possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type: ignore[misc]
+                possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type:
+                ignore[misc]
             if not dead and process.can_step() and not self.world.lags(child.role):
                 possible.append(process.step)
             if awake and process.outbox and not self.world.lags("pipes"):
@@ -783,8 +784,8 @@ class SplitWorld(World):
 class ForgetfulWorld(World):
     """The state is lost, or an older one comes back, while no engine runs: engines go on exactly, or stop.
 
-    State: copies of the records as they once were, which of them came back, and the true ones where they were taken
-    away.
+    State: copies of the records as they once were, which of them came back, and the true ones where they were
+    taken away.
     """
 
     faults = (*World.faults, "forget", "forget", "forget")
@@ -798,7 +799,8 @@ class ForgetfulWorld(World):
     def check_commit(self, stream: str, before: str | None) -> None:
         """Also: keep a copy of the records now and then; what was written to others than the true ones is true.
 
-        The copies made after the one that was gone on from tell of what did not happen: an intent in them may be of
+        The copies made after the one that was gone on from tell of what did not happen: an intent in them may be
+            of
         other events than the segment that has its number now.
         """
         super().check_commit(stream, before)

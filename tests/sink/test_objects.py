@@ -180,7 +180,7 @@ def test_keys_are_kept_as_they_are(place: Place, key: str) -> None:
         ({"access_key": "nobody"}, ConfigError, "credentials"),
         ({"endpoint_url": "http://127.0.0.1:1"}, TransientError, "Is the store up"),
         ({"endpoint_url": "http://nowhere.invalid"}, TransientError, "cannot be resolved"),
-        ({"endpoint_url": "https"}, TransientError, "http and https"),
+        ({"endpoint_url": "https"}, TransientError, "is http or https"),
     ],
 )
 def test_s3_errors(stack: LocalStack, changes: dict[str, str], kind: type[Exception], remedy: str) -> None:
@@ -326,8 +326,12 @@ def refused(code: str, operation: str = "PutObject") -> Exception:
     return made
 
 
-RENEW, BUSY, SPACE = "They worked before", "is tried again", "Free space there"
-UNKNOWN, EXPIRED, DENIED = "does not take these credentials", "have expired", "forbids it: grant them s3:PutObject"
+RENEW, BUSY, SPACE = "They worked before", "is retried", "Free space there"
+UNKNOWN, EXPIRED, DENIED = (
+    "does not accept these credentials",
+    "have expired",
+    "lack a right: grant them s3:PutObject",
+)
 NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is the store up"
 
 
@@ -370,7 +374,7 @@ NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is 
             (OSError(number, "no"), TransientError, TransientError, SPACE, SPACE)
             for number in (errno.ENOSPC, errno.EDQUOT)
         ),
-        (refused("NoSuchUpload"), TransientError, TransientError, "it is made again", "it is made again"),
+        (refused("NoSuchUpload"), TransientError, TransientError, "it is repeated", "it is repeated"),
         (refused("NoSuchBucket"), ConfigError, TransientError, "Create the bucket", "Create the bucket"),
         (FileNotFoundError(errno.ENOENT, "no"), ConfigError, TransientError, "(or directory)", "(or directory)"),
         (
@@ -395,7 +399,13 @@ NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is 
         (OSError(errno.EMFILE, "no"), TransientError, TransientError, "ulimit -n", "ulimit -n"),
         (OSError(errno.EROFS, "no"), TransientError, TransientError, "read-only", "read-only"),
         (OSError(errno.ENAMETOOLONG, "no"), TransientError, TransientError, "too long", "too long"),
-        (NotADirectoryError(errno.ENOTDIR, "no"), TransientError, TransientError, "in the way", "in the way"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "no"),
+            TransientError,
+            TransientError,
+            "not a directory",
+            "not a directory",
+        ),
         (OSError(errno.EIO, "no"), TransientError, TransientError, "", ""),
         (aiohttp.ClientPayloadError("no"), TransientError, TransientError, "", ""),
         (refused("SomethingNew"), TransientError, TransientError, "", ""),
