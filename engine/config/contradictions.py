@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from engine.config.streams import streams_of
 from engine.config.tree import Config, SourceConfig, parse_start
@@ -34,6 +35,8 @@ def contradictions(config: Config) -> Iterator[Found]:
     how = ("sink.format", "sink.compression")
     if sink.format != "parquet" and sink.compression in ("snappy", "lz4"):
         yield how, f'sink.compression: {sink.format} takes "zstd", "gzip" or "none"'
+    if sink.format == "avro" and find_spec("fastavro") is None:
+        yield ("sink.format",), "sink.format: avro needs fastavro: pip install 'headrace[avro]'"
     if sink.compression == "gzip" and sink.compression_level > 9:
         yield (*how, "sink.compression_level"), "sink.compression_level: gzip takes 1 to 9"
     if not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):

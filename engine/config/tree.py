@@ -224,8 +224,9 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[
         Literal["parquet", "json", "csv", "avro", "bson"],
         Meta(
-            description="`json`: one object per line; `csv`: structs and lists as JSON; `bson`: the events as the "
-            "server sent them, for `bsondump` (backfilled documents, for `mongorestore`)."
+            description="`json`: one object per line; `csv`: structs and lists as JSON; `avro` needs the extra "
+            "`headrace[avro]`; `bson`: the events as the server sent them, for `bsondump` (backfilled documents, "
+            "for `mongorestore`)."
         ),
     ] = "parquet"
     compression: Annotated[

@@ -58,7 +58,8 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
     Args:
         accepts: for each BSON type, which of its values the column can hold (None: all).
     """
-    dtype = np.dtype(np.int64) if arrow == MILLISECONDS else np.dtype(arrow.to_pandas_dtype())
+    # Not to_pandas_dtype(), for which many versions of pyarrow want pandas.
+    dtype = np.dtype(f"{'f' if pa.types.is_floating(arrow) else 'i'}{arrow.bit_width // 8}")
 
     def builder(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
         values = np.zeros(count, dtype)

@@ -21,6 +21,7 @@ import pyarrow.csv
 
 from engine.decode.schema import NAME_KEY
 from engine.encode.compression import CompressedFile, File
+from engine.errors import ConfigError
 
 _YEAR_1_MS, _YEAR_10000_MS = -62135596800000, 253402300800000
 _ENCODER = msgspec.json.Encoder()
@@ -114,11 +115,16 @@ class AvroFile:
 
     Args:
         codec: ``null``, ``deflate`` or ``zstandard``.
+
+    Raises:
+        ConfigError: what writes Avro is not installed.
     """
 
     def __init__(self, file: File, schema: pa.Schema, codec: str, level: int) -> None:
-        from fastavro.write import Writer
-
+        try:
+            from fastavro.write import Writer
+        except ImportError as error:
+            raise ConfigError("write Avro", str(error), "pip install 'headrace[avro]'") from error
         root = avro_schema(schema)
         self._names = [field["name"] for field in root["fields"]]
         self._schema = schema

@@ -473,8 +473,7 @@ class Engine:
         for child, process in self.children.items():
             dead = child in self.dead_children
             if not dead and self.inboxes[child]:
-                possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type:
-                ignore[misc]
+                possible.append(lambda c=child, p=process: p.receive(self.inboxes[c].popleft()))  # type: ignore[misc]
             if not dead and process.can_step() and not self.world.lags(child.role):
                 possible.append(process.step)
             if awake and process.outbox and not self.world.lags("pipes"):
