@@ -166,9 +166,8 @@ def problem_of_script(script: str, arguments: list[str]) -> str:
         return "no such script"
     modules = {"quickstart": ("bench.local.demo",), "soak": ("bench.soak",), "test": ("pytest",)}
     text = path.read_text()
-    if path.name in modules:
-        passed = [each for each in arguments if not (each.startswith("--") and f'"{each}"' in text)]
-        return unknown_options(modules[path.name], passed)
+    if path.name in modules:  # to which the script passes on what it does not take itself
+        return unknown_options(modules[path.name], [each for each in arguments if f'"{each}"' not in text])
     return "".join(f"{each} is unknown" for each in arguments if each.startswith("-") and each not in text)
 
 
