@@ -76,19 +76,23 @@ class Documents(Reply):
 
 
 class Mark:
-    """The single, synthetic event of a plan's mark: the whole collection has been loaded."""
+    """The single, synthetic event of a plan's mark: the whole collection has been loaded.
+
+    It is not given again after a start position that has it: whoever committed it may have died before the end.
+    """
 
     unanswered_s = 0.0
 
     def __init__(self, spec: MarkSpec, start: Position) -> None:
         time = Timestamp(*split_time(spec.time))
         namespace = {"db": spec.database, "coll": spec.collection}
-        self._event = bson.encode({"operationType": "loaded", "clusterTime": time, "ns": namespace, "_id": None})
+        event = bson.encode({"operationType": "loaded", "clusterTime": time, "ns": namespace, "_id": None})
+        self._events = [] if split_place(start.token)[0] else [event]
         self._end = Position(END, start.time)
 
     def next(self) -> Documents:
-        """The reply with that event."""
-        reply = Documents.of_documents([self._event], Documents(b"", np.zeros(1, np.int64), END))
+        """The reply with that event, if it is still to be given."""
+        reply = Documents.of_documents(self._events, Documents(b"", np.zeros(1, np.int64), END))
         reply.position, reply.is_last = self._end, True
         return reply
 

@@ -17,10 +17,10 @@ from engine.core.backfill import END, make_place
 from engine.core.messages import Intent
 from engine.core.position import Position
 from engine.core.segments import Limits, Segmenter
-from engine.core.specs import SplitSpec
+from engine.core.specs import MarkSpec, SplitSpec
 from engine.errors import ConfigError, InterruptedScanError, TransientError
 from engine.source.pace import Pace, replication_lag_s
-from engine.source.scan import Documents, SplitScan
+from engine.source.scan import Documents, Mark, SplitScan
 from engine.source.session import Members, connect, server_time
 from tests.failing import failing
 
@@ -226,3 +226,14 @@ def test_secondaries(tmp_path: Path, spec: SplitSpec) -> None:
     finally:
         for member in mongo.members:
             member.kill()
+
+
+def test_a_mark_is_given_once() -> None:
+    """Its segment may have been committed, and the engine have died before the end was."""
+    spec, time = MarkSpec("s", "shop", "orders", 5 << 32), 7 << 32
+    first = Mark(spec, Position(time=time)).next()
+    assert (len(first), first.is_last, first.position) == (1, True, Position(END, time))
+    event = bson.decode(first.document(0))
+    assert (event["operationType"], event["ns"]) == ("loaded", {"db": "shop", "coll": "orders"})
+    again = Mark(spec, Position(first.token_at(0), time)).next()
+    assert (len(again), again.is_last, again.position) == (0, True, Position(END, time))
