@@ -294,7 +294,7 @@ def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    with pytest.raises(TransientError, match="who could give credentials"):
+    with pytest.raises(TransientError, match="provides credentials does not answer"):
         Sink(s3_config(stack, "s3://lake/x", access_key="", secret_key="")).check()
 
 
