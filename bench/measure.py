@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 from msgspec import Struct
 
-from engine.supervisor.supervisor import proportional_size
+from engine.supervisor.snapshot import proportional_size
 
 # Tools to compare the engine with, built or installed once for all runs.
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"

@@ -19,8 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from types import FrameType
 
-import psutil
-
 from engine import __version__
 from engine.cgroup import divide_within, oom_kills
 from engine.config import Config
@@ -41,10 +39,9 @@ from engine.core.actions import (
 )
 from engine.core.backfill import Progress
 from engine.core.coordinator import Coordinator
-from engine.core.position import split_time, token_data
 from engine.core.specs import BackfillSpec, StreamSpec
 from engine.core.store import FromStore
-from engine.core.stream import Settings, Stream
+from engine.core.stream import Settings
 from engine.errors import EngineEnded, FatalError
 from engine.owner import this_owner
 from engine.processes.child import DEATH_S, ChildProcess
@@ -55,15 +52,14 @@ from engine.retries import policy_of
 from engine.shared.arena import Arena
 from engine.state.opening import open_store
 from engine.state.thread import StateThread
-from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, Watch
+from engine.supervisor.snapshot import memory_of_tree, snapshot
+from engine.supervisor.telemetry import Telemetry, Watch
 
 TICK_S = 0.5
 MEASURE_EVERY_S = 2.0
-TOLD_EVERY_S = 60.0
+WARN_EVERY_S = 60.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
-# So many of a collection's columns are in the status: those with the most rescued values.
-RESCUED_COLUMNS = 10
 
 log = logging.getLogger("headrace")
 
@@ -134,7 +130,7 @@ class Supervisor:
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = 0.0
-        self._told_at: dict[str, float] = {}
+        self._warned_at: dict[str, float] = {}
         self._redact = config.redactor()
         self._oom_kills = self._oom_kills_before = oom_kills() or 0
         self._state: StateThread | None = None
@@ -180,7 +176,7 @@ class Supervisor:
         self._watch = watch
 
     def abandon(self) -> None:
-        """End what was launched and has not run; after a run there is nothing left to end."""
+        """End what was launched but has not run; after a run there is nothing left to end."""
         self._end_children()
         self._arena.close()
 
@@ -227,51 +223,58 @@ class Supervisor:
     def _turn(self) -> None:
         awaited = {each: name for name, child in self._children.items() for each in child.awaited}
         ready = wait([*awaited, self._wake_read], TICK_S)
-        speaking = {awaited[each] for each in ready if each in awaited}
-        for name in speaking:
-            self._hear(name)
-        for name in [name for name, child in self._children.items() if name in speaking or child.is_ending]:
-            self._bury_if_dead(name)
-        self._take_in_spawned()
+        talking = {awaited[each] for each in ready if each in awaited}
+        for name in talking:
+            self._receive(name)
+        for name in [name for name, child in self._children.items() if name in talking or child.is_ending]:
+            self._reap_if_dead(name)
+        self._adopt_spawned()
         if self._wake_read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         while self._answers:
             self._perform(self._coordinator.from_store(self._answers.popleft(), time.monotonic()))
-        self._heed_signals()
+        self._act_on_signals()
         self._measure()
         assert self._state is not None
         now = time.monotonic()
         self._perform(self._coordinator.from_store(self._state.seen(), now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
-        with self._unharmed("the status cannot be made; the former one is shown"):
-            self._telemetry.status = self._status()
+        with self._unharmed("the status cannot be made; the last one is shown"):
+            self._telemetry.status = snapshot(
+                self._coordinator,
+                {name: child.pid for name, child in self._children.items()},
+                self._memory,
+                self._budget,
+                self._started_at,
+                self._redact,
+            )
         if self._watch is not None:
             self._watch(tuple(self._coordinator.splits.progress.values()))
 
-    def _hear(self, name: Child) -> None:
-        """Take in some of what a child has said."""
+    def _receive(self, name: Child) -> None:
+        """Handle some of the messages of a child."""
         try:
             for message in self._children[name].receive():
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
         except (EOFError, OSError):
             self._children[name].mark_disconnected()  # it died, perhaps in the middle of a message
 
-    def _bury_if_dead(self, name: Child) -> None:
-        """When a child has ended: hear its last words, then tell the coordinator."""
+    def _reap_if_dead(self, name: Child) -> None:
+        """When a child has ended: handle its last messages, then tell the coordinator."""
         child = self._children[name]
         if child.has_ended():
             while child.has_input:
-                self._hear(name)
+                self._receive(name)
             del self._children[name]
             child.close()
             starved = child.code == -signal.SIGKILL and (oom_kills() or 0) > self._oom_kills_before
             now = time.monotonic()
             self._perform(self._coordinator.child_exited(name, child.code, now, out_of_memory=starved))
 
-    def _take_in_spawned(self) -> None:
-        """Children that have been started since the last turn; one that could not be is one that has died."""
+    def _adopt_spawned(self) -> None:
+        """Adopt the children started since the last turn; one whose start failed counts as one that died."""
         while self._spawned:
             name, process = self._spawned.popleft()
             if process is None:
@@ -280,12 +283,12 @@ class Supervisor:
                 self._children[name] = process
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # A terminal that closes says so several times: by itself, and by the shell. That is no second request.
+        # A terminal that closes sends SIGHUP several times: its own and the shell's. That is not a second request.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
         self._wake()
 
-    def _heed_signals(self) -> None:
+    def _act_on_signals(self) -> None:
         if self._signals == 1:
             self._perform(self._coordinator.shut_down(time.monotonic()))
         elif self._signals > 1 and self._exit is None:
@@ -304,7 +307,7 @@ class Supervisor:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it will be read anyway
+        with contextlib.suppress(BlockingIOError):  # full, so it will be read anyway
             os.write(self._wake_write, b"x")
 
     # --- actions -----------------------------------------------------------------------------------------
@@ -338,7 +341,7 @@ class Supervisor:
             self._spawner.give_up(child)
 
     def _end_children(self) -> None:
-        """Children that were told to stop get some time for it; nobody outlives the supervisor."""
+        """Children that were told to stop get some time for it; none outlives the supervisor."""
         is_orderly = self._exit is not None and self._signals < 2
         for name, child in self._children.items():
             if not is_orderly or not self._coordinator.children[name].ready:
@@ -356,24 +359,24 @@ class Supervisor:
                 process.kill()
                 process.close()
 
-    def _await_ends(self, most_s: float) -> None:
-        deadline = time.monotonic() + most_s
+    def _await_ends(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         while self._children and time.monotonic() < deadline:
             for name in [name for name, child in self._children.items() if child.is_gone()]:
                 self._children.pop(name).close()
             time.sleep(END_POLL_S if self._children else 0.0)
 
-    # --- what is seen from outside -----------------------------------------------------------------------
+    # --- looking at itself --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _unharmed(self, what: str) -> Iterator[None]:
-        """A failure to look at the engine must not end it; the log has it, once in a while."""
+        """A failure to observe the engine must not end it; it is logged now and then."""
         try:
             yield
         except Exception as error:
             now = time.monotonic()
-            if now - self._told_at.get(what, -TOLD_EVERY_S) >= TOLD_EVERY_S:
-                self._told_at[what] = now
+            if now - self._warned_at.get(what, -WARN_EVERY_S) >= WARN_EVERY_S:
+                self._warned_at[what] = now
                 log.warning(what, extra={"fields": {"cause": repr(error)}})
 
     def _measure(self) -> None:
@@ -381,88 +384,9 @@ class Supervisor:
         if now - self._measured_at < MEASURE_EVERY_S:
             return
         self._measured_at, self._memory = now, {}
-        # A death is told from what was counted at least one measurement ago: the count may be ahead of the news.
+        # A death is judged by a count that is at least one measurement old: the count may be ahead of the news.
         self._oom_kills_before, self._oom_kills = self._oom_kills, oom_kills() or 0
         with self._unharmed("memory cannot be measured"):
-            tree = (psutil.Process(), *psutil.Process().children(recursive=True))
-            self._memory = {each.pid: proportional_size(each) for each in tree}
+            self._memory = memory_of_tree()
         if self._memory:
             self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))
-
-    def _status(self) -> Status:
-        c = self._coordinator
-        return Status(
-            version=__version__,
-            started_at=self._started_at,
-            at=time.time(),
-            draining=c.draining,
-            memory_bytes=sum(self._memory.values()) if self._memory else None,
-            memory_limit_bytes=self._budget.limit,
-            slab_bytes=c.grants.arena.used,
-            slab_limit_bytes=self._budget.arena,
-            streams=tuple(
-                self._stream_status(each) for each in c.streams.values() if not each.is_of_backfill or each.error
-            ),
-            backfills=tuple(c.splits.progress.values()),
-            rescued=c.landing.rescues.top(RESCUED_COLUMNS),
-            processes=tuple(self._process_status(child) for child in c.children),
-        )
-
-    def _stream_status(self, stream: Stream) -> StreamStatus:
-        counters = stream.counters
-        # Of a stream of another engine nobody here knows how far it is by now.
-        at = stream.ledger.committed if stream.holds_lease or stream.error is not None else None
-        lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
-        return StreamStatus(
-            stream=stream.name,
-            database=stream.spec.database,
-            collections=stream.spec.collections,
-            status=stream.status,
-            state=self._coordinator.health.state_of(stream),
-            reading=stream.is_captured and stream.problem is None,
-            committed_token=token_data(at.token) if at and at.token else None,
-            committed_cluster_time=(at.time or None) if at else None,
-            committed_seq=stream.ledger.committed_seq if at else None,
-            lag_s=None if lag_s is None else round(lag_s, 1),
-            events_read=counters.events_read,
-            events_committed=counters.events_committed,
-            bytes_read=counters.bytes_read,
-            bytes_landed=counters.bytes_landed,
-            objects=counters.objects,
-            segments=counters.segments,
-            segments_in_flight=stream.ledger.in_flight,
-            dead_letters=counters.dead_letters,
-            rescued_values=counters.rescued_values,
-            restarts=counters.restarts,
-            held_by=stream.held_by or "",
-            error=self._redact(str(stream.error)) if stream.error else "",
-            problem=self._redact(stream.problem.text(time.monotonic())) if stream.problem else "",
-            replaced=tuple(sorted(stream.replaced)),
-        )
-
-    def _process_status(self, child: Child) -> ProcessStatus:
-        life = self._coordinator.children[child]
-        process = self._children.get(child)
-        pid = process.pid if process else 0
-        return ProcessStatus(
-            process=str(child),
-            pid=pid or None,
-            ready=life.ready,
-            doing=life.doing,
-            cpu_s=life.cpu_s + life.cpu_s_before,
-            memory_bytes=self._memory.get(pid),
-            restarts=life.deaths,
-        )
-
-
-def proportional_size(process: psutil.Process) -> int:
-    """The PSS of a process in bytes (its resident size where the system has no PSS); 0 when it is gone.
-
-    Raises:
-        OSError: /proc cannot be read.
-    """
-    try:
-        info = process.memory_full_info()
-    except psutil.Error:
-        return 0
-    return int(getattr(info, "pss", info.rss))
