@@ -38,6 +38,12 @@ def stack() -> Iterator[LocalStack]:
 
 
 @pytest.fixture
+def impatient_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The S3 client tries once, here and in engines; by default it does not give up for about ten seconds."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+
+@pytest.fixture
 def unique() -> str:
     """A name that no other test uses: for databases, prefixes in the bucket, prefixes in the state store."""
     return f"t{next(_numbers)}"

@@ -111,7 +111,7 @@ class Members:
             self._members.popitem()[1].close()
 
     def _connect(self, host: str, port: int | None) -> Client:
-        parts = uri_parser.parse_uri(self._uri)
+        parts = uri_parser.parse_uri(self._uri, validate=False)  # as it is written: milliseconds stay milliseconds
         options = {name: value for name, value in parts["options"].items() if name.lower() not in _OF_THE_SET}
         if parts["username"]:
             login = {"username": parts["username"], "password": parts["password"]}

@@ -146,6 +146,7 @@ def test_wrong_s3_key(config: EngineConfig) -> None:
     refused(config, "[sink.s3]", "credentials")
 
 
+@pytest.mark.usefixtures("impatient_s3")
 def test_unreachable_s3(config: EngineConfig) -> None:
     config.set("sink.s3", endpoint_url="http://127.0.0.1:1")
     given_up(config, "Is the store up, and is sink.s3.endpoint_url right?")

@@ -104,7 +104,7 @@ def test_the_largest_documents_and_a_slow_store(
     """They come faster than they can be stored, and no compression makes them smaller."""
     config.set("memory", limit="396MiB")
     config.set("writers", processes=1)
-    with SlowProxy(config.stack.s3.port, 4e6) as proxy:
+    with SlowProxy(config.stack.s3.port, 8e6) as proxy:
         config.set("sink.s3", endpoint_url=proxy.url)
         with Engine(config) as engine:
             engine.wait_reading()

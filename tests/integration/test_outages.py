@@ -82,6 +82,7 @@ def test_away_and_back(servers: LocalStack, tmp_path: Path, unique: str, server:
         assert lake.check_no_token_twice() == plain.stop()
 
 
+@pytest.mark.usefixtures("impatient_s3")
 @pytest.mark.parametrize("server", ["mongo", "s3", "state"])
 def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, server: str) -> None:
     """An engine that is started before its servers waits for them."""
@@ -98,7 +99,7 @@ def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, ser
     processes[server].kill()
     try:
         engine = Engine(config)
-        deadline = time.monotonic() + 240  # S3's client tries for ten seconds by itself
+        deadline = time.monotonic() + 240
         while engine.log().count('"level":"warning"') < 4:  # more attempts than a mere start would make
             assert engine.process.poll() is None, engine.log_tail()
             assert time.monotonic() < deadline, engine.log_tail()

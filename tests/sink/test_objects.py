@@ -183,6 +183,7 @@ def test_keys_are_kept_as_they_are(place: Place, key: str) -> None:
         ({"endpoint_url": "https"}, TransientError, "is http or https"),
     ],
 )
+@pytest.mark.usefixtures("impatient_s3")
 def test_s3_errors(stack: LocalStack, changes: dict[str, str], kind: type[Exception], remedy: str) -> None:
     if changes.get("endpoint_url") == "https":
         changes = {"endpoint_url": f"https://127.0.0.1:{stack.s3.port}"}
@@ -288,6 +289,7 @@ def test_an_endpoint_that_can_be_none(stack: LocalStack, endpoint_url: str) -> N
         Sink(s3_config(stack, "s3://lake/x", endpoint_url=endpoint_url)).check()
 
 
+@pytest.mark.usefixtures("impatient_s3")
 def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a container has one, which may come up after the engine."""
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/x")
@@ -298,6 +300,7 @@ def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: 
         Sink(s3_config(stack, "s3://lake/x", access_key="", secret_key="")).check()
 
 
+@pytest.mark.usefixtures("impatient_s3")
 def test_s3_failures_under_way_are_transient(stack: LocalStack, unique: str) -> None:
     """A server that goes away between the parts."""
     directory = stack.directory / unique

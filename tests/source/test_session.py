@@ -7,7 +7,7 @@ from bson.timestamp import Timestamp
 
 from engine.core.position import split_time
 from engine.errors import TransientError
-from engine.source.session import server_time, starting_position, survey
+from engine.source.session import Members, server_time, starting_position, survey
 from tests.failing import Client, failing
 
 
@@ -36,3 +36,11 @@ def test_starting_positions(client: Client) -> None:
     assert oldest is not None
     assert Timestamp(*split_time(starting_position(client, "earliest").time)) == oldest["ts"]
     assert split_time(starting_position(client, "2026-05-01T09:00:59+02:00").time) == (1777618859, 0)
+
+
+def test_the_options_of_the_uri_hold_for_a_member_that_is_read_directly(client: Client) -> None:
+    uri = "mongodb://a,b/?replicaSet=rs0&serverSelectionTimeoutMS=5000&tls=true"
+    with Members(client, uri, "secondary")._connect("127.0.0.1", 1) as member:
+        assert member.options.server_selection_timeout == 5.0
+        assert member.options.pool_options.socket_timeout == 60.0
+        assert member.options.pool_options._ssl_context is not None
