@@ -11,26 +11,24 @@ import logging
 import time
 from multiprocessing.connection import Connection, wait
 
-import numpy as np
-import pyarrow as pa
 from msgspec.structs import replace
 
 from engine.config.streams import streams_of
 from engine.core import messages as msg
-from engine.core.ledger import first_segment
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, grow, room_left
-from engine.core.segments import Limits, SegmentEnd, Segmenter
+from engine.core.segments import Limits, SegmentEnd
 from engine.core.specs import MarkSpec, SplitSpec, StreamSpec, one_collection
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.schema import SchemaOptions
-from engine.errors import FatalError, HeadraceError, TransientError
-from engine.processes.held import Held
+from engine.errors import HeadraceError, TransientError
+from engine.processes.assignment import Assignment
+from engine.processes.batches import Batches
 from engine.processes.link import ChildSettings, send_failure
 from engine.processes.registry import Registry, Unsettled
 from engine.processes.rescue_log import RescueLog
 from engine.shared.arena import Arena
-from engine.shared.slab import Content, SlabPlan
+from engine.shared.slab import SlabPlan
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
@@ -42,52 +40,12 @@ from engine.source.watchable import not_watchable
 
 BEAT_S = 1.0
 IDLE_EVERY_S = 10.0
-CHUNK_ROWS = 16_384
-LARGE_DOCUMENT = 2**14
-CHUNK_BYTES = 2**22
-UNCUT = Limits(1 << 62, 1 << 62, float("inf"))
-ARENA_SHARE = 8
 
 log = logging.getLogger("headrace")
 
 
 class _Reassigned(Exception):
     """The work in progress is void: the assignment was replaced or withdrawn."""
-
-
-class Assignment:
-    """One stream being read, from one ``Assign`` to the next."""
-
-    def __init__(self, assign: msg.Assign, start: Position, limits: Limits) -> None:
-        self.spec = assign.spec
-        self.held = Held(limits.age_s)
-        self.whole = isinstance(self.spec, SplitSpec) and self.spec.whole
-        if self.whole:
-            limits = UNCUT
-        self.generation = assign.generation
-        self.replay_only = assign.replay_only
-        self.until = assign.until
-        next_seq = first_segment(start) if assign.next_seq is None else assign.next_seq
-        self.segmenter = Segmenter(limits, next_seq, assign.replay, assign.until, start)
-        self.scanned = start
-        self.versions: dict[tuple[str, str], int] = {}
-        self.replaced: dict[str, msg.Replaced] = {}  # in the open segment
-        self.found_start = None if assign.start else start
-        self.started = False
-        self.finishing = False
-        self.cut_now = False
-        self.grown = False
-        self.idle_at = 0.0
-
-    @property
-    def read_at(self) -> int:
-        """The cluster time at which the split was started."""
-        return self.scanned.time
-
-    @property
-    def uncut(self) -> bool:
-        """Whether the open segment must not be cut before its given end."""
-        return self.segmenter.replaying or self.whole
 
 
 class Reader:
@@ -116,7 +74,7 @@ class Reader:
         self._rescue_log = RescueLog()
         self._settling = False
         self._stopping = False
-        self._growth = 1.0  # bytes as columns for each byte of BSON, as last measured
+        self._batches = Batches(self._registry.known, arena.size, lambda: self._beat("decoding"))
         self._progress = 0
         self._beat_at = 0.0
 
@@ -301,7 +259,7 @@ class Reader:
         row = 0
         while row < len(events):
             self._beat("settling types")
-            stop = row + self._chunk_rows(events, row)
+            stop = row + self._batches.chunk_rows(events, row)
             self._decoder.settle(events.data, events.offsets[row : stop + 1])
             row = stop
 
@@ -327,7 +285,7 @@ class Reader:
         self._note_started(assignment)
         segmenter = assignment.segmenter
         while row < len(reply):
-            stop = segmenter.reach(reply, row, self._chunk_rows(reply, row))
+            stop = segmenter.reach(reply, row, self._batches.chunk_rows(reply, row))
             if stop == row and not segmenter.replaying:
                 assignment.finishing = True  # the next event is after ``until``
                 return False
@@ -360,7 +318,8 @@ class Reader:
 
         Returns where it stopped: before ``stop`` if the rows take too much memory as columns.
         """
-        plan, decoded, stop = self._decoded(assignment, reply, row, stop)
+        assert self._decoder is not None
+        plan, decoded, stop = self._batches.batch(self._decoder, assignment, reply, row, stop)
         segmenter = assignment.segmenter
         grown = [
             batch
@@ -399,42 +358,6 @@ class Reader:
                 what = "a collection was renamed, and is not captured under its new name"
                 log.warning(what, extra={"fields": fields})
 
-    def _decoded(self, assignment: Assignment, reply: Reply, row: int, stop: int) -> tuple[SlabPlan, Decoded, int]:
-        """The rows as columns, as many as fit their share of the arena, and where they end.
-
-        Documents that each have only a few of a collection's many fields are much larger as columns than as BSON.
-        """
-        assert self._decoder is not None
-        share = self._arena.size // ARENA_SHARE
-        while True:
-            self._beat("decoding")
-            offsets = reply.offsets[row : stop + 1]
-            if isinstance(assignment.spec, SplitSpec):
-                decoded = self._decoder.decode_documents(reply.data, offsets, assignment.read_at)
-            else:
-                decoded = self._decoder.decode(reply.data, offsets)
-            plan = SlabPlan(self._contents(assignment, decoded))
-            raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
-            self._growth = max(1.0, plan.size / raw_bytes)
-            if plan.size <= 2 * share or stop == row + 1:
-                break
-            stop = row + max(1, int((stop - row) * share / plan.size))
-        if plan.size > self._arena.size:
-            cause = f"an event takes {plan.size} bytes, but all slabs together have only {self._arena.size}"
-            raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
-        return plan, decoded, stop
-
-    def _chunk_rows(self, reply: Reply, row: int) -> int:
-        """How many rows from here on may be decoded together, so that they fit their share of the arena.
-
-        Large documents have long arrays, whose elements take several times their size while being located.
-        """
-        max_bytes = int(self._arena.size / ARENA_SHARE / self._growth)
-        if int(reply.offsets[-1] - reply.offsets[0]) > LARGE_DOCUMENT * len(reply):
-            max_bytes = min(max_bytes, CHUNK_BYTES)
-        budget = int(reply.offsets[row]) + max_bytes
-        return min(CHUNK_ROWS, max(1, int(np.searchsorted(reply.offsets, budget)) - 1 - row))
-
     def _hand_over(
         self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int, rescued: tuple[msg.Rescued, ...]
     ) -> None:
@@ -446,19 +369,6 @@ class Reader:
         for each in rescued:
             schema = self._registry.known[each.database, each.collection]
             self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
-
-    def _contents(self, assignment: Assignment, decoded: Decoded) -> list[tuple[Content, pa.RecordBatch]]:
-        contents = []
-        for batch in decoded.batches:
-            schema = self._registry.known[batch.database, batch.collection]
-            rows = batch.batch.num_rows
-            contents.append((Content(batch.database, batch.collection, 0, 0, rows, schema), batch.batch))
-        if decoded.dead_letters:
-            letters = pa.record_batch([pa.array(decoded.dead_letters, pa.binary())], names=["event"])
-            spec = assignment.spec
-            content = Content(spec.database, one_collection(spec), 0, 0, letters.num_rows, dead_letters=True)
-            contents.append((content, letters))
-        return contents
 
     def _await_grant(self) -> msg.Grant:
         """Wait for the requested slab.

@@ -24,10 +24,10 @@ from engine.core.position import Position
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.decode.schema import METADATA_COLUMNS
 from engine.errors import TransientError
+from engine.processes.builds import SegmentBuild
 from engine.processes.child import ChildProcess
 from engine.processes.forks import template
 from engine.processes.link import ChildSettings
-from engine.processes.writer import SegmentBuild
 from engine.shared.arena import Arena
 from engine.shared.slab import Content, SlabPlan
 from engine.sink.objects import PART_SIZE, Sink

@@ -1,0 +1,227 @@
+"""Segments being built: their objects, each with the rows collected for it and the file that they go into.
+
+State: what has been collected and not written. Owner: the writer's loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.config.tree import Config
+from engine.core import messages as msg
+from engine.core.naming import (
+    DIRECTORIES,
+    Directories,
+    Partitioning,
+    is_split,
+    object_key,
+    partition_of_seconds,
+)
+from engine.core.position import split_time, token_document, token_time
+from engine.core.schema import CollectionSchema
+from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
+from engine.shared.slab import Content
+from engine.sink.objects import Sink, Upload
+
+
+class Outflow:
+    """Passes an object's bytes from its encoder to its upload, and counts them.
+
+    The encoder gets this rather than the build that owns it: Arrow holds its file where the garbage collector
+    cannot see it, so a reference back to the build would leak the build.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload: Upload | None = upload
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Add bytes to the upload; called by the encoder."""
+        self.size += len(data)
+        return len(data) if self._upload is None else self._upload.write(data)
+
+    def cut(self) -> None:
+        """Ignore further writes: an encoder that is dropped still writes the end of its file."""
+        self._upload = None
+
+
+class ObjectBuild:
+    """One object being built: the rows collected for the next row group, and the file they go to."""
+
+    def __init__(
+        self,
+        name: msg.ObjectName,
+        segment: tuple[str, int],
+        upload: Upload,
+        schema: CollectionSchema,
+        config: Config,
+    ) -> None:
+        self.name = name
+        self.segment = segment
+        self.upload = upload
+        self.schema = schema
+        self._config = config
+        self._outflow = Outflow(upload)
+        self._file: Encoder | None = None
+        self._pending: list[pa.RecordBatch] = []
+        self.pending_bytes = 0
+        self.rows = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object so far."""
+        return self._outflow.size
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Collect rows for the next row group."""
+        self._pending.append(batch)
+        self.pending_bytes += batch.nbytes
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Write the collected rows as a row group."""
+        if not self._pending:
+            return
+        self._open().write([self._stamped(batch) for batch in self._pending])
+        self._pending, self.pending_bytes = [], 0
+
+    def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows with the segment that they belong to."""
+        if self.name.dead_letter:
+            return batch
+        stream, seq = self.segment
+        batch = batch.append_column("_cdc_stream", pa.repeat(pa.scalar(stream), batch.num_rows))
+        return batch.append_column("_cdc_seq", pa.repeat(pa.scalar(seq), batch.num_rows))
+
+    def _open(self) -> Encoder:
+        if self._file is None:
+            raw = self._config.schema.raw
+            self._file = open_file(self.name.key, self._outflow, self.schema, self._config.sink, raw=raw)
+        return self._file
+
+    def seal(self, facts: dict[str, str]) -> None:
+        """Write everything including the footer, without making it visible."""
+        self.flush()
+        self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
+        self._file = None  # a sealed object may wait long to be published, and should hold little memory
+        self.upload.seal()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._outflow.cut()
+        self._file = None
+        self._pending, self.pending_bytes = [], 0
+        self.upload.discard()
+
+
+class SegmentBuild:
+    """One segment being built: its objects by key."""
+
+    def __init__(
+        self, stream: str, seq: int, sink: Sink, config: Config, directories: Directories = DIRECTORIES
+    ) -> None:
+        self._directories = directories
+        self._stream = stream
+        self._seq = seq
+        self._sink = sink
+        self._config = config
+        self.objects: dict[str, ObjectBuild] = {}
+
+    def add(self, content: Content, batch: pa.RecordBatch) -> None:
+        """Add the rows of one collection to the objects of their partitions."""
+        if content.dead_letters:
+            name = self._name(content.database, content.collection, "none", dead_letter=True)
+            self._object(name, content.schema).add(batch)
+            return
+        for partition, part in _by_partition(batch, self._config.sink.partition_by, self._directories):
+            name = self._name(content.database, content.collection, partition)
+            self._object(name, content.schema).add(part)
+
+    def _name(
+        self, database: str, collection: str, partition: str, *, dead_letter: bool = False
+    ) -> msg.ObjectName:
+        key = object_key(
+            self._stream,
+            self._seq,
+            database,
+            collection,
+            partition,
+            shards=self._config.sink.prefix_shards,
+            suffix=DEAD_LETTER_SUFFIX if dead_letter else suffix_of(self._config.sink),
+            dead_letter=dead_letter,
+            directories=self._directories,
+        )
+        return msg.ObjectName(key, database, collection, dead_letter)
+
+    def _object(self, name: msg.ObjectName, schema: CollectionSchema) -> ObjectBuild:
+        build = self.objects.get(name.key)
+        if build is None:
+            segment = self._stream, self._seq
+            build = ObjectBuild(name, segment, self._sink.open(name.key), schema, self._config)
+            self.objects[name.key] = build
+        assert build.schema.version == schema.version or name.dead_letter, "the reader cuts when a schema grows"
+        return build
+
+    def pending(self) -> Iterator[ObjectBuild]:
+        """The objects with collected rows."""
+        return (build for build in self.objects.values() if build.pending_bytes)
+
+    def seal(self, intent: msg.Intent, version: str) -> None:
+        """Finish all objects, with an empty one for each other that an earlier attempt may have made."""
+        for name in intent.objects:
+            if name.key not in self.objects:
+                self._object(name, CollectionSchema())
+        facts = {
+            "headrace.stream": self._stream,
+            "headrace.seq": str(self._seq),
+            "headrace.first_token": self._footer_token(intent.first_token),
+            "headrace.last_token": self._footer_token(intent.end.token),
+            "headrace.version": version,
+        }
+        for build in self.objects.values():
+            build.seal(facts)
+
+    def _footer_token(self, token: str | None) -> str:
+        """A whole resume token as the hex of its BSON; a position in a split as it is."""
+        if not token:
+            return ""
+        return token if is_split(self._stream) else token_document(token).hex()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        for build in self.objects.values():
+            build.discard()
+
+
+def _by_partition(
+    batch: pa.RecordBatch, partition_by: Partitioning, directories: Directories
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of each event-time partition, in stream order."""
+    if partition_by in ("collection", "none"):
+        yield partition_by, batch
+        return
+    unit_s = 3600 if partition_by == "hour" else 86400
+    buckets = _event_seconds(batch) // unit_s
+    values = np.unique(buckets)
+    for bucket in values.tolist():
+        partition = partition_of_seconds(bucket * unit_s, partition_by, directories)
+        yield partition, batch if len(values) == 1 else batch.filter(pa.array(buckets == bucket))
+
+
+def _event_seconds(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The cluster time of each row, in seconds since 1970; from the token if a pipeline removed the field."""
+    names = batch.schema.names
+    times = batch.column("_cdc_cluster_time") if "_cdc_cluster_time" in names else None
+    if times is not None and not times.null_count:
+        return np.asarray(times.cast(pa.int64()).to_numpy()) // 1000
+    tokens = batch.column("_cdc_token").to_pylist()
+    given = times.cast(pa.int64()).to_pylist() if times is not None else [None] * len(tokens)
+    seconds = [
+        split_time(token_time(token or "") or 0)[0] if milliseconds is None else milliseconds // 1000
+        for token, milliseconds in zip(tokens, given, strict=True)
+    ]
+    return np.array(seconds, np.int64)
