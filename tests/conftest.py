@@ -25,9 +25,17 @@ settings.load_profile("repeatable")
 
 _numbers = itertools.count()
 
+# Otherwise each of the many engines that the tests start would compile the whole package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A shell's background jobs ignore SIGINT, and so would the engines that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process is left with a long one when the others are done."""
+    items.sort(key=lambda item: "integration" not in item.path.parts and "sim" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

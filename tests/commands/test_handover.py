@@ -77,14 +77,14 @@ def test_streams_are_handed_over_once(config: Config) -> None:
     assert stands(config) == (found, document)
 
 
-def test_what_is_interrupted_hands_nothing_over(config: Config) -> None:
+def test_an_interrupted_handover_hands_nothing_over(config: Config) -> None:
     before = stands(config)
     assert not hand_over(config, streams_of(config.source), lambda _: None)
     assert stands(config) == before
 
 
 @pytest.mark.parametrize("is_over", [False, True])
-def test_two_engines_do_not_hand_over_at_once(config: Config, is_over: bool) -> None:
+def test_two_engines_do_not_hand_over_concurrently(config: Config, is_over: bool) -> None:
     """The other one begins while we run the former streams to their end, and may have finished by then."""
 
     def run_to_end(_: Sequence[StreamSpec]) -> int:
@@ -103,13 +103,13 @@ def test_two_engines_do_not_hand_over_at_once(config: Config, is_over: bool) -> 
     assert not found["shop.orders"].closed
 
 
-def test_leases_of_the_dead_are_no_obstacle(config: Config) -> None:
+def test_leases_of_dead_engines_do_not_block_a_handover(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder=dead_owner())
     assert hand_over(config, streams_of(config.source), lambda _: TIME + 5)
     assert stands(config)[0]["shop.orders"].closed
 
 
-def test_leases_of_the_living_are(config: Config) -> None:
+def test_leases_of_live_engines_block_a_handover(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder="elsewhere/1/2/3")
     with pytest.raises(ConfigError, match=r"elsewhere/1/2/3 runs the stream shop\.orders"):
         hand_over(config, streams_of(config.source), lambda _: TIME + 5)
@@ -119,7 +119,7 @@ def test_leases_of_the_living_are(config: Config) -> None:
     assert text  # to be carried out by whoever starts next
 
 
-def test_a_handover_is_void_when_its_streams_went_on(config: Config) -> None:
+def test_a_handover_is_void_once_its_streams_have_moved_on(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder="elsewhere/1/2/3")
     with pytest.raises(ConfigError):
         hand_over(config, streams_of(config.source), lambda _: TIME + 5)

@@ -60,7 +60,7 @@ def test_places_are_in_order(one: int, other: int) -> None:
     assert split_place(make_place(one, "0a")) == (one, "0a")
 
 
-def test_a_mark_is_the_last_split_and_no_document() -> None:
+def test_a_mark_is_the_last_split_and_not_a_document() -> None:
     plan = replace(PLAN, since=TIME)
     splits, mark = plan.splits(), plan.mark()
     assert splits == PLAN.splits()
@@ -131,7 +131,7 @@ def test_splits_wait_for_the_streams_position() -> None:
     assert asked(actions) == [each.stream for each in PLAN.splits()], "two readers, and one split in advance"
 
 
-def test_readers_go_from_split_to_split() -> None:
+def test_readers_move_from_split_to_split() -> None:
     splits = PLAN.splits()
     made = coordinator([], splits, pool=1)
     actions = made.tick(0.5) + ready(made)

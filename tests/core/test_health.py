@@ -49,7 +49,7 @@ def problems(made: Coordinator, now: float) -> list[str]:
     return [stream.problem.text(now) if stream.problem else "" for stream in made.streams.values()]
 
 
-def test_a_mongodb_that_does_not_answer() -> None:
+def test_mongodb_does_not_answer() -> None:
     made = reading()
     assert states(made) == ["reading", "reading"]
     assert not live(made, 12.0, reader_0={"unanswered_s": 2.0}), "a getMore may take its time"
@@ -64,7 +64,7 @@ def test_a_mongodb_that_does_not_answer() -> None:
     assert states(made) == ["reading", "reading"]
 
 
-def test_what_lasts_is_told_now_and_then_and_once_for_all_streams() -> None:
+def test_a_lasting_problem_is_reported_periodically_and_once_for_all_streams() -> None:
     made = reading()
     told = []
     for second in range(int(3 * TOLD_AGAIN_S)):
@@ -74,7 +74,7 @@ def test_what_lasts_is_told_now_and_then_and_once_for_all_streams() -> None:
     assert told[0].fields["streams"] == ["shop.a", "shop.b"]
 
 
-def test_a_mongodb_that_refuses() -> None:
+def test_mongodb_refuses() -> None:
     """The words change with each attempt; what counts is since when."""
     made = reading()
     assert not live(made, 11.0, reader_1={"error": "read: refused"}), "it may be over at once"
@@ -86,7 +86,7 @@ def test_a_mongodb_that_refuses() -> None:
     assert told.fields["after_s"] == 9.0
 
 
-def test_a_sink_that_does_not_answer_holds_up_those_that_it_owes() -> None:
+def test_a_sink_that_does_not_answer_holds_up_the_streams_that_wait_for_it() -> None:
     made = reading()
     (reader, _), seq = READERS, first_segment(START)
     made.from_child(reader, SlabRequest(0, seq, 100), 10.0)
@@ -95,7 +95,7 @@ def test_a_sink_that_does_not_answer_holds_up_those_that_it_owes() -> None:
     assert problems(made, 16.0) == ["the sink has not answered for 6 s", ""]
 
 
-def test_a_segment_that_failed_until_something_is_committed() -> None:
+def test_a_failed_segment_is_a_problem_until_the_next_commit() -> None:
     made = reading()
     failed = Failed("transient", "publish x", "503", "", "shop.a", 0)
     made.from_child(WRITER, failed, 10.0)
@@ -109,7 +109,7 @@ def test_a_segment_that_failed_until_something_is_committed() -> None:
     assert states(made) == ["reading", "reading"]
 
 
-def test_a_state_store_that_does_not_answer() -> None:
+def test_the_state_store_does_not_answer() -> None:
     made = reading()
     store_seen(made, 6.0, "", 16.0)
     (told,) = live(made, 16.0)
@@ -125,7 +125,7 @@ def test_a_state_store_that_does_not_answer() -> None:
     assert (told.event, told.fields["after_s"]) == (GO_ON, 11.0)
 
 
-def test_a_process_that_gives_no_sign_of_life() -> None:
+def test_a_process_without_heartbeats() -> None:
     made = reading()
     live(made, 15.0)
     for second in range(16, 24):
@@ -136,7 +136,7 @@ def test_a_process_that_gives_no_sign_of_life() -> None:
     assert problems(made, 300.0) == ["", ""]
 
 
-def test_a_process_that_dies_and_cannot_begin() -> None:
+def test_a_process_that_dies_and_fails_to_restart() -> None:
     made = reading()
     made.child_exited(READERS[0], -9, 20.0)
     live(made, 22.5)

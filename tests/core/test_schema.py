@@ -41,7 +41,7 @@ def grown(*fields: str, onto: CollectionSchema | None = None) -> CollectionSchem
     ],
     ids="-".join,
 )
-def test_names_that_a_reader_could_take_for_one_another(fields: list[str], columns: list[str]) -> None:
+def test_names_that_a_reader_could_confuse(fields: list[str], columns: list[str]) -> None:
     assert list(names(grown(*fields)).values()) == columns
     one_by_one = CollectionSchema()
     for field in fields:
@@ -56,7 +56,7 @@ def test_every_directory_of_the_lake_is_reserved() -> None:
         assert inner.fields[0].type.fields[0].column == ""
 
 
-def test_inside_of_structs_and_lists_at_every_depth() -> None:
+def test_names_inside_structs_and_lists_at_every_depth() -> None:
     def fields(*found: str) -> DataType:
         return DataType("struct", tuple(Field(name, INT) for name in found))
 
@@ -99,7 +99,7 @@ def test_a_record_that_has_both_names_keeps_them() -> None:
     assert names(grown("NAME", onto=schema)) == {"Name": "Name", "name": "name", "NAME": "NAME__2"}
 
 
-def test_a_name_and_each_of_its_forms_have_one_key() -> None:
+def test_all_forms_of_a_character_fold_to_one_key() -> None:
     """All that lower-casing, upper-casing, title-casing, case folding and normalizing make of a character."""
     for code in itertools.chain(range(0xD800), range(0xE000, 0x1F000)):
         character = chr(code)

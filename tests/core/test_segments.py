@@ -68,7 +68,7 @@ def test_rows_cut() -> None:
     ]
 
 
-def test_bytes_cut_behind_the_event_that_reaches_them() -> None:
+def test_bytes_cut_after_the_event_that_reaches_the_limit() -> None:
     taken = consume(Segmenter(Limits(1000, 250, 5.0), 1), Numbered(range(7), size=100))
     assert [len(numbers) for numbers, _ in taken] == [3, 3, 1]
 
@@ -97,7 +97,7 @@ def test_an_empty_segment_is_not_cut() -> None:
     assert segmenter.expired(1e9) is None
 
 
-def test_a_replay_cuts_where_it_was_cut_and_knows_its_objects() -> None:
+def test_a_replay_cuts_at_the_same_places_and_knows_its_objects() -> None:
     segmenter = Segmenter(LIMITS, 4, [intent(4, 2), intent(5, 40)])
     taken = consume(segmenter, Numbered(range(50)), chunk=7)
     ends = [(end.intent.seq, end.intent.end.token, end.intent.objects) for _, end in taken if end]
@@ -105,13 +105,13 @@ def test_a_replay_cuts_where_it_was_cut_and_knows_its_objects() -> None:
     assert not segmenter.replaying
 
 
-def test_a_replay_cuts_although_its_last_event_has_not_come_again() -> None:
+def test_a_replay_cuts_even_if_its_last_event_does_not_reappear() -> None:
     segmenter = Segmenter(LIMITS, 1, [intent(1, 5)])
     taken = consume(segmenter, Numbered([1, 2, 8]))
     assert [(numbers, bool(end)) for numbers, end in taken] == [([1, 2], True), ([8], False)]
 
 
-def test_a_replay_without_any_event_still_makes_its_segment() -> None:
+def test_a_replay_without_events_still_makes_its_segment() -> None:
     segmenter = Segmenter(LIMITS, 1, [intent(1, 5)])
     assert segmenter.scanned(token(4)) is None
     end = segmenter.scanned(token(5))
@@ -135,7 +135,7 @@ def test_until_ends_before_the_first_later_event() -> None:
     assert segmenter.reach(events, 3, 100) == 3
 
 
-def test_an_invalidate_is_known_at_the_end_only() -> None:
+def test_an_invalidate_is_known_only_at_the_end() -> None:
     segmenter = Segmenter(LIMITS, 1)
     events = Numbered(range(4), ends_invalidated=True)
     segmenter.take(events, 0, 2, 0.0)

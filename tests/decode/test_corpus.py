@@ -55,7 +55,7 @@ def test_json_of_a_collection(name: str) -> None:
         assert lake.json_tree(text) == lake.document_tree(document)
 
 
-def test_the_trees_are_held_to_the_driver() -> None:
+def test_trees_agree_with_the_driver() -> None:
     """What these tests compare with is itself compared: a mistake there would hide one here."""
     for name in ("tiny", "places", "thousand_fields"):
         for document in list(corpus.collection(name))[:50]:

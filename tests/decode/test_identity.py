@@ -79,7 +79,7 @@ def test_the_text(text: str, found: list[Any]) -> None:
     assert {key_of(value) for value in found} == {text}
 
 
-def test_a_symbol_is_a_string() -> None:
+def test_a_symbol_has_the_key_of_its_string() -> None:
     data = b"\x0e_id\0" + values.sized(b"ab")
     whole = values.document([data])
     assert merge_key(whole, whole[4], 9, len(whole) - 1) == '"ab"'
@@ -98,7 +98,7 @@ _near = st.one_of(
 
 
 @given(found=st.lists(_near, min_size=1, max_size=12), picks=st.lists(st.integers(0, 11), max_size=30))
-def test_columns_have_the_defined_text(found: list[values.Value], picks: list[int]) -> None:
+def test_columns_contain_the_defined_text(found: list[values.Value], picks: list[int]) -> None:
     """Of documents and of events, in whatever mixture of types."""
     rows = [found[pick % len(found)] for pick in [*range(len(found)), *picks]]
     documents = [values.document([values.element(kind, b"_id", value)]) for kind, value in rows]

@@ -61,7 +61,7 @@ def milliseconds(array: pa.Array) -> pa.Array:
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
 @given(found=values.batches())
 @settings(max_examples=250, deadline=None)
-def test_what_lands_is_what_was_there(options: SchemaOptions, found: list[bytes]) -> None:
+def test_rows_decode_back_to_their_documents(options: SchemaOptions, found: list[bytes]) -> None:
     batch, schema = decoded(found, options)
     for data, row in zip(found, rows_of(batch), strict=True):
         assert lake.document_of(row, schema.fields) == lake.document_tree(data)
@@ -71,7 +71,7 @@ def test_what_lands_is_what_was_there(options: SchemaOptions, found: list[bytes]
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
 @given(found=values.batches())
 @settings(max_examples=250, deadline=None)
-def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes]) -> None:
+def test_the_columnar_decoder_agrees_with_the_row_decoder(options: SchemaOptions, found: list[bytes]) -> None:
     batch, schema = decoded(found, options)
     arrays, lost = rowwise.columns([rowwise.whole(each) for each in found], schema.fields)
     for field in schema.fields:
@@ -110,7 +110,7 @@ def kinds_of(type_: pa.DataType, path: str = "") -> set[str]:
     return {f"{path}: {type_}"}
 
 
-def test_batches_of_any_size_are_alike() -> None:
+def test_batches_of_any_size_decode_alike() -> None:
     """Rows are walked in small batches and moved in step in large ones."""
     rng = np.random.default_rng(5)
     found = []

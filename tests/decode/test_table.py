@@ -100,7 +100,7 @@ def column(batch: pa.RecordBatch, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("copies", [1, 30], ids=["walked", "in step"])
 @pytest.mark.parametrize(("name", "held", "refused"), TABLE, ids=[each[0] for each in TABLE])
-def test_the_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], copies: int) -> None:
+def test_type_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], copies: int) -> None:
     options = SchemaOptions(overrides={"c.v": parse_type(name)})
     given = [value for value, _ in held] + refused
     documents = [bson.encode({"v": value}) for value in given for _ in range(copies)]
@@ -147,7 +147,7 @@ def test_dates_that_readers_cannot_hold_are_rescued(copies: int) -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
-def test_a_wall_time_that_readers_cannot_hold_is_with_what_else_there_is(copies: int) -> None:
+def test_a_wall_time_that_readers_cannot_hold_is_kept_in_extra(copies: int) -> None:
     events = []
     for stamp in (5, 2**63 - 1):
         fields = [
@@ -182,7 +182,7 @@ def test_arrays_of_any_length(item: Any, length: int) -> None:
 @pytest.mark.parametrize("rows", [3, 250])
 @pytest.mark.parametrize("place", [0, 5, 30, 150])
 @pytest.mark.parametrize("wrong", [b"x", b"0", b"999"])
-def test_array_keys_that_do_not_count(rows: int, place: int, wrong: bytes) -> None:
+def test_array_keys_out_of_sequence(rows: int, place: int, wrong: bytes) -> None:
     """Such an array is kept as its bytes, and drags nobody along."""
     keys = [b"%d" % n for n in range(160)]
     one = struct.pack("<d", 1.0)
@@ -196,7 +196,7 @@ def test_array_keys_that_do_not_count(rows: int, place: int, wrong: bytes) -> No
         assert lake.document_of(row, schema.fields) == lake.document_tree(document)
 
 
-def test_a_run_that_is_interrupted() -> None:
+def test_an_interrupted_run() -> None:
     items: list[Any] = [1.0] * 40 + ["x"] + [2.0] * 70 + [None] + [3] * 200 + [4.0] * 50
     documents = [bson.encode({"v": items}), bson.encode({"v": [1.0] * 50})]
     batch, schema = decoded(documents, SchemaOptions(overrides={"c.v": parse_type("list<double>")}))
@@ -246,7 +246,7 @@ class TestCrowded:
 
     @pytest.mark.parametrize("rows", [1, 5, 300])
     @pytest.mark.parametrize("most", [1, 5, 100, 1000])
-    def test_id_and_common_names_get_columns_first(self, rows: int, most: int) -> None:
+    def test_id_and_the_most_common_names_get_columns_first(self, rows: int, most: int) -> None:
         """Of more names than there is room for, in whatever order the documents have them."""
         rng = np.random.default_rng(rows)
         documents = []
@@ -312,12 +312,12 @@ class TestOptions:
         batch, _ = decoded([bson.encode({"items": [{"price": Decimal128("1.5")}]})] * 20, options)
         assert column(batch, "items")[0] == [{"price": Decimal("1.50")}]
 
-    def test_overrides_of_other_collections_do_not_count(self) -> None:
+    def test_overrides_of_other_collections_do_not_apply(self) -> None:
         _, schema = decoded([bson.encode({"v": 1})], SchemaOptions(overrides={"other.v": parse_type("string")}))
         assert schema.fields[0].type == DataType("int64")
 
     @pytest.mark.parametrize("copies", [1, 30])
-    def test_a_mismatch_fails_when_it_is_to(self, copies: int) -> None:
+    def test_a_mismatch_fails_if_configured(self, copies: int) -> None:
         documents = [bson.encode({"v": 1})] * 40 + [bson.encode({"v": "x"})] * copies
         with pytest.raises(FatalError, match=r"decode db.c: field 'v' has a string that its column \(int64\)"):
             decoded(documents, SchemaOptions(on_mismatch="fail"))
@@ -351,7 +351,7 @@ DOCUMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: "-".join(document)[:30])
-def test_json_is_equal_in_value_to_the_drivers(document: dict[str, Any]) -> None:
+def test_json_equals_the_drivers_in_value(document: dict[str, Any]) -> None:
     (text,) = documents_json([bson.encode(document)])
     assert text is not None
     options = json_util.RELAXED_JSON_OPTIONS
@@ -361,7 +361,7 @@ def test_json_is_equal_in_value_to_the_drivers(document: dict[str, Any]) -> None
     )
 
 
-def test_json_of_many_documents_of_which_some_are_strange() -> None:
+def test_json_of_many_documents_some_of_them_unusual() -> None:
     strange = values.document([values.element(0x0E, b"a", values.sized(b"symbol"))])
     broken = values.document([values.element(0x02, b"a", struct.pack("<i", 99) + b"x\0")])
     documents = [bson.encode({"n": n}) for n in range(50)]

@@ -103,7 +103,7 @@ def test_parquet(format_: str, compression: str) -> None:
         )
 
 
-def test_parquet_has_dictionaries_of_what_comes_again() -> None:
+def test_parquet_has_dictionaries_for_repeated_values() -> None:
     count = 3000
     columns: dict[str, tuple[pa.DataType, Callable[[int], Any]]] = {
         "string": (pa.string(), str),
@@ -137,7 +137,7 @@ def test_parquet_has_dictionaries_of_what_comes_again() -> None:
     assert dictionaries == {f"{name}_again" for name in columns} | {"few"}
 
 
-def test_parquet_has_statistics_but_of_very_long_values() -> None:
+def test_parquet_has_statistics_except_for_very_long_values() -> None:
     """The encoder would hold some of them many times over."""
     long = ["x" * 100_000, "y" * 100_000]
     columns = {
@@ -171,7 +171,7 @@ def test_parquet_has_statistics_but_of_very_long_values() -> None:
 
 
 @pytest.mark.parametrize("format_", ["json", "csv", "bson"])
-def test_rows_are_made_of_some_columns_at_a_time(format_: str) -> None:
+def test_rows_are_built_a_few_columns_at_a_time(format_: str) -> None:
     """As Python has them they take much more memory than the columns do."""
     sizes: list[int] = []
 

@@ -96,7 +96,7 @@ def expressions(columns: dict[str, str], inner: dict[str, str], quote: str) -> l
     return [*(f"{quote}{name}{quote}" for name in outer), *inside]
 
 
-def test_the_file_tells_the_original_names(columns: dict[str, str], inner: dict[str, str]) -> None:
+def test_the_file_contains_the_original_names(columns: dict[str, str], inner: dict[str, str]) -> None:
     assert set(columns) >= set(DOCUMENT)
     assert set(inner) == {name for pair in PAIRS for name in pair}
     assert columns["_id"] == "_id"
