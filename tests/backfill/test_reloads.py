@@ -1,4 +1,4 @@
-"""What is planned for collections that were replaced, on a real state store."""
+"""The plans made for replaced collections, on a real state store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEW = replace(PLAN, id="77777777", since=300, begun=300)
 
 
 class Fake(Planner):
-    """Plans with what a server would say, without one."""
+    """A planner with the answers of a server, but without one."""
 
     def __init__(self, *found: Plan) -> None:
         self.found = list(found)
@@ -55,7 +55,7 @@ def config_with(directory: Path, **source: str) -> Config:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """With the record of a stream whose collection was replaced at the cluster time 250."""
+    """A configuration whose state has a stream with a collection that was replaced at cluster time 250."""
     made = config_with(tmp_path)
     (spec,) = streams_of(made.source)
     keep(made, spec, begin(spec, "", "", Position(time=260)).put | {"replaced:shop.orders": "250"}, "mine")

@@ -1,4 +1,4 @@
-"""What is written down of a handover, in a real store; the streams themselves are run by nobody here."""
+"""What a handover records in a real state store. No stream is run here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIME = 7 << 32
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Of a collection split in two, where the state store knows it as one stream."""
+    """A collection split in two that the state store knows as one stream."""
     path = tmp_path / "config.toml"
     source = 'uri = "mongodb://nowhere/"\ndatabase = "shop"\ncollections = ["orders"]\nsplit = {orders = 2}'
     sections = {"source": source, "sink": f'url = "file://{tmp_path}/lake"'}
@@ -48,7 +48,7 @@ def keep(config: Config, stream: str, fields: dict[str, str], *, holder: str = "
 
 
 def stands(config: Config) -> tuple[dict[str, StreamRecord], tuple[int, str]]:
-    """The records of all streams, and the document of the handover."""
+    """The records of all streams, and the handover document."""
     store = open_store(config.state)
     found = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
     document = store.read_shared("handover")
@@ -85,7 +85,7 @@ def test_an_interrupted_handover_hands_nothing_over(config: Config) -> None:
 
 @pytest.mark.parametrize("is_over", [False, True])
 def test_two_engines_do_not_hand_over_concurrently(config: Config, is_over: bool) -> None:
-    """The other one begins while we run the former streams to their end, and may have finished by then."""
+    """The other engine starts while we run the former streams to their end, and may have finished by then."""
 
     def run_to_end(_: Sequence[StreamSpec]) -> int:
         store = open_store(config.state)
@@ -116,7 +116,7 @@ def test_leases_of_live_engines_block_a_handover(config: Config) -> None:
     found, (version, text) = stands(config)
     assert not found["shop.orders"].closed
     assert version == 1
-    assert text  # to be carried out by whoever starts next
+    assert text  # for the next engine to carry out
 
 
 def test_a_handover_is_void_once_its_streams_have_moved_on(config: Config) -> None:

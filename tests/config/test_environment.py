@@ -50,7 +50,7 @@ def test_a_misspelled_variable_is_refused_with_a_suggestion(tmp_path: Path, name
 def test_a_misspelled_variable_is_refused_where_the_correct_one_would_apply(
     tmp_path: Path, name: str, meant: str
 ) -> None:
-    """And only there: with the key in the file, it has no effect under either name."""
+    """And only there: if the file has the key, the variable has no effect under either name."""
     environ = {"S3_BUCKET": "b", name: "x"} if meant == "S3_PREFIX" else {name: "x"}
     assert f"{name}: not read; did you mean {meant}?" in problems(None, environ)
     load(written(tmp_path, MINIMAL), environ)

@@ -90,7 +90,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
-    """Unknown keys, types, values, missing keys, variables, and what is wrong between keys: nothing waits."""
+    """Unknown keys, types, values, missing keys, variables and contradictions are all reported at once."""
     text = (
         '[source]\nuri = "${MONGODB_URL}"\ncollections = ["c", "c"]\nsplit = {d = 2}\nstrat = "now"\n'
         '[schema]\noverrides = {price = "decimals"}\n'

@@ -47,7 +47,7 @@ def test_adding_a_collection_moves_no_other() -> None:
 
 
 def test_a_shared_stream_is_named_after_what_it_carries() -> None:
-    """Two engines with different collections on one state store and one lake never mean the same stream."""
+    """Engines with different collections on one state store and one lake never share a stream id."""
     one = ids(max_readers=2, collections=[f"a{n}" for n in range(9)])
     other = ids(max_readers=2, collections=[f"b{n}" for n in range(9)])
     assert not set(one) & set(other)

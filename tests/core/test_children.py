@@ -110,7 +110,7 @@ def test_busy_and_without_progress_is_hung(children: Children) -> None:
 
 
 def test_a_kill_without_effect_is_repeated(children: Children) -> None:
-    """It was given up while it waited for its start, and came just then."""
+    """A child that was given up while it was being started may start after the kill."""
     children.start_due(0.0)
     assert Kill(CHILD) in children.hung(lambda _: True, 61.0)
     children.became_ready(CHILD, 62.0)

@@ -1,4 +1,4 @@
-"""What the coordinator refuses to go on from, and what it stops for that."""
+"""States that the coordinator refuses to continue from, and what each of them stops."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def ready(made: Coordinator, server_time: int) -> list[Action]:
 def surveyed(
     made: Coordinator, actions: list[Action], beyond: str | None = None, now: float = 2.5
 ) -> list[Action]:
-    """The actions, and those that follow when the lake has been looked at."""
+    """These actions, and those that follow the survey of the lake."""
     asked = [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Survey)]
     answers = [Surveyed(each.spec.stream, each.generation, beyond) for each in asked]
     return actions + [action for answer in answers for action in made.from_child(WRITER, answer, now)]
@@ -103,11 +103,11 @@ def test_a_stream_that_was_handed_over_is_not_reopened() -> None:
 
 
 def test_a_common_end_is_after_everything_committed() -> None:
-    """Another engine may have run the streams on until just before their leases became ours."""
+    """Another engine may have run the streams until just before we acquired their leases."""
     made = coordinator(common_end=True)
     assert not assigned(ready(made, make_time(100, 0)))
     one = surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0))
-    assert not assigned(one), "not all are ours yet"
+    assert not assigned(one), "we do not have all leases yet"
     actions = surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(250, 7)), 3.0))
     assert [each.until for each in assigned(actions)] == [make_time(250, 7)] * 2
 
@@ -138,7 +138,7 @@ def test_leases_are_kept_for_the_handover() -> None:
 
 @pytest.mark.parametrize("after", [{}, "older"], ids=["gone", "older"])
 def test_a_lost_record_stops_the_engine(after: Any) -> None:
-    """Numbers would begin anew, and objects that are there would be replaced by others."""
+    """Segment numbers would start over, and existing objects would be overwritten."""
     made = coordinator()
     ready(made, make_time(100, 0))
     surveyed(made, taken(made, "shop.a", {}, 2.0))
@@ -155,7 +155,7 @@ def test_a_lost_record_stops_the_engine(after: Any) -> None:
 
 
 def test_a_lost_history_restarts_the_stream_once() -> None:
-    """A lease that is lost later must not make the stream forget where it stands."""
+    """Losing the lease later must not make the stream forget its position."""
     made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), seq=9_000_000_001)
@@ -187,7 +187,7 @@ def test_a_state_older_than_the_lake_stops_only_its_stream(known: int | None) ->
 
 
 def test_an_object_made_by_another_engine_meanwhile_is_not_lost_state() -> None:
-    """The lake was looked at late: by then the lease had gone to another engine, and come back."""
+    """By the time of the survey, the lease had gone to another engine and come back."""
     made = coordinator()
     ready(made, make_time(100, 0))
     surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1), 9_000_000_001), 2.0), BEYOND)
@@ -261,7 +261,7 @@ def test_an_exhausted_retry_budget_stops_only_its_stream() -> None:
 
 
 def test_a_configuration_that_has_worked_is_retried() -> None:
-    """A password is changed here before it is changed there."""
+    """For example, a password may be changed in one place before the other."""
     made = running()
     actions = made.from_child(READERS[0], failed("config", made, "shop.a"), 4.0)
     assert not errors(actions)
@@ -283,7 +283,7 @@ def test_a_configuration_that_never_worked_stops_its_stream() -> None:
 
 @pytest.mark.parametrize("kind", ["transient", "config"])
 def test_a_process_that_fails_to_start_is_restarted(kind: FailureKind) -> None:
-    """Unless what it says is the configuration's, of which nobody has said that it serves."""
+    """Unless it reports a configuration error, and the configuration has never worked."""
     made = coordinator()
     if kind == "config":
         assert exits(made.from_child(READERS[0], failed(kind, made), 1.0)) == [2]
@@ -340,7 +340,7 @@ def test_an_error_of_one_process_does_not_end_a_running_engine(kind: FailureKind
 
 
 def test_a_stopped_stream_releases_its_lease() -> None:
-    """Another engine may have more luck with it; and what this one holds no more is not renewed."""
+    """Another engine may be able to run it; and leases that were released are not renewed."""
     made = running()
     assert Release(("shop.a",)) in made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     assert [each.streams for each in made.tick(40.0) if isinstance(each, Renew)] == [("shop.b",)]
@@ -359,7 +359,7 @@ def test_a_lease_granted_after_its_stream_has_stopped_is_released() -> None:
 
 
 def test_a_history_that_is_lost_repeatedly_stops_its_stream() -> None:
-    """Each time it begins anew, after a delay, which is what the configuration says; but not for ever."""
+    """It starts over each time, as configured, after a delay; but only so many times."""
     made = running(on_history_lost="now")
     for attempt in range(5):
         now = 10.0 * attempt + 4
@@ -370,7 +370,7 @@ def test_a_history_that_is_lost_repeatedly_stops_its_stream() -> None:
 
 
 def test_the_collections_of_a_stream_that_never_started_are_not_loaded() -> None:
-    """What comes behind the load would be missing; the other's collections are loaded all the same."""
+    """Events after the load would be missing. The collections of the other stream are loaded."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), SPECS, random.Random(1))
     made.load([*splits_of(3, "a"), *splits_of(3, "b")], {})
     made.start(0.0)
@@ -433,7 +433,7 @@ def test_a_stopped_stream_leaves_nothing_behind() -> None:
     made.from_child(WRITER, SlabFreed(offsets[0]), 6.0)
     assert not made.grants.slabs
     assert not made.streams["shop.a"].ledger.segments
-    assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader has nothing to do"
+    assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader is idle"
 
 
 def test_a_stream_whose_survey_crashes_writers_is_the_only_one_stopped() -> None:
@@ -485,7 +485,7 @@ def test_consecutive_failed_splits_stop_the_backfill() -> None:
 
 
 def fail_in_turn(made: Coordinator, names: Container[str]) -> tuple[list[str], list[Action]]:
-    """Read all splits, of which those of these collections fail; the ones that were read, and what came of it."""
+    """Read all splits, failing those of some collections; the splits that were read, and the last actions."""
     read: list[str] = []
     actions: list[Action] = []
     while not exits(actions):
@@ -506,7 +506,7 @@ def test_failing_splits_of_one_collection_do_not_block_the_others() -> None:
     read, actions = fail_in_turn(made, {"bad"})
     assert read == ["good/0", "good/1", "good/2"]
     assert exits(actions) == [1]
-    assert len([name for name, stream in made.streams.items() if stream.error]) <= 3, "the rest were left"
+    assert len([name for name, stream in made.streams.items() if stream.error]) <= 3, "the rest were not read"
 
 
 def test_consecutive_failed_splits_across_collections_stop_the_backfill() -> None:
@@ -536,7 +536,7 @@ def test_a_password_that_worked_for_other_splits_is_retried() -> None:
 
 
 def pool(count: int, specs: Sequence[BackfillSpec] = ()) -> tuple[Coordinator, Sequence[BackfillSpec]]:
-    """An engine with one reader for these splits, or for so many."""
+    """An engine with one reader, and these splits or this many."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), [], random.Random(1))
     specs = specs or splits_of(count)
     made.load(specs, {})
@@ -549,7 +549,7 @@ def pool(count: int, specs: Sequence[BackfillSpec] = ()) -> tuple[Coordinator, S
 def write_segment(
     made: Coordinator, seq: int, replaced: tuple[Replaced, ...] = (), into: list[Action] | None = None
 ) -> dict[str, str]:
-    """One segment from its slab to its commit; what was written to the store."""
+    """Take one segment from its slab to its commit; the fields written to the store."""
     actions = made.from_child(READERS[0], SlabRequest(0, seq, 1000), 4.0)
     offset = next(each.message.offset for each in actions if isinstance(each, Send))  # type: ignore[union-attr]
     token = f"82{make_time(100, seq % 1000):016X}"

@@ -39,7 +39,7 @@ def test_watching_the_database_closes_all_its_streams() -> None:
 
 
 def test_a_collection_that_returns_to_a_shared_stream_reopens_it() -> None:
-    """``a`` had a stream of its own, was dropped from the configuration, and returns when there are packs."""
+    """``a`` had its own stream, was removed from the configuration, and returns to a shared stream."""
     old = running(max_readers=1, collections=["b", "c"]) | running(collections=["a"])
     desired = streams_of(source(max_readers=1, collections=["a", "b", "c"]))
     plan = find_succession(desired, old)
@@ -49,7 +49,7 @@ def test_a_collection_that_returns_to_a_shared_stream_reopens_it() -> None:
 
 
 def test_database_events_continue_from_their_position() -> None:
-    """The stream that brings it may begin with another collection, which nobody has read before."""
+    """The stream that carries them may now also have a collection that was never read."""
     old = running(max_readers=2)
     (former,) = [spec for spec in old.values() if spec.carries_database]
     for number in range(100):
@@ -109,8 +109,10 @@ def test_no_event_is_missed_however_configurations_change(
 
 
 def played(shapes: list[dict[str, Any]], rng: random.Random) -> Landed:
-    """Play the store's open streams through the handovers: how often each event is read."""
-    open_streams: dict[str, tuple[StreamSpec, int]] = {}  # id -> selection, time up to which it has read
+    """Play the open streams through all handovers; how often each event is read."""
+    open_streams: dict[
+        str, tuple[StreamSpec, int]
+    ] = {}  # id -> selection, and the time up to which it has been read
     landed: Landed = {}
     time = 0
     for shape in shapes:

@@ -101,7 +101,7 @@ def test_the_tables_are_complete() -> None:
 
 
 def test_no_stream_is_read_without_its_lease() -> None:
-    """Whatever happens, in any order: from all that can be reached."""
+    """In every state that any sequence of events can reach."""
     reached = {(Lease.FREE, Stage.WAITING)}
     left = list(reached)
     while left:

@@ -76,7 +76,7 @@ def test_safe_names(name: str) -> None:
 
 @pytest.mark.parametrize("database", ["_private", ".hidden"])
 def test_no_file_is_hidden(database: str) -> None:
-    """Spark, Hive and ``pyarrow.dataset`` pass over files whose names begin with ``_`` or ``.``."""
+    """Spark, Hive and ``pyarrow.dataset`` skip files whose names begin with ``_`` or ``.``."""
     for partition in ("none", "collection"):
         key = object_key(stream_id(database, "c"), 7, database, "c", partition)
         assert key.rpartition("/")[2][0] not in "_."
@@ -99,7 +99,7 @@ def test_long_names_with_a_common_prefix_differ() -> None:
 
 # --- hostile names ---------------------------------------------------------------------------------------
 
-# What other parts of a key look like, or are made of; and what encodes long.
+# Texts that look like other parts of a key, and texts that become long when encoded.
 PIECES = [
     *"a-._~%=/ 0",
     "a-shop",
@@ -126,7 +126,7 @@ PIECES = [
 
 
 class Written(NamedTuple):
-    """What an object is of: which stream selects what, which segment, whose rows, of what time."""
+    """What an object contains: stream and selection, segment, collection, and time of the rows."""
 
     stream: tuple[object, ...]
     seq: int
@@ -161,7 +161,7 @@ def a_stream(rng: random.Random, names: list[str]) -> tuple[tuple[object, ...], 
 
 
 def a_written(rng: random.Random, names: list[str], partitioning: Partitioning) -> tuple[Written, str, str]:
-    """Something written, its key, and the id of its stream."""
+    """An object, its key, and the id of its stream."""
     selected, stream = a_stream(rng, names)
     seq = rng.choice((1, 7, 12, 170_000_000_001))
     database, collection = rng.choice([*names, ""]), rng.choice([*names, ""])

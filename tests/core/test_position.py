@@ -1,4 +1,4 @@
-"""Resume tokens, as real servers have written them: whole, and in the stream's order."""
+"""Resume tokens as real servers write them: kept complete, and in stream order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.core.position import (
 )
 from engine.errors import FatalError
 
-# Of 6.0.27: each event twice, from a stream without and from one with $changeStreamSplitLargeEvent.
+# From 6.0.27, each event twice: from a stream without $changeStreamSplitLargeEvent, and from one with it.
 INSERT = (
     "826B06585F000000052B022C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D461E5F6964002B020004",
     "826B06585F000000052B042C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D463C6F7065726174696F6E54797065003C"
@@ -59,7 +59,7 @@ def test_tokens_of_two_versions_at_one_cluster_time_are_not_ordered() -> None:
     with pytest.raises(FatalError, match="run the former version once more"):
         is_behind(INSERT[0], other_key)
     assert not Position(INSERT[0]).precedes(Position(other_key))
-    assert is_behind(other_key, INSERT[1])  # one version tells
+    assert is_behind(other_key, INSERT[1])  # decided by one version alone
 
 
 def test_a_uuid_that_looks_like_a_fragment_is_not_one() -> None:

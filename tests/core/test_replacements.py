@@ -1,4 +1,4 @@
-"""Collections that were replaced: what the record says of them, and what the engine does then."""
+"""Replaced collections: what the stream's record says of them, and what the engine does about them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_commit_records_what_all_its_segments_replaced() -> None:
 
 
 def with_replaced(made: Any) -> list[Action]:
-    """The stream's lease comes, with a record that tells of a replaced collection."""
+    """The stream's lease is acquired, and its record has a replaced collection."""
     ready(made, TIME)
     fields = record(SPECS[0], make_time(90, 1)) | {"replaced:shop.a": str(TIME)}
     return surveyed(made, taken(made, "shop.a", fields, 2.0))

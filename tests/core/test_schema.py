@@ -1,4 +1,4 @@
-"""How a schema grows: what its columns are called, and who gets one."""
+"""How a schema grows: which fields get a column, and how it is named."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_columns_never_share_a_name_and_never_change_theirs() -> None:
 
 
 def test_a_record_that_has_both_names_keeps_them() -> None:
-    """Files with both are there; what comes anew yields to both."""
+    """There are files with both names; a new name must differ from both."""
     fields = '{"name":"Name","type":{"kind":"int64"},"since":1},{"name":"name","type":{"kind":"string"}}'
     text = f'{{"version":3,"fields":[{fields}]}}'
     schema = msgspec.json.decode(text, type=CollectionSchema)
@@ -100,7 +100,7 @@ def test_a_record_that_has_both_names_keeps_them() -> None:
 
 
 def test_all_forms_of_a_character_fold_to_one_key() -> None:
-    """All that lower-casing, upper-casing, title-casing, case folding and normalizing make of a character."""
+    """Lower case, upper case, title case, case folding, and the normal forms."""
     for code in itertools.chain(range(0xD800), range(0xE000, 0x1F000)):
         character = chr(code)
         forms = {character.lower(), character.upper(), character.casefold(), character.title()}

@@ -22,7 +22,7 @@ def token(number: int) -> str:
 
 @dataclass
 class Numbered:
-    """Events by number; each of some size."""
+    """Events identified by number, all of the same size."""
 
     numbers: Sequence[int]
     size: int = 1
@@ -46,7 +46,7 @@ def intent(seq: int, last: int) -> Intent:
 def consume(
     segmenter: Segmenter, events: Numbered, now: float = 0.0, chunk: int = 100
 ) -> list[tuple[list[int], SegmentEnd | None]]:
-    """Take all events; what each step took and whether it ended a segment."""
+    """Take all events; what each step took, and the segment that it ended, if any."""
     taken = []
     row = 0
     while row < len(events):
@@ -150,7 +150,7 @@ def test_an_invalidate_is_known_only_at_the_end() -> None:
     st.data(),
 )
 def test_any_replay_makes_the_same_segments(replies: list[int], chunks: list[int], data: st.DataObject) -> None:
-    """However the events arrive the second time, each segment gets the same ones."""
+    """Each segment gets the same events, however they arrive the second time."""
     numbers = list(range(sum(replies)))
     first = Segmenter(LIMITS, 1)
     made = [end.intent for _, end in consume(first, Numbered(numbers)) if end]

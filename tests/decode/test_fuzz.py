@@ -1,4 +1,4 @@
-"""The small sibling of ``python -m tests.decode.fuzz``."""
+"""A short run of ``python -m tests.decode.fuzz``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every type and every shape: the fast way is the row way, and what lands is what was there."""
+"""Properties of the decoder for all types and shapes of documents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def milliseconds(array: pa.Array) -> pa.Array:
-    """The array with every timestamp in it as an integer, which Python can hold in every case."""
+    """The array with timestamps as integers, because Python's datetimes have a smaller range."""
 
     def without(type_: pa.DataType) -> pa.DataType:
         if pa.types.is_timestamp(type_):
@@ -111,7 +111,7 @@ def kinds_of(type_: pa.DataType, path: str = "") -> set[str]:
 
 
 def test_batches_of_any_size_decode_alike() -> None:
-    """Rows are walked in small batches and moved in step in large ones."""
+    """Small batches are decoded row by row, large ones by columns."""
     rng = np.random.default_rng(5)
     found = []
     for number in range(600):

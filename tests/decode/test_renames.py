@@ -1,4 +1,4 @@
-"""Where renames are told, and what happens in the server's own temporary collections."""
+"""Which collection gets a rename event, and events of the server's temporary collections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each column holds, value by value; and the arrays, documents and names that are out of the ordinary."""
+"""The values that each type of column holds and rescues; and unusual arrays, documents and names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UUID4 = Binary(bytes(range(16)), 4)
 NAN = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\x7f")[0]
 WHEN = datetime.datetime(2026, 5, 1, tzinfo=datetime.UTC)
 
-# (the column's type, what it holds, what it refuses)
+# (the column's type, values that it holds, values that it rescues)
 TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
     (
         "float64",
@@ -172,7 +172,7 @@ def test_a_wall_time_that_readers_cannot_hold_is_kept_in_extra(copies: int) -> N
 )
 @pytest.mark.parametrize("length", [1, 17, 24, 99, 100, 101, 1234])
 def test_arrays_of_any_length(item: Any, length: int) -> None:
-    """Long ones are taken in runs, or walked, where few rows have them."""
+    """Long ones are decoded in runs, or element by element if few rows have them."""
     documents = [bson.encode({"n": n, "v": [item] * (length + n % 2)}) for n in range(20)]
     batch, schema = decoded(documents, SchemaOptions())
     for document, row in zip(documents, batch.to_pylist(), strict=True):
@@ -183,7 +183,7 @@ def test_arrays_of_any_length(item: Any, length: int) -> None:
 @pytest.mark.parametrize("place", [0, 5, 30, 150])
 @pytest.mark.parametrize("wrong", [b"x", b"0", b"999"])
 def test_array_keys_out_of_sequence(rows: int, place: int, wrong: bytes) -> None:
-    """Such an array is kept as its bytes, and drags nobody along."""
+    """Such an array is kept as bytes, and does not affect other rows."""
     keys = [b"%d" % n for n in range(160)]
     one = struct.pack("<d", 1.0)
     fine = values.document([values.element(1, key, one) for key in keys])
@@ -219,7 +219,7 @@ def test_a_thousand_shapes_in_one_batch() -> None:
 
 
 class TestCrowded:
-    """Dynamic keys do not make ten thousand columns."""
+    """The number of columns is limited, for collections with dynamic keys."""
 
     def test_a_sub_document_becomes_json(self) -> None:
         documents = [bson.encode({"n": n, "by_device": {f"d{n}_{k}": k for k in range(10)}}) for n in range(300)]
@@ -247,7 +247,7 @@ class TestCrowded:
     @pytest.mark.parametrize("rows", [1, 5, 300])
     @pytest.mark.parametrize("most", [1, 5, 100, 1000])
     def test_id_and_the_most_common_names_get_columns_first(self, rows: int, most: int) -> None:
-        """Of more names than there is room for, in whatever order the documents have them."""
+        """If there are more names than columns, whatever the order in the documents."""
         rng = np.random.default_rng(rows)
         documents = []
         for n in range(rows):
