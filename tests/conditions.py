@@ -1,4 +1,4 @@
-"""What a Redis server may be in for a while, made to happen on a real one."""
+"""Temporary conditions of a Redis server, brought about on a real one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def client_of(server: Valkey) -> Iterator[redis.Redis]:
 
 @contextmanager
 def set_to(client: redis.Redis, **settings: object) -> Iterator[None]:
-    """Other settings of the server meanwhile."""
+    """Change settings of the server, and restore them at the end."""
     names = {name: name.replace("_", "-") for name in settings}
     before: dict[str, Any] = {}
     for name in names.values():
@@ -45,7 +45,7 @@ def out_of_memory(server: Valkey) -> Iterator[None]:
 @contextmanager
 def unable_to_save(server: Valkey) -> Iterator[None]:
     with client_of(server) as client:
-        (server.data / "dump.rdb").mkdir()  # a file cannot be put in its place
+        (server.data / "dump.rdb").mkdir()  # cannot be replaced by a file
         with set_to(client, save="1 1", stop_writes_on_bgsave_error="yes"):
             client.set("changed", 1)
             client.bgsave()
@@ -79,7 +79,7 @@ def busy(server: Valkey) -> Iterator[None]:
     with client_of(server) as client, set_to(client, lua_time_limit=1):
 
         def run() -> None:
-            # It must not be sent again: once is for ever.
+            # It must not be sent again: it never returns.
             once = Retry(NoBackoff(), 0)
             with (
                 closing(redis.Redis(port=server.port, socket_timeout=None, retry=once)) as other,
@@ -104,7 +104,7 @@ def busy(server: Valkey) -> Iterator[None]:
 
 @contextmanager
 def full_of_clients(server: Valkey) -> Iterator[None]:
-    """Those that are connected stay so: all others are cut off, to come again."""
+    """No further client may connect. Existing clients would stay connected, so they are disconnected first."""
     with client_of(server) as client, set_to(client, maxclients=1):
         drop_others(client)
         yield
@@ -119,7 +119,7 @@ def with_another_password(server: Valkey) -> Iterator[None]:
 
 
 def drop_others(client: redis.Redis) -> None:
-    """Some things are refused only to those that connect anew."""
+    """Disconnect all other clients, because some conditions affect only new connections."""
     client.client_kill_filter(_type="normal", skipme=True)
 
 

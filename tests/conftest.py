@@ -1,4 +1,4 @@
-"""Fixtures: the local servers, once per session, and what each test puts on them."""
+"""Fixtures: local servers, started once per process, and what each test needs on them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ from bench.local import LocalStack
 from bench.local.servers import Valkey
 from engine.source.session import connect
 
-# The same examples every time, so that a change is not blamed for what was there before; EXPLORE=1 looks for
-# new ones.
+# The same examples in every run, so that a failure is due to the change; EXPLORE=1 looks for new ones.
 settings.register_profile("repeatable", derandomize=not os.environ.get("EXPLORE"), deadline=None)
 settings.load_profile("repeatable")
 
 _numbers = itertools.count()
 
-# A shell's background jobs ignore SIGINT, and so would the engines that the tests start and interrupt.
+# Without compiled modules, every engine that the tests start would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Background jobs of a shell ignore SIGINT. The engines would inherit that, and tests interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow files first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: "integration" not in item.path.parts and "sim" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +52,13 @@ def impatient_s3(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unique() -> str:
-    """A name that no other test uses: for databases, prefixes in the bucket, prefixes in the state store."""
+    """A name that no other test uses, for databases and for prefixes in the bucket and the state store."""
     return f"t{next(_numbers)}"
 
 
 @pytest.fixture
 def client(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
-    """A client as the engine makes its own."""
+    """A client with the engine's own options."""
     assert stack.mongo is not None
     made = connect(stack.mongo.uri)
     yield made
@@ -60,7 +67,7 @@ def client(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
 
 @pytest.fixture
 def mongo(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
-    """A client of the replica set."""
+    """A plain client of the replica set."""
     assert stack.mongo is not None
     client: MongoClient[dict[str, Any]] = MongoClient(stack.mongo.uri)
     yield client
@@ -69,7 +76,7 @@ def mongo(stack: LocalStack) -> Iterator[MongoClient[dict[str, Any]]]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Valkey]:
-    """A Redis server of one test's own, to be put into every state."""
+    """A Redis server for one test, which may do anything with it."""
     made = Valkey(tmp_path)
     made.start()
     yield made
@@ -78,9 +85,9 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Spark in this process, where Java is there."""
+    """Spark in this process; skips without Java."""
     if shutil.which("java") is None:
-        pytest.skip("there is no Java here")
+        pytest.skip("Java is not installed")
     pyspark = pytest.importorskip("pyspark.sql")
     warehouse = tmp_path_factory.mktemp("spark")
     made = (

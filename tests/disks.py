@@ -1,4 +1,4 @@
-"""Disks of a size that a test chooses: tmpfs, mounted for as long as the test takes."""
+"""Small disks: tmpfs of a chosen size, mounted while a test runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def mounted(directory: Path, size: str) -> Iterator[Path]:
-    """A disk of so many bytes, as ``mount`` writes them; skips where nothing may be mounted."""
+    """A disk of this size, in the notation of ``mount``; skips if mounting is not permitted."""
     directory.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
     try:
@@ -26,5 +26,5 @@ def mounted(directory: Path, size: str) -> Iterator[Path]:
 
 
 def resize(directory: Path, size: str) -> None:
-    """More room, or less."""
+    """Change the size of a disk."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(directory)], check=True)

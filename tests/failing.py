@@ -1,4 +1,4 @@
-"""Commands that MongoDB fails on request."""
+"""Make MongoDB fail commands, by its failCommand fail point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Client = MongoClient[dict[str, Any]]
 
 @contextmanager
 def failing(client: Client, command: str, times: int, **error: Any) -> Iterator[None]:
-    """The server fails a command so many times."""
+    """Let the server fail a command this many times."""
     data = {"failCommands": [command]} | error
     client.admin.command("configureFailPoint", "failCommand", mode={"times": times}, data=data)
     try:

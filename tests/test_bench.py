@@ -112,14 +112,14 @@ def test_a_report_of_the_results(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "decode.png").stat().st_size > 1000
 
 
-def test_every_benchmark_says_what_it_is_for() -> None:
+def test_every_benchmark_states_its_purpose() -> None:
     for benchmark in BENCHMARKS.values():
         assert benchmark.help
         assert benchmark.workload in (*benchmark.workloads, "all")
 
 
 @pytest.mark.parametrize("grown", ["uss", "descriptors", "threads", "log_lines", ""])
-def test_a_soak_tells_what_grows(grown: str) -> None:
+def test_a_soak_reports_what_grows(grown: str) -> None:
     samples = []
     for number in range(200):
         more = {name: number * (name == grown) for name in ("uss", "descriptors", "threads", "log_lines")}

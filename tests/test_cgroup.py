@@ -50,7 +50,7 @@ V2 = {"cgroup.controllers": "cpu memory\n"}
         ("", {}, None),
     ],
 )
-def test_the_least_limit_counts(
+def test_the_lowest_limit_applies(
     tmp_path: Path, groups: str, files: dict[str, dict[str, str]], limit: int | None
 ) -> None:
     assert cgroup.memory_limit(tree(tmp_path, groups, files)) == limit
@@ -67,13 +67,13 @@ def test_the_least_limit_counts(
         ("", {}, "", None),
     ],
 )
-def test_kills_are_counted_where_they_are_told(
+def test_out_of_memory_kills_are_counted_where_reported(
     tmp_path: Path, groups: str, files: dict[str, dict[str, str]], vmstat: str, kills: int | None
 ) -> None:
     assert cgroup.oom_kills(tree(tmp_path, groups, files, vmstat)) == kills
 
 
-def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_control_groups(tmp_path: Path) -> None:
     assert cgroup.memory_limit(tmp_path) is None
     assert cgroup.oom_kills(tmp_path) is None
 
@@ -83,7 +83,7 @@ def config(limit: int) -> Config:
     return Config(source=source, sink=SinkConfig(url="file:///"), memory=MemoryConfig(limit=Size(limit)))
 
 
-def test_more_than_the_container_has_is_refused_with_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_above_the_containers_is_refused_with_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "memory_limit", lambda: 800 * MIB)
     with pytest.raises(ConfigError) as caught:
         cgroup.divide_within(config(1024 * MIB), 1)
@@ -94,7 +94,7 @@ def test_more_than_the_container_has_is_refused_with_the_sum(monkeypatch: pytest
     assert cgroup.divide_within(config(800 * MIB), 1).limit == 800 * MIB
 
 
-def test_a_container_that_is_too_small_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_is_too_small_for_any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "memory_limit", lambda: 230 * MIB)
     with pytest.raises(ConfigError) as caught:
         cgroup.divide_within(config(1024 * MIB), 1)

@@ -94,7 +94,7 @@ def broken_links(path: Path, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_every_link_resolves(name: str) -> None:
     path = ROOT / name
     assert broken_links(path, path.read_text()) == []
 
@@ -190,7 +190,7 @@ def unknown_options(words: tuple[str, ...], arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_can_be_given(name: str) -> None:
+def test_every_command_is_valid(name: str) -> None:
     found = {each: problem_of(each) for each in commands((ROOT / name).read_text())}
     assert {each: problem for each, problem in found.items() if problem} == {}
 
@@ -265,7 +265,7 @@ def test_every_path_key_and_metric_exists(name: str) -> None:
     assert unknown_names(path.read_text()) == set()
 
 
-def test_what_does_not_exist_is_found() -> None:
+def test_unknown_paths_keys_and_metrics_are_found() -> None:
     good = "`engine/core/ledger.py` `core/ledger.py` `LAKE.md` `batch.rows = 1` headrace_reading"
     bad = ["engine/nothing/", "tests/nothing.py", "nothing.md", "core/nothing.py"]
     assert missing_paths(README, good + "".join(f" `{each}`" for each in bad)) == bad
@@ -299,12 +299,12 @@ def quoted_messages() -> list[str]:
     return re.findall(r"^#### `(.+)`$", section, re.MULTILINE)
 
 
-def test_the_runbooks_quote_what_the_engine_says() -> None:
+def test_the_runbooks_quote_real_messages() -> None:
     assert len(quoted_messages()) > 30
     assert [each for each in quoted_messages() if not is_a_message(each)] == []
 
 
-def test_a_message_that_the_engine_does_not_say_is_found() -> None:
+def test_messages_that_do_not_exist_are_found() -> None:
     assert not is_a_message("the flux capacitor is … empty")
     assert not is_a_message("streams are held up … stream stopped")
 
@@ -317,7 +317,7 @@ def first_column(text: str, heading: str) -> list[str]:
     return [code for row in rows[0].splitlines()[2:] for code in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
 
 
-def test_tables_that_the_code_has_as_well() -> None:
+def test_tables_agree_with_the_code() -> None:
     protocol = PROTOCOL.read_text()
     assert first_column(protocol, "## A segment's life") == [phase.name for phase in Phase]
     assert sorted(first_column(protocol, "## Crash points")) == sorted(POINTS)

@@ -209,7 +209,7 @@ def test_spark(worlds: tuple[Path, list[World]], spark: Any) -> None:
     assert as_expected(rows) == {each.name: each.expected() for each in found if each.expected()}
 
 
-def test_the_files_are_those_of_the_fold() -> None:
+def test_the_sql_files_are_up_to_date() -> None:
     """``python -m engine.fold`` makes them."""
     for path, content in files().items():
         assert path.read_text() == content, path

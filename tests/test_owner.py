@@ -12,7 +12,7 @@ import pytest
 from engine import owner
 
 
-def test_dead_is_who_is_gone_and_not_who_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_is_dead_only_if_its_process_is_known_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "from engine.owner import this_owner; print(this_owner(), flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) as process:

@@ -19,7 +19,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_the_types_are_plain_to_everybody_else() -> None:
+def test_quantities_are_plain_numbers_and_strings() -> None:
     assert isinstance(Size(1), int)
     assert isinstance(Duration(1), float)
     assert repr(Secret("x")) == "'***'"

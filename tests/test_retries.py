@@ -13,7 +13,7 @@ from engine.retries import retrying
 CONFIG = RetryConfig(max_attempts=6, initial_delay=2, max_delay=10)  # type: ignore[arg-type]
 
 
-def test_delays_double_up_to_the_longest_and_half_of_each_is_random() -> None:
+def test_delays_double_up_to_the_maximum_and_half_of_each_is_random() -> None:
     slept: list[float] = []
 
     def fail() -> None:
@@ -29,7 +29,7 @@ def test_delays_double_up_to_the_longest_and_half_of_each_is_random() -> None:
         assert full * 0.9 < max(delays) <= full
 
 
-def test_what_does_not_pass_is_not_tried_again() -> None:
+def test_permanent_errors_are_not_retried() -> None:
     attempts: list[None] = []
 
     def fail() -> None:
@@ -41,7 +41,7 @@ def test_what_does_not_pass_is_not_tried_again() -> None:
     assert len(attempts) == 1
 
 
-def test_who_stops_does_not_wait() -> None:
+def test_stopping_ends_the_wait() -> None:
     stopped = threading.Event()
     attempts: list[None] = []
 

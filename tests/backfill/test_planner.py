@@ -1,4 +1,4 @@
-"""What is called in the planner's process comes back, whatever happens to the process."""
+"""Calls in the planner's process return a result, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = RetryConfig(max_attempts=3, initial_delay=0.01, max_delay=0.05)  # type:
 
 
 def die_at_first(met: Path) -> int:
-    """Like a process that the kernel kills, the first time."""
+    """Dies as if killed by the kernel, but only the first time."""
     if not met.exists():
         met.touch()
         os._exit(9)
@@ -26,7 +26,7 @@ def die_at_first(met: Path) -> int:
 
 
 def die() -> None:
-    """Like a process that the kernel kills, each time."""
+    """Dies as if killed by the kernel, every time."""
     os._exit(9)
 
 

@@ -1,4 +1,4 @@
-"""What is planned for collections that were replaced, on a real state store."""
+"""The plans made for replaced collections, on a real state store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEW = replace(PLAN, id="77777777", since=300, begun=300)
 
 
 class Fake(Planner):
-    """Plans with what a server would say, without one."""
+    """A planner with the answers of a server, but without one."""
 
     def __init__(self, *found: Plan) -> None:
         self.found = list(found)
@@ -55,7 +55,7 @@ def config_with(directory: Path, **source: str) -> Config:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """With the record of a stream whose collection was replaced at the cluster time 250."""
+    """A configuration whose state has a stream with a collection that was replaced at cluster time 250."""
     made = config_with(tmp_path)
     (spec,) = streams_of(made.source)
     keep(made, spec, begin(spec, "", "", Position(time=260)).put | {"replaced:shop.orders": "250"}, "mine")
@@ -81,7 +81,7 @@ def planned(config: Config, planner: Fake) -> Any:
     return with_reloads(config, planner, streams_of(config.source), NOTHING)
 
 
-def test_a_plan_is_made_once_and_gone_on_with(config: Config) -> None:
+def test_a_plan_is_made_once_and_resumed(config: Config) -> None:
     planner = Fake(NEW)
     work = planned(config, planner)
     assert planner.asked == [[("shop", "orders")]]
@@ -93,7 +93,7 @@ def test_a_plan_is_made_once_and_gone_on_with(config: Config) -> None:
 
 
 @pytest.mark.parametrize("is_closed", [False, True], ids=["all read", "closed"])
-def test_what_was_loaded_since_is_told(config: Config, is_closed: bool) -> None:
+def test_collections_loaded_since_are_reported(config: Config, is_closed: bool) -> None:
     save(config, replace(NEW, finished=1.0) if is_closed else NEW)
     for spec in [] if is_closed else NEW.specs():
         keep(config, spec, begin(spec, "", "", Position(END, 300)).put, "mine")
@@ -110,7 +110,7 @@ def test_an_older_plan_is_replaced_and_its_splits_are_forgotten(config: Config) 
         assert spec.stream not in plans.records()
 
 
-def test_a_collection_that_is_gone_has_nothing_to_load(config: Config) -> None:
+def test_a_dropped_collection_has_nothing_to_load(config: Config) -> None:
     work = planned(config, Fake())
     assert (work.plans, work.loaded, work.put_off) == ((), {"shop.orders": 250}, False)
 
@@ -123,7 +123,7 @@ def test_the_other_policies_plan_nothing(config: Config, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("obstacle", ["another engine", "a filter", "no memory"])
-def test_what_cannot_be_planned_is_put_off(
+def test_a_load_that_cannot_be_planned_is_postponed(
     config: Config, obstacle: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     match obstacle:
@@ -142,7 +142,7 @@ def test_what_cannot_be_planned_is_put_off(
     assert "a replaced collection cannot be loaded now" in caplog.text
 
 
-def test_readers_fit_beside_the_streams(config: Config) -> None:
+def test_readers_of_reloads_fit_beside_the_streams(config: Config) -> None:
     assert [pool_beside(config, 1, splits) for splits in (0, 1, 2, 50)] == [0, 1, 2, 2]
     tight = replace(config, memory=replace(config.memory, limit=type(config.memory.limit)(480 * 2**20)))
     assert pool_beside(tight, 1, 50) == 1

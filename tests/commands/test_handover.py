@@ -1,4 +1,4 @@
-"""What is written down of a handover, in a real store; the streams themselves are run by nobody here."""
+"""What a handover records in a real state store. No stream is run here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIME = 7 << 32
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Of a collection split in two, where the state store knows it as one stream."""
+    """A collection split in two that the state store knows as one stream."""
     path = tmp_path / "config.toml"
     source = 'uri = "mongodb://nowhere/"\ndatabase = "shop"\ncollections = ["orders"]\nsplit = {orders = 2}'
     sections = {"source": source, "sink": f'url = "file://{tmp_path}/lake"'}
@@ -48,7 +48,7 @@ def keep(config: Config, stream: str, fields: dict[str, str], *, holder: str = "
 
 
 def stands(config: Config) -> tuple[dict[str, StreamRecord], tuple[int, str]]:
-    """The records of all streams, and the document of the handover."""
+    """The records of all streams, and the handover document."""
     store = open_store(config.state)
     found = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
     document = store.read_shared("handover")
@@ -77,15 +77,15 @@ def test_streams_are_handed_over_once(config: Config) -> None:
     assert stands(config) == (found, document)
 
 
-def test_what_is_interrupted_hands_nothing_over(config: Config) -> None:
+def test_an_interrupted_handover_hands_nothing_over(config: Config) -> None:
     before = stands(config)
     assert not hand_over(config, streams_of(config.source), lambda _: None)
     assert stands(config) == before
 
 
 @pytest.mark.parametrize("is_over", [False, True])
-def test_two_engines_do_not_hand_over_at_once(config: Config, is_over: bool) -> None:
-    """The other one begins while we run the former streams to their end, and may have finished by then."""
+def test_two_engines_do_not_hand_over_concurrently(config: Config, is_over: bool) -> None:
+    """The other engine starts while we run the former streams to their end, and may have finished by then."""
 
     def run_to_end(_: Sequence[StreamSpec]) -> int:
         store = open_store(config.state)
@@ -103,23 +103,23 @@ def test_two_engines_do_not_hand_over_at_once(config: Config, is_over: bool) -> 
     assert not found["shop.orders"].closed
 
 
-def test_leases_of_the_dead_are_no_obstacle(config: Config) -> None:
+def test_leases_of_dead_engines_do_not_block_a_handover(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder=dead_owner())
     assert hand_over(config, streams_of(config.source), lambda _: TIME + 5)
     assert stands(config)[0]["shop.orders"].closed
 
 
-def test_leases_of_the_living_are(config: Config) -> None:
+def test_leases_of_live_engines_block_a_handover(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder="elsewhere/1/2/3")
     with pytest.raises(ConfigError, match=r"elsewhere/1/2/3 runs the stream shop\.orders"):
         hand_over(config, streams_of(config.source), lambda _: TIME + 5)
     found, (version, text) = stands(config)
     assert not found["shop.orders"].closed
     assert version == 1
-    assert text  # to be carried out by whoever starts next
+    assert text  # for the next engine to carry out
 
 
-def test_a_handover_is_void_when_its_streams_went_on(config: Config) -> None:
+def test_a_handover_is_void_once_its_streams_have_moved_on(config: Config) -> None:
     keep(config, BEFORE.stream, {"rows": "9"}, holder="elsewhere/1/2/3")
     with pytest.raises(ConfigError):
         hand_over(config, streams_of(config.source), lambda _: TIME + 5)

@@ -1,4 +1,4 @@
-"""Configuration files, and what is wrong with them."""
+"""Configuration files, and the problems found in them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.config.files import MINIMAL, problems, written
         ("BATHC_SIZE", "BATCH_SIZE"),
     ],
 )
-def test_a_misspelled_variable_is_refused_with_what_was_meant(tmp_path: Path, name: str, meant: str) -> None:
+def test_a_misspelled_variable_is_refused_with_a_suggestion(tmp_path: Path, name: str, meant: str) -> None:
     (found,) = problems(written(tmp_path, MINIMAL), {name: "5"})
     assert found.startswith(f"{name}: ")
     assert meant in found
@@ -47,10 +47,10 @@ def test_a_misspelled_variable_is_refused_with_what_was_meant(tmp_path: Path, na
         ("S3_PREFIXES", "S3_PREFIX"),
     ],
 )
-def test_a_misspelled_variable_is_refused_where_the_right_one_would_count(
+def test_a_misspelled_variable_is_refused_where_the_correct_one_would_apply(
     tmp_path: Path, name: str, meant: str
 ) -> None:
-    """And only there: with the key in the file, it has no effect under either name."""
+    """And only there: if the file has the key, the variable has no effect under either name."""
     environ = {"S3_BUCKET": "b", name: "x"} if meant == "S3_PREFIX" else {name: "x"}
     assert f"{name}: not read; did you mean {meant}?" in problems(None, environ)
     load(written(tmp_path, MINIMAL), environ)
@@ -67,14 +67,14 @@ def test_a_misspelled_variable_is_refused_where_the_right_one_would_count(
         "HEADRACE_VENV HEADRACE_FAILPOINT _HEADRACE_X MY_HEADRACE_BATCH_ROWS",
     ],
 )
-def test_variables_of_other_programs_and_of_ours_are_let_be(tmp_path: Path, name: str) -> None:
+def test_unrelated_variables_are_ignored(tmp_path: Path, name: str) -> None:
     text = '[source]\nuri = "mongodb://h"\nwatch = "deployment"\n[sink]\nurl = "file:///lake"\n'
     load(written(tmp_path, text), dict.fromkeys(name.split(), "x"))
     complaints = problems(None, dict.fromkeys(name.split(), "x"))
     assert not [each for each in complaints if "did you mean" in each]
 
 
-def test_what_kubernetes_makes_of_a_service_with_our_name_is_let_be(tmp_path: Path) -> None:
+def test_service_variables_of_kubernetes_are_ignored(tmp_path: Path) -> None:
     environ = {
         "HEADRACE_METRICS_SERVICE_HOST": "10.0.0.1",
         "HEADRACE_METRICS_SERVICE_PORT": "8080",
@@ -85,6 +85,6 @@ def test_what_kubernetes_makes_of_a_service_with_our_name_is_let_be(tmp_path: Pa
     load(written(tmp_path, MINIMAL), environ)
 
 
-def test_the_right_variable_beside_the_wrong_one_is_no_mistake(tmp_path: Path) -> None:
+def test_a_near_miss_beside_the_correct_variable_is_ignored(tmp_path: Path) -> None:
     environ = {"REDIS_URL": "redis://r", "REDIS_URI": "redis://of-another-program"}
     assert load(written(tmp_path, MINIMAL), environ).state.url == "redis://r"

@@ -37,12 +37,12 @@ def test_everything_from_the_environment() -> None:
     assert config.state.url == "redis://r"
 
 
-def test_what_the_file_says_wins_over_well_known_variables(tmp_path: Path) -> None:
+def test_the_file_takes_precedence_over_well_known_variables(tmp_path: Path) -> None:
     config = load(written(tmp_path, MINIMAL), {"MONGODB_URI": "mongodb://other", "S3_BUCKET": "b"})
     assert (config.source.uri, config.sink.url) == ("mongodb://h", "file:///lake")
 
 
-def test_overrides_win_over_everything(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_everything(tmp_path: Path) -> None:
     environ = {
         "HEADRACE_SOURCE__URI": "mongodb://override",
         "HEADRACE_SINK__S3__REGION": "x",
@@ -90,7 +90,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
-    """Unknown keys, types, values, missing keys, variables, and what is wrong between keys: nothing waits."""
+    """Unknown keys, types, values, missing keys, variables and contradictions are all reported at once."""
     text = (
         '[source]\nuri = "${MONGODB_URL}"\ncollections = ["c", "c"]\nsplit = {d = 2}\nstrat = "now"\n'
         '[schema]\noverrides = {price = "decimals"}\n'
@@ -117,14 +117,14 @@ def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
     ]
 
 
-def test_too_many_parts_are_told_with_the_rest(tmp_path: Path) -> None:
+def test_too_many_parts_are_reported_with_the_rest(tmp_path: Path) -> None:
     text = MINIMAL.replace('["c"]\n', '["c"]\nsplit = {c = 9}\n') + "[batch]\nrows = 0\n"
     found = problems(written(tmp_path, text))
     assert len(found) == 2
     assert "source.split needs 9 readers" in str(found)
 
 
-def test_a_file_that_cannot_be_read_does_not_hide_the_environments_mistakes(tmp_path: Path) -> None:
+def test_an_unreadable_file_does_not_hide_mistakes_in_the_environment(tmp_path: Path) -> None:
     found = problems(tmp_path / "nowhere.toml", {"HEADRACE_BATCH_ROWS": "1"})
     assert "No such file" in found[0]
     assert "HEADRACE_BATCH__ROWS" in found[1]
@@ -153,7 +153,7 @@ def test_secrets_are_found_wherever_a_uri_has_them(tmp_path: Path, url: str, lea
     assert redact(f"it says {leaked}, AWS_SESSION_TOKEN:{leaked}") == "it says ***, AWS_SESSION_TOKEN:***"
 
 
-def test_not_toml_and_not_there(tmp_path: Path) -> None:
+def test_an_invalid_file_and_a_missing_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid TOML"):
         load(written(tmp_path, "[source"), {})
     with pytest.raises(ConfigError, match="No such file"):

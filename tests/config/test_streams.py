@@ -40,14 +40,14 @@ def test_more_collections_than_readers_share_streams() -> None:
     assert sum(spec.carries_database for spec in specs) == 1
 
 
-def test_another_collection_moves_no_other() -> None:
+def test_adding_a_collection_moves_no_other() -> None:
     before = [set(s.collections) for s in streams_of(source(max_readers=3))]
     after = [set(s.collections) for s in streams_of(source(max_readers=3, collections=[*NAMES, "f", "g"]))]
     assert [shared & set(NAMES) for shared in after if shared & set(NAMES)] == before
 
 
-def test_a_shared_stream_is_called_by_what_it_carries() -> None:
-    """Two engines with different collections on one state store and one lake never mean the same stream."""
+def test_a_shared_stream_is_named_after_what_it_carries() -> None:
+    """Engines with different collections on one state store and one lake never share a stream id."""
     one = ids(max_readers=2, collections=[f"a{n}" for n in range(9)])
     other = ids(max_readers=2, collections=[f"b{n}" for n in range(9)])
     assert not set(one) & set(other)

@@ -1,4 +1,4 @@
-"""Answers of the state store, as the tests of the coordinator give them."""
+"""Answers of the state store, for the tests of the coordinator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.core.store import LeaseDenied, LeaseLost, LeaseTaken, StoreSeen, Wri
 
 
 def taken(made: Coordinator, name: str, fields: Mapping[str, str], now: float) -> list[Action]:
-    """The stream's lease is asked for, if that is still to be done, and becomes ours."""
+    """Acquire the stream's lease, requesting it first if that has not been done."""
     stream = made.streams[name]
     actions = made.tick(now) if stream.is_open and stream.life.lease is Lease.FREE else []
     plan = Plan(plan_of_split(name), "shop", "a", Selection(), None, None, (), 0, 0, 0.0)
@@ -31,12 +31,12 @@ def lease_lost(made: Coordinator, name: str, now: float) -> list[Action]:
 
 
 def written(made: Coordinator, actions: list[Action], now: float) -> list[Action]:
-    """What these actions write is durable."""
+    """The writes among these actions are durable."""
     writes = [each for each in actions if isinstance(each, Write)]
     answers = [Written(each.stream, each.generation, each.kind, each.seq) for each in writes]
     return [action for answer in answers for action in made.from_store(answer, now)]
 
 
 def store_seen(made: Coordinator, unanswered_s: float, error: str, now: float) -> list[Action]:
-    """How the store is doing."""
+    """The state of the store itself."""
     return made.from_store(StoreSeen(unanswered_s, error or None), now)

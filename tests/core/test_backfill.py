@@ -60,7 +60,7 @@ def test_places_are_in_order(one: int, other: int) -> None:
     assert split_place(make_place(one, "0a")) == (one, "0a")
 
 
-def test_a_mark_is_the_last_split_and_no_document() -> None:
+def test_a_mark_is_the_last_split_and_not_a_document() -> None:
     plan = replace(PLAN, since=TIME)
     splits, mark = plan.splits(), plan.mark()
     assert splits == PLAN.splits()
@@ -116,7 +116,7 @@ def ready(made: Coordinator) -> list[Action]:
 
 
 def test_splits_wait_for_the_streams_position() -> None:
-    """What is read before the stream has a durable starting point could miss a change for good."""
+    """Reading before the stream has a durable starting point could miss a change for good."""
     stream = StreamSpec("shop.orders", "collection", "shop", ("orders",))
     made = coordinator([stream], PLAN.splits(), pool=2)
     actions = made.tick(0.5) + ready(made)
@@ -127,17 +127,19 @@ def test_splits_wait_for_the_streams_position() -> None:
     assert asked(made.tick(2.0)) == []
     actions = made.from_child(Child("reader", 0), Started(0, Position(time=TIME)), 2.5)
     kinds = [type(each).__name__ for each in actions]
-    assert kinds.index("Write") < kinds.index("Acquire"), "the store takes the position before it gives a split"
-    assert asked(actions) == [each.stream for each in PLAN.splits()], "two readers, and one split in advance"
+    assert kinds.index("Write") < kinds.index("Acquire"), "the position is stored before a split is acquired"
+    assert asked(actions) == [each.stream for each in PLAN.splits()], (
+        "one for each of two readers, and one in advance"
+    )
 
 
-def test_readers_go_from_split_to_split() -> None:
+def test_readers_move_from_split_to_split() -> None:
     splits = PLAN.splits()
     made = coordinator([], splits, pool=1)
     actions = made.tick(0.5) + ready(made)
     first, second = asked(actions)
     assert assigned(taken(made, first, {}, 1.0)) == {first: Child("reader", 0)}
-    assert assigned(taken(made, second, {}, 1.0)) == {}, "there is one reader"
+    assert assigned(taken(made, second, {}, 1.0)) == {}, "there is only one reader"
     generation = made.streams[first].generation
     made.from_child(Child("reader", 0), Started(generation, Position(time=TIME)), 2.0)
     actions = made.from_child(Child("reader", 0), Finished(generation, Position(END, TIME)), 3.0)
@@ -148,5 +150,5 @@ def test_readers_go_from_split_to_split() -> None:
     third = splits[2]
     record = records.begin(third, "s3://lake", "rs0", Position(END, TIME)).put | {"rows": "7"}
     taken(made, third.stream, record, 4.0)
-    assert made.splits.progress["shop.orders"].splits == 2, "another engine has read it"
+    assert made.splits.progress["shop.orders"].splits == 2, "another engine has already read it"
     assert made.splits.progress["shop.orders"].documents == 7

@@ -16,14 +16,14 @@ def test_the_terms_add_up_to_no_more_than_the_limit() -> None:
                 assert sum(size for _, size in budget.terms()) <= limit * MIB
 
 
-def test_more_memory_goes_to_everything_that_can_use_it() -> None:
+def test_more_memory_is_shared_by_everything_that_can_use_it() -> None:
     small, large = divide(512 * MIB, 1, 2), divide(2048 * MIB, 1, 2)
     assert small.arena < large.arena
     assert small.reply <= large.reply
     assert small.writer_pending < large.writer_pending
 
 
-def test_what_cannot_fit_is_refused_with_the_sum() -> None:
+def test_a_limit_that_is_too_small_is_refused_with_the_sum() -> None:
     with pytest.raises(ConfigError) as caught:
         divide(512 * MIB, 8, 2)
     text = str(caught.value)

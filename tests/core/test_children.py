@@ -34,7 +34,7 @@ def test_a_dead_child_is_started_again_after_a_delay(children: Children) -> None
     assert children.start_due(3.0) == [Spawn(CHILD)]
 
 
-def test_a_kill_for_want_of_memory_is_called_one(children: Children) -> None:
+def test_a_child_killed_for_lack_of_memory_is_reported_as_such(children: Children) -> None:
     for _ in range(3):
         children.start_due(100.0)
         (log,) = children.exited(CHILD, -9, 0.0, out_of_memory=True)
@@ -46,14 +46,14 @@ def test_a_kill_for_want_of_memory_is_called_one(children: Children) -> None:
 
 
 @pytest.mark.parametrize(("code", "ended"), [(1, "exit code 1"), (-11, "signal 11"), (None, "a failed start")])
-def test_another_end_is_no_want_of_memory(children: Children, code: int | None, ended: str) -> None:
+def test_other_exits_are_not_reported_as_out_of_memory(children: Children, code: int | None, ended: str) -> None:
     children.start_due(0.0)
     (log,) = children.exited(CHILD, code, 1.0, out_of_memory=True)
     assert isinstance(log, Log)
     assert log.fields["ended"] == ended
 
 
-def test_our_own_kill_is_no_want_of_memory(children: Children) -> None:
+def test_our_own_kill_is_not_reported_as_out_of_memory(children: Children) -> None:
     children.start_due(0.0)
     assert Kill(CHILD) in children.hung(lambda _: True, 61.0)
     (log,) = children.exited(CHILD, -9, 62.0, out_of_memory=True)
@@ -61,7 +61,7 @@ def test_our_own_kill_is_no_want_of_memory(children: Children) -> None:
     assert log.fields["ended"] == "signal 9"
 
 
-def test_a_child_that_dies_again_and_again_is_despaired_of(children: Children) -> None:
+def test_a_child_that_keeps_dying_is_given_up(children: Children) -> None:
     for times in range(3):
         assert children.despair_of(CHILD) is None, times
         children.start_due(100.0)
@@ -69,7 +69,7 @@ def test_a_child_that_dies_again_and_again_is_despaired_of(children: Children) -
     assert "3 times in a row, at last by exit code 1" in str(children.despair_of(CHILD))
 
 
-def test_what_it_said_of_its_end_is_told(children: Children) -> None:
+def test_the_error_that_a_child_reported_is_passed_on(children: Children) -> None:
     error = TransientError("connect", "refused")
     for _ in range(3):
         children.start_due(100.0)
@@ -80,7 +80,7 @@ def test_what_it_said_of_its_end_is_told(children: Children) -> None:
     assert children[CHILD].error is None
 
 
-def test_what_was_committed_since_forgives(children: Children) -> None:
+def test_progress_resets_the_count_of_failures(children: Children) -> None:
     for now in (0.0, 1000.0, 2000.0, 3000.0):
         children.start_due(now)
         children.became_ready(CHILD, now)
@@ -89,7 +89,7 @@ def test_what_was_committed_since_forgives(children: Children) -> None:
         assert children.despair_of(CHILD) is None
 
 
-def test_time_alone_forgives_nothing(children: Children) -> None:
+def test_time_alone_does_not_reset_the_count_of_failures(children: Children) -> None:
     for now in (0.0, 1000.0, 2000.0):
         children.start_due(now)
         children.exited(CHILD, None, now + 900)
@@ -109,8 +109,8 @@ def test_busy_and_without_progress_is_hung(children: Children) -> None:
     assert children.hung(lambda _: True, 72.0) == []
 
 
-def test_a_kill_that_comes_to_nothing_is_repeated(children: Children) -> None:
-    """It was given up while it waited for its start, and came just then."""
+def test_a_kill_without_effect_is_repeated(children: Children) -> None:
+    """A child that was given up while it was being started may start after the kill."""
     children.start_due(0.0)
     assert Kill(CHILD) in children.hung(lambda _: True, 61.0)
     children.became_ready(CHILD, 62.0)
@@ -128,12 +128,12 @@ def test_progress_or_idleness_is_not_hung(children: Children) -> None:
     assert children.hung(lambda _: True, 5010.0) == []
 
 
-def test_a_child_that_never_gets_ready_is_hung(children: Children) -> None:
+def test_a_child_that_never_becomes_ready_is_hung(children: Children) -> None:
     children.start_due(0.0)
     assert Kill(CHILD) in children.hung(lambda _: False, 61.0)
 
 
-def test_our_own_pause_is_nobodys_silence(children: Children) -> None:
+def test_our_own_pause_is_not_held_against_children(children: Children) -> None:
     children.start_due(0.0)
     children.forgive_silence(1000.0)
     assert children.hung(lambda _: True, 1001.0) == []

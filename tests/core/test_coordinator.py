@@ -1,4 +1,4 @@
-"""What the coordinator refuses to go on from, and what it stops for that."""
+"""States that the coordinator refuses to continue from, and what each of them stops."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def ready(made: Coordinator, server_time: int) -> list[Action]:
 def surveyed(
     made: Coordinator, actions: list[Action], beyond: str | None = None, now: float = 2.5
 ) -> list[Action]:
-    """The actions, and those that follow when the lake has been looked at."""
+    """These actions, and those that follow the survey of the lake."""
     asked = [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Survey)]
     answers = [Surveyed(each.spec.stream, each.generation, beyond) for each in asked]
     return actions + [action for answer in answers for action in made.from_child(WRITER, answer, now)]
@@ -94,7 +94,7 @@ def assigned(actions: list[Action]) -> list[Assign]:
     return [each.message for each in actions if isinstance(each, Send) and isinstance(each.message, Assign)]
 
 
-def test_a_stream_that_others_have_taken_over_is_not_opened_again() -> None:
+def test_a_stream_that_was_handed_over_is_not_reopened() -> None:
     made = coordinator()
     fields = record(SPECS[0], make_time(100, 1)) | records.close("h").put
     (exit_,) = [each for each in taken(made, "shop.a", fields, 0.5) if isinstance(each, Exit)]
@@ -102,12 +102,12 @@ def test_a_stream_that_others_have_taken_over_is_not_opened_again() -> None:
     assert "another configuration has taken over" in str(exit_.error)
 
 
-def test_a_common_end_lies_behind_all_that_was_committed() -> None:
-    """Another engine may have run the streams on until just before their leases became ours."""
+def test_a_common_end_is_after_everything_committed() -> None:
+    """Another engine may have run the streams until just before we acquired their leases."""
     made = coordinator(common_end=True)
     assert not assigned(ready(made, make_time(100, 0)))
     one = surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0))
-    assert not assigned(one), "not all are ours yet"
+    assert not assigned(one), "we do not have all leases yet"
     actions = surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(250, 7)), 3.0))
     assert [each.until for each in assigned(actions)] == [make_time(250, 7)] * 2
 
@@ -137,8 +137,8 @@ def test_leases_are_kept_for_the_handover() -> None:
 
 
 @pytest.mark.parametrize("after", [{}, "older"], ids=["gone", "older"])
-def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
-    """Numbers would begin anew, and objects that are there would be replaced by others."""
+def test_a_lost_record_stops_the_engine(after: Any) -> None:
+    """Segment numbers would start over, and existing objects would be overwritten."""
     made = coordinator()
     ready(made, make_time(100, 0))
     surveyed(made, taken(made, "shop.a", {}, 2.0))
@@ -154,8 +154,8 @@ def test_a_record_that_was_lost_stops_the_engine(after: Any) -> None:
     assert "the state store has lost its record" in str(exit_.error)
 
 
-def test_a_lost_history_begins_anew_once() -> None:
-    """A lease that is lost later must not make the stream forget where it stands."""
+def test_a_lost_history_restarts_the_stream_once() -> None:
+    """Losing the lease later must not make the stream forget its position."""
     made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), seq=9_000_000_001)
@@ -173,7 +173,7 @@ BEYOND = object_key("shop.a", 9_000_000_002, "shop", "a", "collection")
 
 
 @pytest.mark.parametrize("known", [None, 9_000_000_001], ids=["gone", "older"])
-def test_a_state_that_is_older_than_the_lake_stops_the_stream_alone(known: int | None) -> None:
+def test_a_state_older_than_the_lake_stops_only_its_stream(known: int | None) -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), known) if known else {}
@@ -186,8 +186,8 @@ def test_a_state_that_is_older_than_the_lake_stops_the_stream_alone(known: int |
     assert [each.spec.stream for each in assigned(other)] == ["shop.b"]
 
 
-def test_an_object_that_another_engine_has_made_meanwhile_is_no_loss() -> None:
-    """The lake was looked at late: by then the lease had gone to another engine, and come back."""
+def test_an_object_made_by_another_engine_meanwhile_is_not_lost_state() -> None:
+    """By the time of the survey, the lease had gone to another engine and come back."""
     made = coordinator()
     ready(made, make_time(100, 0))
     surveyed(made, taken(made, "shop.a", record(SPECS[0], make_time(90, 1), 9_000_000_001), 2.0), BEYOND)
@@ -195,7 +195,7 @@ def test_an_object_that_another_engine_has_made_meanwhile_is_no_loss() -> None:
     assert [each.next_seq for each in assigned(surveyed(made, later))] == [9_000_000_003]
 
 
-def test_a_writer_that_dies_while_it_looks_at_the_lake_is_replaced() -> None:
+def test_a_writer_that_dies_while_listing_the_lake_is_replaced() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
     taken(made, "shop.a", record(SPECS[0], make_time(90, 1)), 2.0)
@@ -241,7 +241,7 @@ def status(made: Coordinator) -> list[str]:
     return [stream.status for stream in made.streams.values()]
 
 
-def test_a_fatal_error_stops_its_stream_alone() -> None:
+def test_a_fatal_error_stops_only_its_stream() -> None:
     made = running()
     actions = made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     assert errors(actions) == ["stream stopped"]
@@ -251,7 +251,7 @@ def test_a_fatal_error_stops_its_stream_alone() -> None:
     assert exits(made.from_child(READERS[1], failed("fatal", made, "shop.b"), 5.0)) == [1]
 
 
-def test_a_budget_that_is_exhausted_stops_its_stream_alone() -> None:
+def test_an_exhausted_retry_budget_stops_only_its_stream() -> None:
     made = running()
     for attempt in range(5):
         assert status(made) == ["running", "running"], attempt
@@ -260,8 +260,8 @@ def test_a_budget_that_is_exhausted_stops_its_stream_alone() -> None:
     assert status(made) == ["failed", "running"]
 
 
-def test_a_configuration_that_has_served_is_tried_again() -> None:
-    """A password is changed here before it is changed there."""
+def test_a_configuration_that_has_worked_is_retried() -> None:
+    """For example, a password may be changed in one place before the other."""
     made = running()
     actions = made.from_child(READERS[0], failed("config", made, "shop.a"), 4.0)
     assert not errors(actions)
@@ -271,7 +271,7 @@ def test_a_configuration_that_has_served_is_tried_again() -> None:
     assert status(made) == ["failed", "running"]
 
 
-def test_a_configuration_that_never_served_stops_its_stream() -> None:
+def test_a_configuration_that_never_worked_stops_its_stream() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
     for spec in SPECS:
@@ -282,8 +282,8 @@ def test_a_configuration_that_never_served_stops_its_stream() -> None:
 
 
 @pytest.mark.parametrize("kind", ["transient", "config"])
-def test_a_process_that_cannot_begin_is_started_again(kind: FailureKind) -> None:
-    """Unless what it says is the configuration's, of which nobody has said that it serves."""
+def test_a_process_that_fails_to_start_is_restarted(kind: FailureKind) -> None:
+    """Unless it reports a configuration error, and the configuration has never worked."""
     made = coordinator()
     if kind == "config":
         assert exits(made.from_child(READERS[0], failed(kind, made), 1.0)) == [2]
@@ -294,7 +294,7 @@ def test_a_process_that_cannot_begin_is_started_again(kind: FailureKind) -> None
     assert Spawn(READERS[0]) in made.tick(10.0)
 
 
-def test_servers_that_stay_away_end_the_engine_with_their_error() -> None:
+def test_servers_that_stay_unavailable_end_the_engine_with_their_error() -> None:
     made = coordinator()
     actions: list[Action] = []
     for attempt in range(5):
@@ -308,7 +308,7 @@ def test_servers_that_stay_away_end_the_engine_with_their_error() -> None:
     assert str(exit_.error) == "read: went wrong"
 
 
-def test_of_streams_that_a_writer_dies_of_one_stops_at_a_time() -> None:
+def test_streams_that_crash_their_writer_are_stopped_one_at_a_time() -> None:
     made = running()
     actions: list[Action] = []
     for attempt in range(5):
@@ -328,7 +328,7 @@ def test_of_streams_that_a_writer_dies_of_one_stops_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("kind", ["transient", "config", "fatal"])
-def test_what_one_process_says_does_not_end_an_engine_that_runs(kind: FailureKind) -> None:
+def test_an_error_of_one_process_does_not_end_a_running_engine(kind: FailureKind) -> None:
     made = running()
     for attempt in range(5):
         now = 10.0 * attempt + 4
@@ -339,15 +339,15 @@ def test_what_one_process_says_does_not_end_an_engine_that_runs(kind: FailureKin
     assert status(made) == ["failed", "running"]
 
 
-def test_a_stream_that_stops_gives_its_lease_back() -> None:
-    """Another engine may have more luck with it; and what this one holds no more is not renewed."""
+def test_a_stopped_stream_releases_its_lease() -> None:
+    """Another engine may be able to run it; and leases that were released are not renewed."""
     made = running()
     assert Release(("shop.a",)) in made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     assert [each.streams for each in made.tick(40.0) if isinstance(each, Renew)] == [("shop.b",)]
     assert not [each for each in made.tick(80.0) if isinstance(each, Acquire)]
 
 
-def test_a_lease_that_comes_after_its_stream_has_stopped_is_given_back() -> None:
+def test_a_lease_granted_after_its_stream_has_stopped_is_released() -> None:
     made = coordinator()
     made.from_child(READERS[1], ReaderReady("rs0", "7", 1), 1.0)
     for attempt in range(5):
@@ -358,8 +358,8 @@ def test_a_lease_that_comes_after_its_stream_has_stopped_is_given_back() -> None
     assert status(made) == ["failed", "waiting"]
 
 
-def test_a_history_that_is_lost_again_and_again_stops_its_stream() -> None:
-    """Each time it begins anew, after a delay, which is what the configuration says; but not for ever."""
+def test_a_history_that_is_lost_repeatedly_stops_its_stream() -> None:
+    """It starts over each time, as configured, after a delay; but only so many times."""
     made = running(on_history_lost="now")
     for attempt in range(5):
         now = 10.0 * attempt + 4
@@ -369,8 +369,8 @@ def test_a_history_that_is_lost_again_and_again_stops_its_stream() -> None:
     assert status(made) == ["failed", "running"]
 
 
-def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
-    """What comes behind the load would be missing; the other's collections are loaded all the same."""
+def test_the_collections_of_a_stream_that_never_started_are_not_loaded() -> None:
+    """Events after the load would be missing. The collections of the other stream are loaded."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), SPECS, random.Random(1))
     made.load([*splits_of(3, "a"), *splits_of(3, "b")], {})
     made.start(0.0)
@@ -385,14 +385,14 @@ def test_what_a_stream_that_never_began_covers_is_not_loaded() -> None:
     assert all(each.startswith("b/") for each in asked)
 
 
-def test_a_lasting_want_of_memory_is_told_once_in_a_while() -> None:
+def test_a_lasting_lack_of_memory_is_reported_periodically() -> None:
     made = running(memory_limit=1000)
     actions = [each for now in range(0, 120, 2) for each in made.memory_used(900, 1000.0 + now)]
     assert len([each for each in actions if isinstance(each, Log)]) == 2
     assert len([each for each in actions if isinstance(each, Send) and each.child == WRITER]) == 60
 
 
-def test_a_drain_waits_for_no_stream_that_has_stopped() -> None:
+def test_a_drain_does_not_wait_for_stopped_streams() -> None:
     made = running()
     made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     actions = made.shut_down(5.0)
@@ -402,7 +402,7 @@ def test_a_drain_waits_for_no_stream_that_has_stopped() -> None:
     assert exits(actions) == [1]
 
 
-def test_catching_up_waits_for_no_stream_that_has_stopped() -> None:
+def test_catching_up_does_not_wait_for_stopped_streams() -> None:
     made = running(until_caught_up=True)
     made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     end = Position(f"82{make_time(100, 1):016X}", make_time(100, 1))
@@ -410,14 +410,14 @@ def test_catching_up_waits_for_no_stream_that_has_stopped() -> None:
     assert exits(actions) == [1]
 
 
-def test_a_handover_with_a_stream_that_has_stopped_is_void() -> None:
+def test_a_handover_with_a_stopped_stream_is_void() -> None:
     made = running(common_end=True)
     actions = made.from_child(READERS[0], failed("fatal", made, "shop.a"), 4.0)
     assert exits(actions) == [1]
     assert {name for each in actions if isinstance(each, Release) for name in each.streams} == {"shop.a", "shop.b"}
 
 
-def test_a_stream_that_stops_leaves_nothing_behind() -> None:
+def test_a_stopped_stream_leaves_nothing_behind() -> None:
     made = running()
     generation, seq = made.streams["shop.a"].generation, made.streams["shop.a"].ledger.committed_seq + 1
     offsets = []
@@ -433,10 +433,10 @@ def test_a_stream_that_stops_leaves_nothing_behind() -> None:
     made.from_child(WRITER, SlabFreed(offsets[0]), 6.0)
     assert not made.grants.slabs
     assert not made.streams["shop.a"].ledger.segments
-    assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader has nothing to do"
+    assert not [each for each in made.tick(500.0) if isinstance(each, Kill)], "its reader is idle"
 
 
-def test_a_stream_whose_part_of_the_lake_kills_a_writer_stops_alone() -> None:
+def test_a_stream_whose_survey_crashes_writers_is_the_only_one_stopped() -> None:
     made = coordinator()
     ready(made, make_time(100, 0))
     surveyed(made, taken(made, "shop.b", record(SPECS[1], make_time(90, 1)), 2.0))
@@ -454,7 +454,7 @@ def splits_of(count: int, collection: str = "a") -> list[BackfillSpec]:
     return [SplitSpec(f"{collection}/{number}", "shop", collection) for number in range(count)]
 
 
-def test_a_split_that_fails_leaves_the_others() -> None:
+def test_a_failed_split_does_not_affect_the_others() -> None:
     made, specs = pool(3)
     actions: list[Action] = []
     for number, spec in enumerate(specs):
@@ -470,7 +470,7 @@ def test_a_split_that_fails_leaves_the_others() -> None:
     assert [name for name, stream in made.streams.items() if stream.error] == [specs[1].stream]
 
 
-def test_splits_that_fail_one_after_the_other_stop_the_backfill() -> None:
+def test_consecutive_failed_splits_stop_the_backfill() -> None:
     made, specs = pool(9)
     actions: list[Action] = []
     for number in range(2):
@@ -485,7 +485,7 @@ def test_splits_that_fail_one_after_the_other_stop_the_backfill() -> None:
 
 
 def fail_in_turn(made: Coordinator, names: Container[str]) -> tuple[list[str], list[Action]]:
-    """Read all splits, of which those of these collections fail; the ones that were read, and what came of it."""
+    """Read all splits, failing those of some collections; the splits that were read, and the last actions."""
     read: list[str] = []
     actions: list[Action] = []
     while not exits(actions):
@@ -501,15 +501,15 @@ def fail_in_turn(made: Coordinator, names: Container[str]) -> tuple[list[str], l
     return read, actions
 
 
-def test_one_collections_splits_do_not_keep_the_others_from_being_read() -> None:
+def test_failing_splits_of_one_collection_do_not_block_the_others() -> None:
     made, _ = pool(9, [*splits_of(9, "bad"), *splits_of(3, "good")])
     read, actions = fail_in_turn(made, {"bad"})
     assert read == ["good/0", "good/1", "good/2"]
     assert exits(actions) == [1]
-    assert len([name for name, stream in made.streams.items() if stream.error]) <= 3, "the rest were left"
+    assert len([name for name, stream in made.streams.items() if stream.error]) <= 3, "the rest were not read"
 
 
-def test_splits_of_any_collections_that_fail_one_after_the_other_stop_the_backfill() -> None:
+def test_consecutive_failed_splits_across_collections_stop_the_backfill() -> None:
     names = "abcdefgh"
     made, _ = pool(8, [each for name in names for each in splits_of(9, name)])
     _, actions = fail_in_turn(made, names)
@@ -517,7 +517,7 @@ def test_splits_of_any_collections_that_fail_one_after_the_other_stop_the_backfi
     assert len([name for name, stream in made.streams.items() if stream.error]) <= 5
 
 
-def test_a_password_that_worked_for_other_splits_is_tried_again() -> None:
+def test_a_password_that_worked_for_other_splits_is_retried() -> None:
     made, specs = pool(3)
     taken(made, specs[0].stream, {}, 2.0)
     sent = made.from_child(READERS[0], SlabRequest(made.streams[specs[0].stream].generation, 101, 1000), 3.0)
@@ -536,7 +536,7 @@ def test_a_password_that_worked_for_other_splits_is_tried_again() -> None:
 
 
 def pool(count: int, specs: Sequence[BackfillSpec] = ()) -> tuple[Coordinator, Sequence[BackfillSpec]]:
-    """An engine with one reader for these splits, or for so many."""
+    """An engine with one reader, and these splits or this many."""
     made = Coordinator(msgspec.structs.replace(SETTINGS, pool=1), [], random.Random(1))
     specs = specs or splits_of(count)
     made.load(specs, {})
@@ -549,7 +549,7 @@ def pool(count: int, specs: Sequence[BackfillSpec] = ()) -> tuple[Coordinator, S
 def write_segment(
     made: Coordinator, seq: int, replaced: tuple[Replaced, ...] = (), into: list[Action] | None = None
 ) -> dict[str, str]:
-    """One segment from its slab to its commit; what was written to the store."""
+    """Take one segment from its slab to its commit; the fields written to the store."""
     actions = made.from_child(READERS[0], SlabRequest(0, seq, 1000), 4.0)
     offset = next(each.message.offset for each in actions if isinstance(each, Send))  # type: ignore[union-attr]
     token = f"82{make_time(100, seq % 1000):016X}"

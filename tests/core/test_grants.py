@@ -27,7 +27,7 @@ def test_served_in_order() -> None:
     assert grants_of(grants) == [(2, 0)]
 
 
-def test_a_large_request_is_not_passed_by_small_ones() -> None:
+def test_a_large_request_is_not_overtaken_by_small_ones() -> None:
     grants = Grants(4 * GRAIN, 8)
     grants.ask(reader(0), SlabRequest(0, 1, 2 * GRAIN))
     assert grants_of(grants) == [(0, 0)]
@@ -52,7 +52,7 @@ def test_the_number_of_slabs_is_bounded() -> None:
     assert len(grants_of(grants)) == 2
 
 
-def test_the_dead_hold_nothing() -> None:
+def test_dead_children_hold_nothing() -> None:
     grants = Grants(4 * GRAIN, 8)
     writer = Child("writer", 0)
     for number in range(3):
@@ -65,7 +65,7 @@ def test_the_dead_hold_nothing() -> None:
     assert set(grants.slabs) == {2 * GRAIN}
 
 
-def test_what_is_withdrawn_is_not_granted() -> None:
+def test_a_withdrawn_request_is_not_granted() -> None:
     grants = Grants(4 * GRAIN, 8)
     grants.ask(reader(0), SlabRequest(0, 1, GRAIN))
     grants.withdraw(reader(0))

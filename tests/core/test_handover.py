@@ -34,12 +34,12 @@ def test_splitting_hands_over_one_collection() -> None:
     )
 
 
-def test_going_to_the_database_closes_everything_in_it() -> None:
+def test_watching_the_database_closes_all_its_streams() -> None:
     assert handover({}, {"watch": "database", "collections": []}) == ([f"shop.{n}" for n in NAMES], ["shop"])
 
 
-def test_a_collection_that_comes_back_into_a_pack_reopens_the_pack() -> None:
-    """``a`` had a stream of its own, was dropped from the configuration, and returns when there are packs."""
+def test_a_collection_that_returns_to_a_shared_stream_reopens_it() -> None:
+    """``a`` had its own stream, was removed from the configuration, and returns to a shared stream."""
     old = running(max_readers=1, collections=["b", "c"]) | running(collections=["a"])
     desired = streams_of(source(max_readers=1, collections=["a", "b", "c"]))
     plan = find_succession(desired, old)
@@ -48,8 +48,8 @@ def test_a_collection_that_comes_back_into_a_pack_reopens_the_pack() -> None:
     assert list(plan.open) == desired
 
 
-def test_what_concerns_the_database_goes_on_where_it_was() -> None:
-    """The stream that brings it may begin with another collection, which nobody has read before."""
+def test_database_events_continue_from_their_position() -> None:
+    """The stream that carries them may now also have a collection that was never read."""
     old = running(max_readers=2)
     (former,) = [spec for spec in old.values() if spec.carries_database]
     for number in range(100):
@@ -87,7 +87,9 @@ Landed = dict[tuple[str, int, int], int]
 
 
 @given(st.lists(SHAPES, min_size=1, max_size=8), st.randoms())
-def test_however_shapes_change_no_event_is_covered_twice(shapes: list[dict[str, Any]], rng: random.Random) -> None:
+def test_no_event_is_covered_twice_however_configurations_change(
+    shapes: list[dict[str, Any]], rng: random.Random
+) -> None:
     assert set(played(shapes, rng).values()) <= {1}
 
 
@@ -96,7 +98,7 @@ def test_however_shapes_change_no_event_is_covered_twice(shapes: list[dict[str, 
     st.lists(SHAPES, min_size=1, max_size=8),
     st.randoms(),
 )
-def test_however_shapes_change_no_event_is_left_out(
+def test_no_event_is_missed_however_configurations_change(
     names: list[str], shapes: list[dict[str, Any]], rng: random.Random
 ) -> None:
     landed = played([shape | {"collections": names} for shape in shapes], rng)
@@ -107,8 +109,10 @@ def test_however_shapes_change_no_event_is_left_out(
 
 
 def played(shapes: list[dict[str, Any]], rng: random.Random) -> Landed:
-    """Play the store's open streams through the handovers: how often each event is read."""
-    open_streams: dict[str, tuple[StreamSpec, int]] = {}  # id -> selection, time up to which it has read
+    """Play the open streams through all handovers; how often each event is read."""
+    open_streams: dict[
+        str, tuple[StreamSpec, int]
+    ] = {}  # id -> selection, and the time up to which it has been read
     landed: Landed = {}
     time = 0
     for shape in shapes:

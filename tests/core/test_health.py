@@ -1,4 +1,4 @@
-"""What the coordinator says is in the way of its streams, when, and how often."""
+"""The problems that the coordinator reports for its streams, when, and how often."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_UP, GO_ON = "streams are held up", "streams go on"
 
 
 def reading() -> Coordinator:
-    """Two streams that are read, at 10.0."""
+    """Two streams that are being read, at time 10.0."""
     made = coordinator(hang_timeout_s=1000.0)
     ready(made, make_time(100, 0))
     for spec, reader in zip(SPECS, READERS, strict=True):
@@ -29,7 +29,7 @@ def reading() -> Coordinator:
 
 
 def live(made: Coordinator, now: float, **beats: dict[str, Any]) -> list[Log]:
-    """Heartbeats of all children (``reader_0``, ...), and a tick; what is logged."""
+    """Heartbeats of all children (overridden by ``reader_0``, ...) and a tick; what is logged."""
     for child in (*READERS, WRITER):
         beat = beats.get(str(child).replace("-", "_"), {})
         made.from_child(child, Heartbeat(int(now), "working", 0.0, **beat), now)
@@ -49,7 +49,7 @@ def problems(made: Coordinator, now: float) -> list[str]:
     return [stream.problem.text(now) if stream.problem else "" for stream in made.streams.values()]
 
 
-def test_a_mongodb_that_does_not_answer() -> None:
+def test_mongodb_does_not_answer() -> None:
     made = reading()
     assert states(made) == ["reading", "reading"]
     assert not live(made, 12.0, reader_0={"unanswered_s": 2.0}), "a getMore may take its time"
@@ -58,13 +58,13 @@ def test_a_mongodb_that_does_not_answer() -> None:
     assert told.fields == {"streams": ["shop.a"], "problem": "MongoDB has not answered for 6 s"}
     assert states(made) == ["stalled", "reading"]
     assert problems(made, 17.0) == ["MongoDB has not answered for 7 s", ""]
-    assert made.streams["shop.a"].status == "running", "nothing is decided by it"
+    assert made.streams["shop.a"].status == "running", "it is only reported"
     (told,) = live(made, 20.0)
     assert (told.level, told.event, told.fields) == ("info", GO_ON, {"streams": ["shop.a"], "after_s": 10.0})
     assert states(made) == ["reading", "reading"]
 
 
-def test_what_lasts_is_told_now_and_then_and_once_for_all_streams() -> None:
+def test_a_lasting_problem_is_reported_periodically_and_once_for_all_streams() -> None:
     made = reading()
     told = []
     for second in range(int(3 * TOLD_AGAIN_S)):
@@ -74,10 +74,10 @@ def test_what_lasts_is_told_now_and_then_and_once_for_all_streams() -> None:
     assert told[0].fields["streams"] == ["shop.a", "shop.b"]
 
 
-def test_a_mongodb_that_refuses() -> None:
-    """The words change with each attempt; what counts is since when."""
+def test_mongodb_refuses() -> None:
+    """The text may change with each attempt; the time of the first one counts."""
     made = reading()
-    assert not live(made, 11.0, reader_1={"error": "read: refused"}), "it may be over at once"
+    assert not live(made, 11.0, reader_1={"error": "read: refused"}), "it may be brief"
     (told,) = live(made, 14.0, reader_1={"error": "read: no server"})
     assert told.fields["problem"] == "read: no server"
     assert problems(made, 14.0) == ["", "read: no server"]
@@ -86,7 +86,7 @@ def test_a_mongodb_that_refuses() -> None:
     assert told.fields["after_s"] == 9.0
 
 
-def test_a_sink_that_does_not_answer_holds_up_those_that_it_owes() -> None:
+def test_a_sink_that_does_not_answer_holds_up_the_streams_that_wait_for_it() -> None:
     made = reading()
     (reader, _), seq = READERS, first_segment(START)
     made.from_child(reader, SlabRequest(0, seq, 100), 10.0)
@@ -95,21 +95,21 @@ def test_a_sink_that_does_not_answer_holds_up_those_that_it_owes() -> None:
     assert problems(made, 16.0) == ["the sink has not answered for 6 s", ""]
 
 
-def test_a_segment_that_failed_until_something_is_committed() -> None:
+def test_a_failed_segment_is_a_problem_until_the_next_commit() -> None:
     made = reading()
     failed = Failed("transient", "publish x", "503", "", "shop.a", 0)
     made.from_child(WRITER, failed, 10.0)
     assert [each.fields["problem"] for each in live(made, 13.0)] == ["publish x: 503"]
     made.from_child(READERS[0], Started(1, None), 14.0)
     live(made, 14.0)
-    assert states(made) == ["stalled", "reading"], "it is read again, and has landed nothing yet"
+    assert states(made) == ["stalled", "reading"], "it is being read again, but has committed nothing yet"
     end = make_time(101, 1)
     made.from_child(READERS[0], Idle(1, Position(f"82{end:016X}", end)), 15.0)
     assert [each.event for each in live(made, 15.0)] == [GO_ON]
     assert states(made) == ["reading", "reading"]
 
 
-def test_a_state_store_that_does_not_answer() -> None:
+def test_the_state_store_does_not_answer() -> None:
     made = reading()
     store_seen(made, 6.0, "", 16.0)
     (told,) = live(made, 16.0)
@@ -125,18 +125,18 @@ def test_a_state_store_that_does_not_answer() -> None:
     assert (told.event, told.fields["after_s"]) == (GO_ON, 11.0)
 
 
-def test_a_process_that_gives_no_sign_of_life() -> None:
+def test_a_process_without_heartbeats() -> None:
     made = reading()
     live(made, 15.0)
     for second in range(16, 24):
         logs(made, float(second))
     silent = [f"{reader} has given no sign of life, at 'working' for 8 s" for reader in READERS]
     assert problems(made, 23.0) == silent
-    assert [each.event for each in logs(made, 300.0)] == [GO_ON], "this process was itself paused"
+    assert [each.event for each in logs(made, 300.0)] == [GO_ON], "this process itself was paused"
     assert problems(made, 300.0) == ["", ""]
 
 
-def test_a_process_that_dies_and_cannot_begin() -> None:
+def test_a_process_that_dies_and_fails_to_restart() -> None:
     made = reading()
     made.child_exited(READERS[0], -9, 20.0)
     live(made, 22.5)
@@ -151,7 +151,7 @@ def test_a_process_that_dies_and_cannot_begin() -> None:
 def test_a_standby_that_could_take_over_and_one_that_could_not() -> None:
     made = coordinator()
     denied(made, "shop.a", "other", 1.0, 0.5)
-    assert states(made) == ["starting", "starting"], "its processes are not there yet"
+    assert states(made) == ["starting", "starting"], "its processes are not ready yet"
     ready(made, make_time(100, 0))
     assert states(made) == ["standby", "starting"]
     made.child_exited(READERS[0], -9, 2.0)

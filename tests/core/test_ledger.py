@@ -1,4 +1,4 @@
-"""The table of phases: what is legal, what each step causes, and that nothing else is possible."""
+"""The table of phases: the legal steps, the effects of each, and that all others are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def intent(seq: int, *keys: str) -> Intent:
 
 
 def advanced(ledger: Ledger, seq: int, steps: int, writer: int = 0) -> list[object]:
-    """Take a segment through its first ``steps`` steps; the effects of the last."""
+    """Take a segment through its first ``steps`` steps; the effects of the last one."""
     effects: list[object] = []
     for number in range(steps):
         match number:

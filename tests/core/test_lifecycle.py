@@ -54,7 +54,7 @@ def test_a_stream_that_is_interrupted_is_surveyed_once() -> None:
     assert (life.lease, life.stage) == (Lease.FREE, Stage.WAITING)
 
 
-def test_a_doubt_takes_the_lease_once_more() -> None:
+def test_a_stream_in_doubt_acquires_its_lease_again() -> None:
     life = lived(*TO_READING[:3], "survey doubted", "lease taken")
     assert (life.lease, life.stage) == (Lease.HELD, Stage.ACQUIRED)
 
@@ -81,7 +81,7 @@ def test_a_lease_that_comes_after_the_end_is_released() -> None:
         ((*TO_READING, "read out", "finished"), "opened"),
     ],
 )
-def test_what_a_table_does_not_allow_is_a_bug(events: tuple[Event, ...], illegal: Event) -> None:
+def test_transitions_outside_the_tables_are_bugs(events: tuple[Event, ...], illegal: Event) -> None:
     life = lived(*events)
     before = life.lease, life.stage
     with pytest.raises(AssertionError, match=illegal):
@@ -89,7 +89,7 @@ def test_what_a_table_does_not_allow_is_a_bug(events: tuple[Event, ...], illegal
     assert (life.lease, life.stage) == before
 
 
-def test_the_tables_are_whole() -> None:
+def test_the_tables_are_complete() -> None:
     assert set(TRANSITIONS) == set(get_args(Event))
     targets = {target for _, stages in TRANSITIONS.values() for target in stages.values()}
     assert targets == set(Stage)
@@ -101,7 +101,7 @@ def test_the_tables_are_whole() -> None:
 
 
 def test_no_stream_is_read_without_its_lease() -> None:
-    """Whatever happens, in any order: from all that can be reached."""
+    """In every state that any sequence of events can reach."""
     reached = {(Lease.FREE, Stage.WAITING)}
     left = list(reached)
     while left:
@@ -116,7 +116,7 @@ def test_no_stream_is_read_without_its_lease() -> None:
     assert everywhere < reached
 
 
-def test_nobody_else_writes_a_lease_or_a_stage() -> None:
+def test_no_other_module_writes_a_lease_or_a_stage() -> None:
     for path in Path(engine.__path__[0], "core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             targets = node.targets if isinstance(node, ast.Assign) else []

@@ -32,7 +32,7 @@ FROM_CHILD: tuple[FromChild, ...] = (
 )
 
 
-def test_they_come_out_as_they_went_in() -> None:
+def test_messages_survive_a_round_trip() -> None:
     for to_child in TO_CHILD:
         assert decode_to_child(encode(to_child)) == to_child
     for from_child in FROM_CHILD:

@@ -44,13 +44,13 @@ def test_a_key() -> None:
     assert key == f"{directories}/shop.orders-000000000007.parquet"
 
 
-def test_without_directories_the_name_tells_collections_apart() -> None:
+def test_without_directories_the_file_name_identifies_the_collection() -> None:
     assert object_key("shop.orders", 7, "shop", "orders", "none") == "shop.orders-000000000007.parquet"
     assert object_key("shop.orders~0of2", 7, "shop", "orders", "none") == "shop.orders~0of2-000000000007.parquet"
     assert object_key("shop", 7, "shop", "orders", "none") == "shop~~shop.orders-000000000007.parquet"
 
 
-def test_dead_letters_lie_apart() -> None:
+def test_dead_letters_have_a_directory_of_their_own() -> None:
     key = object_key("shop", 7, "shop", "", "none", suffix=".bson.zst", dead_letter=True)
     assert key == "_dead_letter/shop-000000000007.bson.zst"
 
@@ -60,7 +60,7 @@ def test_shards_go_in_front() -> None:
     assert keys == {f"{number:04x}" for number in range(8)}
 
 
-def test_an_event_without_a_collection_is_under_hives_null() -> None:
+def test_an_event_without_a_collection_is_in_the_null_partition() -> None:
     key = object_key("shop", 7, "shop", "", "collection")
     assert key.startswith("cdc_database=shop/cdc_collection=__HIVE_DEFAULT_PARTITION__/")
     assert safe_name(NO_NAME) == "%5F_HIVE_DEFAULT_PARTITION__"
@@ -76,13 +76,13 @@ def test_safe_names(name: str) -> None:
 
 @pytest.mark.parametrize("database", ["_private", ".hidden"])
 def test_no_file_is_hidden(database: str) -> None:
-    """Spark, Hive and ``pyarrow.dataset`` pass over files whose names begin with ``_`` or ``.``."""
+    """Spark, Hive and ``pyarrow.dataset`` skip files whose names begin with ``_`` or ``.``."""
     for partition in ("none", "collection"):
         key = object_key(stream_id(database, "c"), 7, database, "c", partition)
         assert key.rpartition("/")[2][0] not in "_."
 
 
-def test_the_ids() -> None:
+def test_stream_ids() -> None:
     assert [stream_id(), stream_id("shop"), stream_id("shop", "orders"), stream_id("shop", "orders", 0, 2)] == [
         "deployment~",
         "shop",
@@ -91,7 +91,7 @@ def test_the_ids() -> None:
     ]
 
 
-def test_a_long_name_is_not_taken_for_its_own_beginning() -> None:
+def test_long_names_with_a_common_prefix_differ() -> None:
     stream = stream_id("shop", "x" * 200)
     beginning = safe_name("x" * 200).partition("~")[0]
     assert object_key(stream, 7, "shop", "x" * 200, "none") != object_key(stream, 7, "shop", beginning, "none")
@@ -99,7 +99,7 @@ def test_a_long_name_is_not_taken_for_its_own_beginning() -> None:
 
 # --- hostile names ---------------------------------------------------------------------------------------
 
-# What other parts of a key look like, or are made of; and what encodes long.
+# Texts that look like other parts of a key, and texts that become long when encoded.
 PIECES = [
     *"a-._~%=/ 0",
     "a-shop",
@@ -126,7 +126,7 @@ PIECES = [
 
 
 class Written(NamedTuple):
-    """What an object is of: which stream selects what, which segment, whose rows, of what time."""
+    """What an object contains: stream and selection, segment, collection, and time of the rows."""
 
     stream: tuple[object, ...]
     seq: int
@@ -161,7 +161,7 @@ def a_stream(rng: random.Random, names: list[str]) -> tuple[tuple[object, ...], 
 
 
 def a_written(rng: random.Random, names: list[str], partitioning: Partitioning) -> tuple[Written, str, str]:
-    """Something written, its key, and the id of its stream."""
+    """An object, its key, and the id of its stream."""
     selected, stream = a_stream(rng, names)
     seq = rng.choice((1, 7, 12, 170_000_000_001))
     database, collection = rng.choice([*names, ""]), rng.choice([*names, ""])
@@ -173,7 +173,7 @@ def a_written(rng: random.Random, names: list[str], partitioning: Partitioning) 
 
 
 @pytest.mark.parametrize("partitioning", ["hour", "day", "collection", "none"])
-def test_no_two_segments_ever_write_one_key(partitioning: Partitioning) -> None:
+def test_no_two_segments_write_the_same_key(partitioning: Partitioning) -> None:
     """100,000 pairs of hostile (stream, seq, collection, partition): those that differ have different keys."""
     rng = random.Random(partitioning)
     pairs = 0
@@ -195,7 +195,7 @@ def test_no_two_segments_ever_write_one_key(partitioning: Partitioning) -> None:
         pairs += len(made) * (len(made) - 1) // 2
 
 
-def test_the_servers_own_names() -> None:
+def test_temporary_collections_of_the_server() -> None:
     assert is_temporary("tmp.agg_out.7f5c3c5e-8d7e-4f6e-9d2b-0d1f1f1f1f1f")
     assert is_temporary("tmpHV3GE.renameCollection")
     assert not any(

@@ -1,4 +1,4 @@
-"""Resume tokens, as real servers have written them: whole, and in the stream's order."""
+"""Resume tokens as real servers write them: kept complete, and in stream order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.core.position import (
 )
 from engine.errors import FatalError
 
-# Of 6.0.27: each event twice, from a stream without and from one with $changeStreamSplitLargeEvent.
+# From 6.0.27, each event twice: from a stream without $changeStreamSplitLargeEvent, and from one with it.
 INSERT = (
     "826B06585F000000052B022C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D461E5F6964002B020004",
     "826B06585F000000052B042C0100296E5A10049FCE3806862A4EF19CED1A5F4B0CEA9D463C6F7065726174696F6E54797065003C"
@@ -46,23 +46,23 @@ IN_ORDER = [(WHOLE, FIRST, SECOND), DROP, INVALIDATE, POINT, INSERT]
 
 @pytest.mark.parametrize("one", range(len(IN_ORDER)))
 @pytest.mark.parametrize("other", range(len(IN_ORDER)))
-def test_tokens_of_all_versions_are_in_the_order_of_the_stream(one: int, other: int) -> None:
+def test_tokens_of_all_versions_sort_in_stream_order(one: int, other: int) -> None:
     for first in IN_ORDER[one]:
         for second in IN_ORDER[other]:
             assert is_behind(first, second) == (one > other)
             assert is_same(first, second) == (one == other)
 
 
-def test_where_two_versions_meet_on_different_events_of_one_time_nobody_guesses() -> None:
+def test_tokens_of_two_versions_at_one_cluster_time_are_not_ordered() -> None:
     """Two shards can write at one cluster time; their order is then by the key."""
     other_key = INSERT[1].replace("461E5F6964002B020000", "461E5F6964002B040000")
     with pytest.raises(FatalError, match="run the former version once more"):
         is_behind(INSERT[0], other_key)
     assert not Position(INSERT[0]).precedes(Position(other_key))
-    assert is_behind(other_key, INSERT[1])  # one version tells
+    assert is_behind(other_key, INSERT[1])  # decided by one version alone
 
 
-def test_a_uuid_that_looks_like_a_fragment_is_none() -> None:
+def test_a_uuid_that_looks_like_a_fragment_is_not_one() -> None:
     head, tail = INSERT[0][: -len("461E5F6964002B020004")], "04"
     one = f"{head}465A5F6964005A1004{'00' * 14}002B00{tail}"
     other = f"{head}465A5F6964005A1004{'00' * 14}002C00{tail}"
@@ -70,7 +70,7 @@ def test_a_uuid_that_looks_like_a_fragment_is_none() -> None:
     assert not is_same(one, other)
 
 
-def test_tokens_of_another_make_are_only_ever_equal() -> None:
+def test_tokens_of_unknown_formats_only_compare_equal() -> None:
     one, other = (make_token(None, bson.encode({"_data": data})) for data in (b"a", b"b"))
     assert is_same(one, one)
     assert token_data(one) == ""
@@ -78,7 +78,7 @@ def test_tokens_of_another_make_are_only_ever_equal() -> None:
         is_behind(one, other)
 
 
-def test_no_token_is_before_every_token() -> None:
+def test_an_empty_token_is_before_every_token() -> None:
     assert is_behind(INSERT[0], "")
     assert not is_behind("", INSERT[0])
     assert is_same("", "")
@@ -114,7 +114,7 @@ def test_a_token_begins_with_its_cluster_time() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "82", "81" + "0" * 20, "82zz" + "0" * 20])
-def test_other_makers_tokens_have_no_time(token: str) -> None:
+def test_tokens_of_unknown_formats_have_no_time(token: str) -> None:
     assert token_time(token) is None
 
 

@@ -1,4 +1,4 @@
-"""Collections that were replaced: what the record says of them, and what the engine does then."""
+"""Replaced collections: what the stream's record says of them, and what the engine does about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.core.test_coordinator import READERS, SPECS, coordinator, ready, reco
 TIME = make_time(200, 1)
 
 
-def test_a_commit_tells_what_all_its_segments_replaced() -> None:
+def test_a_commit_records_what_all_its_segments_replaced() -> None:
     ledger = Ledger()
     for seq in (1, 2):
         ledger.segment(seq, 0)
@@ -42,7 +42,7 @@ def test_a_commit_tells_what_all_its_segments_replaced() -> None:
 
 
 def with_replaced(made: Any) -> list[Action]:
-    """The stream's lease comes, with a record that tells of a replaced collection."""
+    """The stream's lease is acquired, and its record has a replaced collection."""
     ready(made, TIME)
     fields = record(SPECS[0], make_time(90, 1)) | {"replaced:shop.a": str(TIME)}
     return surveyed(made, taken(made, "shop.a", fields, 2.0))
@@ -52,7 +52,7 @@ def removed(actions: list[Action]) -> set[str]:
     return {name for each in actions if isinstance(each, Write) for name in each.change.remove}
 
 
-def test_what_was_loaded_since_is_forgotten() -> None:
+def test_replacements_loaded_since_are_forgotten() -> None:
     for loaded, left in (({}, {"shop.a": TIME}), ({"shop.a": TIME - 1}, {"shop.a": TIME}), ({"shop.a": TIME}, {})):
         made = coordinator(loaded=loaded)
         assert ("replaced:shop.a" in removed(with_replaced(made))) == (not left)
@@ -86,7 +86,7 @@ def test_a_reload_waits_for_its_time() -> None:
     assert [each.code for each in made.tick(50.0) if isinstance(each, Exit)] == [0]
 
 
-def test_a_mark_ends_what_was_replaced_before_it() -> None:
+def test_a_mark_settles_earlier_replacements() -> None:
     for time, is_left in ((backfill.TIME, False), (backfill.TIME + 1, True)):
         stream = StreamSpec("shop.orders", "collection", "shop", ("orders",))
         mark = replace(PLAN, since=backfill.TIME).mark()

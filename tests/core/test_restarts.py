@@ -16,7 +16,7 @@ def test_delays_double_with_jitter_up_to_a_cap() -> None:
         assert full / 2 <= min(delays) < max(delays) <= full
 
 
-def test_failures_are_counted_until_something_moves() -> None:
+def test_failures_are_counted_until_there_is_progress() -> None:
     failures = Failures(POLICY, random.Random(1))
     assert [failures.failed(10.0) for _ in range(4)] == [True, True, True, False]
     assert failures.retry_at > 10.0

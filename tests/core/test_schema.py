@@ -1,4 +1,4 @@
-"""How a schema grows: what its columns are called, and who gets one."""
+"""How a schema grows: which fields get a column, and how it is named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def grown(*fields: str, onto: CollectionSchema | None = None) -> CollectionSchem
     ],
     ids="-".join,
 )
-def test_names_that_a_reader_could_take_for_one_another(fields: list[str], columns: list[str]) -> None:
+def test_names_that_a_reader_could_confuse(fields: list[str], columns: list[str]) -> None:
     assert list(names(grown(*fields)).values()) == columns
     one_by_one = CollectionSchema()
     for field in fields:
@@ -56,7 +56,7 @@ def test_every_directory_of_the_lake_is_reserved() -> None:
         assert inner.fields[0].type.fields[0].column == ""
 
 
-def test_inside_of_structs_and_lists_at_every_depth() -> None:
+def test_names_inside_structs_and_lists_at_every_depth() -> None:
     def fields(*found: str) -> DataType:
         return DataType("struct", tuple(Field(name, INT) for name in found))
 
@@ -91,7 +91,7 @@ def test_columns_never_share_a_name_and_never_change_theirs() -> None:
 
 
 def test_a_record_that_has_both_names_keeps_them() -> None:
-    """Files with both are there; what comes anew yields to both."""
+    """There are files with both names; a new name must differ from both."""
     fields = '{"name":"Name","type":{"kind":"int64"},"since":1},{"name":"name","type":{"kind":"string"}}'
     text = f'{{"version":3,"fields":[{fields}]}}'
     schema = msgspec.json.decode(text, type=CollectionSchema)
@@ -99,8 +99,8 @@ def test_a_record_that_has_both_names_keeps_them() -> None:
     assert names(grown("NAME", onto=schema)) == {"Name": "Name", "name": "name", "NAME": "NAME__2"}
 
 
-def test_a_name_and_each_of_its_forms_have_one_key() -> None:
-    """All that lower-casing, upper-casing, title-casing, case folding and normalizing make of a character."""
+def test_all_forms_of_a_character_fold_to_one_key() -> None:
+    """Lower case, upper case, title case, case folding, and the normal forms."""
     for code in itertools.chain(range(0xD800), range(0xE000, 0x1F000)):
         character = chr(code)
         forms = {character.lower(), character.upper(), character.casefold(), character.title()}

@@ -22,7 +22,7 @@ def token(number: int) -> str:
 
 @dataclass
 class Numbered:
-    """Events by number; each of some size."""
+    """Events identified by number, all of the same size."""
 
     numbers: Sequence[int]
     size: int = 1
@@ -46,7 +46,7 @@ def intent(seq: int, last: int) -> Intent:
 def consume(
     segmenter: Segmenter, events: Numbered, now: float = 0.0, chunk: int = 100
 ) -> list[tuple[list[int], SegmentEnd | None]]:
-    """Take all events; what each step took and whether it ended a segment."""
+    """Take all events; what each step took, and the segment that it ended, if any."""
     taken = []
     row = 0
     while row < len(events):
@@ -68,7 +68,7 @@ def test_rows_cut() -> None:
     ]
 
 
-def test_bytes_cut_behind_the_event_that_reaches_them() -> None:
+def test_bytes_cut_after_the_event_that_reaches_the_limit() -> None:
     taken = consume(Segmenter(Limits(1000, 250, 5.0), 1), Numbered(range(7), size=100))
     assert [len(numbers) for numbers, _ in taken] == [3, 3, 1]
 
@@ -97,7 +97,7 @@ def test_an_empty_segment_is_not_cut() -> None:
     assert segmenter.expired(1e9) is None
 
 
-def test_a_replay_cuts_where_it_was_cut_and_knows_its_objects() -> None:
+def test_a_replay_cuts_at_the_same_places_and_knows_its_objects() -> None:
     segmenter = Segmenter(LIMITS, 4, [intent(4, 2), intent(5, 40)])
     taken = consume(segmenter, Numbered(range(50)), chunk=7)
     ends = [(end.intent.seq, end.intent.end.token, end.intent.objects) for _, end in taken if end]
@@ -105,13 +105,13 @@ def test_a_replay_cuts_where_it_was_cut_and_knows_its_objects() -> None:
     assert not segmenter.replaying
 
 
-def test_a_replay_cuts_although_its_last_event_has_not_come_again() -> None:
+def test_a_replay_cuts_even_if_its_last_event_does_not_reappear() -> None:
     segmenter = Segmenter(LIMITS, 1, [intent(1, 5)])
     taken = consume(segmenter, Numbered([1, 2, 8]))
     assert [(numbers, bool(end)) for numbers, end in taken] == [([1, 2], True), ([8], False)]
 
 
-def test_a_replay_without_any_event_still_makes_its_segment() -> None:
+def test_a_replay_without_events_still_makes_its_segment() -> None:
     segmenter = Segmenter(LIMITS, 1, [intent(1, 5)])
     assert segmenter.scanned(token(4)) is None
     end = segmenter.scanned(token(5))
@@ -135,7 +135,7 @@ def test_until_ends_before_the_first_later_event() -> None:
     assert segmenter.reach(events, 3, 100) == 3
 
 
-def test_an_invalidate_is_known_at_the_end_only() -> None:
+def test_an_invalidate_is_known_only_at_the_end() -> None:
     segmenter = Segmenter(LIMITS, 1)
     events = Numbered(range(4), ends_invalidated=True)
     segmenter.take(events, 0, 2, 0.0)
@@ -150,7 +150,7 @@ def test_an_invalidate_is_known_at_the_end_only() -> None:
     st.data(),
 )
 def test_any_replay_makes_the_same_segments(replies: list[int], chunks: list[int], data: st.DataObject) -> None:
-    """However the events arrive the second time, each segment gets the same ones."""
+    """Each segment gets the same events, however they arrive the second time."""
     numbers = list(range(sum(replies)))
     first = Segmenter(LIMITS, 1)
     made = [end.intent for _, end in consume(first, Numbered(numbers)) if end]

@@ -1,4 +1,4 @@
-"""Collections as they are found in the wild: seeded, and one per kind of trouble."""
+"""Realistic collections, seeded; each is difficult in a way of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def moment(rng: random.Random) -> datetime:
 
 
 def orders(rng: random.Random, number: int) -> Document:
-    """E-commerce: prices as Decimal128, optional parts, an old way of writing them."""
+    """E-commerce: prices as Decimal128, optional parts, and an older format of some documents."""
     lines = [
         {
             "sku": f"S{rng.randrange(10**6):06}",

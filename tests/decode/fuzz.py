@@ -1,7 +1,7 @@
-"""Mutated bytes: ``python -m tests.decode.fuzz [BYTES] [SEED]`` decodes so many of them.
+"""A fuzzer: ``python -m tests.decode.fuzz [BYTES] [SEED]`` decodes that many mutated bytes.
 
 Documents and events of the corpus are broken at random places, a few in each batch. Whatever that does to
-them, the decoder neither raises nor hangs, accounts for every row, and decodes the others as if nothing were.
+them, the decoder must neither raise nor hang, account for every row, and decode all others as usual.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SLOWEST_S = 20.0
 
 
 def fuzz(most_bytes: int, seed: int) -> tuple[int, int, int]:
-    """Decode so many bytes; how many bytes, rows and dead letters it were."""
+    """Decode at least so many bytes; the number of bytes, rows and dead letters."""
     rng = random.Random(seed)
     sources = {name: list(corpus.collection(name))[:200] for name in corpus.COLLECTIONS if name != "huge"}
     sources["events"] = [bson.encode(each) for each in update_mix(200)]
@@ -42,7 +42,7 @@ def fuzz(most_bytes: int, seed: int) -> tuple[int, int, int]:
 
 
 def check(name: str, found: list[bytes], mutated: list[bytes], broken: set[int]) -> int:
-    """Decode a batch with some rows broken, and compare the others with what they are."""
+    """Decode a batch with some broken rows, and check the others."""
     offsets = np.zeros(len(mutated) + 1, np.int64)
     np.cumsum([len(each) for each in mutated], out=offsets[1:])
     schemas = Schemas()
@@ -57,7 +57,7 @@ def check(name: str, found: list[bytes], mutated: list[bytes], broken: set[int])
         fields = schemas.get(each.database, each.collection).fields
         got |= {row["_cdc_raw"]: (row, fields) for row in rows_of(each.batch)}
     count = sum(each.batch.num_rows for each in decoded.batches)
-    assert count + len(decoded.dead_letters) == len(mutated), "a row is lost, or there twice"
+    assert count + len(decoded.dead_letters) == len(mutated), "a row is missing or duplicated"
     for number, document in enumerate(found):
         if number not in broken:
             row, fields = got[document]
@@ -70,7 +70,7 @@ def check(name: str, found: list[bytes], mutated: list[bytes], broken: set[int])
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
-    """Break a document somewhere, as disks, networks and attackers do."""
+    """Corrupt a document somewhere."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
         at = rng.randrange(len(found)) if found else 0

@@ -1,9 +1,9 @@
-"""The way back: from the columns of a row to the document that it was made from.
+"""The inverse of decoding: from the columns of a row back to its document.
 
-It knows what configs/LAKE.md says of columns and of Extended JSON, and nothing of how they are made. Both sides of
-a comparison are *trees*: dicts, lists, None, and tuples that begin with the name of a type. Numbers are equal
-in a tree when they are equal as numbers, because a column of doubles may hold an integer; a field that is null
-or undefined is not in it.
+It follows what configs/LAKE.md says of columns and of Extended JSON, and shares no code with the decoder. Both
+sides of a comparison are *trees*: dicts, lists, None, and tuples that begin with the name of a type. Numbers in
+trees are equal if they are numerically equal, because a column of doubles may hold an integer. Fields that are
+null or undefined are left out.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def tree_of(kind: int, data: bytes) -> Tree:
 
 
 def document_tree(data: bytes) -> Tree:
-    """A document: a dict, or its fields one by one where a dict cannot have them."""
+    """A document: a dict, or a list of its fields if names repeat."""
     pairs = [(text_or_bytes(name), tree_of(kind, value)) for kind, name, value in elements_of(data)]
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names) or any(isinstance(name, bytes) for name in names):
@@ -104,7 +104,7 @@ def elements_of(data: bytes) -> Any:
 
 
 def number(value: float) -> Tree:
-    """A number, by its value; the sign of a zero and the bits of a NaN count."""
+    """A number by its value; the sign of a zero and the bits of a NaN matter."""
     if isinstance(value, float) and not math.isfinite(value):
         return "double", struct.pack("<d", value)
     if value == 0:
@@ -190,12 +190,12 @@ def json_tree(text: str) -> Tree:
 
 
 def json_members(text: str) -> dict[str, Tree]:
-    """A JSON object whose own names mean nothing."""
+    """A JSON object whose names have no special meaning."""
     return {name: _from_json(value) for name, value in json.loads(text, object_pairs_hook=list_of_pairs).pairs}
 
 
 class Pairs:
-    """A JSON object as it stands."""
+    """A JSON object, with its members in order."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         self.pairs = pairs
@@ -217,7 +217,7 @@ def _from_json(value: Any) -> Tree:
     if isinstance(value, list):
         return [_item(_from_json(each)) for each in value]
     members = dict(value.pairs)
-    assert len(members) == len(value.pairs), "a name twice"
+    assert len(members) == len(value.pairs), "a repeated name"
     match members:
         case {"$bson": text}:
             frame = base64.b64decode(text)

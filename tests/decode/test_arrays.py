@@ -1,4 +1,4 @@
-"""Arrays in step and arrays by themselves: the elements that a plain walk over each array finds."""
+"""Scanning many arrays at once finds the elements that walking each array finds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Element = tuple[int, int, int]
 
 VALUES = [1, 0.5, True, None, Int64(7), datetime(2026, 1, 1), ObjectId(b"0123456789ab"), Decimal128("1.5")]
 SIZED = ["", "text " * 9, {}, {"a": 1, "b": [1, 2]}, [], [1.5] * 30, b"\0\1", Regex("a.*b", "i")]
-# What long arrays are made of: a stretch of one value, its length around where keys get another digit.
+# Parts of long arrays: one value repeated, with lengths around those where keys gain a digit.
 stretches = st.tuples(st.sampled_from(VALUES + SIZED), st.sampled_from([1, 2, 9, 23, 24, 25, 90, 1000]))
 harms = st.dictionaries(st.integers(0), st.integers(0, 255), max_size=2)
 long_arrays = st.lists(stretches, max_size=4).map(lambda parts: [v for value, n in parts for v in [value] * n])
 
 
 def reference(data: bytes, start: int) -> list[Element] | None:
-    """Type, begin and end of each element; None where a rule is broken."""
+    """Type, start and end of each element; None if the array is malformed."""
     try:
         found = list(elements(data, start))
     except MalformedBSON:
@@ -38,7 +38,7 @@ def reference(data: bytes, start: int) -> list[Element] | None:
 
 
 def scanned(data: bytes, starts: list[int], stops: list[int]) -> list[list[Element] | None]:
-    """The same by ``scan_arrays``; its payloads are held to the bytes."""
+    """The same by ``scan_arrays``, whose payloads are checked against the bytes."""
     view = View(padded(data, len(data)))
     odd: list[int] = []
     level = scan_arrays(view, Part(None, np.array(starts), np.array(stops), None), odd.extend)
@@ -58,7 +58,7 @@ def scanned(data: bytes, starts: list[int], stops: list[int]) -> list[list[Eleme
 
 
 def check(arrays: list[list[Any]], harm: dict[int, int] | None = None) -> list[list[Element] | None]:
-    """Both ways find the same in these arrays, with some bytes changed."""
+    """Both find the same in these arrays, with some bytes changed."""
     documents = [bson.encode({"": array})[6:-1] for array in arrays]
     stops = np.cumsum([len(each) for each in documents]).tolist()
     starts = [0, *stops[:-1]]

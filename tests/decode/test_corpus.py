@@ -1,4 +1,4 @@
-"""Whole collections, through the columns and back, in batches as they come from a server."""
+"""Whole collections decoded and converted back, in batches of a server's size."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_collection_comes_back(name: str, options: SchemaOptions) -> None:
 
 @pytest.mark.parametrize("name", sorted(corpus.COLLECTIONS.keys() - {"huge"}))
 def test_json_of_a_collection(name: str) -> None:
-    """One by one or all together, and as what it was."""
+    """One at a time and all at once, both equal to the original."""
     found = list(corpus.collection(name))[:BATCH]
     texts = documents_json(found)
     assert texts == [documents_json([each])[0] for each in found]
@@ -55,8 +55,8 @@ def test_json_of_a_collection(name: str) -> None:
         assert lake.json_tree(text) == lake.document_tree(document)
 
 
-def test_the_trees_are_held_to_the_driver() -> None:
-    """What these tests compare with is itself compared: a mistake there would hide one here."""
+def test_trees_agree_with_the_driver() -> None:
+    """These tests compare trees, and a mistake in those could hide one in the decoder."""
     for name in ("tiny", "places", "thousand_fields"):
         for document in list(corpus.collection(name))[:50]:
             assert lake.document_tree(document) == _tree(bson.decode(document))

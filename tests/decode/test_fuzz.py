@@ -1,11 +1,11 @@
-"""The small sibling of ``python -m tests.decode.fuzz``."""
+"""A short run of ``python -m tests.decode.fuzz``."""
 
 from __future__ import annotations
 
 from tests.decode.fuzz import fuzz
 
 
-def test_mutated_bytes_harm_nobody_else() -> None:
+def test_mutated_documents_do_not_affect_the_others() -> None:
     size, rows, dead = fuzz(600_000, seed=7)
     assert size >= 600_000
     assert 0 < dead < rows / 2

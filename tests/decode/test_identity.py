@@ -1,4 +1,4 @@
-"""The merge key: the same text for what MongoDB takes for the same ``_id``, by vector as by value."""
+"""The merge key: one text for all values that MongoDB considers the same ``_id``, columnar or one by one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.decode import values
 
 OID = ObjectId("0123456789abcdef01234567")
 NAN = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\x7f")[0]
-# The text, and values that have it.
+# Each text, and the values that have it.
 SAME: list[tuple[str, list[Any]]] = [
     ("1", [1, Int64(1), 1.0, Decimal128("1"), Decimal128("1.0"), Decimal128("1.000"), Decimal128("10E-1")]),
     ("0", [0, Int64(0), 0.0, -0.0, Decimal128("0"), Decimal128("-0"), Decimal128("0E+300")]),
@@ -69,7 +69,7 @@ SAME: list[tuple[str, list[Any]]] = [
 
 
 def key_of(value: Any) -> str:
-    """By the definition."""
+    """The key of one value."""
     data = bson.encode({"_id": value})
     return merge_key(data, data[4], 9, len(data) - 1)
 
@@ -79,7 +79,7 @@ def test_the_text(text: str, found: list[Any]) -> None:
     assert {key_of(value) for value in found} == {text}
 
 
-def test_a_symbol_is_a_string() -> None:
+def test_a_symbol_has_the_key_of_its_string() -> None:
     data = b"\x0e_id\0" + values.sized(b"ab")
     whole = values.document([data])
     assert merge_key(whole, whole[4], 9, len(whole) - 1) == '"ab"'
@@ -98,8 +98,8 @@ _near = st.one_of(
 
 
 @given(found=st.lists(_near, min_size=1, max_size=12), picks=st.lists(st.integers(0, 11), max_size=30))
-def test_columns_have_the_defined_text(found: list[values.Value], picks: list[int]) -> None:
-    """Of documents and of events, in whatever mixture of types."""
+def test_columns_contain_the_defined_text(found: list[values.Value], picks: list[int]) -> None:
+    """For documents and events, with any mixture of types."""
     rows = [found[pick % len(found)] for pick in [*range(len(found)), *picks]]
     documents = [values.document([values.element(kind, b"_id", value)]) for kind, value in rows]
     expected = [merge_key(each, each[4], 9, len(each) - 1) for each in documents]
@@ -122,11 +122,11 @@ def test_an_event_without_a_key_has_none() -> None:
     assert "_cdc_id" not in batch.batch.schema.names or batch.batch.column("_cdc_id").to_pylist() == [None]
 
 
-# --- beside a real server --------------------------------------------------------------------------------
+# --- compared with a real server --------------------------------------------------------------------------------
 
 
 def numbers(rng: np.random.Generator) -> list[Any]:
-    """One value in many types, and its neighbours."""
+    """A number in many types, and its neighbours."""
     base = int(
         rng.choice([0, 1, -1, 2**31, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), int(rng.integers(-(10**6), 10**6))])
     )
@@ -146,7 +146,7 @@ def numbers(rng: np.random.Generator) -> list[Any]:
 
 
 def wrapped(rng: np.random.Generator, value: Any) -> Any:
-    """The value inside of something, or as it is."""
+    """The value itself, or inside a document or an array."""
     match int(rng.integers(0, 6)):
         case 0:
             return {"a": value}
@@ -164,7 +164,7 @@ def raw_id(kind: int, value: bytes) -> bytes:
 
 
 def candidates(seed: int) -> list[bytes]:
-    """Documents with nothing but an ``_id``, many of which MongoDB takes for the same."""
+    """Documents with only an ``_id``, many of which are duplicates to MongoDB."""
     rng = np.random.default_rng(seed)
     plain = [
         each for _, found in SAME for each in found if not isinstance(each, Regex) and each != {"$oid": str(OID)}
@@ -197,7 +197,7 @@ def candidates(seed: int) -> list[bytes]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_same_text_is_a_duplicate_key(seed: int, mongo: MongoClient[Any], unique: str) -> None:
-    """Both ways, on the unique index of a real server."""
+    """And no other: compared with the unique index of a real server."""
     documents = candidates(seed)
     collection = mongo[unique]["ids"]
     reader = collection.with_options(CodecOptions(document_class=RawBSONDocument))
@@ -208,7 +208,7 @@ def test_the_same_text_is_a_duplicate_key(seed: int, mongo: MongoClient[Any], un
     refused = [each["index"] for each in errors]
     texts = [merge_key(each, each[4], 9, len(each) - 1) for each in documents]
     accepted = {text for index, text in enumerate(texts) if index not in set(refused)}
-    assert len(accepted) == len(documents) - len(refused), "two keys to MongoDB, one text here"
+    assert len(accepted) == len(documents) - len(refused), "MongoDB has two keys, and we have one text"
     assert len(refused) > 100
     for index in refused:
         wanted = values.document([values.element(documents[index][4], b"$eq", documents[index][9:-1])])

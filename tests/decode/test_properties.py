@@ -1,4 +1,4 @@
-"""Every type and every shape: the fast way is the row way, and what lands is what was there."""
+"""Properties of the decoder for all types and shapes of documents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def milliseconds(array: pa.Array) -> pa.Array:
-    """The array with every timestamp in it as an integer, which Python can hold in every case."""
+    """The array with timestamps as integers, because Python's datetimes have a smaller range."""
 
     def without(type_: pa.DataType) -> pa.DataType:
         if pa.types.is_timestamp(type_):
@@ -61,7 +61,7 @@ def milliseconds(array: pa.Array) -> pa.Array:
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
 @given(found=values.batches())
 @settings(max_examples=250, deadline=None)
-def test_what_lands_is_what_was_there(options: SchemaOptions, found: list[bytes]) -> None:
+def test_rows_decode_back_to_their_documents(options: SchemaOptions, found: list[bytes]) -> None:
     batch, schema = decoded(found, options)
     for data, row in zip(found, rows_of(batch), strict=True):
         assert lake.document_of(row, schema.fields) == lake.document_tree(data)
@@ -71,7 +71,7 @@ def test_what_lands_is_what_was_there(options: SchemaOptions, found: list[bytes]
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "exact", "crowded"])
 @given(found=values.batches())
 @settings(max_examples=250, deadline=None)
-def test_the_fast_way_is_the_row_way(options: SchemaOptions, found: list[bytes]) -> None:
+def test_the_columnar_decoder_agrees_with_the_row_decoder(options: SchemaOptions, found: list[bytes]) -> None:
     batch, schema = decoded(found, options)
     arrays, lost = rowwise.columns([rowwise.whole(each) for each in found], schema.fields)
     for field in schema.fields:
@@ -110,8 +110,8 @@ def kinds_of(type_: pa.DataType, path: str = "") -> set[str]:
     return {f"{path}: {type_}"}
 
 
-def test_batches_of_any_size_are_alike() -> None:
-    """Rows are walked in small batches and moved in step in large ones."""
+def test_batches_of_any_size_decode_alike() -> None:
+    """Small batches are decoded row by row, large ones by columns."""
     rng = np.random.default_rng(5)
     found = []
     for number in range(600):

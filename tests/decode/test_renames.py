@@ -1,4 +1,4 @@
-"""Where renames are told, and what happens in the server's own temporary collections."""
+"""Which collection gets a rename event, and events of the server's temporary collections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def insert(collection: str, n: int) -> bytes:
     ],
 )
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_rename_is_told_where_something_ends(covered: set[str], source: str, told_in: str, raw: bool) -> None:
+def test_a_rename_is_reported_in_the_captured_collections_that_it_ends(
+    covered: set[str], source: str, told_in: str, raw: bool
+) -> None:
     events = [insert("b", 1), event("rename", source, "b"), insert("b", 2)]
     decoder = Decoder(Schemas(1000), SchemaOptions(raw=raw), ("shop", ""), lambda _, name: name in covered)
     decoded = decoder.decode(*values.as_array(events))

@@ -1,4 +1,4 @@
-"""What each column holds, value by value; and the arrays, documents and names that are out of the ordinary."""
+"""The values that each type of column holds and rescues; and unusual arrays, documents and names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UUID4 = Binary(bytes(range(16)), 4)
 NAN = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\x7f")[0]
 WHEN = datetime.datetime(2026, 5, 1, tzinfo=datetime.UTC)
 
-# (the column's type, what it holds, what it refuses)
+# (the column's type, values that it holds, values that it rescues)
 TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
     (
         "float64",
@@ -100,7 +100,7 @@ def column(batch: pa.RecordBatch, name: str) -> list[Any]:
 
 @pytest.mark.parametrize("copies", [1, 30], ids=["walked", "in step"])
 @pytest.mark.parametrize(("name", "held", "refused"), TABLE, ids=[each[0] for each in TABLE])
-def test_the_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], copies: int) -> None:
+def test_type_table(name: str, held: list[tuple[Any, Any]], refused: list[Any], copies: int) -> None:
     options = SchemaOptions(overrides={"c.v": parse_type(name)})
     given = [value for value, _ in held] + refused
     documents = [bson.encode({"v": value}) for value in given for _ in range(copies)]
@@ -147,7 +147,7 @@ def test_dates_that_readers_cannot_hold_are_rescued(copies: int) -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
-def test_a_wall_time_that_readers_cannot_hold_is_with_what_else_there_is(copies: int) -> None:
+def test_a_wall_time_that_readers_cannot_hold_is_kept_in_extra(copies: int) -> None:
     events = []
     for stamp in (5, 2**63 - 1):
         fields = [
@@ -172,7 +172,7 @@ def test_a_wall_time_that_readers_cannot_hold_is_with_what_else_there_is(copies:
 )
 @pytest.mark.parametrize("length", [1, 17, 24, 99, 100, 101, 1234])
 def test_arrays_of_any_length(item: Any, length: int) -> None:
-    """Long ones are taken in runs, or walked, where few rows have them."""
+    """Long ones are decoded in runs, or element by element if few rows have them."""
     documents = [bson.encode({"n": n, "v": [item] * (length + n % 2)}) for n in range(20)]
     batch, schema = decoded(documents, SchemaOptions())
     for document, row in zip(documents, batch.to_pylist(), strict=True):
@@ -182,8 +182,8 @@ def test_arrays_of_any_length(item: Any, length: int) -> None:
 @pytest.mark.parametrize("rows", [3, 250])
 @pytest.mark.parametrize("place", [0, 5, 30, 150])
 @pytest.mark.parametrize("wrong", [b"x", b"0", b"999"])
-def test_array_keys_that_do_not_count(rows: int, place: int, wrong: bytes) -> None:
-    """Such an array is kept as its bytes, and drags nobody along."""
+def test_array_keys_out_of_sequence(rows: int, place: int, wrong: bytes) -> None:
+    """Such an array is kept as bytes, and does not affect other rows."""
     keys = [b"%d" % n for n in range(160)]
     one = struct.pack("<d", 1.0)
     fine = values.document([values.element(1, key, one) for key in keys])
@@ -196,7 +196,7 @@ def test_array_keys_that_do_not_count(rows: int, place: int, wrong: bytes) -> No
         assert lake.document_of(row, schema.fields) == lake.document_tree(document)
 
 
-def test_a_run_that_is_interrupted() -> None:
+def test_an_interrupted_run() -> None:
     items: list[Any] = [1.0] * 40 + ["x"] + [2.0] * 70 + [None] + [3] * 200 + [4.0] * 50
     documents = [bson.encode({"v": items}), bson.encode({"v": [1.0] * 50})]
     batch, schema = decoded(documents, SchemaOptions(overrides={"c.v": parse_type("list<double>")}))
@@ -219,7 +219,7 @@ def test_a_thousand_shapes_in_one_batch() -> None:
 
 
 class TestCrowded:
-    """Dynamic keys do not make ten thousand columns."""
+    """The number of columns is limited, for collections with dynamic keys."""
 
     def test_a_sub_document_becomes_json(self) -> None:
         documents = [bson.encode({"n": n, "by_device": {f"d{n}_{k}": k for k in range(10)}}) for n in range(300)]
@@ -246,8 +246,8 @@ class TestCrowded:
 
     @pytest.mark.parametrize("rows", [1, 5, 300])
     @pytest.mark.parametrize("most", [1, 5, 100, 1000])
-    def test_id_and_common_names_get_columns_first(self, rows: int, most: int) -> None:
-        """Of more names than there is room for, in whatever order the documents have them."""
+    def test_id_and_the_most_common_names_get_columns_first(self, rows: int, most: int) -> None:
+        """If there are more names than columns, whatever the order in the documents."""
         rng = np.random.default_rng(rows)
         documents = []
         for n in range(rows):
@@ -312,12 +312,12 @@ class TestOptions:
         batch, _ = decoded([bson.encode({"items": [{"price": Decimal128("1.5")}]})] * 20, options)
         assert column(batch, "items")[0] == [{"price": Decimal("1.50")}]
 
-    def test_overrides_of_other_collections_do_not_count(self) -> None:
+    def test_overrides_of_other_collections_do_not_apply(self) -> None:
         _, schema = decoded([bson.encode({"v": 1})], SchemaOptions(overrides={"other.v": parse_type("string")}))
         assert schema.fields[0].type == DataType("int64")
 
     @pytest.mark.parametrize("copies", [1, 30])
-    def test_a_mismatch_fails_when_it_is_to(self, copies: int) -> None:
+    def test_a_mismatch_fails_if_configured(self, copies: int) -> None:
         documents = [bson.encode({"v": 1})] * 40 + [bson.encode({"v": "x"})] * copies
         with pytest.raises(FatalError, match=r"decode db.c: field 'v' has a string that its column \(int64\)"):
             decoded(documents, SchemaOptions(on_mismatch="fail"))
@@ -351,7 +351,7 @@ DOCUMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: "-".join(document)[:30])
-def test_json_is_equal_in_value_to_the_drivers(document: dict[str, Any]) -> None:
+def test_json_equals_the_drivers_in_value(document: dict[str, Any]) -> None:
     (text,) = documents_json([bson.encode(document)])
     assert text is not None
     options = json_util.RELAXED_JSON_OPTIONS
@@ -361,7 +361,7 @@ def test_json_is_equal_in_value_to_the_drivers(document: dict[str, Any]) -> None
     )
 
 
-def test_json_of_many_documents_of_which_some_are_strange() -> None:
+def test_json_of_many_documents_some_of_them_unusual() -> None:
     strange = values.document([values.element(0x0E, b"a", values.sized(b"symbol"))])
     broken = values.document([values.element(0x02, b"a", struct.pack("<i", 99) + b"x\0")])
     documents = [bson.encode({"n": n}) for n in range(50)]

@@ -1,4 +1,4 @@
-"""Documents of every BSON type and shape, byte for byte, for hypothesis."""
+"""Hypothesis strategies for documents of every BSON type and shape, made byte by byte."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _ODD_NAMES = (
     b"", b".", b"a.b", b"\\", b"_cdc_op", b"_cdc_x", b"$oid", b"$date", b"x" * 40, b"x" * 41, "n\u00e4me".encode(),
     b"\xff", b"$ref", b"$id", b"longer_than_eight", b'q"uote',
 )  # fmt: skip
-# Names that some reader takes for one of the others, for a metadata column, or for a directory of the lake.
+# Names that some reader confuses with one another, a metadata column, or a directory of the lake.
 _ALIKE = (
     b"A", b"B", b"B__2", b"b__2", b"_id", b"_ID", b"_CDC_op", b"cdc_date", b"CDC_HOUR", b"i", b"I", b"ss",
     *(each.encode() for each in ("\u0131", "\u0130", "\u00c4", "\u00e4", "a\u0308", "\u00df")),
@@ -157,14 +157,14 @@ documents: st.SearchStrategy[bytes] = fields(values)
 def batches(
     draw: st.DrawFn, of: Callable[[st.SearchStrategy[Value]], st.SearchStrategy[bytes]] = fields
 ) -> list[bytes]:
-    """Documents that share some of their shapes: a few drawn ones, each repeated, in any order."""
+    """Documents of a few shapes: several drawn ones, each repeated, in any order."""
     few = draw(st.lists(of(values), min_size=1, max_size=6))
     picks = draw(st.lists(st.integers(0, len(few) - 1), min_size=1, max_size=40))
     return [few[pick] for pick in picks]
 
 
 def as_array(found: list[bytes]) -> tuple[bytes, Any]:
-    """Documents one behind the other as in a reply, and where each begins (and the last ends)."""
+    """Documents concatenated as in a reply, and their offsets, including the end of the last."""
     import numpy as np
 
     data, offsets = b"junk", []

@@ -1,4 +1,4 @@
-"""One batch in every format, read back by what people read such files with."""
+"""The same batch in every format, read back by common libraries."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Collected:
 
 
 def written(format_: str, compression: str, batches: int = 1) -> tuple[bytes, pa.RecordBatch]:
-    """The file of so many equal batches."""
+    """A file with the same batch several times."""
     schemas = Schemas()
     data, offsets = values.as_array(DOCUMENTS)
     batch = (
@@ -103,7 +103,7 @@ def test_parquet(format_: str, compression: str) -> None:
         )
 
 
-def test_parquet_has_dictionaries_of_what_comes_again() -> None:
+def test_parquet_has_dictionaries_for_repeated_values() -> None:
     count = 3000
     columns: dict[str, tuple[pa.DataType, Callable[[int], Any]]] = {
         "string": (pa.string(), str),
@@ -137,8 +137,8 @@ def test_parquet_has_dictionaries_of_what_comes_again() -> None:
     assert dictionaries == {f"{name}_again" for name in columns} | {"few"}
 
 
-def test_parquet_has_statistics_but_of_very_long_values() -> None:
-    """The encoder would hold some of them many times over."""
+def test_parquet_has_statistics_except_for_very_long_values() -> None:
+    """The encoder would keep several copies of them in memory."""
     long = ["x" * 100_000, "y" * 100_000]
     columns = {
         "_cdc_token": ["a", "b"],
@@ -171,8 +171,8 @@ def test_parquet_has_statistics_but_of_very_long_values() -> None:
 
 
 @pytest.mark.parametrize("format_", ["json", "csv", "bson"])
-def test_rows_are_made_of_some_columns_at_a_time(format_: str) -> None:
-    """As Python has them they take much more memory than the columns do."""
+def test_rows_are_built_a_few_columns_at_a_time(format_: str) -> None:
+    """As Python objects they take much more memory than as columns."""
     sizes: list[int] = []
 
     class Sizes:
@@ -280,7 +280,7 @@ def test_avro_names_that_would_collide() -> None:
 
 
 def test_names_that_differ_by_case_in_formats_other_than_parquet() -> None:
-    """The columns' names; Avro has a place for the document's."""
+    """Other formats use the column names; Avro also keeps the original ones."""
     data, offsets = values.as_array([bson.encode({"a.b": 1, "A.b": 2, "s": {"x": 3, "X": 4}})])
     files = {}
     for ending in ("avro", "jsonl", "csv"):

@@ -1,4 +1,4 @@
-"""What common readers make of a file: names that differ by case alone, and dates of any size."""
+"""Parquet as common readers see it: names that differ only by case, and dates of any size."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from engine.decode.schema import SchemaOptions
 from engine.encode.formats import open_file
 from tests.decode import values
 
-MOST_MS = 9_223_372_036_854_775
-# Pairs that at least one reader folds; in the order in which the documents have them.
+MS_MAX = 9_223_372_036_854_775
+# Pairs of names that at least one reader considers equal, in the order of the documents.
 PAIRS = [("Name", "name"), ("\u00c4", "\u00e4"), ("\u0130x", "ix"), ("\u017f", "s"), ("\u1e9e", "\u00df")]
 DOCUMENT = {
     "_id": 1,
@@ -37,7 +37,7 @@ DOCUMENT = {
     **{second: "second" for _, second in PAIRS},
     "when": DatetimeMS(0),
 }
-DATES = [0, MOST_MS, -MOST_MS, MOST_MS + 1, -MOST_MS - 1, 2**63 - 1, -(2**63)]
+DATES = [0, MS_MAX, -MS_MAX, MS_MAX + 1, -MS_MAX - 1, 2**63 - 1, -(2**63)]
 
 _SPARK = """
 import json, sys
@@ -56,7 +56,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file, in a directory as in the lake."""
+    """A file in a directory of a lake."""
     schemas = Schemas()
     documents = [bson.encode(DOCUMENT | {"when": DatetimeMS(stamp)}) for stamp in DATES]
     data, offsets = values.as_array(documents)
@@ -72,7 +72,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def columns(lake: Path) -> dict[str, str]:
-    """Each column's name by the field's, as the file alone tells it."""
+    """The column of each field, according to the file itself."""
     return originals(pq.read_schema(lake))
 
 
@@ -96,7 +96,7 @@ def expressions(columns: dict[str, str], inner: dict[str, str], quote: str) -> l
     return [*(f"{quote}{name}{quote}" for name in outer), *inside]
 
 
-def test_the_file_tells_the_original_names(columns: dict[str, str], inner: dict[str, str]) -> None:
+def test_the_file_contains_the_original_names(columns: dict[str, str], inner: dict[str, str]) -> None:
     assert set(columns) >= set(DOCUMENT)
     assert set(inner) == {name for pair in PAIRS for name in pair}
     assert columns["_id"] == "_id"
@@ -111,7 +111,7 @@ def test_duckdb(lake: Path, columns: dict[str, str], inner: dict[str, str]) -> N
         ("07", '{"_id":1}')
     ]
     found = duckdb.execute(f'select epoch_ms("when") from {source} order by _cdc_rescued nulls first').fetchall()
-    assert [row[0] for row in found] == [0, MOST_MS, -MOST_MS, None, None, None, None]
+    assert [row[0] for row in found] == [0, MS_MAX, -MS_MAX, None, None, None, None]
 
 
 def test_polars(lake: Path, columns: dict[str, str], inner: dict[str, str]) -> None:
@@ -119,14 +119,14 @@ def test_polars(lake: Path, columns: dict[str, str], inner: dict[str, str]) -> N
     outer = [columns[name] for name in DOCUMENT if name not in ("_id", "sub", "when")]
     inside = [frame["sub"].struct.field(inner[name])[0] for pair in PAIRS for name in pair]
     assert [*(frame[name][0] for name in outer), *inside] == expected()
-    assert frame["when"].dt.epoch("ms").to_list() == [0, MOST_MS, -MOST_MS, None, None, None, None]
+    assert frame["when"].dt.epoch("ms").to_list() == [0, MS_MAX, -MS_MAX, None, None, None, None]
     assert frame["when"][0] == datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def test_pandas(lake: Path) -> None:
     frame = pq.read_table(lake, columns=["when"]).to_pandas()
     assert frame["when"].isna().tolist() == [False] * 3 + [True] * 4
-    assert frame["when"].astype("int64").tolist()[:3] == [0, MOST_MS, -MOST_MS]
+    assert frame["when"].astype("int64").tolist()[:3] == [0, MS_MAX, -MS_MAX]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
@@ -137,4 +137,4 @@ def test_spark(lake: Path, columns: dict[str, str], inner: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     names, dates = map(json.loads, done.stdout.splitlines()[-2:])
     assert names == expected()
-    assert dates == [0, MOST_MS, -MOST_MS, None, None, None, None]
+    assert dates == [0, MS_MAX, -MS_MAX, None, None, None, None]

@@ -94,7 +94,9 @@ def test_an_empty_collection(mongo: Client, config: EngineConfig, lake: Lake) ->
     assert lake.object_keys() == []
 
 
-def test_done_is_done_until_restarted(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_finished_backfill_is_not_repeated_unless_restarted(
+    mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
     mongo[config.name].orders.insert_many([{"_id": n, "n": n} for n in range(3000)])
     first = backfill(config)
     keys = lake.object_keys()
@@ -349,7 +351,7 @@ def is_loaded(status: dict[str, Any]) -> bool:
     return bool(found) and all(each["splits"] == each["splits_total"] for each in found)
 
 
-def test_a_second_backfill_is_marked_once_whatever_dies(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_second_backfill_is_marked_once_despite_crashes(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """Killed before each of its commits, the mark's among them; what was deleted between the two is gone."""
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n} for n in range(300)])
@@ -399,7 +401,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
     assert status["splits"] == status["splits_total"] > 1
 
 
-def test_a_snapshot_behind_an_old_backfill(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_snapshot_after_an_old_backfill(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """What changed between the two is in no stream, so it is loaded again."""
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(2000)])

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Iterator[S3Server]:
 
 
 @pytest.mark.usefixtures("impatient_s3")
-def test_the_engine_goes_on_with_the_new_key(
+def test_the_engine_continues_with_the_new_key(
     mongo: Client, config: EngineConfig, stack: LocalStack, store: S3Server, tmp_path: Path
 ) -> None:
     file = tmp_path / "credentials"

@@ -56,7 +56,7 @@ def test_a_full_disk_is_waited_for(mongo: Client, config: EngineConfig, lake: La
     check_landed(lake, disk, 3000)
 
 
-def test_what_a_killed_engine_leaves_is_cleared_at_the_next_start(
+def test_leftovers_of_a_killed_engine_are_cleared_at_the_next_start(
     mongo: Client, config: EngineConfig, lake: Lake, tmp_path: Path
 ) -> None:
     root = tmp_path / "lake"

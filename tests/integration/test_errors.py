@@ -108,7 +108,7 @@ def test_a_name_that_does_not_resolve(config: EngineConfig) -> None:
     assert run_engine(config, "check").returncode == 1
 
 
-def test_an_address_that_can_be_none(config: EngineConfig) -> None:
+def test_an_invalid_address(config: EngineConfig) -> None:
     config.set("source", uri=f"mongodb://u:{QUOTED}@127.0.0.1:99999/")
     refused(config, "Port must be", "Check source.uri")
 
@@ -123,7 +123,7 @@ s3fs.core.S3FileSystem._pipe_file = broken
 """
 
 
-def test_a_bug_in_the_sink_is_told_as_one(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
+def test_a_bug_in_the_sink_is_reported_as_one(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
     """A traceback, and not a store that is away; put into the processes by ``sitecustomize``."""
     mongo[config.name].orders.insert_one({"n": 1})
     (tmp_path / "sitecustomize.py").write_text(_BUG)
@@ -202,6 +202,6 @@ def test_check_reports_all_at_once(config: EngineConfig) -> None:
     assert QUOTED not in done.stdout
 
 
-def test_check_tells_what_is_away_from_what_is_wrong(config: EngineConfig) -> None:
+def test_check_distinguishes_unavailable_from_misconfigured(config: EngineConfig) -> None:
     config.set("source", uri="mongodb://127.0.0.1:1/?replicaSet=rs0&serverSelectionTimeoutMS=300")
     assert run_engine(config, "check").returncode == 1

@@ -93,7 +93,7 @@ def go_back(client: redis.Redis, stream: str) -> None:
     [(flush, "has lost its record"), (remove_record, "has lost its record"), (go_back, "an older record")],
     ids=["flushed", "evicted", "restored"],
 )
-def test_a_redis_that_has_lost_the_record(
+def test_redis_has_lost_a_record(
     stack: LocalStack,
     mongo: Client,
     server: Valkey,
@@ -123,7 +123,7 @@ def test_a_redis_that_has_lost_the_record(
     Lake(stack, unique).check_no_token_twice()
 
 
-def test_a_lease_that_is_gone_alone_is_made_again(
+def test_a_lost_lease_alone_is_recreated(
     stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
 ) -> None:
     assert stack.mongo is not None
@@ -138,7 +138,7 @@ def test_a_lease_that_is_gone_alone_is_made_again(
 
 
 @pytest.mark.parametrize("when", ["running", "between runs"])
-def test_a_schema_that_was_lost_alone(
+def test_only_a_schema_is_lost(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, when: str
 ) -> None:
     """A column must not get another type than the files before it."""
@@ -164,7 +164,7 @@ def test_a_schema_that_was_lost_alone(
     assert {str(lake.table(key).schema.field("n").type) for key in lake.object_keys()} == {"int64"}
 
 
-def test_a_schema_is_known_to_the_streams_that_ended(
+def test_a_lost_schema_is_noticed_after_its_streams_have_ended(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
 ) -> None:
     """A finished backfill is the only one to know it: its splits are forgotten, its plan is not."""
@@ -186,7 +186,7 @@ def slow_load(stack: LocalStack, mongo: Client, store: Store, directory: Path, n
 
 
 @pytest.mark.parametrize("what", ["the plan", "the list", "both"])
-def test_a_plan_that_was_lost_alone(
+def test_only_a_plan_is_lost(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, what: str
 ) -> None:
     """Another plan would load again what is loaded."""
@@ -205,7 +205,7 @@ def test_a_plan_that_was_lost_alone(
     assert len(keys) == len(set(keys)) < 3000
 
 
-def test_a_plan_that_is_lost_while_its_splits_are_read(
+def test_a_plan_is_lost_while_its_splits_are_read(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
 ) -> None:
     """Splits whose plan is gone are not over."""
@@ -218,7 +218,7 @@ def test_a_plan_that_is_lost_while_its_splits_are_read(
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced by a backup", "moved with its directory"])
-def test_a_sqlite_file_that_somebody_takes_away(
+def test_the_sqlite_file_is_removed(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:
     """The engine stops, and another one that finds less begins nothing anew."""
@@ -257,7 +257,7 @@ def test_a_sqlite_file_that_somebody_takes_away(
 
 
 @pytest.mark.parametrize("how", ["overwritten by a backup", "emptied"])
-def test_a_sqlite_file_that_somebody_writes_into(
+def test_the_sqlite_file_is_overwritten(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:
     """It ends stopped, or exact: SQLite's log may still have all that the file had."""
@@ -308,7 +308,7 @@ WITH_AN_ENGINE = CONDITIONS if os.environ.get("EXPLORE") else CONDITIONS[::3]
 @pytest.mark.parametrize(
     ("condition", "remedy"), WITH_AN_ENGINE, ids=[each.__name__ for each, _ in WITH_AN_ENGINE]
 )
-def test_a_redis_that_refuses_for_a_while(
+def test_redis_refuses_for_a_while(
     stack: LocalStack,
     mongo: Client,
     server: Valkey,
@@ -375,7 +375,7 @@ def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Pa
         check_exact(mongo, lake, unique, start)
 
 
-def test_a_redis_whose_answers_are_lost(
+def test_answers_of_redis_are_lost(
     stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
 ) -> None:
     """What was done and not answered is done again, and not taken for another engine's."""
@@ -410,7 +410,7 @@ def test_a_redis_whose_answers_are_lost(
     ],
 )
 @pytest.mark.parametrize("command", ["run", "backfill"])
-def test_a_redis_that_refuses_at_the_start(
+def test_redis_refuses_at_the_start(
     stack: LocalStack,
     mongo: Client,
     server: Valkey,

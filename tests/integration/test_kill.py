@@ -139,7 +139,7 @@ def test_a_template_that_dies_while_it_loads_is_replaced(
     assert len(Lake(stack, config.name).check_no_token_twice()) == 100
 
 
-def test_a_stopped_template_is_replaced_and_nobody_waits_for_it(
+def test_a_stopped_template_is_replaced_and_not_waited_for(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
 ) -> None:
     config.set("supervision", hang_timeout="8s")
@@ -170,7 +170,7 @@ def test_a_stopped_template_is_replaced_and_nobody_waits_for_it(
     assert len(lake.check_no_token_twice()) == 200
 
 
-def test_other_streams_go_on_while_the_template_is_stopped(
+def test_other_streams_continue_while_the_template_is_stopped(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
 ) -> None:
     """One stream's reader must be started, and cannot be."""
@@ -200,7 +200,7 @@ def committed(status: dict[str, Any], stream: str) -> int:
 
 
 @pytest.mark.parametrize("victims", [[], ["reader", "writer"]], ids=["none", "killed"])
-def test_a_stopped_template_does_not_keep_it_from_ending(
+def test_a_stopped_template_does_not_prevent_shutdown(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, victims: list[str]
 ) -> None:
     with Engine(config) as engine:

@@ -80,7 +80,7 @@ def die(config: EngineConfig, point: str) -> None:
         ("when_available", 6 * MIB, ["fullDocumentBeforeChange"], "before_commit"),
     ],
 )
-def test_goes_past_an_event_that_the_server_cannot_make(
+def test_continues_past_an_event_that_the_server_cannot_deliver(
     mongo: Client, config: EngineConfig, lake: Lake, before: str, size: int, without: list[str], point: str
 ) -> None:
     """It lands with all that the oplog has of it, also when it is replayed; what comes behind it is whole."""

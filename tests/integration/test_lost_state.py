@@ -36,7 +36,7 @@ def forget(path: Path) -> None:
 
 @pytest.mark.parametrize("partition_by", ["hour", "day", "collection", "none"])
 @pytest.mark.parametrize("start", ["earliest", "now"])
-def test_without_its_state_nothing_is_replaced_and_nothing_is_left_out(
+def test_without_its_state_nothing_is_overwritten_or_left_out(
     mongo: Client, config: EngineConfig, lake: Lake, partition_by: str, start: str
 ) -> None:
     """Other batch sizes give other segments the same numbers, and what happened meanwhile would be in none."""
@@ -59,7 +59,7 @@ def test_without_its_state_nothing_is_replaced_and_nothing_is_left_out(
 
 @pytest.mark.parametrize("before", [("none", 0), ("collection", 0), ("day", 3), ("hour", 0)], ids=str)
 @pytest.mark.parametrize("lost", ["the record", "the last of it"])
-def test_objects_that_were_laid_out_otherwise_are_found(
+def test_objects_under_another_layout_are_found(
     mongo: Client, config: EngineConfig, lake: Lake, before: tuple[str, int], lost: str
 ) -> None:
     state = use_sqlite(config)
@@ -82,7 +82,7 @@ def test_objects_that_were_laid_out_otherwise_are_found(
     assert landed(lake) == found
 
 
-def test_a_log_of_sqlite_that_was_lost_between_runs(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_the_sqlite_log_is_lost_between_runs(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """What is in the file itself is older."""
     state = use_sqlite(config)
     orders = mongo[config.name].orders
@@ -125,7 +125,7 @@ def test_an_older_state_is_noticed(mongo: Client, config: EngineConfig, lake: La
     assert len(lake.check_no_token_twice()) == 1010
 
 
-def test_one_stream_without_its_record_stops_alone(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_only_the_stream_without_its_record_stops(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     state = use_sqlite(config)
     mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
     catch_up(config)

@@ -68,7 +68,7 @@ def test_a_container_with_less_than_the_limit(
     assert "Give the container at least" in said
 
 
-def test_a_kill_for_want_of_memory_is_called_one(
+def test_a_child_killed_for_lack_of_memory_is_reported_as_such(
     mongo: Client, config: EngineConfig, lake: Lake, group: Callable[[int], Path]
 ) -> None:
     config.set("writers", processes=1)

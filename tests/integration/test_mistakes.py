@@ -36,7 +36,7 @@ def absent_lines(log: str) -> list[dict[str, Any]]:
     return [line for line in lines if "there is no" in line.get("cause", "")]
 
 
-def test_collections_that_are_not_there_are_named_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_missing_collections_are_reported_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
     mongo[config.name].users.insert_one({"n": 2})
     # Of several readers, and of a split collection: still once.
@@ -54,7 +54,7 @@ def test_collections_that_are_not_there_are_named_once(mongo: Client, config: En
     assert found == [(2, "insert"), (2, "read")]
 
 
-def test_run_warns_once_of_what_is_not_there(mongo: Client, config: EngineConfig) -> None:
+def test_run_warns_once_about_missing_collections(mongo: Client, config: EngineConfig) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
     config.set("source", collections=["orderss", "orders", "users"], split={"orders": 2})
     done = run_engine(config, "run", "--until-caught-up")
@@ -65,7 +65,7 @@ def test_run_warns_once_of_what_is_not_there(mongo: Client, config: EngineConfig
     assert found[1].startswith(f"there is no collection 'users' in {config.name}: it is captured once it exists")
 
 
-def test_a_database_that_is_not_there_is_named_once(mongo: Client, config: EngineConfig) -> None:
+def test_a_missing_database_is_reported_once(mongo: Client, config: EngineConfig) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
     config.set("source", database=f"{config.name}x", collections=["a", "b"])
     done = run_engine(config, "run", "--until-caught-up")
@@ -79,7 +79,7 @@ def test_a_database_that_is_not_there_is_named_once(mongo: Client, config: Engin
 # --- looking changes nothing -----------------------------------------------------------------------------
 
 
-def test_looking_makes_no_state_and_no_directory(
+def test_read_only_commands_create_nothing(
     mongo: Client, config: EngineConfig, tmp_path: Path, lake: Lake
 ) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
@@ -101,7 +101,9 @@ def test_looking_makes_no_state_and_no_directory(
     assert f"there is no directory {tmp_path}/nowhere" in done.stdout
 
 
-def test_looking_at_a_state_leaves_its_files_alone(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
+def test_read_only_commands_leave_the_state_files_alone(
+    mongo: Client, config: EngineConfig, tmp_path: Path
+) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
     config.set("state", url=f"sqlite:///{tmp_path}/s.db")
     catch_up(config)
@@ -215,7 +217,7 @@ exec "$@"
 
 
 @pytest.mark.parametrize("command", ["run", "backfill"])
-def test_without_a_temporary_directory_it_says_what_to_set(config: EngineConfig, command: str) -> None:
+def test_without_a_temporary_directory_the_error_says_what_to_set(config: EngineConfig, command: str) -> None:
     """Read-only mounts, which bind root as well."""
     script = ["unshare", "--mount", "sh", "-c", _READ_ONLY, "sh", str(config.directory)]
     if subprocess.run([*script, "true"], capture_output=True, check=False).returncode:
@@ -248,7 +250,7 @@ def test_a_temporary_directory_whose_path_is_too_long_for_a_socket(config: Engin
 
 
 @pytest.mark.parametrize("log_format", ["json", "auto", "text"])
-def test_the_last_line_is_of_the_logs_format(config: EngineConfig, log_format: str) -> None:
+def test_the_final_error_has_the_format_of_the_log(config: EngineConfig, log_format: str) -> None:
     """Of errors of the configuration too, when the rest of it tells the format."""
     config.set("telemetry", log_format=log_format)
     config.set("sink", url="s3://no-such-bucket/x")
@@ -270,7 +272,7 @@ def test_the_last_line_is_of_the_logs_format(config: EngineConfig, log_format: s
         assert json.loads(bad_keys[-1])["remedy"]
 
 
-def test_a_bug_is_told_as_the_log_is_and_without_secrets(config: EngineConfig) -> None:
+def test_a_bug_is_logged_in_the_configured_format_and_without_secrets(config: EngineConfig) -> None:
     script = (
         "import sys, engine.commands.check\nfrom engine.cli import main\n"
         "def fail(config): raise RuntimeError(config.sink.s3.secret_key)\n"
@@ -288,9 +290,7 @@ def test_a_bug_is_told_as_the_log_is_and_without_secrets(config: EngineConfig) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["run", "backfill"])
-def test_a_signal_before_there_is_anything_to_drain(
-    config: EngineConfig, command: str, number: signal.Signals
-) -> None:
+def test_a_signal_before_anything_is_running(config: EngineConfig, command: str, number: signal.Signals) -> None:
     with Engine(config, command=command) as engine:
         wait_until(lambda: bool(engine.children()), "a first child")
         children = engine.children()
@@ -300,7 +300,7 @@ def test_a_signal_before_there_is_anything_to_drain(
     wait_until(lambda: not any(map(is_alive, children)), "the end of its children")
 
 
-def test_nohup_keeps_it_from_hearing_of_terminals(mongo: Client, config: EngineConfig) -> None:
+def test_nohup_is_respected(mongo: Client, config: EngineConfig) -> None:
     mongo[config.name].create_collection("orders")
     with Engine(config, ignored=[signal.SIGHUP]) as engine:
         engine.wait_reading()
@@ -312,7 +312,7 @@ def test_nohup_keeps_it_from_hearing_of_terminals(mongo: Client, config: EngineC
     assert '"level":"warning"' not in engine.log()
 
 
-def test_a_terminal_that_closes_ends_a_backfill_in_order(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_closing_the_terminal_ends_a_backfill_in_order(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """Its bars have nowhere to go any more, and the error of that must not take the drain with it."""
     mongo[config.name].orders.insert_many([{"_id": n, "n": n, "text": "x" * 500} for n in range(5000)])
     config.set("backfill", max_documents_per_s=500, readers=1)
@@ -341,9 +341,7 @@ def test_a_terminal_that_closes_ends_a_backfill_in_order(mongo: Client, config: 
 
 
 @pytest.mark.parametrize("condition", [out_of_memory, as_a_replica])
-def test_check_tells_of_a_state_store_that_can_only_be_read(
-    config: EngineConfig, server: Valkey, condition: Any
-) -> None:
+def test_check_reports_a_read_only_state_store(config: EngineConfig, server: Valkey, condition: Any) -> None:
     config.set("state", url=server.url)
     with condition(server):
         done = run_engine(config, "check")

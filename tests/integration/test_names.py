@@ -26,7 +26,7 @@ NAMES = [
 ]
 
 
-def test_a_stream_and_a_collection_that_spell_one_name(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_stream_and_a_collection_whose_names_look_alike(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """``a-<database>`` is split; without directories, its keys looked like those of ``a`` in a shared stream."""
     split = f"a-{config.name}"
     others = [f"c{n}" for n in range(12)]
@@ -39,7 +39,7 @@ def test_a_stream_and_a_collection_that_spell_one_name(mongo: Client, config: En
     assert len(lake.check_no_token_twice()) == 700 * (2 + len(others))
 
 
-def test_two_engines_with_other_collections_on_one_state(
+def test_two_engines_with_different_collections_on_one_state_store(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, tmp_path: Path
 ) -> None:
     """More than there are readers for: their shared streams had the same names, and one adopted the other's."""
@@ -103,7 +103,7 @@ def formerly(key: str) -> str:
 
 
 @pytest.mark.parametrize("partition_by", ["hour", "day", "collection"])
-def test_a_lake_of_former_directories_goes_on(
+def test_a_lake_with_the_former_directories_is_continued(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, partition_by: str
 ) -> None:
     """An earlier version died between publishing and committing: its segment is replayed to its own keys."""
@@ -139,7 +139,7 @@ def test_a_lake_of_former_directories_goes_on(
     assert sorted(row["n"] for row in lake.rows()) == list(range(300))
 
 
-def test_objects_of_former_directories_tell_of_a_lost_state(
+def test_objects_in_the_former_directories_reveal_a_lost_state(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake
 ) -> None:
     mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])

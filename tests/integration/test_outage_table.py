@@ -43,7 +43,7 @@ def engine(servers: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield made
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     assert list(TABLE) == [(*case, at_s) for case in CASES for at_s in AT_S]
 
 
@@ -60,7 +60,7 @@ def essence(problem: str) -> str:
 
 
 @pytest.mark.parametrize(("server", "way"), CASES)
-def test_what_is_told_soon(servers: LocalStack, engine: Engine, server: str, way: str) -> None:
+def test_what_is_reported_within_a_minute(servers: LocalStack, engine: Engine, server: str, way: str) -> None:
     log_from = engine.log_path.stat().st_size
     with broken(servers, server, way):
         deadline = time.monotonic() + 60

@@ -129,7 +129,7 @@ def test_mongodb_is_away_when_a_backfill_is_planned(servers: LocalStack, tmp_pat
     assert sorted(row["n"] for row in Lake(servers, unique).rows() if row["_cdc_op"] == "read") == [*range(100)]
 
 
-def test_a_member_that_has_no_set_yet_is_waited_for(servers: LocalStack, tmp_path: Path, unique: str) -> None:
+def test_a_member_without_a_replica_set_is_waited_for(servers: LocalStack, tmp_path: Path, unique: str) -> None:
     """As each is for a moment when it has been started: a standalone server would be refused."""
     mongo = Mongo(tmp_path)
     (member,), (port,) = mongo.members, mongo.ports

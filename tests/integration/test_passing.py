@@ -71,7 +71,9 @@ def kill_what_it_runs(mongo: Client, database: str, how: str) -> int:
     return killed
 
 
-def test_what_an_administrator_kills_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_operations_killed_by_an_administrator_are_resumed(
+    mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
     with Engine(config) as engine:
         engine.wait_reading()
         writing = Writing(mongo, config, engine)
@@ -112,7 +114,7 @@ def test_streams_and_a_load_whose_operations_are_killed(mongo: Client, config: E
     assert Counter(row["n"] for row in rows if row["_cdc_op"] == "insert") == Counter(range(writing.count))
 
 
-def test_codes_that_pass(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_transient_error_codes(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     with Engine(config) as engine:
         engine.wait_reading()
         writing = Writing(mongo, config, engine)
@@ -128,7 +130,7 @@ def test_codes_that_pass(mongo: Client, config: EngineConfig, lake: Lake) -> Non
     assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
 
 
-def test_what_lasts_stops_its_stream_alone(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_lasting_error_stops_only_its_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     config.set("retry", max_attempts=4)
     with Engine(config) as engine:
         engine.wait_reading()
@@ -187,7 +189,9 @@ def test_splits_that_fail_are_left_for_the_next_run(mongo: Client, config: Engin
 
 
 @pytest.mark.parametrize("command", ["explain", "listCollections", "aggregate"])
-def test_a_plan_is_made_all_the_same(mongo: Client, config: EngineConfig, lake: Lake, command: str) -> None:
+def test_planning_survives_a_transient_error(
+    mongo: Client, config: EngineConfig, lake: Lake, command: str
+) -> None:
     mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
     config.set("source", collections=["orders"])
     with failing(mongo, command, 3, appName="headrace", errorCode=11601):
@@ -196,7 +200,7 @@ def test_a_plan_is_made_all_the_same(mongo: Client, config: EngineConfig, lake: 
     assert Counter(row["n"] for row in lake.rows()) == Counter(range(50, 100))
 
 
-def test_a_password_that_is_changed_for_a_while(guarded: Mongo, config: EngineConfig, lake: Lake) -> None:
+def test_a_password_is_changed_for_a_while(guarded: Mongo, config: EngineConfig, lake: Lake) -> None:
     """Where it worked before it may work again: for a reader that lives, and for one that is started."""
     config.set("source", uri=guarded.uri)
     config.set("retry", max_attempts=30)

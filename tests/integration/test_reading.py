@@ -195,7 +195,7 @@ ENGINES: list[Callable[[Landed, str, Any], pa.Table]] = [by_duckdb, by_polars, b
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=["duckdb", "polars", "spark"])
-def test_every_engine_reads_the_same(landed: Landed, engine: Any, request: pytest.FixtureRequest) -> None:
+def test_every_query_engine_reads_the_same(landed: Landed, engine: Any, request: pytest.FixtureRequest) -> None:
     """By the documented query, with nothing taken from a directory's name."""
     spark = request.getfixturevalue("spark") if engine is by_spark else None
     for name in (*HOSTILE, "gone"):
@@ -272,7 +272,7 @@ def test_a_range_of_days(landed: Landed) -> None:
         assert database.sql(query.replace("2126", "2026")).fetchall() == [(0,)]
 
 
-def test_what_engines_do_by_themselves_hides_no_field(landed: Landed) -> None:
+def test_default_partition_handling_hides_no_field(landed: Landed) -> None:
     """DuckDB and Polars take directories for columns unless they are told not to."""
     directory, pattern = place(landed, "orders")
     with duckdb.connect() as database:
@@ -304,7 +304,7 @@ def schema_of(config: EngineConfig, collection: str) -> CollectionSchema:
     return msgspec.json.decode(text, type=CollectionSchema)
 
 
-def test_a_drop_reaches_all_parts_and_a_second_backfill_sees_what_is_gone(landed: Landed) -> None:
+def test_a_drop_reaches_all_parts_and_a_second_backfill_drops_deleted_documents(landed: Landed) -> None:
     """Documents that were deleted in a gap of the history are gone when all has been loaded again."""
     config = landed.config
     landed.source["people"].delete_one({"_id": 0.1})

@@ -81,7 +81,7 @@ CASES = [("6.0.5", watch) for watch in WATCHES] + [("6.0.27", "shared streams"),
 
 
 @pytest.mark.parametrize(("version", "watch"), CASES)
-def test_lake_comes_to_what_the_collections_hold(
+def test_the_lake_ends_up_equal_to_the_collections(
     stack: LocalStack,
     config: EngineConfig,
     lake: Lake,
@@ -142,7 +142,7 @@ def run_engine_dying(config: EngineConfig, point: str) -> int:
         return engine.end()
 
 
-def test_streams_go_on_meanwhile(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """An engine that runs loads it by itself, says so until then, and needs nobody."""
     config.set("source", collections=["out", "quiet"], start="snapshot")
     fill(mongo, config.name)
@@ -160,7 +160,7 @@ def test_streams_go_on_meanwhile(mongo: Client, config: EngineConfig, lake: Lake
     check(mongo, config, lake, ["out", "quiet"])
 
 
-def test_a_signal_between_two_runs_is_heeded(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_signal_between_two_runs_is_obeyed(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """The one has ended for the sake of the load, and the other has not begun."""
     config.set("source", collections=["out"], start="snapshot")
     fill(mongo, config.name)

@@ -52,7 +52,7 @@ def test_every_kind_of_event_lands_in_its_columns(mongo: Client, config: EngineC
     assert invalidate["_cdc_token"] > drop["_cdc_token"]
 
 
-def test_goes_on_past_an_invalidate(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_continues_after_an_invalidate(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     orders = mongo[config.name].orders
     for round_ in range(3):
         orders.insert_one({"round": round_})
@@ -69,7 +69,7 @@ def test_goes_on_past_an_invalidate(mongo: Client, config: EngineConfig, lake: L
     lake.check_no_token_twice()
 
 
-def test_a_split_stream_goes_on_past_an_invalidate(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_split_stream_continues_after_an_invalidate(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     config.set("source", split={"orders": 2})
     orders = mongo[config.name].orders
     for round_ in range(2):
@@ -117,7 +117,7 @@ def test_a_signal_to_all_of_its_processes_ends_it_in_order(
 
 
 @pytest.mark.parametrize("command", ["run", "backfill"])
-def test_interrupted_while_it_starts_it_leaves_nobody(
+def test_an_interrupt_during_startup_leaves_no_process(
     mongo: Client, config: EngineConfig, command: str, tmp_path: Path
 ) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
@@ -135,7 +135,7 @@ def test_interrupted_while_it_starts_it_leaves_nobody(
             time.sleep(0.05)
 
 
-def test_the_start_is_kept_although_nothing_has_happened_yet(
+def test_the_start_is_kept_even_if_nothing_has_happened_yet(
     mongo: Client, config: EngineConfig, lake: Lake
 ) -> None:
     config.set("source", start="now")
@@ -156,7 +156,9 @@ def test_starts_at_a_time(mongo: Client, config: EngineConfig, lake: Lake) -> No
     assert [row["n"] for row in lake.rows()] == [2]
 
 
-def test_a_committed_token_wins_over_the_start(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_committed_token_takes_precedence_over_the_start(
+    mongo: Client, config: EngineConfig, lake: Lake
+) -> None:
     orders = mongo[config.name].orders
     orders.insert_one({"n": 1})
     catch_up(config)
@@ -226,7 +228,7 @@ def test_a_local_directory_is_a_sink_too(mongo: Client, config: EngineConfig, tm
     assert not list((tmp_path / "lake").rglob(".*"))
 
 
-def test_the_footer_tells_where_the_lake_stands(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_the_footer_contains_the_position(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     import pyarrow.parquet as pq
 
     mongo[config.name].orders.insert_many([{"n": n} for n in range(10)])
@@ -244,7 +246,9 @@ def test_the_footer_tells_where_the_lake_stands(mongo: Client, config: EngineCon
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains(mongo: Client, config: EngineConfig, lake: Lake, number: signal.Signals) -> None:
+def test_a_signal_drains_the_engine(
+    mongo: Client, config: EngineConfig, lake: Lake, number: signal.Signals
+) -> None:
     config.set("batch", interval="1h")
     with Engine(config) as engine:
         engine.wait_reading()
@@ -258,7 +262,7 @@ def test_a_signal_drains(mongo: Client, config: EngineConfig, lake: Lake, number
     assert (shown["events"], shown["intents"], shown["held_by"]) == (100, 0, "")
 
 
-def test_a_second_signal_ends_at_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_second_signal_ends_the_engine_at_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     with Engine(config) as engine:
         engine.wait_reading()
         engine.wait_for(lambda status: bool(engine.pids("writer")), "a writer")

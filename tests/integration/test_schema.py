@@ -34,7 +34,7 @@ def test_a_sample_settles_types_before_the_first_event(mongo: Client, config: En
     assert all(row["_cdc_rescued"] is None for row in rows)
 
 
-def test_no_sample_where_a_pipeline_takes_fields_away(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_no_sample_if_a_pipeline_removes_fields(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     config.set("source", pipeline=[{"$unset": "fullDocument.secret"}])
     mongo[config.name].orders.insert_one({"n": 1, "secret": "x"})
     catch_up(config)
@@ -42,7 +42,7 @@ def test_no_sample_where_a_pipeline_takes_fields_away(mongo: Client, config: Eng
     assert "secret" not in lake.table(key).schema.names
 
 
-def test_a_column_keeps_its_type_over_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_column_keeps_its_type_across_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     config.set("schema", sample=0)
     orders = mongo[config.name].orders
     types = []
@@ -82,7 +82,7 @@ def test_overrides_raw_and_drop(mongo: Client, config: EngineConfig, lake: Lake)
     assert '"field":"orders.total","type":"decimal128","wanted":"string"' in done.stderr
 
 
-def test_a_mismatch_that_is_to_fail_stops_the_engine(mongo: Client, config: EngineConfig) -> None:
+def test_a_mismatch_stops_the_engine_if_configured(mongo: Client, config: EngineConfig) -> None:
     config.set("schema", on_mismatch="fail", sample=0)
     mongo[config.name].orders.insert_one({"v": 1})
     catch_up(config)
@@ -135,7 +135,7 @@ def test_held_events_land_within_the_interval(mongo: Client, config: EngineConfi
     assert len(lake.check_no_token_twice()) == 3
 
 
-def test_rescued_values_are_told(mongo: Client, config: EngineConfig) -> None:
+def test_rescued_values_are_reported(mongo: Client, config: EngineConfig) -> None:
     """Of each column: once in the log, and counted in the status and the metrics."""
     config.set("schema", sample=0, max_fields=3)
     orders = mongo[config.name].orders
@@ -177,7 +177,7 @@ def committed_in(status: dict[str, Any]) -> int:
     return sum(each["events_committed"] for each in status["streams"])
 
 
-def test_names_that_differ_by_case_over_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_names_that_differ_by_case_across_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """A column's name is kept: whatever order later documents have, and also in a second database of one lake."""
     config.set("schema", sample=0)
     orders = mongo[config.name].orders
@@ -191,7 +191,7 @@ def test_names_that_differ_by_case_over_restarts(mongo: Client, config: EngineCo
     assert all(row["_cdc_rescued"] is None for row in lake.rows())
 
 
-def test_a_first_batch_of_very_many_names(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+def test_a_first_batch_with_very_many_names(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     """By backfill and by stream: a key in every row, and columns for what the documents share."""
     config.set("schema", sample=0, max_fields=100)
     orders = mongo[config.name].orders

@@ -22,7 +22,7 @@ def second_engine_config(config: EngineConfig) -> EngineConfig:
     return EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
 
 
-def test_paused_past_its_lease_and_taken_over(
+def test_an_engine_paused_past_its_lease_is_taken_over(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str
 ) -> None:
     config = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})

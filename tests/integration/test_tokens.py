@@ -46,7 +46,7 @@ def use_sqlite(config: EngineConfig) -> Path:
     return path
 
 
-def test_resumes_behind_events_of_every_kind_of_key(server: Client, config: EngineConfig, lake: Lake) -> None:
+def test_resumes_after_events_with_every_kind_of_key(server: Client, config: EngineConfig, lake: Lake) -> None:
     rng = random.Random(5)
     plain = PlainStream(server, config.name, operation_time(server), splits=splits(server))
     for _ in range(12):
@@ -61,7 +61,7 @@ def test_resumes_behind_events_of_every_kind_of_key(server: Client, config: Engi
     assert lake.keys() == plain.keys
 
 
-def test_footers_have_whole_tokens(server: Client, config: EngineConfig, lake: Lake) -> None:
+def test_footers_contain_complete_tokens(server: Client, config: EngineConfig, lake: Lake) -> None:
     start = operation_time(server)
     server[config.name].orders.insert_one({"_id": Int64(2**60 + 1)})
     server[config.name].orders.insert_one({"_id": 70.5})
@@ -79,7 +79,7 @@ def test_footers_have_whole_tokens(server: Client, config: EngineConfig, lake: L
     assert [row["_cdc_token"] for row in lake.rows()] == [each["_data"] for each in tokens]
 
 
-def test_a_position_without_type_bits_goes_on_from_its_time(
+def test_a_position_without_type_bits_resumes_from_its_time(
     server: Client, config: EngineConfig, lake: Lake
 ) -> None:
     """As a former version has kept it."""
@@ -103,7 +103,7 @@ def test_a_position_without_type_bits_goes_on_from_its_time(
 
 
 @pytest.mark.parametrize("then", ["shrinks", "is gone", "grows", "stays"])
-def test_goes_on_behind_a_split_event(latest: Mongo, config: EngineConfig, lake: Lake, then: str) -> None:
+def test_resumes_after_a_split_event(latest: Mongo, config: EngineConfig, lake: Lake, then: str) -> None:
     """Its last fragment's token is found again only while the document is as large as it was."""
     config.set("source", uri=latest.uri, full_document_before_change="when_available", collections=["orders"])
     with Client(latest.uri) as client:

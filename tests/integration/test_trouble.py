@@ -58,7 +58,7 @@ def stops_alone(engine: Engine, database: Any, good: str, bad: str, cause: str) 
     assert json.loads(engine.log().rstrip().splitlines()[-1])["message"] == "ended with an error"
 
 
-def test_a_name_that_the_sink_does_not_take(
+def test_a_name_that_the_sink_does_not_accept(
     mongo: Client, config: EngineConfig, lake: Lake, tmp_path: Path
 ) -> None:
     """Of a file system: a path has at most 4,095 bytes."""

@@ -30,7 +30,7 @@ def read_all(inbox: Inbox) -> list[bytes]:
     return heard
 
 
-def test_messages_come_as_they_were_sent(pipe: tuple[Connection, Connection]) -> None:
+def test_messages_arrive_as_sent(pipe: tuple[Connection, Connection]) -> None:
     ours, theirs = pipe
 
     def say() -> None:
@@ -56,7 +56,7 @@ def test_half_a_message_is_not_waited_for(pipe: tuple[Connection, Connection]) -
     assert heard == [[]] * 6 + [[b"one"]] + [[]] * 6 + [[b"two"]]
 
 
-def test_half_a_message_of_a_dead_child_is_none(pipe: tuple[Connection, Connection]) -> None:
+def test_half_a_message_of_a_dead_child_is_dropped(pipe: tuple[Connection, Connection]) -> None:
     ours, theirs = pipe
     theirs.send_bytes(b"one")
     os.write(theirs.fileno(), b"\0\0\0\5tw")

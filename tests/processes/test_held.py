@@ -34,7 +34,7 @@ def test_events_of_all_replies_count_together() -> None:
     assert held.since is None
 
 
-def test_it_is_held_until_there_is_enough() -> None:
+def test_events_are_held_until_there_are_enough() -> None:
     held = Held(30.0)
     held.add(reply(1), 0, now=0.0)
     assert (held.is_due(29.0), held.is_due(30.0)) == (False, True)
@@ -45,7 +45,7 @@ def test_it_is_held_until_there_is_enough() -> None:
 
 
 @pytest.mark.parametrize("end", ["is_last", "is_partial"])
-def test_a_reply_that_something_waits_for_is_not_held(end: str) -> None:
+def test_a_reply_that_is_awaited_is_not_held(end: str) -> None:
     last = reply(1)
     setattr(last, end, True)
     held = Held(30.0)

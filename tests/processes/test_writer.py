@@ -88,7 +88,7 @@ def still_there(references: list[weakref.ref[Any]]) -> list[str]:
     return [type(each()).__name__ for each in references if each() is not None]
 
 
-def test_what_is_published_is_given_back(config: Config, kind: str) -> None:
+def test_published_segments_release_everything(config: Config, kind: str) -> None:
     segment, things = built(config, kind)
     segment.seal(intent(1, 40), "test")
     for build in segment.objects.values():
@@ -99,7 +99,7 @@ def test_what_is_published_is_given_back(config: Config, kind: str) -> None:
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_what_is_abandoned_is_given_back_and_writes_no_more(config: Config, kind: str, sealed: bool) -> None:
+def test_abandoned_segments_release_everything_and_write_no_more(config: Config, kind: str, sealed: bool) -> None:
     """An encoder that is dropped writes the end of its file: nowhere, and without a complaint."""
     segment, things = built(config, kind)
     if sealed:
@@ -112,7 +112,7 @@ def test_what_is_abandoned_is_given_back_and_writes_no_more(config: Config, kind
     assert still_there(things) == []
 
 
-def test_what_fails_is_given_back(config: Config, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_segments_release_everything(config: Config, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what happened; it does not keep what was to be written."""
     segment, things = built(config, kind)
     (build,) = segment.objects.values()
@@ -135,7 +135,7 @@ EVERY = 20
 
 
 @pytest.mark.parametrize("place", ["file", "s3"])
-def test_many_segments_take_no_more_memory_than_few(
+def test_many_segments_take_no_more_memory_than_a_few(
     place: str, stack: LocalStack, tmp_path: Path, unique: str
 ) -> None:
     """A real writer process, told what a supervisor tells it."""

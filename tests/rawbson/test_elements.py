@@ -45,7 +45,7 @@ def test_all_elements_of_a_document() -> None:
     assert find(DOCUMENT, 0, b"nothing") is None
 
 
-def test_no_cut_or_changed_byte_makes_it_read_outside() -> None:
+def test_truncated_or_changed_bytes_are_never_read_past() -> None:
     for cut in range(len(DOCUMENT)):
         data = DOCUMENT[:cut]
         with pytest.raises((MalformedBSON, struct.error, IndexError)):

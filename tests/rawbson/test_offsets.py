@@ -12,7 +12,7 @@ from engine.rawbson.offsets import document_offsets
 
 
 @pytest.mark.parametrize("count", [1499, 1500, 9_999, 10_001, 30_000])
-def test_offsets_of_a_long_batch_with_documents_that_look_like_others(count: int) -> None:
+def test_offsets_of_a_long_batch_with_misleading_contents(count: int) -> None:
     """Guesses at where documents begin may be wrong; what comes of them is not."""
     decoys = {"list": [{"a": n} for n in range(3)], "text": "\x03999\x00\x031000\x00", "bin": b"\x032000\x00" * 3}
     documents = [

@@ -23,7 +23,7 @@ def batch(rows: int) -> pa.RecordBatch:
 
 
 @pytest.mark.parametrize("sizes", [[0], [1], [1000], [1, 0, 5000, 7]])
-def test_batches_come_out_as_they_went_in(sizes: list[int]) -> None:
+def test_batches_survive_a_round_trip(sizes: list[int]) -> None:
     arena = Arena.create(1 << 20)
     given = [(Content("d", f"c{n}", 0, 0, size, SCHEMA), batch(size)) for n, size in enumerate(sizes)]
     plan = SlabPlan(given)
@@ -38,7 +38,7 @@ def test_batches_come_out_as_they_went_in(sizes: list[int]) -> None:
         assert after.equals(before)
 
 
-def test_a_slice_takes_only_its_own_room() -> None:
+def test_a_slice_takes_only_its_own_space() -> None:
     whole = batch(10_000)
     part = SlabPlan([(Content("d", "c", 0, 0, 10), whole.slice(5000, 10))])
     assert part.size < 8192

@@ -95,9 +95,7 @@ def replay(coordinator: Coordinator, name: str, inputs: tuple[Any, ...]) -> list
 
 
 @pytest.mark.parametrize("kind", [World, SplitWorld, ForgetfulWorld])
-def test_what_was_written_down_leads_to_the_same_actions(
-    kind: type[World], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recorded_run_replays_to_the_same_actions(kind: type[World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "Coordinator", Recorder)
     monkeypatch.setattr(Recorder, "made", [])
     for seed in range(30):

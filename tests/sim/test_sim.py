@@ -48,15 +48,15 @@ def play_all(count: int, kind: type[World] = World) -> int:
         return sum(pool.map(play, [range(first, count, cores) for first in range(cores)], [kind] * cores))
 
 
-def test_no_seed_loses_or_doubles_an_event() -> None:
+def test_no_seed_loses_or_duplicates_an_event() -> None:
     assert play_all(SEEDS) > 100 * SEEDS
 
 
-def test_no_seed_loses_or_doubles_a_document() -> None:
+def test_no_seed_loses_or_duplicates_a_document() -> None:
     assert play_all(SEEDS_OF_SPLITS, SplitWorld) > 100 * SEEDS_OF_SPLITS
 
 
-def test_no_seed_goes_on_from_a_state_that_was_lost() -> None:
+def test_no_seed_continues_from_a_lost_state() -> None:
     assert play_all(SEEDS_OF_LOSSES, ForgetfulWorld) > 100 * SEEDS_OF_LOSSES
     refusals = 0
     for seed in range(100):
@@ -135,13 +135,13 @@ def compares_tokens_as_strings(one: str, other: str) -> bool:
     return one > other
 
 
-def test_tokens_that_are_compared_as_strings_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_tokens_as_strings_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "is_behind", compares_tokens_as_strings)
     with pytest.raises(AssertionError, match=r"seed \d+"):
         play(range(SEEDS_FOR_BROKEN))
 
 
-def test_a_lake_that_nobody_looks_at_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipping_the_survey_of_the_lake_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def sees_nothing(self: world.PlayedWriter, asked: Survey) -> None:
         self.outbox.append(Surveyed(asked.spec.stream, asked.generation, None))
 
@@ -151,14 +151,14 @@ def test_a_lake_that_nobody_looks_at_is_found_out(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("defect", BROKEN)
-def test_a_broken_protocol_is_found_out(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+def test_a_broken_protocol_is_caught(monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     for owner, name, replacement in BROKEN[defect]:
         monkeypatch.setattr(owner, name, replacement)
     with pytest.raises(AssertionError, match=r"seed \d+"):
         play(range(SEEDS_FOR_BROKEN))
 
 
-def test_an_unfenced_store_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfenced_store_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     step = world.Engine._store_step
 
     def unfenced(self: world.Engine) -> None:

@@ -9,7 +9,7 @@ import pytest
 from engine.sink.calls import Calls
 
 
-def test_the_owner_beats_while_it_waits() -> None:
+def test_the_owner_sends_heartbeats_while_it_waits() -> None:
     beats: list[float] = []
     answered = threading.Event()
 
@@ -24,7 +24,7 @@ def test_the_owner_beats_while_it_waits() -> None:
     assert calls.unanswered_s == 0
 
 
-def test_others_make_their_requests_themselves() -> None:
+def test_other_threads_make_their_requests_themselves() -> None:
     calls = Calls(lambda: None)
     made_by: list[int] = []
     thread = threading.Thread(target=lambda: made_by.append(calls(threading.get_ident)))
@@ -35,7 +35,7 @@ def test_others_make_their_requests_themselves() -> None:
     assert Calls(None)(threading.get_ident) == threading.get_ident()
 
 
-def test_an_error_is_the_callers() -> None:
+def test_errors_are_raised_in_the_caller() -> None:
     def fail() -> None:
         raise OSError("refused")
 

@@ -38,7 +38,9 @@ class Place:
         self.hidden = hidden
 
 
-def test_what_cannot_be_listed_does_not_pass_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_listed_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that fails under one directory; one that is not there is empty."""
     sink = Sink(SinkConfig(url=f"file://{tmp_path}"))
     upload = sink.open("a/b/object")
@@ -101,7 +103,7 @@ def s3_config(stack: LocalStack, url: str, **changes: str) -> SinkConfig:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_visible_when_published_and_not_before(place: Place, size: int) -> None:
+def test_visible_only_once_published(place: Place, size: int) -> None:
     data = os.urandom(size)
     upload = place.sink.open("a/b.parquet")
     for at in range(0, size, 3 * 2**20):
@@ -116,7 +118,7 @@ def test_visible_when_published_and_not_before(place: Place, size: int) -> None:
 
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("size", [1, PART_SIZE + 1])
-def test_what_is_discarded_leaves_nothing(place: Place, size: int, sealed: bool) -> None:
+def test_a_discarded_upload_leaves_nothing(place: Place, size: int, sealed: bool) -> None:
     upload = place.sink.open("x")
     upload.write(bytes(size))
     if sealed:
@@ -126,7 +128,7 @@ def test_what_is_discarded_leaves_nothing(place: Place, size: int, sealed: bool)
     assert place.hidden() == []
 
 
-def test_discarding_what_is_published_changes_nothing(place: Place) -> None:
+def test_discarding_a_published_upload_changes_nothing(place: Place) -> None:
     for size in (1, PART_SIZE + 1):
         upload = place.sink.open(f"x{size}")
         upload.write(bytes(size))
@@ -158,14 +160,14 @@ def test_two_processes_may_make_the_same_object(place: Place) -> None:
     assert place.visible() == {"k": b"same" * PART_SIZE}
 
 
-def test_checking_makes_nothing(place: Place) -> None:
+def test_checking_creates_nothing(place: Place) -> None:
     place.sink.check()
     assert place.visible() == {}
     assert place.hidden() == []
 
 
 @pytest.mark.parametrize("key", ["database=a%2Fb/collection=c%20d/x~0of2-1.parquet", "ü=1/ö.parquet"])
-def test_keys_are_kept_as_they_are(place: Place, key: str) -> None:
+def test_keys_are_kept_verbatim(place: Place, key: str) -> None:
     upload = place.sink.open(key)
     upload.write(b"x")
     upload.seal()
@@ -209,7 +211,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.mark.parametrize(("right", "missing"), [("Write", "list"), ("List", "write"), ("Read", "write")])
-def test_a_right_that_is_missing_is_named(strict: S3Server, right: str, missing: str) -> None:
+def test_a_missing_permission_is_named(strict: S3Server, right: str, missing: str) -> None:
     """A HEAD request would only say 403, and a run would find out at its first segment."""
     s3 = S3Config("us-east-1", strict.endpoint_url, Secret(right), Secret(right))
     with pytest.raises(ConfigError, match=r"s3:PutObject and .* s3:ListBucket") as caught:
@@ -217,7 +219,7 @@ def test_a_right_that_is_missing_is_named(strict: S3Server, right: str, missing:
     assert "AccessDenied" in caught.value.cause, missing
 
 
-def test_proving_complains_of_an_upload_that_cannot_be_aborted(
+def test_proving_reports_an_upload_that_cannot_be_aborted(
     stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No store here has a right of its own for that."""
@@ -245,7 +247,7 @@ def test_a_missing_bucket(stack: LocalStack) -> None:
         Sink(s3_config(stack, "s3://nowhere/x")).check()
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((ConfigError, TransientError)):
         Sink(SinkConfig(url=f"file://{tmp_path}/file/lake")).check()
@@ -258,20 +260,20 @@ def test_an_unknown_protocol() -> None:
 
 @pytest.mark.parametrize("bug", [TypeError, AttributeError, KeyError, AssertionError, RuntimeError])
 @pytest.mark.parametrize("proved", [False, True])
-def test_a_bug_is_no_error_of_the_store(bug: type[Exception], proved: bool) -> None:
+def test_a_bug_is_not_reported_as_an_error_of_the_store(bug: type[Exception], proved: bool) -> None:
     with pytest.raises(bug), translated("write x", proved=proved):
         raise bug("ours")
 
 
 @pytest.mark.parametrize("error", [ImportError, ValueError, NotImplementedError])
-def test_a_url_that_cannot_be_used_is_a_bug_once_it_has_been_used(error: type[Exception]) -> None:
+def test_a_url_error_is_a_bug_once_the_url_has_worked(error: type[Exception]) -> None:
     with pytest.raises(ConfigError, match=r"Check sink.url"), translated("write x"):
         raise error("no")
     with pytest.raises(error), translated("write x", proved=True):
         raise error("no")
 
 
-def test_a_sink_that_is_used_wrongly_says_so(stack: LocalStack, tmp_path: Path, unique: str) -> None:
+def test_misuse_of_a_sink_raises(stack: LocalStack, tmp_path: Path, unique: str) -> None:
     text: Any = "no bytes"
     upload = Sink(SinkConfig(url=f"file://{tmp_path}")).open("x")
     with pytest.raises(TypeError):
@@ -284,13 +286,13 @@ def test_a_sink_that_is_used_wrongly_says_so(stack: LocalStack, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("endpoint_url", ["http://h:99999", "ftp://h", "nothing", "http://a..b"])
-def test_an_endpoint_that_can_be_none(stack: LocalStack, endpoint_url: str) -> None:
+def test_an_invalid_endpoint(stack: LocalStack, endpoint_url: str) -> None:
     with pytest.raises(ConfigError, match=r"sink.s3"):
         Sink(s3_config(stack, "s3://lake/x", endpoint_url=endpoint_url)).check()
 
 
 @pytest.mark.usefixtures("impatient_s3")
-def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credentials_service_that_is_unavailable(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a container has one, which may come up after the engine."""
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -301,7 +303,7 @@ def test_a_service_for_credentials_that_is_away(stack: LocalStack, monkeypatch: 
 
 
 @pytest.mark.usefixtures("impatient_s3")
-def test_s3_failures_under_way_are_transient(stack: LocalStack, unique: str) -> None:
+def test_s3_failures_during_an_upload_are_transient(stack: LocalStack, unique: str) -> None:
     """A server that goes away between the parts."""
     directory = stack.directory / unique
     directory.mkdir()
@@ -415,7 +417,7 @@ NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is 
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, Exception) else "",
 )
-def test_each_class_of_errors_has_its_kind_and_its_remedy(
+def test_each_class_of_error_has_its_kind_and_remedy(
     error: Exception,
     at_first: type[HeadraceError],
     later: type[HeadraceError],
@@ -441,7 +443,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("at", ["write", "close"])
-def test_a_full_disk_is_waited_for_and_nothing_is_left_on_it(small_disk: Path, at: str) -> None:
+def test_a_full_disk_is_transient_and_nothing_is_left_on_it(small_disk: Path, at: str) -> None:
     sink = Sink(SinkConfig(url=f"file://{small_disk}/lake"))
     sink.check()
     upload = sink.open("a/b.parquet")
@@ -460,7 +462,7 @@ def small_disk_room(disk: Path) -> int:
     return found.f_bavail * found.f_bsize
 
 
-def test_hidden_files_of_dead_processes_are_cleared_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+def test_only_hidden_files_of_dead_processes_are_cleared(tmp_path: Path) -> None:
     config = SinkConfig(url=f"file://{tmp_path}/lake")
     script = (
         "import os, sys; from engine.config import SinkConfig; from engine.sink.objects import Sink; "
@@ -488,9 +490,7 @@ def test_hidden_files_of_dead_processes_are_cleared_and_those_of_living_ones_are
 # --- credentials -----------------------------------------------------------------------------------------
 
 
-def test_credentials_that_are_renewed_in_their_file_are_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_renewed_in_their_file_are_reread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By uploads and by listings alike, each time after one that is refused."""
     server, file = S3Server(tmp_path), tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))

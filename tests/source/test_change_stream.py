@@ -47,7 +47,7 @@ def test_events_in_order_with_their_tokens(client: Client, spec: StreamSpec, sta
     stream.close()
 
 
-def test_a_reply_knows_how_far_the_server_has_looked(client: Client, spec: StreamSpec, start: Position) -> None:
+def test_a_reply_says_how_far_the_server_has_read(client: Client, spec: StreamSpec, start: Position) -> None:
     stream = ChangeStream(client, spec, start)
     reply = stream.next()
     assert len(reply) == 0
@@ -108,9 +108,7 @@ def test_does_not_resume_what_is_not_resumable(
     stream.close()
 
 
-def test_names_the_remedy_for_an_event_that_stays_too_large(
-    client: Client, spec: StreamSpec, start: Position
-) -> None:
+def test_an_event_that_remains_too_large_has_a_remedy(client: Client, spec: StreamSpec, start: Position) -> None:
     stream = ChangeStream(client, spec, start)
     stream.next()
     with failing(client, "getMore", 2, errorCode=10334), pytest.raises(FatalError, match=r"source\.pipeline"):
@@ -118,7 +116,7 @@ def test_names_the_remedy_for_an_event_that_stays_too_large(
     stream.close()
 
 
-def test_goes_on_from_a_token_and_from_a_time(client: Client, spec: StreamSpec, start: Position) -> None:
+def test_resumes_from_a_token_and_from_a_time(client: Client, spec: StreamSpec, start: Position) -> None:
     client[spec.database].c.insert_many([{"_id": n} for n in range(10)])
     stream = ChangeStream(client, spec, start)
     events = drain(stream, 10)
@@ -131,13 +129,13 @@ def test_goes_on_from_a_token_and_from_a_time(client: Client, spec: StreamSpec, 
         stream.close()
 
 
-def test_a_time_that_is_refused_is_lost(client: Client, spec: StreamSpec, start: Position) -> None:
+def test_a_refused_start_time_means_lost_history(client: Client, spec: StreamSpec, start: Position) -> None:
     with failing(client, "aggregate", 1, errorCode=280), pytest.raises(StreamLostError):
         ChangeStream(client, spec, start).next()
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["refused", "known to be left out"])
-def test_a_token_that_the_selection_leaves_out_is_found_by_its_time(
+def test_a_token_outside_the_selection_is_found_by_its_time(
     client: Client, spec: StreamSpec, start: Position, exact: bool
 ) -> None:
     client[spec.database].c.insert_many([{"_id": n} for n in range(10)])
@@ -153,7 +151,7 @@ def test_a_token_that_the_selection_leaves_out_is_found_by_its_time(
     assert [event["documentKey"]["_id"] for event in found] == [7, 8, 9]
 
 
-def test_what_was_taken_at_one_time_is_not_taken_again(client: Client, spec: StreamSpec, start: Position) -> None:
+def test_events_of_one_cluster_time_are_not_read_twice(client: Client, spec: StreamSpec, start: Position) -> None:
     """A transaction's events all have one time, and come in more replies than one."""
     collection = client[spec.database][spec.collections[0]]
     collection.insert_one({"n": -1})
@@ -177,9 +175,7 @@ def test_what_was_taken_at_one_time_is_not_taken_again(client: Client, spec: Str
         again.close()
 
 
-def test_an_invalidate_is_passed_under_another_selection(
-    client: Client, spec: StreamSpec, start: Position
-) -> None:
+def test_an_invalidate_is_passed_with_another_selection(client: Client, spec: StreamSpec, start: Position) -> None:
     collection = client[spec.database][spec.collections[0]]
     collection.insert_one({"n": 1})
     collection.drop()

@@ -117,7 +117,7 @@ def test_each_error_is_a_sentence_with_a_remedy(
 @pytest.mark.parametrize(
     "stages", ['[{"$match": {"$nope": {"card": "4111"}}}]', '[{"$nope": 1}]', '[{"$lookup": {"card": "4111"}}]']
 )
-def test_what_a_real_server_says_of_a_pipeline(client: Client, unique: str, stages: str) -> None:
+def test_a_real_servers_errors_about_a_pipeline(client: Client, unique: str, stages: str) -> None:
     client[unique].orders.insert_one({"n": 1})
     spec = StreamSpec("s", "collection", unique, ("orders",), pipeline=stages)
     stream = ChangeStream(client, spec, Position(time=server_time(client)))
@@ -164,7 +164,7 @@ def test_a_server_that_cannot_be_reached(stack: LocalStack, uri: str, remedy: st
         f"mongodb+srv://{'x' * 80}.example.com/?{QUICK}",
     ],
 )
-def test_an_address_that_can_be_none(uri: str) -> None:
+def test_an_invalid_address(uri: str) -> None:
     """No server will ever be there: it is not tried again."""
     with pytest.raises(ConfigError, match=r"source\.uri"), connect(uri) as client:
         survey(client)

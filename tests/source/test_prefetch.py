@@ -55,7 +55,7 @@ def test_transient_errors_are_retried() -> None:
     assert stream.closed.wait(10)
 
 
-def test_they_are_not_retried_for_ever() -> None:
+def test_retries_are_limited() -> None:
     stream = Scripted([TransientError("read", "away")] * 99)
     prefetcher = Prefetcher(stream, QUICK)
     with pytest.raises(FatalError, match=r"longer than the \[retry\] budget"):
@@ -65,7 +65,7 @@ def test_they_are_not_retried_for_ever() -> None:
     prefetcher.stop()
 
 
-def test_a_cursor_that_can_be_opened_and_not_be_read_is_not_opened_for_ever() -> None:
+def test_a_cursor_that_opens_but_cannot_be_read_is_given_up() -> None:
     away = TransientError("read", "killed")
     script: list[Reply | HeadraceError] = [reply_of([], "t"), away]
     stream = Scripted(script * 99)
@@ -78,7 +78,7 @@ def test_a_cursor_that_can_be_opened_and_not_be_read_is_not_opened_for_ever() ->
     prefetcher.stop()
 
 
-def test_who_waits_for_the_next_attempt_does_not_hang() -> None:
+def test_waiting_for_the_next_attempt_counts_as_progress() -> None:
     """An attempt and the delay behind it may take longer than ``supervision.hang_timeout``."""
     stream = Scripted([TransientError("read", "away")])
     patient = RetryConfig(max_attempts=2, initial_delay=600, max_delay=600)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_who_waits_for_the_next_attempt_does_not_hang() -> None:
     assert stream.closed.wait(10)
 
 
-def test_the_reply_behind_a_large_one_is_read_when_that_is_done_with() -> None:
+def test_after_a_large_reply_the_next_is_read_only_once_it_is_released() -> None:
     large = [Reply(bytes(13 << 20), document_offsets(bson.encode({}), 0), token) for token in "ab"]
     stream = Scripted([*large, reply_of([event("c")], "c")])
     prefetcher = Prefetcher(stream, QUICK)
@@ -111,7 +111,7 @@ def test_stopped_while_a_large_reply_is_in_use() -> None:
     assert stream.calls == 1
 
 
-def test_other_errors_come_through_at_once() -> None:
+def test_other_errors_are_raised_at_once() -> None:
     stream = Scripted([StreamLostError("read", "gone")])
     prefetcher = Prefetcher(stream, QUICK)
     with pytest.raises(StreamLostError):
@@ -119,7 +119,7 @@ def test_other_errors_come_through_at_once() -> None:
     prefetcher.stop()
 
 
-def test_nothing_is_read_while_nobody_takes() -> None:
+def test_nothing_is_read_ahead_while_replies_are_not_taken() -> None:
     stream = Scripted([reply_of([event("a")]) for _ in range(9)])
     prefetcher = Prefetcher(stream, QUICK)
     threading.Event().wait(0.3)

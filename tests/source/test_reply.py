@@ -27,7 +27,7 @@ def test_a_server_without_post_batch_tokens() -> None:
     assert reply_of([]).last_token() == ""
 
 
-def test_the_events_behind_a_token() -> None:
+def test_the_events_after_a_token() -> None:
     reply = reply_of([event("a"), event("b"), event("c")], "d").after("b")
     assert [reply.token_at(row) for row in range(len(reply))] == ["c"]
     assert reply.token == "d"
@@ -53,7 +53,7 @@ def test_split_events_are_put_together() -> None:
     assert joined.token == "d"
 
 
-def test_fragments_may_come_in_two_replies_and_no_token_lies_between() -> None:
+def test_fragments_may_arrive_in_two_replies_with_no_token_between_them() -> None:
     pieces = fragments("b", 2, fullDocument={"big": "x" * (2 << 20)}, ns={"db": "d"})
     split = SplitEvents()
     first = split.join(reply_of([event("a"), pieces[0]], "b-1"))

@@ -104,7 +104,7 @@ def test_bounds_and_the_highest_key(client: Client, spec: SplitSpec) -> None:
     ],
     ids=str,
 )
-def test_goes_on_behind_the_last_reply(client: Client, spec: SplitSpec, command: str, error: Any) -> None:
+def test_resumes_after_the_last_reply(client: Client, spec: SplitSpec, command: str, error: Any) -> None:
     client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(1000)])
     split = scan(client, spec)
     found = ids_of(split.next()) if command == "getMore" else []
@@ -158,7 +158,7 @@ def test_a_filter(client: Client, spec: SplitSpec) -> None:
         scan(client, wrong).next()
 
 
-def test_a_whole_split_is_not_gone_on_with(client: Client, spec: SplitSpec) -> None:
+def test_a_split_that_is_read_as_a_whole_is_not_resumed(client: Client, spec: SplitSpec) -> None:
     client[spec.database].c.insert_many([{"_id": n, "t": n // 10} for n in range(1000)])
     whole = SplitSpec("s", spec.database, "c", order="t", whole=True)
     assert read(scan(client, whole)) == list(range(1000))
@@ -182,7 +182,7 @@ def test_pace(client: Client) -> None:
     assert replication_lag_s(client) == 0.0
 
 
-def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
+def test_a_transient_error_is_not_taken_for_missing_rights(client: Client) -> None:
     for code, kind in ((11601, OperationFailure), (13, ConfigError)):
         with failing(client, "replSetGetStatus", 1, appName="headrace", errorCode=code), pytest.raises(kind):
             replication_lag_s(client)

@@ -18,7 +18,7 @@ def test_survey(client: Client) -> None:
     assert found.server_time == server_time(client)
 
 
-def test_a_passing_error_is_no_lack_of_rights(client: Client) -> None:
+def test_a_transient_error_is_not_taken_for_missing_rights(client: Client) -> None:
     """To find the oldest event there are two ways; neither is closed for good."""
     interrupted = {"appName": "headrace", "errorCode": 11601}
     with failing(client, "find", 1, **interrupted):
@@ -38,7 +38,7 @@ def test_starting_positions(client: Client) -> None:
     assert split_time(starting_position(client, "2026-05-01T09:00:59+02:00").time) == (1777618859, 0)
 
 
-def test_the_options_of_the_uri_hold_for_a_member_that_is_read_directly(client: Client) -> None:
+def test_options_of_the_uri_apply_to_a_member_that_is_read_directly(client: Client) -> None:
     uri = "mongodb://a,b/?replicaSet=rs0&serverSelectionTimeoutMS=5000&tls=true"
     with Members(client, uri, "secondary")._connect("127.0.0.1", 1) as member:
         assert member.options.server_selection_timeout == 5.0

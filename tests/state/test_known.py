@@ -89,7 +89,7 @@ def tables(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, un
     made.close()
 
 
-def test_a_record_that_is_gone_is_lost_and_not_made_again(tables: Tables) -> None:
+def test_a_missing_record_is_lost_state_and_not_recreated(tables: Tables) -> None:
     store = tables.open()
     lease = acquired(store, "a").lease
     store.write(lease, {"x": "1"})
@@ -100,7 +100,7 @@ def test_a_record_that_is_gone_is_lost_and_not_made_again(tables: Tables) -> Non
     assert tables.open().read_all() == {}
 
 
-def test_a_record_that_is_gone_alone_is_lost_too(tables: Tables) -> None:
+def test_a_missing_record_is_lost_state_even_with_its_lease(tables: Tables) -> None:
     """The lease may still be there."""
     store = tables.open()
     lease = acquired(store, "a").lease
@@ -110,7 +110,7 @@ def test_a_record_that_is_gone_alone_is_lost_too(tables: Tables) -> None:
             act()
 
 
-def test_an_older_record_is_lost_state_and_not_another_owner(tables: Tables) -> None:
+def test_an_older_record_is_lost_state_and_not_a_lost_lease(tables: Tables) -> None:
     store = tables.open()
     acquired(store, "a")
     restore = tables.copy_record()
@@ -121,7 +121,7 @@ def test_an_older_record_is_lost_state_and_not_another_owner(tables: Tables) -> 
             act()
 
 
-def test_another_owner_of_our_epoch_goes_on_from_an_older_record(tables: Tables) -> None:
+def test_another_owner_with_our_epoch_means_an_older_record(tables: Tables) -> None:
     store = tables.open()
     store.release(acquired(store, "a").lease)
     restore = tables.copy_record()
@@ -134,7 +134,7 @@ def test_another_owner_of_our_epoch_goes_on_from_an_older_record(tables: Tables)
             act()
 
 
-def test_who_stands_by_does_not_begin_anew_what_was_lost(tables: Tables) -> None:
+def test_a_standby_does_not_start_over_from_a_lost_record(tables: Tables) -> None:
     first, second = tables.open(), tables.open()
     acquired(first, "a")
     assert isinstance(second.acquire("s", "b", TTL_S), HeldElsewhere)
@@ -144,7 +144,7 @@ def test_who_stands_by_does_not_begin_anew_what_was_lost(tables: Tables) -> None
 
 
 @pytest.mark.parametrize("by", ["write", "renew"])
-def test_last_writes_that_were_lost_are_put_back(tables: Tables, by: str) -> None:
+def test_lost_last_writes_are_restored(tables: Tables, by: str) -> None:
     """A failover loses what was not replicated yet. Nobody else wrote: we know all that was there."""
     store = tables.open()
     lease = acquired(store, "a").lease
@@ -160,7 +160,7 @@ def test_last_writes_that_were_lost_are_put_back(tables: Tables, by: str) -> Non
     assert tables.open().read_all()["s"][0] == {"position": "3"}
 
 
-def test_a_lease_that_another_took_is_lost_and_the_state_is_not(tables: Tables) -> None:
+def test_a_lease_taken_by_another_owner_is_not_lost_state(tables: Tables) -> None:
     store = tables.open()
     lease = acquired(store, "a").lease
     store.write(lease, {"x": "1"})
@@ -172,7 +172,7 @@ def test_a_lease_that_another_took_is_lost_and_the_state_is_not(tables: Tables) 
     assert isinstance(store.acquire("s", "a", TTL_S), HeldElsewhere)
 
 
-def test_a_document_can_be_written_again_when_no_answer_came(tables: Tables) -> None:
+def test_a_write_without_an_answer_can_be_repeated(tables: Tables) -> None:
     store = tables.open()
     assert store.write_shared("d", 1, "one")
     assert store.write_shared("d", 1, "one")
@@ -180,7 +180,7 @@ def test_a_document_can_be_written_again_when_no_answer_came(tables: Tables) -> 
     assert store.read_shared("d") == (1, "one")
 
 
-def test_a_record_of_before_revisions_were_counted(tables: Tables) -> None:
+def test_a_record_without_a_revision(tables: Tables) -> None:
     store = tables.open()
     lease = acquired(store, "a").lease
     store.write(lease, {"x": "1"})

@@ -42,7 +42,7 @@ def test_a_free_lease_is_taken(store: StateStore, caplog: pytest.LogCaptureFixtu
     assert not caplog.records
 
 
-def test_the_dead_leave_their_leases_and_records(store: StateStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_leases_and_records_of_dead_owners_are_taken(store: StateStore, caplog: pytest.LogCaptureFixture) -> None:
     dead = dead_owner()
     before = store.acquire("s", dead, TTL_S)
     assert isinstance(before, Acquired)
@@ -57,7 +57,7 @@ def test_the_dead_leave_their_leases_and_records(store: StateStore, caplog: pyte
 
 
 @pytest.mark.parametrize("holder", ["this process", "elsewhere/x/1/1"])
-def test_who_may_be_alive_keeps_the_lease(store: StateStore, holder: str) -> None:
+def test_an_owner_that_may_be_alive_keeps_the_lease(store: StateStore, holder: str) -> None:
     holder = this_owner() if holder == "this process" else holder
     store.acquire("s", holder, TTL_S)
     found = take(store, "s", "host/2", TTL_S)
@@ -65,7 +65,7 @@ def test_who_may_be_alive_keeps_the_lease(store: StateStore, holder: str) -> Non
     assert found.holder == holder
 
 
-def test_who_came_between_keeps_the_lease(
+def test_an_owner_that_came_first_keeps_the_lease(
     store: StateStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another one takes over from the dead while we find out that he is dead."""

@@ -36,7 +36,7 @@ def test_a_plan_is_kept_when_the_store_is_back(server: Valkey, caplog: pytest.Lo
     assert kept == plans.read_all() == [PLAN]
 
 
-def test_it_is_not_waited_for_for_ever(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_wait_for_the_store_is_limited(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     plans = Plans(opened(server, 4))
     with out_of_memory(server), pytest.raises(TransientError, match="raise its maxmemory"):
         plans.save(PLAN, None)

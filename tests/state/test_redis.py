@@ -28,9 +28,7 @@ from tests.state.stores import TTL_S, acquired, sentinel_before
 from tests.tls import tls_in_front_of
 
 
-def test_a_write_that_comes_late_changes_nothing(
-    stack: LocalStack, unique: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_write_changes_nothing(stack: LocalStack, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer was not awaited, it was made again, and others followed: the network may deliver it still."""
     sent: list[tuple[Any, ...]] = []
 
@@ -50,7 +48,7 @@ def test_a_write_that_comes_late_changes_nothing(
 
 
 @pytest.mark.parametrize("act", ["acquire", "renew", "write", "release", "write_shared", "forget"])
-def test_what_was_done_and_not_answered_can_be_done_again(stack: LocalStack, unique: str, act: str) -> None:
+def test_operations_without_an_answer_can_be_repeated(stack: LocalStack, unique: str, act: str) -> None:
     """Nobody else is taken to have done it, and it is done once."""
     cuts = Cuts(stack.valkey.port)
     url = Secret(f"redis://127.0.0.1:{cuts.port}/0")
@@ -89,7 +87,7 @@ def test_what_was_done_and_not_answered_can_be_done_again(stack: LocalStack, uni
 
 
 @pytest.mark.parametrize("by", ["acquire", "renew", "read_all"])
-def test_redis_makes_a_lost_list_of_streams_anew(stack: LocalStack, unique: str, by: str) -> None:
+def test_redis_rebuilds_a_lost_list_of_streams(stack: LocalStack, unique: str, by: str) -> None:
     """Without it nobody knows what earlier streams have covered; the records are there."""
     prefix = f"{unique}[*]"
     store = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=prefix))
@@ -111,7 +109,7 @@ def test_redis_makes_a_lost_list_of_streams_anew(stack: LocalStack, unique: str,
     other.close()
 
 
-def test_redis_forgets_a_stream_that_nobody_runs(stack: LocalStack, unique: str) -> None:
+def test_redis_expires_streams_that_nobody_runs(stack: LocalStack, unique: str) -> None:
     store = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=unique))
     store.write(acquired(store, "a").lease, {"x": "1"})
     with closing(redis.Redis(port=stack.valkey.port)) as client:
@@ -149,7 +147,7 @@ def test_redis_waits_for_its_replicas(stack: LocalStack, tmp_path: Path, unique:
 
 
 @pytest.mark.parametrize(("condition", "remedy"), CONDITIONS, ids=[each.__name__ for each, _ in CONDITIONS])
-def test_what_passes_in_a_redis_is_worth_a_retry(
+def test_temporary_conditions_of_redis_are_transient_errors(
     server: Valkey, condition: Callable[[Valkey], AbstractContextManager[None]], remedy: str
 ) -> None:
     store = open_store(StateConfig(url=Secret(server.url)))
@@ -171,7 +169,7 @@ def test_what_passes_in_a_redis_is_worth_a_retry(
     store.close()
 
 
-def test_a_closed_store_has_no_connection_to_a_sentinel_either(stack: LocalStack, tmp_path: Path) -> None:
+def test_a_closed_store_has_no_connection_to_sentinel_either(stack: LocalStack, tmp_path: Path) -> None:
     def connections() -> int:
         return sum(bool(each.raddr) and each.raddr.port == port for each in psutil.Process().net_connections())
 
@@ -253,7 +251,7 @@ def test_a_sentinel_failover_keeps_what_replicas_have(tmp_path: Path) -> None:
     [each for each in CONDITIONS if each[0].__name__ not in ("full_of_clients", "with_another_password")],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_checking_tells_what_keeps_a_server_from_writing(server: Valkey, condition: Any, remedy: str) -> None:
+def test_checking_reports_what_keeps_a_server_from_writing(server: Valkey, condition: Any, remedy: str) -> None:
     """Reading works in most of these states."""
     store = RedisStore(StateConfig(Secret(server.url)), read_only=True)
     with condition(server), closing(store), pytest.raises(TransientError, match=remedy):
@@ -265,7 +263,7 @@ def test_checking_tells_what_keeps_a_server_from_writing(server: Valkey, conditi
 
 
 @pytest.mark.parametrize("command", ["set", "eval", "sadd", "del", "hset"])
-def test_checking_tells_of_a_right_that_is_missing(server: Valkey, command: str) -> None:
+def test_checking_reports_a_missing_right(server: Valkey, command: str) -> None:
     with closing(redis.Redis(port=server.port)) as client:
         client.execute_command("ACL", "SETUSER", "poor", "on", ">p", "~headrace:*", "+@all", f"-{command}")
     url = server.url.replace("redis://", "redis://poor:p@")
@@ -285,7 +283,7 @@ def test_checking_tells_of_a_right_that_is_missing(server: Valkey, command: str)
         ({"appendonly": "no"}, "appendonly"),
     ],
 )
-def test_checking_doubts_servers_that_may_lose_writes(
+def test_checking_warns_of_servers_that_may_lose_writes(
     server: Valkey, settings: dict[str, object], doubt: str
 ) -> None:
     with (
@@ -297,7 +295,7 @@ def test_checking_doubts_servers_that_may_lose_writes(
     assert doubt in found
 
 
-def test_checking_a_server_that_does_not_say_how_it_keeps_its_data(server: Valkey) -> None:
+def test_checking_a_server_that_hides_how_it_persists_data(server: Valkey) -> None:
     with closing(redis.Redis(port=server.port)) as client:
         client.execute_command("ACL", "SETUSER", "some", "on", ">p", "~headrace:*", "+@all", "-info")
     with closing(RedisStore(StateConfig(Secret(server.url.replace("//", "//some:p@"))))) as store:

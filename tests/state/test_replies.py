@@ -31,9 +31,7 @@ from engine.state.replies import translated
         ("DENIED Redis is running in protected mode", ConfigError, "protected mode"),
     ],
 )
-def test_a_reply_that_is_not_known_to_be_configuration_may_pass(
-    reply: str, kind: type[Exception], remedy: str
-) -> None:
+def test_unknown_replies_are_transient(reply: str, kind: type[Exception], remedy: str) -> None:
     """What no server here can be brought to say, in the words of those that do."""
     error = BaseParser.parse_error(reply)
     found = translated("write", "redis://host/0", error, worked=False)

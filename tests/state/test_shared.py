@@ -39,7 +39,7 @@ def open_state(tmp_path: Path) -> Iterator[Open]:
         each.close()
 
 
-def test_a_document_is_made_changed_and_left_alone(open_state: Open) -> None:
+def test_a_document_is_created_changed_and_left_alone(open_state: Open) -> None:
     store = open_state()
     seen: list[tuple[int, str]] = []
 
@@ -54,7 +54,7 @@ def test_a_document_is_made_changed_and_left_alone(open_state: Open) -> None:
     assert open_state().read_shared("d") == (2, "")
 
 
-def test_who_was_slower_changes_what_the_faster_one_left(open_state: Open) -> None:
+def test_the_slower_writer_amends_the_result_of_the_faster(open_state: Open) -> None:
     store, other = open_state(), open_state()
 
     def change(version: int, text: str) -> str:
@@ -65,7 +65,7 @@ def test_who_was_slower_changes_what_the_faster_one_left(open_state: Open) -> No
     assert amend(store, "d", change) == (2, "theirs and ours")
 
 
-def test_who_is_always_slower_gives_up(open_state: Open) -> None:
+def test_a_writer_that_always_loses_gives_up(open_state: Open) -> None:
     store, other = open_state(), open_state()
 
     def change(version: int, _: str) -> str:
@@ -86,7 +86,7 @@ def test_a_change_that_raises_writes_nothing(open_state: Open) -> None:
     assert open_state().read_shared("d") == (0, "")
 
 
-def test_nothing_is_lost_among_many_writers(open_state: Open) -> None:
+def test_no_change_is_lost_among_many_writers(open_state: Open) -> None:
     def extend(store: StateStore, number: int) -> None:
         for each in range(10):
             amend(store, "d", partial(extended, [number, each]))
@@ -104,7 +104,7 @@ def test_nothing_is_lost_among_many_writers(open_state: Open) -> None:
     assert sorted(json.loads(text)) == [[number, each] for number in range(4) for each in range(10)]
 
 
-def test_of_two_plans_in_place_of_one_the_first_is_kept(open_state: Open) -> None:
+def test_of_two_plans_that_replace_one_the_first_is_kept(open_state: Open) -> None:
     first, second = Plans(open_state()), Plans(open_state())
     assert first.save(PLAN, None) == PLAN
     assert second.save(OTHER, None) == PLAN

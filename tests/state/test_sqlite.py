@@ -24,7 +24,7 @@ def sqlite_store(path: Path) -> StateStore:
 
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_another_sqlite_file_than_the_opened_one_is_lost_state(tmp_path: Path, how: str, name: str) -> None:
+def test_a_sqlite_file_that_was_swapped_while_open_is_lost_state(tmp_path: Path, how: str, name: str) -> None:
     """Who opens it then finds nothing of what is written here."""
     store = sqlite_store(tmp_path / "state.db")
     lease = acquired(store, "a").lease
@@ -46,7 +46,7 @@ def test_another_sqlite_file_than_the_opened_one_is_lost_state(tmp_path: Path, h
     store.close()
 
 
-def test_a_sqlite_file_that_was_closed_is_not_another(tmp_path: Path) -> None:
+def test_closing_and_reopening_a_sqlite_file_is_not_lost_state(tmp_path: Path) -> None:
     store = sqlite_store(tmp_path / "state.db")
     lease = acquired(store, "a").lease
     store.close()
@@ -57,7 +57,7 @@ def test_a_sqlite_file_that_was_closed_is_not_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_a_sqlite_file_on_a_disk_that_is_read_only_for_a_while(tmp_path: Path, read: bool) -> None:
+def test_a_disk_that_is_read_only_for_a_while(tmp_path: Path, read: bool) -> None:
     directory = tmp_path / "disk"
     directory.mkdir()
     store = sqlite_store(directory / "state.db")
@@ -98,7 +98,7 @@ def test_a_truncated_sqlite_file_is_lost_state(tmp_path: Path, size: int) -> Non
     store.close()
 
 
-def test_sqlite_says_when_the_file_is_something_else(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_sqlite_database(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_text("this is no database, but long enough to look at" * 10)
     store = open_store(StateConfig(url=Secret(f"sqlite:///{tmp_path}/state.db")))
     with pytest.raises(ConfigError, match="Is it a SQLite file"):

@@ -123,7 +123,7 @@ def test_renewal_keeps_a_lease(open_state: Open) -> None:
     assert isinstance(store.acquire("s", "b", TTL_S), HeldElsewhere)
 
 
-def test_a_named_holder_is_replaced_at_once(open_state: Open) -> None:
+def test_the_named_holder_is_replaced_at_once(open_state: Open) -> None:
     store = open_state()
     lost = acquired(store, "a").lease
     acquired(store, "b", replacing="a")
@@ -131,7 +131,7 @@ def test_a_named_holder_is_replaced_at_once(open_state: Open) -> None:
         store.write(lost, {"x": "1"})
 
 
-def test_another_holder_than_the_named_one_is_not_replaced(open_state: Open) -> None:
+def test_a_holder_other_than_the_named_one_is_not_replaced(open_state: Open) -> None:
     store = open_state()
     acquired(store, "a")
     assert isinstance(store.acquire("s", "b", TTL_S, replacing="c"), HeldElsewhere)
@@ -165,7 +165,7 @@ def test_released_leases_are_free(open_state: Open) -> None:
     assert isinstance(store.acquire("s", "b", TTL_S), Acquired)
 
 
-def test_prefixes_keep_engines_apart(open_state: Open, unique: str) -> None:
+def test_prefixes_isolate_engines(open_state: Open, unique: str) -> None:
     store, other = open_state(), open_state(prefix=f"{unique}:b")
     store.write(acquired(store, "a").lease, {"x": "1"})
     assert acquired(other, "b").fields == {}
@@ -217,7 +217,7 @@ def test_errors_name_the_remedy_and_hide_the_password(
     assert "s3cret" not in str(caught.value)
 
 
-def test_checking_proves_and_leaves_nothing(open_state: Open) -> None:
+def test_checking_leaves_nothing_behind(open_state: Open) -> None:
     made = open_state()
     lease = acquired(made, "a").lease
     made.write(lease, {"x": "1"})

@@ -87,7 +87,7 @@ def begin(path: Path, *specs: StreamSpec) -> list[Engine]:
     return engines
 
 
-def test_of_two_engines_that_begin_at_once_one_finds_that_they_capture_the_same(tmp_path: Path) -> None:
+def test_two_engines_that_start_at_once_notice_that_they_capture_the_same(tmp_path: Path) -> None:
     left = StreamSpec("shop~1", "database", "shop", ("p", "q"))
     right = StreamSpec("shop~2", "database", "shop", ("q", "r"))
     exits = [engine.exit for engine in begin(tmp_path / "state.db", left, right) if engine.exit]
@@ -95,7 +95,7 @@ def test_of_two_engines_that_begin_at_once_one_finds_that_they_capture_the_same(
     assert all(each.code == 2 and "captures some of it, too" in str(each.error) for each in exits)
 
 
-def test_engines_with_collections_of_their_own_do_not_meet(tmp_path: Path) -> None:
+def test_engines_with_different_collections_do_not_conflict(tmp_path: Path) -> None:
     specs = [StreamSpec(f"shop~{n}", "database", "shop", (name,)) for n, name in enumerate("pqr")]
     parts = [StreamSpec(f"shop.s~{n}of2", "collection", "shop", ("s",), n, 2) for n in range(2)]
     engines = begin(tmp_path / "state.db", *specs, *parts)

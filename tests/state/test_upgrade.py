@@ -111,7 +111,7 @@ def config(tmp_path: Path) -> Config:
     return load(path)
 
 
-def test_status_tells_of_it(config: Config, store: StateStore, tmp_path: Path) -> None:
+def test_status_shows_it(config: Config, store: StateStore, tmp_path: Path) -> None:
     put(store, "killed")
     arguments = [sys.executable, "-m", "engine", "status", "--json", "--config", str(tmp_path / "config.toml")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def test_status_tells_of_it(config: Config, store: StateStore, tmp_path: Path) -
     }
 
 
-def test_the_backfills_go_on(store: StateStore) -> None:
+def test_the_backfills_are_resumed(store: StateStore) -> None:
     put(store, "killed")
     plans = Plans(store)
     assert plans.read_all() == [PLANS[name] for name in ("shop.orders", "shop.items", "shop.customers")]

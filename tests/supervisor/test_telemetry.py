@@ -56,7 +56,7 @@ STANDBY = like(
 )
 
 
-def test_ready_while_all_is_read() -> None:
+def test_ready_while_all_streams_are_read() -> None:
     assert readiness(status(STREAM, like("shop.b"))) == (True, ["ok"])
     assert readiness(status(like("shop.b", state="finished", reading=False))) == (True, ["ok"])
 
@@ -73,13 +73,13 @@ def test_a_standby_is_ready_and_says_so() -> None:
         (like("shop.c", state="starting"), "shop.c: starting"),
     ],
 )
-def test_a_stream_that_should_be_read_and_is_not(stream: StreamStatus, line: str) -> None:
+def test_not_ready_while_a_stream_is_not_read(stream: StreamStatus, line: str) -> None:
     ready, lines = readiness(status(STANDBY, STREAM, stream))
     assert not ready
     assert lines == ["1 of 3 not read", line, "shop.b: standby: held by host/1"]
 
 
-def test_at_the_start_and_at_the_end_it_is_not_ready() -> None:
+def test_not_ready_while_starting_or_shutting_down() -> None:
     assert readiness(None) == (False, ["starting"])
     assert readiness(status(STREAM, draining=True)) == (False, ["draining"])
 
@@ -90,7 +90,7 @@ def answer(telemetry: Telemetry, path: str) -> tuple[int, str]:
     return reply[0], reply[2].decode()
 
 
-def test_health_is_of_the_loop_alone() -> None:
+def test_health_depends_only_on_the_loop() -> None:
     telemetry = Telemetry()
     telemetry.status = status(like("shop.c", state="failed", error="a view"))
     assert answer(telemetry, "/health") == (200, "ok\n")
@@ -101,7 +101,7 @@ def test_health_is_of_the_loop_alone() -> None:
     assert "stood still for 60 s" in text
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_unknown_values_are_absent() -> None:
     telemetry = Telemetry()
     telemetry.status = status(STREAM, STANDBY)
     _, metrics = answer(telemetry, "/metrics")
