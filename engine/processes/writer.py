@@ -6,10 +6,12 @@ objects. Owner: the loop. A segment that fails is discarded and reported, and th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from engine.core import messages as msg
@@ -17,7 +19,7 @@ from engine.core.naming import (
     DIRECTORIES,
     FORMER_DIRECTORIES,
 )
-from engine.errors import HeadraceError
+from engine.errors import FatalError, HeadraceError
 from engine.failpoints import failpoint
 from engine.processes.builds import ObjectBuild, SegmentBuild
 from engine.processes.link import ChildSettings, send_failure
@@ -29,6 +31,7 @@ from engine.sink.objects import PART_SIZE, Sink, Upload
 BEAT_S = 1.0
 ROW_GROUP_BYTES = 48 * 2**20
 PUBLISH_THREADS = 8
+log = logging.getLogger("headrace")
 
 
 class Writer:
@@ -98,7 +101,7 @@ class Writer:
     ) -> None:
         """Work on one segment; a failure ends the segment, not the process."""
         key = stream, generation, seq
-        try:
+        with self._ending(key):
             match message:
                 case msg.Batch():
                     self._add(key, message)
@@ -106,8 +109,18 @@ class Writer:
                     self._seal(key, message.intent)
                 case msg.Publish():
                     self._publish(key)
+
+    @contextmanager
+    def _ending(self, key: tuple[str, int, int]) -> Iterator[None]:
+        """A failure ends this segment."""
+        try:
+            yield
         except HeadraceError as error:
             self._failed(key, error)
+        except (AssertionError, OSError, EOFError):  # the process is broken, or its supervisor is gone
+            raise
+        except Exception as error:
+            self._failed(key, _bug(error))
 
     def _failed(self, key: tuple[str, int, int], error: HeadraceError) -> None:
         if (segment := self._segments.pop(key, None)) is not None:
@@ -169,10 +182,8 @@ class Writer:
             key, largest = max(builds, key=lambda each: size(each[1]), default=(None, None))
             if held <= max_bytes or key is None or largest is None or not size(largest):
                 return
-            try:
+            with self._ending(key):
                 release(largest)
-            except HeadraceError as error:
-                self._failed(key, error)
             self._progress += 1
             self._beat("flushing")
 
@@ -233,6 +244,13 @@ class Writer:
 
     def _send(self, message: msg.FromWriter) -> None:
         self._connection.send_bytes(msg.encode(message))
+
+
+def _bug(error: Exception) -> FatalError:
+    """The failure that an exception of our own is: another attempt would meet it again."""
+    log.error("a bug in the engine", exc_info=error)
+    remedy = "Nothing is lost. Please report it, with the traceback that is in the log."
+    return FatalError("write a segment", f"{type(error).__name__}: {error}", remedy)
 
 
 def _may_join(size: int, others: Collection[int]) -> bool:

@@ -132,7 +132,9 @@ def test_a_bug_in_the_sink_is_reported_as_one(mongo: Client, config: EngineConfi
     with Engine(config, "--until-caught-up", environment={"PYTHONPATH": path}) as engine:
         assert engine.end() == 1
         assert "TypeError: a bug of ours" in engine.log()
-        assert '"process failed"' in engine.log()
+        assert '"a bug in the engine"' in engine.log()
+        assert '"stream stopped"' in engine.log()
+        assert "process failed" not in engine.log()
         assert "stream failed; starting over" not in engine.log()
 
 
