@@ -1,4 +1,4 @@
-"""Every benchmark, tiny: so that none rots, and that each does its work."""
+"""Every benchmark in miniature, so that none of them rots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control groups as they are found in the field, made up of plain files; and a real one, where we may make it."""
+"""Control groups of all kinds, imitated by plain files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNLIMITED = {"memory.limit_in_bytes": "9223372036854771712\n"}
 
 
 def tree(root: Path, groups: str, files: dict[str, dict[str, str]], vmstat: str = "") -> Path:
-    """A machine: what /proc/self/cgroup says, and the files of each group below /sys/fs/cgroup."""
+    """The root of a machine with this /proc/self/cgroup, and these files per group below /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     (root / "proc/vmstat").write_text(vmstat)
@@ -37,14 +37,14 @@ V2 = {"cgroup.controllers": "cpu memory\n"}
         ("0::/app\n", {"": V2, "app": {"memory.max": "241172480\n"}}, 230 * MIB),
         ("0::/pod/app\n", {"": V2, "pod": {"memory.max": "1000\n"}, "pod/app": {"memory.max": "max\n"}}, 1000),
         ("0::/pod/app\n", {"": V2, "pod": {"memory.max": "max\n"}, "pod/app": {"memory.max": "max\n"}}, None),
-        ("0::/\n", {"": V2 | {"memory.max": "5000\n"}}, 5000),  # a namespace shows the container's own group
+        ("0::/\n", {"": V2 | {"memory.max": "5000\n"}}, 5000),  # in a namespace, this is the container's group
         ("0::/../../elsewhere\n", {"": V2 | {"memory.max": "5000\n"}}, 5000),
         ("0::/not/mounted/here\n", {"": V2 | {"memory.max": "5000\n"}}, 5000),
         ("4:memory:/app\n", {"memory/app": {"memory.limit_in_bytes": "7000\n"}, "memory": UNLIMITED}, 7000),
         ("4:cpu,memory:/a/b\n", {"memory/a/b": UNLIMITED, "memory/a": {"memory.limit_in_bytes": "9\n"}}, 9),
         ("4:memory:/docker/x\n", {"memory": {"memory.limit_in_bytes": "8000\n"}}, 8000),
         ("4:memory:/app\n", {"memory/app": UNLIMITED, "memory": UNLIMITED}, None),
-        # Both kinds: the memory controller is with the first.
+        # Versions 1 and 2: the memory controller is in version 1.
         ("4:memory:/app\n0::/\n", {"memory/app": {"memory.limit_in_bytes": "6000\n"}, "unified": V2}, 6000),
         ("3:cpuset:/\n0::/x\n", {"cpuset": {}, "unified/x": {"memory.max": "4000\n"}}, 4000),
         ("", {}, None),
@@ -61,7 +61,7 @@ def test_the_lowest_limit_applies(
     [
         ("0::/app\n", {"": V2, "app": {"memory.events": "low 0\noom 5\noom_kill 4\n"}}, "oom_kill 9\n", 4),
         ("4:memory:/app\n", {"memory/app": {"memory.oom_control": "under_oom 0\noom_kill 3\n"}}, "", 3),
-        # Old kernels do not count by group.
+        # Old kernels do not count per group.
         ("4:memory:/app\n", {"memory/app": {"memory.oom_control": "under_oom 0\n"}}, "x 1\noom_kill 9\n", 9),
         ("", {}, "oom_kill 2\n", 2),
         ("", {}, "", None),

@@ -1,4 +1,4 @@
-"""What the documents say of the project exists: links, paths, commands, keys, metrics, and messages."""
+"""What the documents mention exists: links, paths, commands, keys, metrics, and messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ README_BYTES_MAX = 9_000
 
 
 def files(ending: str) -> list[Path]:
-    """The project's files with this ending; what is hidden is not the project's, but for ``.github``."""
+    """The project's files with this extension; of hidden directories only ``.github`` belongs to it."""
     found = ((path, path.relative_to(ROOT).parts) for path in ROOT.rglob(f"*{ending}"))
     return sorted(
         path
@@ -48,7 +48,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """The fenced code blocks of a language."""
     return [code for found, code in FENCE.findall(text) if found == language]
 
 
@@ -58,7 +58,7 @@ def prose(text: str) -> str:
 
 
 def inline(text: str) -> list[str]:
-    """What is set as code within sentences and tables."""
+    """Inline code."""
     return [code.strip() for code in re.findall(r"`([^`\n]+)`", prose(text))]
 
 
@@ -66,7 +66,7 @@ def inline(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """The anchors that GitHub generates for a document's headings."""
     seen: Counter[str] = Counter()
     found = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *$", prose(text), re.MULTILINE):
@@ -78,7 +78,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(path: Path, text: str) -> list[str]:
-    """The relative links of a document that lead nowhere."""
+    """The broken relative links of a document."""
     visible = re.sub(r"`[^`\n]+`", "", prose(text))
     targets = re.findall(r"\]\(([^)\s]+)\)", visible) + re.findall(r"^\[[^]]+\]: (\S+)", visible, re.MULTILINE)
     broken = []
@@ -120,7 +120,7 @@ def test_the_readme_is_short() -> None:
 
 
 def commands(text: str) -> Iterator[str]:
-    """Every command that a document shows, in blocks of shell or within sentences."""
+    """All commands of a document, in shell blocks and in sentences."""
     for block in blocks(text, "sh"):
         yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
     yield from (
@@ -129,7 +129,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 def problem_of(command: str) -> str:
-    """Why a command cannot be given as it is shown; empty when it can."""
+    """What is wrong with a command; empty if it is valid."""
     words = shlex.split(command, comments=True)
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -173,7 +173,7 @@ def problem_of_script(script: str, arguments: list[str]) -> str:
 
 @functools.cache
 def help_of(words: tuple[str, ...]) -> str:
-    """What a module says of its options."""
+    """The help text of a module."""
     command = [sys.executable, "-m", *words, "--help"]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout
 
@@ -232,7 +232,7 @@ def test_the_examples_load(name: str) -> None:
 
 
 def missing_paths(path: Path, text: str) -> list[str]:
-    """The paths that a document names and that are nowhere; it may leave out ``engine/`` and its own directory."""
+    """The paths of a document that do not exist, relative to the root, ``engine/`` or its own directory."""
     known = {each.name for ending in (".py", ".md", ".toml", ".sql", ".rs") for each in files(ending)}
     missing = []
     for code in inline(text):
@@ -247,7 +247,7 @@ def missing_paths(path: Path, text: str) -> list[str]:
 
 
 def unknown_names(text: str) -> set[str]:
-    """The configuration keys and the metrics that a document names and that do not exist."""
+    """The configuration keys and metrics of a document that do not exist."""
     keys = set(re.findall(r"^\| `(\S+?)` \|", reference_markdown(), re.MULTILINE))
     sections = "|".join({key.partition(".")[0] for key in keys})
     named = {code.partition(" = ")[0] for code in inline(text)}
@@ -272,12 +272,12 @@ def test_unknown_paths_keys_and_metrics_are_found() -> None:
     assert unknown_names(f"{good} `batch.row` headrace_wrting") == {"batch.row", "headrace_wrting"}
 
 
-# --- what is in the code, too -------------------------------------------------------------------------------
+# --- contents that are also in the code ---------------------------------------------------------------------
 
 
 @functools.cache
 def messages() -> str:
-    """Every text in the engine's code; what is put into one at run time is ``…`` in it."""
+    """All strings in the engine's code, with ``…`` for interpolated values."""
     found = []
     for path in (ROOT / "engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -289,12 +289,12 @@ def messages() -> str:
 
 
 def is_a_message(text: str) -> bool:
-    """Whether the engine can say this; ``…`` stands for anything."""
+    """Whether the engine has this message; ``…`` stands for anything."""
     return re.search("[^\0]*".join(map(re.escape, text.split("…"))), messages()) is not None
 
 
 def quoted_messages() -> list[str]:
-    """The messages that the runbooks are about."""
+    """The messages that have a runbook."""
     section = OPERATIONS.read_text().partition("\n## Runbooks by message\n")[2].partition("\n## ")[0]
     return re.findall(r"^#### `(.+)`$", section, re.MULTILINE)
 
@@ -310,7 +310,7 @@ def test_messages_that_do_not_exist_are_found() -> None:
 
 
 def first_column(text: str, heading: str) -> list[str]:
-    """What is set as code in the first column of the first table below a heading."""
+    """The inline code in the first column of the first table below a heading."""
     section = text.partition(f"\n{heading}\n")[2]
     rows = re.search(r"^\|.*?\n\n|^\|.*?\n<!--", section, re.DOTALL | re.MULTILINE)
     assert rows, heading

@@ -1,4 +1,4 @@
-"""The fold, on histories of which a plain dictionary knows the outcome, by the engines that people use."""
+"""The fold on random histories, in DuckDB and Spark, compared with a plain dictionary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         pa.field("_cdc_id", pa.string()),
         pa.field("_cdc_has_document", pa.bool_()),
         pa.field("_cdc_update", pa.string()),
-        # Names that a view must not use for itself.
+        # Names that might collide with those in the view.
         pa.field("newest", pa.int64()),
         pa.field("dropped", pa.int64()),
         pa.field("n", pa.int64()),
@@ -39,27 +39,27 @@ NEW = ("_cdc_timestamp", "_cdc_id", "_cdc_has_document")
 
 
 class World:
-    """One collection's history: what happens, the rows that tell of it, and what they must come to.
+    """The history of one collection: its rows, and the state that they must lead to.
 
-    State: ``there``, the keys of the collection; ``known``, the last value that a row told of each of them;
-    ``pending``, what updates without a document told since, with their times.
+    State: ``there``, the keys of the collection; ``known``, the last value of each of them in a row; ``pending``,
+    later updates without a document, with their times.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.name = f"c{seed}"
         self.time = 1_800_000_000 << 32
-        self.there = {key: key for key in range(6) if self.rng.random() < 0.3}  # from before anything was captured
+        self.there = {key: key for key in range(6) if self.rng.random() < 0.3}  # from before the capture began
         self.known: dict[int, int] = {}
         self.pending: dict[int, list[tuple[int, str]]] = {}
         self.rows: list[dict[str, Any]] = []
-        self.loads: list[list[int]] = []  # of the splits that are left: the plan's time, their own (0), their keys
+        self.loads: list[list[int]] = []  # remaining splits: time of the plan, their own time (0), their keys
         self.has_gap = False
 
     def run(self) -> None:
         for _ in range(self.rng.randrange(5, 60)):
             self.time += self.rng.choice((1, 1, 1, 2, 1 << 32))
-            for index in range(self.rng.choice((1, 1, 1, 3))):  # a transaction's events have one time
+            for index in range(self.rng.choice((1, 1, 1, 3))):  # events of a transaction have the same time
                 self.change(index)
             match self.rng.randrange(16):
                 case 0:
@@ -79,7 +79,7 @@ class World:
                 self.go_on_loading()
 
     def expected(self) -> dict[int, tuple[int | None, list[str] | None]]:
-        """By key: the value, and what is pending."""
+        """By key: the value, and the pending updates."""
         told = {key for key in self.there if key in self.known or self.pending.get(key)}
         pending = {key: [text for _, text in self.pending.get(key, [])] or None for key in told}
         return {key: (self.known.get(key), pending[key]) for key in told}
@@ -132,7 +132,7 @@ class World:
             self.forget(key)
 
     def lose(self) -> None:
-        """A gap in the history: what happens in it, no row tells."""
+        """Changes in a gap of the history, without rows."""
         self.has_gap = True
         key = self.rng.randrange(6)
         self.forget(key)
@@ -140,7 +140,7 @@ class World:
             self.there[key] = self.rng.randrange(10**6)
 
     def begin_load(self) -> None:
-        """Two splits, each with a time of its own, and read some time after that."""
+        """Begin a load of two splits, each read some time after its own time."""
         self.loads = [[self.time, 0, 0, 1, 2], [self.time, 0, 3, 4, 5]]
 
     def go_on_loading(self) -> None:
@@ -159,7 +159,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[World]]:
-    """A lake with the rows of all worlds in any order, and the worlds."""
+    """A lake with the rows of several worlds in random order, and the worlds."""
     directory = tmp_path_factory.mktemp("lake")
     found = [World(seed) for seed in range(WORLDS)]
     rows = []
@@ -173,7 +173,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[World]]
 
 
 def as_expected(rows: list[dict[str, Any]]) -> dict[str, dict[int, tuple[int | None, list[str] | None]]]:
-    """What a view gave, by collection, as worlds say what they expect."""
+    """The result of a view by collection, in the form that worlds expect."""
     found: dict[str, dict[int, tuple[int | None, list[str] | None]]] = {}
     for row in rows:
         collection = found.setdefault(row["_cdc_collection"], {})
@@ -210,13 +210,13 @@ def test_spark(worlds: tuple[Path, list[World]], spark: Any) -> None:
 
 
 def test_the_sql_files_are_up_to_date() -> None:
-    """``python -m engine.fold`` makes them."""
+    """``python -m engine.fold`` generates them."""
     for path, content in files().items():
         assert path.read_text() == content, path
 
 
 def test_a_lake_without_the_newer_columns(tmp_path: Path) -> None:
-    """Its documents are what their keys say, and its read rows stand before the events of their second."""
+    """Identity is the document key, and read rows come before the events of the same second."""
     world = World(0)
     world.time = base = 1_800_000_000 << 32
     world.row("read", 1, base, None, n=1)

@@ -1,4 +1,4 @@
-"""Who may import whom: packages lie in layers, and an import points down. There is no cycle among modules."""
+"""Packages are in layers: imports point down, and there are no cycles among modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 import engine
 
-# From the lowest to the highest: a module may import those of its own layer's package, and those of lower layers.
+# From lowest to highest: a module may import its own package and lower layers.
 LAYERS = (
     "errors quantities failpoints owner rawbson fold",
     "core",
@@ -32,7 +32,7 @@ LAYERS = (
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 
-# Forks itself for each module, so that the libraries are loaded once.
+# Forks for each module, so that libraries are loaded only once.
 SCRIPT = """
 import importlib, os, sys, traceback
 import fastavro, msgspec, numpy, psutil, pyarrow.csv, pyarrow.parquet, pymongo, redis, rich, s3fs
@@ -61,7 +61,7 @@ def sources(root: Path) -> dict[str, str]:
 
 
 def imports(modules: Mapping[str, str]) -> dict[str, set[str]]:
-    """What each module imports of the others, wherever in it that stands."""
+    """The modules that each module imports, at any place."""
     return {
         name: {each for each in _imported(source, modules) if each != name} for name, source in modules.items()
     }
@@ -85,7 +85,7 @@ def upward(found: Mapping[str, set[str]]) -> list[str]:
         f"{name} imports {each}"
         for name, others in found.items()
         for each in others
-        if name.count(".") and each.count(".")  # the package itself has nothing but its version
+        if name.count(".") and each.count(".")  # the package itself has only its version
         if _package(name) != _package(each) and LEVELS[_package(each)] >= LEVELS[_package(name)]
     )
 
@@ -95,7 +95,7 @@ def _package(module: str) -> str:
 
 
 def cycle(found: Mapping[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; none when there is no such circle."""
+    """The modules of an import cycle; empty if there is none."""
     try:
         TopologicalSorter(found).prepare()
     except CycleError as error:

@@ -19,7 +19,7 @@ def test_an_owner_is_dead_only_if_its_process_is_known_to_be_gone(monkeypatch: p
         assert process.stdout is not None
         other = process.stdout.readline().strip()
         assert not owner.is_certainly_dead(other)
-        here = owner._where()  # was still to be had a moment ago
+        here = owner._where()  # was still available a moment ago
         monkeypatch.setattr(owner, "_where", lambda: here)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = os.dup(0)

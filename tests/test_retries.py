@@ -1,4 +1,4 @@
-"""When what may pass is tried again, and when it is given up."""
+"""When transient errors are retried, and when the engine gives up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS in front of servers that have none."""
+"""TLS in front of servers without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trustme
 
 @contextmanager
 def tls_in_front_of(port: int, authority: trustme.CA) -> Iterator[int]:
-    """Terminate TLS before a server that has none; the port to connect to."""
+    """Terminate TLS in front of a server; the port for clients."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
     listener = socket.create_server(("127.0.0.1", 0))

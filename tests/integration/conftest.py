@@ -1,4 +1,4 @@
-"""A configuration for each test, and the lake that it makes."""
+"""A configuration for each test, and its lake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lake(config: EngineConfig) -> Lake:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A replica set that wants a login."""
+    """A replica set with authentication."""
     mongo = Mongo(tmp_path_factory.mktemp("guarded"), password="right")
     mongo.start()
     yield mongo

@@ -1,4 +1,4 @@
-"""An engine as a process, the lake as tokens per object, and a plain driver's change stream beside it."""
+"""An engine as a process, its lake, and a change stream of the plain driver to compare with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bench.local.servers import free_ports
 
 @dataclass
 class EngineConfig:
-    """A configuration for one test, written to a file; small segments, short leases."""
+    """A configuration for one test, written to a file: small segments, short leases."""
 
     stack: LocalStack
     directory: Path
@@ -71,7 +71,7 @@ class EngineConfig:
         self.write()
 
     def set(self, section: str, **values: Any) -> None:
-        """Change keys, and the file."""
+        """Set keys, and write the file."""
         self.sections.setdefault(section, {}).update(values)
         self.write()
 
@@ -85,7 +85,7 @@ class EngineConfig:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """A value in TOML."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(name)} = {toml_value(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
@@ -106,7 +106,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.log_path = config.path.with_suffix(".log")
-        before = {each: signal.signal(each, signal.SIG_IGN) for each in ignored}  # which it inherits
+        before = {each: signal.signal(each, signal.SIG_IGN) for each in ignored}  # inherited by the engine
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "engine", command, "--config", str(config.path), *arguments],
@@ -119,7 +119,7 @@ class Engine:
             signal.signal(each, handler)
 
     def status(self) -> dict[str, Any] | None:
-        """What /status says; None while nobody answers."""
+        """The answer of /status; None if there is none."""
         try:
             url = f"http://127.0.0.1:{self.config.port}/status"
             with urllib.request.urlopen(url, timeout=2) as answer:
@@ -128,7 +128,7 @@ class Engine:
             return None
 
     def get(self, path: str) -> tuple[int, str]:
-        """What an endpoint answers: the code, and the text."""
+        """The answer of an endpoint: status code and body."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.config.port}{path}") as answer:
                 return answer.status, answer.read().decode()
@@ -139,7 +139,7 @@ class Engine:
     def wait_for(
         self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 60
     ) -> dict[str, Any]:
-        """Wait until the status fulfils a condition."""
+        """Wait until the status meets a condition."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             status = self.status()
@@ -162,10 +162,10 @@ class Engine:
         return [each["pid"] for each in status["processes"] if each["process"].startswith(role) and each["ready"]]
 
     def template(self) -> list[int]:
-        """The pid of the process that children are forked from."""
+        """The pid of the process that children are forked from, in a list."""
         found = []
         for each in self._children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just exited
                 if each.ppid() == self.process.pid and "multiprocessing.forkserver" in " ".join(each.cmdline()):
                     found.append(each.pid)
         return found
@@ -186,23 +186,23 @@ class Engine:
             return []
 
     def kill_supervisor(self) -> list[int]:
-        """SIGKILL the supervisor alone; the children that it leaves."""
+        """SIGKILL only the supervisor; the children that it leaves behind."""
         children = self.children()
         kill_all([self.process.pid])
         self.process.wait()
         return children
 
     def end(self, timeout_s: float = 60) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the engine to exit; the exit code."""
         return self.process.wait(timeout_s)
 
     def terminate(self, timeout_s: float = 60) -> int:
-        """SIGTERM, and wait for the end; the exit code."""
+        """SIGTERM, and wait for the engine to exit; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.end(timeout_s)
 
     def log(self) -> str:
-        """Everything that was logged."""
+        """The whole log."""
         return self.log_path.read_text(errors="replace")
 
     def log_tail(self, size: int = 4000) -> str:
@@ -218,14 +218,14 @@ class Engine:
 
 
 def kill_all(pids: Sequence[int]) -> None:
-    """SIGKILL, whoever is still there."""
+    """SIGKILL these processes, if they still exist."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -250,7 +250,7 @@ def catch_up(config: EngineConfig) -> None:
 
 
 class Lake:
-    """The objects below a prefix, with the tokens in each; reads an object again only when it has changed."""
+    """The objects below a prefix, and the tokens in each; an object is read again only if it has changed."""
 
     def __init__(self, stack: LocalStack, prefix: str) -> None:
         self._fs = stack.s3.filesystem()
@@ -263,7 +263,7 @@ class Lake:
 
     def _find(self) -> dict[str, str]:
         found: dict[str, Any] = self._fs.find(self._root, detail=True)
-        # Before there is an object, what is being uploaded may be listed as a directory, which has no tag.
+        # Before there is any object, an upload in progress may be listed as a directory, which has no tag.
         return {
             path.removeprefix(self._root + "/"): info["ETag"] for path, info in found.items() if "ETag" in info
         }
@@ -291,7 +291,7 @@ class Lake:
         self._fs.rm(f"{self._root}/{key}")
 
     def move(self, key: str, to: str) -> None:
-        """Give one object another key."""
+        """Rename one object."""
         self._fs.mv(f"{self._root}/{key}", f"{self._root}/{to}")
 
     def content(self, key: str) -> bytes:
@@ -300,32 +300,32 @@ class Lake:
         return found
 
     def query(self, script: str, query: str) -> pa.Table:
-        """What DuckDB answers after a script, in which ``{{url}}`` stands for the lake."""
+        """Run a script in DuckDB, with the lake for ``{{url}}``, and a query; the result of the query."""
         with duckdb.connect() as database:
             database.register_filesystem(self._fs)
             database.execute(script.replace("{{url}}", f"s3://{self._root}"))
             return database.sql(query).to_arrow_table()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of all objects, in the order of their tokens."""
+        """All rows of all objects, ordered by token."""
         found = [
             row for key in self.object_keys() if key.endswith(".parquet") for row in self.table(key).to_pylist()
         ]
         return sorted(found, key=lambda row: row["_cdc_token"] or "")
 
     def rows_in(self, directory: Path) -> list[dict[str, Any]]:
-        """All rows of all objects below a directory of this machine."""
+        """All rows of all objects below a local directory."""
         return [row for path in directory.rglob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()]
 
     def keys(self) -> dict[str, Any]:
-        """The document key of each event that has one, by token."""
+        """The document keys of events, by token."""
         columns = ["_cdc_token", "_cdc_key"]
         tables = [self.table(key, columns) for key in self.object_keys() if key.endswith(".parquet")]
         found = pa.concat_tables(tables).to_pylist()
         return {row["_cdc_token"]: json.loads(row["_cdc_key"]) for row in found if row["_cdc_key"] is not None}
 
     def check_no_token_twice(self) -> set[str]:
-        """All tokens; complains when one is in two objects, or twice in one."""
+        """All tokens; fails if one is in two objects, or in one twice."""
         seen: dict[str, str] = {}
         for key, tokens in self.tokens().items():
             for token in tokens:
@@ -337,7 +337,7 @@ class Lake:
 class PlainStream:
     """An independent change stream of a database, read by the plain driver in a thread.
 
-    State: each event's token, and its document key as the driver writes it in relaxed Extended JSON.
+    State: the tokens of all events, and their document keys as relaxed Extended JSON of the driver.
     """
 
     def __init__(
@@ -366,7 +366,7 @@ class PlainStream:
                 return
 
     def stop(self) -> set[str]:
-        """All tokens, when nothing more comes."""
+        """All tokens, once no more events arrive."""
         self._stopped.set()
         self._thread.join()
         self._stream.close()

@@ -1,7 +1,7 @@
-"""What an engine says while one of its servers is stopped or away, by trying: a table in configs/OPERATIONS.md.
+"""Measures what an engine reports while one of its servers hangs or is down: a table in configs/OPERATIONS.md.
 
-``python -m tests.integration.outage_table`` writes it, in some twelve minutes; ``test_outage_table`` waits for
-what it says of 30 seconds, and with EXPLORE=1 tries all of its times.
+``python -m tests.integration.outage_table`` writes it, in about twelve minutes. ``test_outage_table`` waits for
+the rows of 30 seconds, and with EXPLORE=1 measures all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAYS = ("stopped", "killed")
 AT_S = (5, 30, 90)
 COMMAND_TIMEOUT_S = 20
 MOST_TEXT = 100
-# As an operator would have it, but for segments that are cut every second, so that there is always one to publish.
+# Production settings, but segments are cut every second, so that there is always one to publish.
 SECTIONS = {
     "batch": {"interval": "1s"},
     "lease": {"ttl": "30s"},
@@ -41,7 +41,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What is said at one moment, without what differs from one time to the next."""
+    """What is reported at one moment, without details that vary."""
 
     health: str
     ready: str
@@ -51,13 +51,13 @@ class Row:
     log: str
 
     def cells(self) -> list[str]:
-        """As the table has them."""
+        """The cells of the table."""
         return [self.health, self.ready, self.state, self.problem, self.command, self.log]
 
 
 @contextmanager
 def broken(stack: LocalStack, server: str, way: str) -> Iterator[None]:
-    """The server is stopped or away meanwhile."""
+    """The server hangs or is down meanwhile."""
     assert stack.mongo is not None
     process: Process = {
         "MongoDB": stack.mongo.members[0],
@@ -79,7 +79,7 @@ def broken(stack: LocalStack, server: str, way: str) -> Iterator[None]:
 
 @contextmanager
 def running(stack: LocalStack, directory: Path, name: str) -> Iterator[Engine]:
-    """An engine that has something to do all the time."""
+    """An engine with a constant load."""
     assert stack.mongo is not None
     config = EngineConfig(stack, directory, name, {section: dict(each) for section, each in SECTIONS.items()})
     with Engine(config) as engine, inserting(stack.mongo.uri, name):
@@ -89,7 +89,7 @@ def running(stack: LocalStack, directory: Path, name: str) -> Iterator[Engine]:
 
 
 def wait_well(engine: Engine) -> None:
-    """Wait until it reads, and something more is committed."""
+    """Wait until it reads, and has committed something more."""
     before = engine.wait_for(lambda status: bool(status["streams"]), "a stream", 120)["streams"][0]
     events = before["events_committed"]
     engine.wait_for(
@@ -104,12 +104,12 @@ def wait_well(engine: Engine) -> None:
 
 
 def observed(engine: Engine, log_from: int) -> Row:
-    """What the engine says now, and its log since a place in it; everything says the same."""
+    """What the engine reports now, and has logged since an offset; all endpoints must agree."""
     while True:
         status = stream_of(engine)
         answers = [engine.get(path) for path in ("/health", "/ready", "/metrics")]
         if (stream_of(engine)["state"], stream_of(engine)["reading"]) == (status["state"], status["reading"]):
-            break  # nothing has changed meanwhile
+            break  # nothing has changed in between
     (health, _), (ready, lines), (code, metrics) = answers
     stream, state, reading = status["stream"], status["state"], status["reading"]
     assert code == 200
@@ -127,13 +127,13 @@ def observed(engine: Engine, log_from: int) -> Row:
 
 
 def stream_of(engine: Engine) -> dict[str, Any]:
-    """The stream as /status has it."""
+    """The stream, as in /status."""
     found: dict[str, Any] = json.loads(engine.get("/status")[1])["streams"][0]
     return found
 
 
 def settled(text: str) -> str:
-    """A text without names, keys and numbers, and not too long."""
+    """A text without names, keys and numbers, shortened."""
     text = re.sub(r"\S*/\S*?(?=:?(?:\s|$))", "…", text)
     text = re.sub(r"\bt0\S*?(?=[:\s]|$)", "…", text)
     text = re.sub(r"\d+(\.\d+)*", "N", text).replace("|", "\\|")
@@ -141,14 +141,14 @@ def settled(text: str) -> str:
 
 
 def log_messages(engine: Engine, log_from: int) -> list[str]:
-    """The different messages of warnings and errors, in the order of their first time."""
+    """The distinct messages of warnings and errors, in order of first appearance."""
     lines = engine.log_path.read_bytes()[log_from:].decode().splitlines()
     records = (json.loads(line) for line in lines if line.startswith("{"))
     return list(dict.fromkeys(each["message"] for each in records if each["level"] in ("warning", "error")))
 
 
 def run_status(engine: Engine) -> str:
-    """What ``headrace status`` says."""
+    """The output of ``headrace status``."""
     command = [sys.executable, "-m", "engine", "status", "--json", "--config", str(engine.config.path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
@@ -162,7 +162,7 @@ def run_status(engine: Engine) -> str:
 
 
 def tried(engine: Engine, stack: LocalStack, server: str, way: str, at_s: Sequence[int]) -> list[Row]:
-    """What is said so many seconds after the server has broken; in the end all is well again."""
+    """What is reported so many seconds after the failure; at the end the engine must have recovered."""
     log_from = engine.log_path.stat().st_size
     rows = []
     with ThreadPoolExecutor(1) as pool, broken(stack, server, way):
@@ -177,7 +177,7 @@ def tried(engine: Engine, stack: LocalStack, server: str, way: str, at_s: Sequen
 
 
 def table(rows: dict[tuple[str, str, int], Row]) -> str:
-    """As Markdown."""
+    """The rows as Markdown."""
     heads = ["server", "is", "after", "/health", "/ready", "/status, /metrics", "problem", "`status`", "log"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (server, way, at_s), row in rows.items():
@@ -186,7 +186,7 @@ def table(rows: dict[tuple[str, str, int], Row]) -> str:
 
 
 def read_table(document: str) -> dict[tuple[str, str, int], Row]:
-    """The rows of a document."""
+    """The rows of the table in a document."""
     found = {}
     part = document.partition("<!-- outages: begin -->")[2].partition("<!-- outages: end -->")[0]
     for line in part.strip().splitlines()[2:]:
@@ -196,7 +196,7 @@ def read_table(document: str) -> dict[tuple[str, str, int], Row]:
 
 
 def main() -> None:
-    """Try everything, and write the table."""
+    """Measure everything, and write the table."""
     rows = {}
     with (
         LocalStack() as stack,

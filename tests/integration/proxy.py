@@ -1,4 +1,4 @@
-"""TCP proxies: one that lets so many bytes through in a second, and one that keeps answers."""
+"""TCP proxies: one limits the throughput, one loses answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _POLL_S = 0.2
 
 
 class SlowProxy:
-    """Stands before a server; what clients send passes at ``bytes_per_s`` in all, answers pass as they come.
+    """Limits what all clients together send to ``bytes_per_s``; answers pass at once.
 
-    Little waits in between: the buffers of the sockets are small, so that clients feel the pace.
+    The socket buffers are small, so that clients notice the limit.
     """
 
     def __init__(self, port: int, bytes_per_s: float) -> None:
@@ -34,7 +34,7 @@ class SlowProxy:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class SlowProxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """Pass bytes both ways until one side ends."""
+        """Pass bytes both ways until one side closes."""
         with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._server)) as server:
             client.settimeout(None)
             others = {client: server, server: client}
@@ -77,9 +77,9 @@ class SlowProxy:
 
 
 class Cuts:
-    """A proxy before a server that can keep its next answer, and end the connection instead.
+    """Loses the next answers of a server: closes the connection instead of passing them on.
 
-    State: ``left``, how many answers are to be kept; ``kept``, how many were.
+    State: ``left``, how many answers to lose; ``kept``, how many were lost.
     """
 
     def __init__(self, port: int) -> None:
@@ -90,7 +90,7 @@ class Cuts:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Accept no more connections."""
         self._listener.close()
 
     def _accept(self) -> None:

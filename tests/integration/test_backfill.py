@@ -1,4 +1,4 @@
-"""Whole collections to the lake: every document in exactly one object, whatever its _id and whatever crashes."""
+"""Backfills: every document is in exactly one object, whatever its _id and whatever crashes."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def config(stack: LocalStack, tmp_path: Any, unique: str) -> EngineConfig:
 
 
 def mixed_documents(count: int) -> list[dict[str, Any]]:
-    """Documents with ids of many types, and the singular ones."""
+    """Documents with ids of many types, MinKey, MaxKey and null among them."""
     singular: list[Any] = [None, MinKey(), MaxKey(), float("nan"), float("-inf"), Decimal128("Infinity"), ""]
     ids = [IDS[n % len(IDS)](n // len(IDS)) for n in range(count)] + singular
     return [{"_id": id_, "n": n, "text": f"document {n}"} for n, id_ in enumerate(ids)]
 
 
 def backfill(config: EngineConfig, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
-    """Run it to its end; what it says on stdout."""
+    """Run a backfill to its end; the reports on stdout."""
     done = run_engine(config, "backfill", *arguments)
     assert done.returncode == code, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def numbers(lake: Lake) -> Counter[int]:
-    """How often each document's number is in the lake."""
+    """How often each number is in the lake."""
     return Counter(row["n"] for row in lake.rows())
 
 
@@ -105,7 +105,7 @@ def test_a_finished_backfill_is_not_repeated_unless_restarted(
     (again,) = backfill(config, "--restart")
     assert again["finished"] > first[0]["finished"]
     twice = Counter(dict.fromkeys(range(3000), 2))
-    assert numbers(lake) == twice + Counter([None]), "under other keys, beside the former, which the mark voids"
+    assert numbers(lake) == twice + Counter([None]), "new keys beside the old ones, which the mark voids"
     assert [row["_cdc_op"] for row in lake.rows() if row["n"] is None] == ["loaded"]
     for key in keys:
         lake.remove(key)
@@ -131,7 +131,7 @@ def test_collections_with_options(mongo: Client, config: EngineConfig, lake: Lak
 
 
 def test_a_time_series(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """Its measurements have no key of their own, and many have the same time."""
+    """Measurements have no key, and many have the same time."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     collection = mongo[config.name].create_collection("orders", timeseries={"timeField": "at", "metaField": "m"})
     documents = [
@@ -192,7 +192,7 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
     mongo[config.name].orders.insert_many([{"_id": n, "n": n, "text": "x" * 500} for n in range(5000)])
     config.set("backfill", max_documents_per_s=500, readers=1)
     with Engine(config, command="backfill") as engine:
-        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "something is in the lake")
+        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "a document in the lake")
         held = run_engine(config, "backfill", "--restart")
         assert held.returncode == 2
         assert "is at work on it" in held.stderr
@@ -209,7 +209,7 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
 
 
 def test_two_engines_share_a_plan(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """The one that comes to a split late finds it done, also when its backfill is over meanwhile."""
+    """An engine that comes late to a split finds it done, even if the backfill has finished meanwhile."""
     documents = mixed_documents(8000)
     mongo[config.name].orders.insert_many(documents)
     config.set("backfill", max_documents_per_s=2000, readers=1)
@@ -245,13 +245,13 @@ def test_large_documents_within_the_limit(mongo: Client, config: EngineConfig, l
 
 
 def test_killed_at_random(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """SIGKILL of anything, 20 times: every document once, and little read twice."""
+    """Any process is killed, 20 times: every document lands once, and few are read twice."""
     rng = random.Random(5)
     count = 40_000
     documents = mixed_documents(count)
     mongo[config.name].orders.insert_many(documents)
     returned = documents_returned(mongo)
-    # At this rate all is read in about twice the time that the kills take.
+    # At this rate, reading everything takes about twice as long as the kills.
     config.set("backfill", max_documents_per_s=800, split_size="256KiB")
     kills: Counter[str] = Counter()
     engine: Engine | None = None
@@ -278,25 +278,23 @@ def test_killed_at_random(mongo: Client, config: EngineConfig, lake: Lake) -> No
         assert set(seen.values()) <= {1}
     if engine is not None:
         engine.kill_tree()
-    assert kills.total() == 20, "the backfill was over before the last kill"
+    assert kills.total() == 20, "the backfill finished before the last kill"
     config.set("backfill", max_documents_per_s=0)
     (report,) = backfill(config)
     assert report["documents"] == len(documents)
     assert numbers(lake) == Counter(range(len(documents)))
     twice = documents_returned(mongo) - returned - len(documents)
     per_split = len(documents) / report["splits"]
-    assert twice < kills.total() * 2 * per_split + 3000, (
-        "less than one split for each reader that a kill concerned"
-    )
+    assert twice < kills.total() * 2 * per_split + 3000, "less than one split per reader for each kill"
 
 
 def documents_returned(mongo: Client) -> int:
-    """How many documents the server has given to anybody so far."""
+    """How many documents the server has returned so far."""
     return int(mongo.admin.command("serverStatus")["metrics"]["document"]["returned"])
 
 
 class Writer:
-    """Inserts, updates, replaces and deletes, all over a collection, in a thread."""
+    """Inserts, updates, replaces and deletes documents of a collection, in a thread."""
 
     def __init__(self, mongo: Client, database: str, present: int) -> None:
         self._collection = mongo[database].orders
@@ -333,7 +331,7 @@ class Writer:
 
 
 def current_state(lake: Lake) -> dict[Any, dict[str, Any]]:
-    """The collection as the view rebuilds it from the lake."""
+    """The collection as the view reconstructs it from the lake."""
     files = "'{{url}}/*database=*/*collection=orders/**/*.parquet'"
     view = f"{VIEW.read_text()} CREATE VIEW orders AS FROM current_state({files});"
     table = lake.query(view, "select * from orders")
@@ -352,7 +350,7 @@ def is_loaded(status: dict[str, Any]) -> bool:
 
 
 def test_a_second_backfill_is_marked_once_despite_crashes(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """Killed before each of its commits, the mark's among them; what was deleted between the two is gone."""
+    """It is killed before each commit, that of the mark included. Documents deleted between the two are gone."""
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n} for n in range(300)])
     backfill(config)
@@ -371,7 +369,7 @@ def test_a_second_backfill_is_marked_once_despite_crashes(mongo: Client, config:
 
 
 def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """With a live writer, and everything killed in the middle."""
+    """With concurrent writes, and everything killed halfway."""
     present = 20_000
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(present)])
@@ -379,22 +377,24 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
     config.set("backfill", max_documents_per_s=4000)
     with Writer(mongo, config.name, present) as writer:
         with Engine(config) as engine:
-            engine.wait_for(lambda status: status["backfills"][0]["documents"] > present // 4, "some is loaded")
+            engine.wait_for(lambda status: status["backfills"][0]["documents"] > present // 4, "some documents")
             engine.kill_tree()
         mongo[config.name].later.insert_one({"_id": 1})
-        assert len(current_state(lake)) < present, "the kill came in the middle"
+        assert len(current_state(lake)) < present, "killed halfway"
         with Engine(config) as engine:
-            engine.wait_for(is_loaded, "all is loaded")
+            engine.wait_for(is_loaded, "the load")
             time.sleep(1)
             assert engine.terminate() == 0
     assert set(writer.kinds) == {"insert", "update", "replace", "delete"}
     with Engine(config, "--until-caught-up") as engine:
         assert engine.end() == 0
-        assert '"backfill' not in engine.log_path.read_text().rpartition("listening")[2], "it was loaded once"
+        assert '"backfill' not in engine.log_path.read_text().rpartition("listening")[2], (
+            "it must not be loaded twice"
+        )
     expected = {document["_id"]: document for document in collection.find()}
     assert current_state(lake) == expected
     later = [row["_cdc_op"] for row in lake.rows() if row["_cdc_collection"] == "later"]
-    assert later == ["insert"], "the stream brings it, so it need not be loaded"
+    assert later == ["insert"], "the stream delivers it, so it is not loaded"
     (status,) = [
         line for line in map(json.loads, run_engine(config, "status").stdout.splitlines()) if "splits" in line
     ]
@@ -402,7 +402,7 @@ def test_a_snapshot_hands_over_to_the_stream(mongo: Client, config: EngineConfig
 
 
 def test_a_snapshot_after_an_old_backfill(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """What changed between the two is in no stream, so it is loaded again."""
+    """Changes between the two are in no stream, so everything is loaded again."""
     collection = mongo[config.name].orders
     collection.insert_many([{"_id": n, "n": n, "text": "x" * 80} for n in range(2000)])
     backfill(config)
@@ -410,7 +410,7 @@ def test_a_snapshot_after_an_old_backfill(mongo: Client, config: EngineConfig, l
     time.sleep(1.1)
     config.set("source", start="snapshot")
     with Engine(config) as engine:
-        engine.wait_for(is_loaded, "all is loaded")
+        engine.wait_for(is_loaded, "the load")
         engine.wait_reading()
         collection.update_one({"_id": 7}, {"$set": {"text": "changed after"}})
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] > 0, "the event")

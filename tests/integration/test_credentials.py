@@ -1,4 +1,4 @@
-"""The key of the S3 store is changed while the engine runs, where the AWS chain finds it in a file."""
+"""The S3 key changes while the engine runs, in a file of the AWS credential chain."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_engine_continues_with_the_new_key(
     config.set("writers", processes=1)
     orders = mongo[config.name].orders
     with Engine(config, environment={"AWS_SHARED_CREDENTIALS_FILE": str(file)}) as engine:
-        for size in (100, 7 * 2**20):  # objects in one request, and in parts
+        for size in (100, 7 * 2**20):  # objects of one request, and of several parts
             engine.wait_reading()
             before = engine.wait_for(lambda status: all(each["ready"] for each in status["processes"]), "ready")
             store.process.kill()
@@ -45,10 +45,10 @@ def test_the_engine_continues_with_the_new_key(
             store.start()
             said = engine.log().count("They worked before")
             orders.insert_many([{"text": "x" * size} for _ in range(2)])
-            wait_until(lambda said=said: engine.log().count("They worked before") > said, "it is refused")  # type: ignore[misc]
+            wait_until(lambda said=said: engine.log().count("They worked before") > said, "the refusal")  # type: ignore[misc]
             store.write_credentials(file)
             engine.wait_for(
-                lambda status: status["streams"][0]["events_committed"] == orders.count_documents({}), "it goes on"
+                lambda status: status["streams"][0]["events_committed"] == orders.count_documents({}), "all events"
             )
             after = engine.status()
             assert after is not None

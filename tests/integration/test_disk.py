@@ -1,4 +1,4 @@
-"""A lake on a local disk: it gets full, and what killed engines leave on it."""
+"""A lake on a local disk: the disk is full, and killed engines leave files behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def insert(mongo: Client, config: EngineConfig, count: int) -> None:
-    """So many kilobytes that no compression makes smaller."""
+    """Insert this many kilobytes of incompressible data."""
     mongo[config.name].orders.insert_many([{"data": os.urandom(1024)} for _ in range(count)])
 
 
@@ -48,9 +48,9 @@ def test_a_full_disk_is_waited_for(mongo: Client, config: EngineConfig, lake: La
         engine.wait_reading()
         insert(mongo, config, 3000)
         wait_until(lambda: engine.log().count("Free space there") >= 5, "several attempts")
-        engine.wait_for(lambda status: 0 < status["streams"][0]["events_committed"] < 3000, "some of it is there")
+        engine.wait_for(lambda status: 0 < status["streams"][0]["events_committed"] < 3000, "the first events")
         resize(disk, "64m")
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 3000, "it goes on")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 3000, "all events")
         assert hidden(disk) == []
         assert engine.terminate() == 0
     check_landed(lake, disk, 3000)
@@ -65,7 +65,7 @@ def test_leftovers_of_a_killed_engine_are_cleared_at_the_next_start(
     with Engine(config) as engine:
         engine.wait_reading()
         insert(mongo, config, 100)
-        wait_until(lambda: bool(hidden(root)), "an object that is being written")
+        wait_until(lambda: bool(hidden(root)), "an unfinished object")
         engine.kill_tree()
     left = hidden(root)
     assert left
@@ -73,7 +73,7 @@ def test_leftovers_of_a_killed_engine_are_cleared_at_the_next_start(
     (ours,) = set(hidden(root)) - set(left)
     config.set("batch", rows=1_000_000, interval="500ms")
     with Engine(config) as engine:
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "it goes on")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all events")
         assert hidden(root) == [ours]
         assert engine.terminate() == 0
     living.discard()

@@ -1,4 +1,4 @@
-"""Whoever connects to ``telemetry.listen`` does no harm to the engine, and probes are answered meanwhile."""
+"""Clients of ``telemetry.listen`` cannot harm the engine, and probes are still answered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDLE = 2000
 PER_PROCESS = 500
 EVENTS = 6000
 PROBE_TIMEOUT_S = 5.0
-# Connects so often to a port, says no word, and waits for the end of its standard input.
+# Opens many connections, sends nothing, and waits for the end of its standard input.
 _IDLER = """
 import socket, sys
 kept = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]
@@ -51,7 +51,7 @@ ODD = {
 
 @contextlib.contextmanager
 def idle_connections(port: int) -> Iterator[None]:
-    """So many connections that say nothing, of several processes."""
+    """This many silent connections, from several processes."""
     command = [sys.executable, "-c", _IDLER, str(port), str(PER_PROCESS)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with contextlib.ExitStack() as stack:
@@ -63,7 +63,7 @@ def idle_connections(port: int) -> Iterator[None]:
 
 
 def ask(port: int, request: bytes) -> bytes:
-    """The whole answer, or what came of it before the connection was cut."""
+    """The answer, or the part received before the connection was closed."""
     answer = b""
     address = "127.0.0.1", port
     with socket.create_connection(address, PROBE_TIMEOUT_S) as connection, contextlib.suppress(ConnectionError):
@@ -74,7 +74,7 @@ def ask(port: int, request: bytes) -> bytes:
 
 
 def is_cut_off(connection: socket.socket) -> bool:
-    """Whether the other end does not hear it out who says a byte at a time, and never comes to an end."""
+    """Whether the server disconnects a client that sends an endless request byte by byte."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -86,7 +86,7 @@ def is_cut_off(connection: socket.socket) -> bool:
 
 
 def slow_to_read(port: int) -> socket.socket:
-    """Asks for much and has little room for it."""
+    """A client that requests a lot, and has a small receive buffer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     connection.connect(("127.0.0.1", port))
@@ -95,7 +95,7 @@ def slow_to_read(port: int) -> socket.socket:
 
 
 def lowest_free(pid: int) -> int:
-    """The file descriptor that a process would get next; with it as the limit, none."""
+    """The next free file descriptor of a process; as the limit, it allows no more."""
     open_ = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
     return next(number for number in itertools.count() if number not in open_)
 
@@ -135,12 +135,12 @@ def test_connections_of_all_kinds(mongo: Client, config: EngineConfig, lake: Lak
                 for each in readers:
                     assert each.recv(1) == b"H"
                 assert is_cut_off(loris[-1])
-                # The connections of the clients, who still have their ends, are closed.
-                engine.wait_for(lambda _: supervisor.num_fds() < before + 20, "file descriptors are free again")
+                # The engine closes the connections, although the clients keep their ends open.
+                engine.wait_for(lambda _: supervisor.num_fds() < before + 20, "free file descriptors")
         finally:
             stopped.set()
             inserting.join()
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == EVENTS, "all are committed")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == EVENTS, "all events")
         assert engine.terminate() == 0
         assert '"level":"error"' not in engine.log()
         assert "Traceback" not in engine.log()
@@ -148,7 +148,7 @@ def test_connections_of_all_kinds(mongo: Client, config: EngineConfig, lake: Lak
 
 
 def test_no_more_files_can_be_opened(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """Nor anything in /proc be read: what is only to be looked at does not end the engine."""
+    """Nor can /proc be read: failing to measure something must not end the engine."""
     orders = mongo[config.name].orders
     with Engine(config) as engine:
         engine.wait_reading()
@@ -162,14 +162,14 @@ def test_no_more_files_can_be_opened(mongo: Client, config: EngineConfig, lake: 
             supervisor.rlimit(resource.RLIMIT_NOFILE, (lowest_free(supervisor.pid), before[1]))
             time.sleep(0.1)
         supervisor.rlimit(resource.RLIMIT_NOFILE, before)
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1000, "all are committed")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1000, "all events")
         engine.wait_for(lambda status: status["memory_bytes"], "memory is measured again")
         assert engine.terminate() == 0
     assert sorted(row["n"] for row in lake.rows()) == list(range(1000))
 
 
 def test_the_limit_of_open_files_is_raised(config: EngineConfig) -> None:
-    """To what the system allows, for the engine and its children."""
+    """To the hard limit, for the engine and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:

@@ -1,4 +1,4 @@
-"""What goes wrong at the start says what, why and what to do, ends with code 2, and shows no password."""
+"""Errors at startup name operation, cause and remedy, exit with code 2, and show no password."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 
 @pytest.fixture(scope="module")
 def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A mongod that is no replica set."""
+    """A mongod without a replica set."""
     mongo = Mongo(tmp_path_factory.mktemp("standalone"), standalone=True)
     mongo.start()
     yield mongo
@@ -34,7 +34,7 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
 
 
 def refused(config: EngineConfig, *words: str, code: int = 2) -> str:
-    """Run it; it must end with this code and say these words."""
+    """Run an engine, which must exit with this code and print these words."""
     done = run_engine(config)
     assert done.returncode == code, done.stderr
     for word in words:
@@ -46,7 +46,7 @@ def refused(config: EngineConfig, *words: str, code: int = 2) -> str:
 
 
 def given_up(config: EngineConfig, *words: str) -> None:
-    """It must try so often as it may, say so each time, and end with code 1 and these words."""
+    """It must use all its attempts, log each, and exit with code 1 and these words."""
     config.set("retry", max_attempts=4)
     said = refused(config, *words, code=1)
     *attempts, last = [line for line in said.splitlines() if words[0] in line]
@@ -102,7 +102,7 @@ def test_unreachable_mongod_while_planning(config: EngineConfig) -> None:
 
 
 def test_a_name_that_does_not_resolve(config: EngineConfig) -> None:
-    """It may later: nobody must stand by to start the engine again."""
+    """It may later: an engine must not need to be started again for that."""
     config.set("source", uri=f"mongodb+srv://u:{QUOTED}@nowhere.invalid/?connectTimeoutMS=500")
     given_up(config, "The name cannot be resolved")
     assert run_engine(config, "check").returncode == 1
@@ -124,7 +124,7 @@ s3fs.core.S3FileSystem._pipe_file = broken
 
 
 def test_a_bug_in_the_sink_is_reported_as_one(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
-    """A traceback, and not a store that is away; put into the processes by ``sitecustomize``."""
+    """With a traceback, and not as a store that is down. ``sitecustomize`` brings it into the processes."""
     mongo[config.name].orders.insert_one({"n": 1})
     (tmp_path / "sitecustomize.py").write_text(_BUG)
     config.set("retry", max_attempts=2)

@@ -1,4 +1,4 @@
-"""The state store loses what it had, or refuses for a while, under a running engine: nothing is doubled."""
+"""The state store of a running engine loses data, or refuses for a while: nothing lands twice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONG: Sections = {"lease": {"ttl": "6s"}}
 
 
 class Store:
-    """The state store of one test: a server or a file of its own."""
+    """The state store of one test: its own server or file."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.path = directory / "state.db"
@@ -48,7 +48,7 @@ class Store:
         self.url = self.server.url if self.server else f"sqlite:///{self.path}"
 
     def remove_shared(self, prefix: str, name: str) -> None:
-        """Delete one shared document, and nothing else."""
+        """Delete only one shared document."""
         if self.server:
             with client_of(self.server) as client:
                 assert client.delete(f"{prefix}:{{{name}}}:shared") == 1
@@ -70,8 +70,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def wait_committed(engine: Engine, more: int = 0) -> int:
-    """Wait until some events, or more than so many, are committed; how many are."""
-    status = engine.wait_for(lambda each: each["streams"][0]["events_committed"] > more, "events are committed")
+    """Wait until more than this many events are committed; the number."""
+    status = engine.wait_for(lambda each: each["streams"][0]["events_committed"] > more, "committed events")
     return int(status["streams"][0]["events_committed"])
 
 
@@ -102,13 +102,13 @@ def test_redis_has_lost_a_record(
     lose: Callable[[redis.Redis, str], None],
     words: str,
 ) -> None:
-    """Two engines: neither begins anew what is in the lake already."""
+    """With two engines: neither starts over with what is already in the lake."""
     assert stack.mongo is not None
     state = {"state": {"url": server.url}}
     config = EngineConfig(stack, tmp_path, unique, {**LONG, **state})
     (tmp_path / "second").mkdir()
     waiting = EngineConfig(stack, tmp_path / "second", unique, {**LONG, **state})
-    catch_up(config)  # there has been an earlier epoch
+    catch_up(config)  # there was an earlier epoch
     with Engine(config) as first, inserting(stack.mongo.uri, unique), client_of(server) as client:
         wait_committed(first)
         with Engine(waiting) as second:
@@ -141,7 +141,7 @@ def test_a_lost_lease_alone_is_recreated(
 def test_only_a_schema_is_lost(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, when: str
 ) -> None:
-    """A column must not get another type than the files before it."""
+    """A column must not get another type than in earlier files."""
     orders = mongo[unique].orders
     config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": store.url}, "schema": {"sample": 0}})
     orders.insert_one({"n": 1})
@@ -167,7 +167,7 @@ def test_only_a_schema_is_lost(
 def test_a_lost_schema_is_noticed_after_its_streams_have_ended(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
 ) -> None:
-    """A finished backfill is the only one to know it: its splits are forgotten, its plan is not."""
+    """Only a finished backfill still knows of it: its splits are forgotten, but its plan is not."""
     mongo[unique].orders.insert_one({"n": 1})
     config = EngineConfig(stack, tmp_path, unique, {"state": {"url": store.url}, "schema": {"sample": 0}})
     assert run_engine(config, "backfill").returncode == 0
@@ -179,7 +179,7 @@ def test_a_lost_schema_is_noticed_after_its_streams_have_ended(
 
 
 def slow_load(stack: LocalStack, mongo: Client, store: Store, directory: Path, name: str) -> EngineConfig:
-    """3,000 documents in several splits, whose backfill takes some seconds."""
+    """3,000 documents in several splits, with a backfill of several seconds."""
     mongo[name].orders.insert_many([{"text": "x" * 1000} for _ in range(3000)])
     pace = {"split_size": "256KiB", "max_documents_per_s": 1000, "readers": 1}
     return EngineConfig(stack, directory, name, {"state": {"url": store.url}, "backfill": pace})
@@ -189,10 +189,10 @@ def slow_load(stack: LocalStack, mongo: Client, store: Store, directory: Path, n
 def test_only_a_plan_is_lost(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, what: str
 ) -> None:
-    """Another plan would load again what is loaded."""
+    """A new plan would load everything again."""
     config = slow_load(stack, mongo, store, tmp_path, unique)
     with Engine(config, command="backfill") as engine:
-        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
+        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "loaded documents")
         assert engine.terminate() == 0
     if what != "the list":
         store.remove_shared(unique, f"backfill:{unique}.orders")
@@ -208,10 +208,10 @@ def test_only_a_plan_is_lost(
 def test_a_plan_is_lost_while_its_splits_are_read(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str
 ) -> None:
-    """Splits whose plan is gone are not over."""
+    """Splits without a plan are not finished."""
     config = slow_load(stack, mongo, store, tmp_path, unique)
     with Engine(config, command="backfill") as engine:
-        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "documents are loaded")
+        engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "loaded documents")
         store.remove_shared(unique, f"backfill:{unique}.orders")
         assert engine.end() == 1
     assert f"the state store has lost the plan of the backfill of {unique}.orders" in engine.log()
@@ -221,7 +221,7 @@ def test_a_plan_is_lost_while_its_splits_are_read(
 def test_the_sqlite_file_is_removed(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:
-    """The engine stops, and another one that finds less begins nothing anew."""
+    """The engine stops, and one that finds an older file does not start over."""
     assert stack.mongo is not None
     directory, backup = tmp_path / "state", tmp_path / "backup.db"
     directory.mkdir()
@@ -245,10 +245,10 @@ def test_the_sqlite_file_is_removed(
         assert path.exists() == how.startswith("replaced")
     directory.mkdir(exist_ok=True)
     for each in directory.glob("state.db-*"):
-        each.unlink()  # of the file that was replaced
+        each.unlink()  # of the replaced file
     found = lake.check_no_token_twice()
     done = run_engine(config, "run", "--until-caught-up")
-    if how.startswith("replaced") and not done.returncode:  # a backup that has the intents of all that is there
+    if how.startswith("replaced") and not done.returncode:  # a backup with the intents of all objects
         check_exact(mongo, lake, unique, start)
         return
     assert done.returncode == 1, done.stderr
@@ -260,7 +260,7 @@ def test_the_sqlite_file_is_removed(
 def test_the_sqlite_file_is_overwritten(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:
-    """It ends stopped, or exact: SQLite's log may still have all that the file had."""
+    """The engine stops, or all is exact: SQLite's log may still have everything."""
     assert stack.mongo is not None
     path, backup = tmp_path / "state.db", tmp_path / "backup.db"
     config = EngineConfig(stack, tmp_path, unique, {**LONG, "state": {"url": f"sqlite:///{path}"}})
@@ -290,7 +290,7 @@ def test_the_sqlite_file_is_overwritten(
 
 
 def check_exact(mongo: Client, lake: Lake, name: str, start: Timestamp) -> None:
-    """Every event since ``start`` is in the lake, once."""
+    """Every event since ``start`` must be in the lake once."""
     plain = PlainStream(mongo, name, start)
     time.sleep(1)
     assert lake.check_no_token_twice() == plain.stop()
@@ -301,7 +301,7 @@ def back_up(path: Path, backup: Path) -> None:
         db.execute("VACUUM INTO ?", (str(backup),))
 
 
-# The store by itself meets all of them in tests/state.
+# tests/state tries all of them on the store alone.
 WITH_AN_ENGINE = CONDITIONS if os.environ.get("EXPLORE") else CONDITIONS[::3]
 
 
@@ -317,7 +317,7 @@ def test_redis_refuses_for_a_while(
     condition: Callable[[Valkey], AbstractContextManager[None]],
     remedy: str,
 ) -> None:
-    """The data path pauses, the log says what to do, and it goes on by itself."""
+    """The data path pauses, the log has the remedy, and the engine recovers by itself."""
     assert stack.mongo is not None
     sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}, "lease": {"ttl": "30s"}}
     config = EngineConfig(stack, tmp_path, unique, sections)
@@ -337,7 +337,7 @@ def test_redis_refuses_for_a_while(
 
 @contextmanager
 def small_disk(directory: Path) -> Iterator[Path]:
-    """A file system of 400 KiB; needs root."""
+    """A file system of 400 KiB; requires root."""
     directory.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(directory)], capture_output=True, check=False
@@ -368,7 +368,7 @@ def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Pa
             time.sleep(2)
             balloon.unlink()
             committed = wait_committed(engine)
-            # The log grows on, up to a checkpoint: free all that is there.
+            # The log grows until a checkpoint: free everything.
             wait_committed(engine, committed + 50)
             assert engine.terminate() == 0
         catch_up(config)
@@ -378,7 +378,7 @@ def test_a_full_disk_under_sqlite(stack: LocalStack, mongo: Client, tmp_path: Pa
 def test_answers_of_redis_are_lost(
     stack: LocalStack, mongo: Client, server: Valkey, tmp_path: Path, unique: str
 ) -> None:
-    """What was done and not answered is done again, and not taken for another engine's."""
+    """Operations without an answer are repeated, and not mistaken for those of another engine."""
     assert stack.mongo is not None
     cuts = Cuts(server.port)
     state = {"url": f"redis://127.0.0.1:{cuts.port}/0"}
@@ -420,7 +420,7 @@ def test_redis_refuses_at_the_start(
     condition: Callable[[Valkey], AbstractContextManager[None]],
     remedy: str,
 ) -> None:
-    """It is waited for, whatever is done first; what is only refused to those who write, too."""
+    """The engine waits for it, whatever it does first, even if only writes are refused."""
     mongo[unique].orders.insert_many([{"n": n} for n in range(100)])
     sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}}
     config = EngineConfig(stack, tmp_path, unique, sections)

@@ -1,4 +1,4 @@
-"""Streams that change shape under way: split, packed, watched by database, and back; also killed meanwhile."""
+"""Streams are split, shared, replaced by one of the database, and back, with kills in between."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def test_every_shape_hands_over_to_the_next(
         f"{unique}.a~2of3",
         f"{unique}",
     } <= streams
-    # Of two readers for four collections, of one for all, and what is left for two beside a split one.
+    # Four collections on two readers, on one, and what is left for two beside a split collection.
     assert len({name for name in streams if name.startswith(f"{unique}~")}) >= 3, streams

@@ -1,4 +1,4 @@
-"""Kill anything at any time: no token is ever in two objects, and at the end none is missing."""
+"""Any process may be killed at any time: no token is ever in two objects, and none is missing at the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXPLORE = bool(os.environ.get("EXPLORE"))
 KILLS = 40 if EXPLORE else 15
 VICTIMS = ["tree", "supervisor", "template", "reader", "writer"]
 COLLECTIONS = ["orders", "items"]
-# With EXPLORE=1, more, and each seed with each state store.
+# More with EXPLORE=1: each seed with each state store.
 RUNS = [(1, "redis"), (2, "sqlite"), *([(2, "redis"), (1, "sqlite")] if EXPLORE else [])]
 
 
@@ -46,7 +46,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 
 @contextmanager
 def writing(stack: LocalStack, database: str, seed: int) -> Iterator[None]:
-    """The workload runs meanwhile."""
+    """Run the workload meanwhile."""
     assert stack.mongo is not None
     arguments = [sys.executable, workload.__file__, stack.mongo.uri, database, str(seed), *COLLECTIONS]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -103,7 +103,7 @@ def test_killed_at_random(
 def test_without_their_template_children_are_replaced(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
 ) -> None:
-    """None of them is left to write beside its successor."""
+    """None of them remains, writing beside its successor."""
     lake = Lake(stack, config.name)
     with Engine(config) as engine:
         engine.wait_reading()
@@ -113,7 +113,7 @@ def test_without_their_template_children_are_replaced(
         kill_all([template])
         engine.wait_for(
             lambda status: sum(each["restarts"] and each["ready"] for each in status["processes"]) == len(former),
-            "new ones",
+            "new children",
         )
         assert not any(map(is_alive, former))
         assert engine.template() not in ([], [template])
@@ -134,7 +134,9 @@ def test_a_template_that_dies_while_it_loads_is_replaced(
             kill_all(fresh)
             killed += fresh
         mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
-        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 100, "all")
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 100, "all events"
+        )
         assert engine.terminate() == 0
     assert len(Lake(stack, config.name).check_no_token_twice()) == 100
 
@@ -158,12 +160,14 @@ def test_a_stopped_template_is_replaced_and_not_waited_for(
         moments = set()
         while is_alive(template):
             assert time.monotonic() < since + 60, engine.log_tail()
-            status = engine.wait_for(lambda status: status["at"] > before["at"], "the loop turns")
+            status = engine.wait_for(lambda status: status["at"] > before["at"], "the next iteration of the loop")
             moments.add(status["at"])
             time.sleep(0.1)
-        assert len(moments) > 5, "it went on meanwhile"
-        assert cpu_s(engine.process.pid) - used_s < (time.monotonic() - since) / 2, "it span"
-        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all")
+        assert len(moments) > 5, "the supervisor must not block"
+        assert cpu_s(engine.process.pid) - used_s < (time.monotonic() - since) / 2, "the supervisor must not spin"
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all events"
+        )
         assert engine.template() not in ([], [template])
         assert not any(map(is_alive, children))
         assert engine.terminate() == 0
@@ -173,7 +177,7 @@ def test_a_stopped_template_is_replaced_and_not_waited_for(
 def test_other_streams_continue_while_the_template_is_stopped(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig
 ) -> None:
-    """One stream's reader must be started, and cannot be."""
+    """The reader of one stream has to be started, and cannot be."""
     config.set("supervision", hang_timeout="10s")
     lake = Lake(stack, config.name)
     with Engine(config) as engine:
@@ -182,20 +186,24 @@ def test_other_streams_continue_while_the_template_is_stopped(
         (template,) = engine.template()
         os.kill(template, signal.SIGSTOP)
         kill_all(engine.pids("reader")[:1])
-        status = engine.wait_for(lambda status: not all(each["reading"] for each in status["streams"]), "stops")
+        status = engine.wait_for(
+            lambda status: not all(each["reading"] for each in status["streams"]), "the stream to stop"
+        )
         (other,) = (each["stream"] for each in status["streams"] if each["reading"])
         for name in COLLECTIONS:
             mongo[config.name][name].insert_many([{"n": n} for n in range(100)])
-        engine.wait_for(lambda status: committed(status, other) == 100, "the other one")
+        engine.wait_for(lambda status: committed(status, other) == 100, "the other stream")
         assert psutil.Process(template).status() == psutil.STATUS_STOPPED
-        engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all")
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 200, "all events"
+        )
         assert not is_alive(template)
         assert engine.terminate() == 0
     assert len(lake.check_no_token_twice()) == 200
 
 
 def committed(status: dict[str, Any], stream: str) -> int:
-    """How many events of the stream are."""
+    """The number of committed events of a stream."""
     return int(next(each["events_committed"] for each in status["streams"] if each["stream"] == stream))
 
 
@@ -214,7 +222,7 @@ def test_a_stopped_template_does_not_prevent_shutdown(
         assert engine.terminate() in (0, 1)
         deadline = time.monotonic() + 10
         while any(map(is_alive, processes)):
-            assert time.monotonic() < deadline, "some are left"
+            assert time.monotonic() < deadline, "processes are left"
             time.sleep(0.05)
     catch_up(config)
     assert len(Lake(stack, config.name).check_no_token_twice()) == 100
@@ -230,7 +238,7 @@ def cpu_s(pid: int) -> float:
 def test_killed_at_a_failpoint(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, point: str
 ) -> None:
-    """The process that reaches the point dies there, each time a bit later; the next engine has no failpoint."""
+    """The process that reaches the failpoint dies there, at its first or third visit; the last engine has none."""
     lake = Lake(stack, config.name)
     plain = PlainStream(mongo, config.name, operation_time(mongo))
     dies_in_writer = point.split("_")[1] in ("seal", "publish", "acknowledge")
@@ -239,7 +247,8 @@ def test_killed_at_a_failpoint(
             with Engine(config, environment={VARIABLE: f"{point}:{times}"}) as engine:
                 if dies_in_writer:
                     engine.wait_for(
-                        lambda status: sum(each["restarts"] for each in status["processes"]) > 0, "a writer dies"
+                        lambda status: sum(each["restarts"] for each in status["processes"]) > 0,
+                        "a dead writer",
                     )
                     time.sleep(0.5)
                 else:

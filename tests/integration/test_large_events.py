@@ -1,4 +1,4 @@
-"""Events past 16 MiB: left without a document by servers that cannot split them, and whole from those that can."""
+"""Events above 16 MiB land without a document if the server cannot split them, and whole if it can."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def as_json(value: Any) -> Any:
 
 
 def events_of(client: Client, database: str, start: Any, **options: Any) -> dict[str, tuple[Any, ...]]:
-    """Operation, key and update of each event, by token; an event in fragments has the last one's."""
+    """Operation, key and update of each event, by token; a split event has the token of its last fragment."""
     found: dict[str, dict[str, Any]] = {}
     stages: list[dict[str, Any]] = [{"$changeStreamSplitLargeEvent": {}}] if options else []
     fragments: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def events_of(client: Client, database: str, start: Any, **options: Any) -> dict
 
 
 def rows_of(lake: Lake) -> dict[str, tuple[Any, ...]]:
-    """The same of the lake."""
+    """The same, from the lake."""
     lake.check_no_token_twice()
 
     def read(text: str | None) -> Any:
@@ -53,7 +53,7 @@ def rows_of(lake: Lake) -> dict[str, tuple[Any, ...]]:
 
 
 def change(client: Client, name: str, size: int) -> None:
-    """Small events around one that changes most of a large document."""
+    """Small events, and one among them that changes most of a large document."""
     orders = client[name].orders
     orders.update_one({"_id": 1}, {"$set": {"n": size}})
     orders.update_one({"_id": "large"}, {"$set": {"p": os.urandom(size)}})
@@ -63,12 +63,12 @@ def change(client: Client, name: str, size: int) -> None:
 
 
 def die(config: EngineConfig, point: str) -> None:
-    """An engine whose process dies at a point of the protocol, and all others with it."""
+    """Run an engine until a process dies at a failpoint, and kill the rest."""
     with Engine(config, environment={VARIABLE: f"{point}:1"}) as engine:
         if point == "before_commit":
             assert engine.end() == -9
         else:
-            engine.wait_for(lambda s: any(each["restarts"] for each in s["processes"]), "a writer dies")
+            engine.wait_for(lambda s: any(each["restarts"] for each in s["processes"]), "the death of a writer")
             engine.kill_tree()
 
 
@@ -83,7 +83,7 @@ def die(config: EngineConfig, point: str) -> None:
 def test_continues_past_an_event_that_the_server_cannot_deliver(
     mongo: Client, config: EngineConfig, lake: Lake, before: str, size: int, without: list[str], point: str
 ) -> None:
-    """It lands with all that the oplog has of it, also when it is replayed; what comes behind it is whole."""
+    """It lands with what the oplog has of it, also in a replay; later events are complete."""
     config.set("source", full_document_before_change=before)
     start = operation_time(mongo)
     mongo[config.name].create_collection("orders", changeStreamPreAndPostImages={"enabled": True})

@@ -1,4 +1,4 @@
-"""The state is lost, or an older one comes back: the engine goes on exactly, or stops with the remedy."""
+"""The state is lost or restored from a backup: the engine stays exact, or stops with a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OLDER = "it was lost, or is older than the lake"
 
 
 def landed(lake: Lake) -> dict[str, list[str]]:
-    """The tokens of each object; none is anywhere twice."""
+    """The tokens of each object; none may be there twice."""
     lake.check_no_token_twice()
     return lake.tokens()
 
@@ -39,7 +39,7 @@ def forget(path: Path) -> None:
 def test_without_its_state_nothing_is_overwritten_or_left_out(
     mongo: Client, config: EngineConfig, lake: Lake, partition_by: str, start: str
 ) -> None:
-    """Other batch sizes give other segments the same numbers, and what happened meanwhile would be in none."""
+    """With other batch sizes, the same numbers mean other segments, and events in between could be missed."""
     state = use_sqlite(config)
     config.set("sink", partition_by=partition_by, prefix_shards=3)
     mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
@@ -83,14 +83,14 @@ def test_objects_under_another_layout_are_found(
 
 
 def test_the_sqlite_log_is_lost_between_runs(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """What is in the file itself is older."""
+    """The file itself has an older state."""
     state = use_sqlite(config)
     orders = mongo[config.name].orders
     orders.insert_many([{"n": n} for n in range(100)])
     catch_up(config)
     with Engine(config) as engine:
         orders.insert_many([{"n": n} for n in range(200)])
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 200, "they land")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 200, "the events")
         engine.kill_tree()
     state.with_name(f"{state.name}-wal").unlink()
     found = landed(lake)
@@ -137,7 +137,7 @@ def test_only_the_stream_without_its_record_stops(mongo: Client, config: EngineC
                 {each["status"] for each in status["streams"]} >= {"failed"}
                 and any(each["reading"] for each in status["streams"])
             ),
-            "one reads",
+            "one stream to read",
         )
         mongo[config.name]["items"].insert_many([{"n": n} for n in range(50)])
         engine.wait_for(lambda status: sum(each["events_committed"] for each in status["streams"]) == 50, "items")
@@ -166,7 +166,7 @@ def test_a_backfill_without_its_state_is_not_loaded_twice(mongo: Client, config:
 def test_a_split_without_its_record_is_not_loaded_twice(
     mongo: Client, config: EngineConfig, lake: Lake, laid_out: str
 ) -> None:
-    """The plan is there, and so are the records of the other splits."""
+    """The plan and the records of the other splits exist."""
     state = use_sqlite(config)
     config.set("backfill", split_size="64KiB", readers=1, max_documents_per_s=1000)
     mongo[config.name].orders.insert_many([{"text": "x" * 1000} for _ in range(1000)])

@@ -1,4 +1,4 @@
-"""The memory that the engine takes, and what it says when it gets less."""
+"""The memory that an engine takes, and its errors if it gets less."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Client = MongoClient[dict[str, Any]]
 
 @pytest.fixture
 def group(unique: str) -> Iterator[Callable[[int], Path]]:
-    """Makes a control group below our own, with a memory limit; skips where that is not allowed."""
+    """Makes a control group with a memory limit below our own; skips if that is not permitted."""
     made: list[Path] = []
 
     def make(limit: int) -> Path:
@@ -73,20 +73,20 @@ def test_a_child_killed_for_lack_of_memory_is_reported_as_such(
 ) -> None:
     config.set("writers", processes=1)
     with Engine(config) as engine:
-        engine.wait_for(lambda status: all(each["ready"] for each in status["processes"]), "all ready")
+        engine.wait_for(lambda status: all(each["ready"] for each in status["processes"]), "all processes")
         (writer,) = engine.pids("writer")
         procs = group(400 * MIB) / "cgroup.procs"
         for pid in (engine.process.pid, *engine.children()):
             procs.write_text(str(pid))
-        Path(f"/proc/{writer}/oom_score_adj").write_text("1000")  # it is to go first, and then what takes the most
+        Path(f"/proc/{writer}/oom_score_adj").write_text("1000")  # it is to be killed first, and then the largest
         join = f"pathlib.Path({str(procs)!r}).write_text(str(os.getpid()))"
         hog = f"import pathlib, os; {join}; bytearray({600 * MIB})"
         subprocess.run([sys.executable, "-c", hog], check=False)
         engine.wait_for(
-            lambda status: any(each["restarts"] for each in status["processes"]), "the writer is killed"
+            lambda status: any(each["restarts"] for each in status["processes"]), "the death of the writer"
         )
         mongo[config.name].orders.insert_many([{"n": n} for n in range(100)])
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "it goes on")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all events")
         assert "killed by the kernel: out of memory" in engine.log()
         assert "Give the container (or the machine) more memory than memory.limit" in engine.log()
         assert engine.terminate() == 0
@@ -101,7 +101,7 @@ def test_a_child_killed_for_lack_of_memory_is_reported_as_such(
 def test_the_largest_documents_and_a_slow_store(
     mongo: Client, config: EngineConfig, lake: Lake, value: Callable[[], Any]
 ) -> None:
-    """They come faster than they can be stored, and no compression makes them smaller."""
+    """Incompressible documents arrive faster than they can be stored."""
     config.set("memory", limit="396MiB")
     config.set("writers", processes=1)
     with SlowProxy(config.stack.s3.port, 8e6) as proxy:
@@ -111,7 +111,7 @@ def test_the_largest_documents_and_a_slow_store(
             with PeakMemory(engine.process.pid, every_s=0.1) as memory:
                 for _ in range(10):
                     mongo[config.name].orders.insert_one({"value": value()})
-                engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 10, "all", 300)
+                engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 10, "all events", 300)
             assert engine.terminate() == 0
     assert memory.peak <= 396 * MIB, f"{memory.peak / MIB:.0f} MiB"
     assert len(lake.check_no_token_twice()) == 10

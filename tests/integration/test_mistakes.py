@@ -1,4 +1,4 @@
-"""What is easily mistyped or overlooked on the command line and around it is said; and looking changes nothing."""
+"""Common mistakes are reported clearly, and read-only commands change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_a
 Client = MongoClient[dict[str, Any]]
 
 
-# --- what the configuration names and the server does not have --------------------------------------------
+# --- names that the server does not have --------------------------------------------
 
 
 def absent_lines(log: str) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def absent_lines(log: str) -> list[dict[str, Any]]:
 def test_missing_collections_are_reported_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     mongo[config.name].orders.insert_one({"n": 1})
     mongo[config.name].users.insert_one({"n": 2})
-    # Of several readers, and of a split collection: still once.
+    # Still once, with several readers and a split collection.
     config.set("source", collections=["orderss", "users", "zzz"], split={"users": 2})
     catch_up(config)
     config.set("source", collections=["orderss", "users", "zzz"], split={})
@@ -76,7 +76,7 @@ def test_a_missing_database_is_reported_once(mongo: Client, config: EngineConfig
     assert (done.returncode, len(absent_lines(done.stderr))) == (0, 1)
 
 
-# --- looking changes nothing -----------------------------------------------------------------------------
+# --- read-only commands -----------------------------------------------------------------------------
 
 
 def test_read_only_commands_create_nothing(
@@ -117,7 +117,7 @@ def test_read_only_commands_leave_the_state_files_alone(
     assert (shown["events"], shown["status"]) == (1, "stopped")
     assert shown["behind_s"] >= 0
     assert files() == before
-    with Engine(config) as engine:  # whose last writes are in the log beside the file
+    with Engine(config) as engine:  # the last writes are still in the log beside the file
         engine.wait_reading()
         shown = json.loads(run_engine(config, "status").stdout)
         assert shown["status"] == "running"
@@ -133,7 +133,7 @@ def test_read_only_commands_leave_the_state_files_alone(
 
 
 def on_a_terminal(config: EngineConfig, columns: int, *arguments: str) -> str:
-    """What a command prints on a terminal of this width."""
+    """The output of a command on a terminal of this width."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
@@ -145,7 +145,7 @@ def on_a_terminal(config: EngineConfig, columns: int, *arguments: str) -> str:
     )
     os.close(theirs)
     said = b""
-    with suppress(OSError):  # at its end
+    with suppress(OSError):  # at the end of the output
         while data := os.read(ours, 65536):
             said += data
     os.close(ours)
@@ -169,7 +169,7 @@ def test_status_is_readable_at_any_width(mongo: Client, config: EngineConfig, co
     assert all(each in words for each in ("stream", "status", "behind", "events", "held", "stopped"))
     assert said.count("stopped") == 2
     assert sum(int(word.replace(",", "")) for word in words if "," in word and word[0].isdigit()) >= 9600
-    # What is long is whole, in lines of its own.
+    # Long values are printed in full, on lines of their own.
     squeezed = "".join(said.split())
     rows = [json.loads(line) for line in run_engine(config, "status").stdout.splitlines()]
     streams = [row for row in rows if "position" in row]
@@ -218,7 +218,7 @@ exec "$@"
 
 @pytest.mark.parametrize("command", ["run", "backfill"])
 def test_without_a_temporary_directory_the_error_says_what_to_set(config: EngineConfig, command: str) -> None:
-    """Read-only mounts, which bind root as well."""
+    """Read-only mounts, because permissions do not restrict root."""
     script = ["unshare", "--mount", "sh", "-c", _READ_ONLY, "sh", str(config.directory)]
     if subprocess.run([*script, "true"], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
@@ -251,7 +251,7 @@ def test_a_temporary_directory_whose_path_is_too_long_for_a_socket(config: Engin
 
 @pytest.mark.parametrize("log_format", ["json", "auto", "text"])
 def test_the_final_error_has_the_format_of_the_log(config: EngineConfig, log_format: str) -> None:
-    """Of errors of the configuration too, when the rest of it tells the format."""
+    """For errors in the configuration as well, if the rest of it has the format."""
     config.set("telemetry", log_format=log_format)
     config.set("sink", url="s3://no-such-bucket/x")
     config.set("sink.s3", secret_key="wrong/s3cret")
@@ -306,14 +306,14 @@ def test_nohup_is_respected(mongo: Client, config: EngineConfig) -> None:
         engine.wait_reading()
         os.killpg(engine.process.pid, signal.SIGHUP)
         mongo[config.name].orders.insert_one({"n": 1})
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1, "it goes on")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1, "all events")
         assert not (engine.status() or {})["draining"]
         assert engine.terminate() == 0
     assert '"level":"warning"' not in engine.log()
 
 
 def test_closing_the_terminal_ends_a_backfill_in_order(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """Its bars have nowhere to go any more, and the error of that must not take the drain with it."""
+    """Progress bars can no longer be written, and that must not abort the drain."""
     mongo[config.name].orders.insert_many([{"_id": n, "n": n, "text": "x" * 500} for n in range(5000)])
     config.set("backfill", max_documents_per_s=500, readers=1)
     ours, theirs = pty.openpty()
@@ -328,7 +328,7 @@ def test_closing_the_terminal_ends_a_backfill_in_order(mongo: Client, config: En
     deadline = time.monotonic() + 60
     os.set_blocking(ours, False)
     while not lake.object_keys():
-        assert time.monotonic() < deadline, "nothing lands"
+        assert time.monotonic() < deadline, "nothing landed"
         assert process.poll() is None
         with suppress(BlockingIOError):
             os.read(ours, 65536)

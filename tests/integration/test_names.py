@@ -1,4 +1,4 @@
-"""Collections of all legal names, and engines side by side: no two streams ever meet in one key or one record."""
+"""All legal names of collections, and several engines: no two streams share a key or a record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [
 
 
 def test_a_stream_and_a_collection_whose_names_look_alike(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """``a-<database>`` is split; without directories, its keys looked like those of ``a`` in a shared stream."""
+    """``a-<database>`` is split; without directories, its keys were once those of ``a`` in a shared stream."""
     split = f"a-{config.name}"
     others = [f"c{n}" for n in range(12)]
     config.set("source", collections=["a", split, *others], split={split: 2}, max_readers=4)
@@ -42,7 +42,7 @@ def test_a_stream_and_a_collection_whose_names_look_alike(mongo: Client, config:
 def test_two_engines_with_different_collections_on_one_state_store(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, tmp_path: Path
 ) -> None:
-    """More than there are readers for: their shared streams had the same names, and one adopted the other's."""
+    """More collections than readers: shared streams once had the same names, and one engine took the other's."""
     directory = tmp_path / "other"
     directory.mkdir()
     other = EngineConfig(stack, directory, config.name)
@@ -74,7 +74,7 @@ def test_two_engines_with_different_collections_on_one_state_store(
 def test_every_legal_name_lands(
     mongo: Client, config: EngineConfig, lake: Lake, sink: str, partition_by: str, max_readers: int
 ) -> None:
-    """Also where all share one stream, and what concerns the whole database is beside them."""
+    """Also if all share one stream, which carries the events of the database as well."""
     config.set("source", collections=NAMES, max_readers=max_readers)
     config.set("sink", partition_by=partition_by)
     config.set("memory", limit="2GiB")
@@ -96,7 +96,7 @@ def test_every_legal_name_lands(
 
 
 def formerly(key: str) -> str:
-    """The key as versions before 0.2 made it."""
+    """The key that versions before 0.2 made."""
     key = key.replace("cdc_database=", "database=").replace("cdc_collection=", "collection=")
     key = re.sub(r"cdc_date=(\d+)-(\d+)-(\d+)", r"year=\1/month=\2/day=\3", key)
     return key.replace("cdc_hour=", "hour=")
@@ -106,7 +106,7 @@ def formerly(key: str) -> str:
 def test_a_lake_with_the_former_directories_is_continued(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, partition_by: str
 ) -> None:
-    """An earlier version died between publishing and committing: its segment is replayed to its own keys."""
+    """An earlier version died between publish and commit: its segment is replayed to the same keys."""
     config.set("sink", partition_by=partition_by)
     orders = mongo[config.name].orders
     orders.insert_many([{"n": n} for n in range(100)])
@@ -115,7 +115,7 @@ def test_a_lake_with_the_former_directories_is_continued(
         engine.wait_reading()
         orders.insert_many([{"n": n} for n in range(100, 200)])
         assert engine.end() == -9
-    # All of it as if the earlier version had done it: the objects, and the intent in the stream's record.
+    # As the earlier version would have left it: the objects, and the intent in the stream's record.
     assert len(lake.check_no_token_twice()) == 200
     for key in lake.object_keys():
         lake.move(key, formerly(key))
@@ -130,7 +130,7 @@ def test_a_lake_with_the_former_directories_is_continued(
         assert intents
         client.hset(record, mapping={name: formerly(text) for name, text in intents.items()})
     catch_up(config)
-    assert lake.object_keys() == former, "written anew, and nowhere else"
+    assert lake.object_keys() == former, "written again, and nowhere else"
     assert len(lake.check_no_token_twice()) == 200
     orders.insert_many([{"n": n} for n in range(200, 300)])
     catch_up(config)

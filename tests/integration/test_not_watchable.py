@@ -1,4 +1,4 @@
-"""Views and time-series collections in source.collections: each is told by its name, the others are captured."""
+"""Views and time-series collections in source.collections are reported by name, and the others captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the table in configs/OPERATIONS.md says of servers that hang or go away is so."""
+"""The table in configs/OPERATIONS.md of servers that hang or go down is true."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TABLE = read_table(OPERATIONS.read_text())
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[LocalStack]:
-    """Servers of our own, to be broken."""
+    """Servers for this module, which it may break."""
     with LocalStack() as stack:
         yield stack
 
@@ -48,7 +48,7 @@ def test_the_table_is_complete() -> None:
 
 
 def is_as_told(found: Row, server: str, way: str, at_s: int) -> bool:
-    """Whether the table tells of this; but when a wait becomes an error, and which, is the drivers' to say."""
+    """Whether the table agrees; when a wait turns into an error, and into which one, depends on the drivers."""
     told = TABLE[server, way, at_s]
     problems = {essence(row.problem) for case, row in TABLE.items() if case[0] == server}
     same = (found.health, found.ready, found.state) == (told.health, told.ready, told.state)

@@ -1,4 +1,4 @@
-"""Each server goes away and comes back, while events keep coming: nothing is lost, and no hand is needed."""
+"""Each server goes down and comes back under load: nothing is lost, and the engine recovers by itself."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OUTAGE_S = 4.0
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[LocalStack]:
-    """Servers of our own, to be broken."""
+    """Servers for this module, which it may break."""
     with LocalStack() as stack:
         yield stack
 
 
 @contextmanager
 def inserting(uri: str, database: str) -> Iterator[None]:
-    """Inserts go on meanwhile, as far as there is a server."""
+    """Insert documents meanwhile, whenever the server is up."""
     stopped = threading.Event()
 
     def run() -> None:
@@ -73,7 +73,9 @@ def test_away_and_back(servers: LocalStack, tmp_path: Path, unique: str, server:
                 process.resume()
             before = engine.wait_for(lambda status: bool(status["streams"]), "status")
             committed = before["streams"][0]["events_committed"]
-            engine.wait_for(lambda status: status["streams"][0]["events_committed"] > committed + 200, "goes on")
+            engine.wait_for(
+                lambda status: status["streams"][0]["events_committed"] > committed + 200, "more events"
+            )
             lake.check_no_token_twice()
             assert engine.terminate() == 0
         catch_up(config)
@@ -100,14 +102,14 @@ def test_away_at_the_start(servers: LocalStack, tmp_path: Path, unique: str, ser
     try:
         engine = Engine(config)
         deadline = time.monotonic() + 240
-        while engine.log().count('"level":"warning"') < 4:  # more attempts than a mere start would make
+        while engine.log().count('"level":"warning"') < 4:  # more attempts than while starting normally
             assert engine.process.poll() is None, engine.log_tail()
             assert time.monotonic() < deadline, engine.log_tail()
             time.sleep(0.05)
     finally:
         processes[server].start()
     with engine:
-        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all")
+        engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all events")
         assert engine.terminate() == 0
     assert len(Lake(servers, unique).check_no_token_twice()) == 100
 
@@ -130,7 +132,7 @@ def test_mongodb_is_away_when_a_backfill_is_planned(servers: LocalStack, tmp_pat
 
 
 def test_a_member_without_a_replica_set_is_waited_for(servers: LocalStack, tmp_path: Path, unique: str) -> None:
-    """As each is for a moment when it has been started: a standalone server would be refused."""
+    """Every member is in this state for a moment after its start; a standalone server would be refused."""
     mongo = Mongo(tmp_path)
     (member,), (port,) = mongo.members, mongo.ports
     member.start()
@@ -145,7 +147,7 @@ def test_a_member_without_a_replica_set_is_waited_for(servers: LocalStack, tmp_p
             client.admin.command("replSetInitiate", {"_id": "rs0", "members": hosts})
             wait_until(lambda: bool(client.admin.command("hello").get("isWritablePrimary")), "the primary")
             client[unique].orders.insert_many([{"n": n} for n in range(100)])
-            engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all")
+            engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 100, "all events")
             assert engine.terminate() == 0, engine.log_tail()
     finally:
         member.kill()

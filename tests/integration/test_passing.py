@@ -1,4 +1,4 @@
-"""What passes is waited for, by the stream that it concerns; what does not pass stops that stream alone."""
+"""A transient error pauses the stream that it concerns; a lasting one stops only that stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.harness import Engine, EngineConfig, Lake, kill_all, run_
 
 Client = MongoClient[dict[str, Any]]
 KILLS = ("killOp", "killCursors", "killAllSessions")
-# What a server may say for a while: see tests/test_source.py.
+# Transient errors of a server; tests/source/test_change_stream.py has more.
 CODES = (43, 237, 11601, 1, 8, 24, 50, 96, 112, 136, 202, 211, 246, 365)
 
 
@@ -27,7 +27,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 
 
 class Writing:
-    """Inserts into both collections; afterwards each must be in the lake once."""
+    """Inserts into both collections; afterwards each document must be in the lake once."""
 
     def __init__(self, mongo: Client, config: EngineConfig, engine: Engine) -> None:
         self._database = mongo[config.name]
@@ -40,7 +40,7 @@ class Writing:
             self.count += 10
 
     def wait_landed(self, lost: int = 0) -> None:
-        """All that was inserted is committed."""
+        """Wait until all inserts are committed."""
         self._engine.wait_for(
             lambda status: sum(each["events_committed"] for each in status["streams"]) == self.count - lost,
             f"{self.count - lost} events",
@@ -53,7 +53,7 @@ def stream_of(status: dict[str, Any], collection: str) -> dict[str, Any]:
 
 
 def kill_what_it_runs(mongo: Client, database: str, how: str) -> int:
-    """As an administrator may; how many operations, cursors or commands that were."""
+    """Kill the engine's operations and cursors, as an administrator may; how many there were."""
     if how == "killAllSessions":
         mongo.admin.command("killAllSessions", [])
         return 1
@@ -120,7 +120,7 @@ def test_transient_error_codes(mongo: Client, config: EngineConfig, lake: Lake) 
         writing = Writing(mongo, config, engine)
         for code in CODES:
             for command in ("getMore", "aggregate"):
-                # The next getMore opens the stream again, which the second failure concerns.
+                # The next getMore reopens the stream, which meets the second failure.
                 if command == "aggregate":
                     mongo.admin.command("killAllSessions", [])
                 with failing(mongo, command, 2, appName="headrace", errorCode=code):
@@ -139,7 +139,9 @@ def test_a_lasting_error_stops_only_its_stream(mongo: Client, config: EngineConf
         data["namespace"] = f"{config.name}.orders"
         mongo.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
         try:
-            status = engine.wait_for(lambda status: stream_of(status, "orders")["status"] == "failed", "stops")
+            status = engine.wait_for(
+                lambda status: stream_of(status, "orders")["status"] == "failed", "the stream to stop"
+            )
         finally:
             mongo.admin.command("configureFailPoint", "failCommand", mode="off")
         assert "code 8" in stream_of(status, "orders")["error"]
@@ -201,7 +203,7 @@ def test_planning_survives_a_transient_error(
 
 
 def test_a_password_is_changed_for_a_while(guarded: Mongo, config: EngineConfig, lake: Lake) -> None:
-    """Where it worked before it may work again: for a reader that lives, and for one that is started."""
+    """A password that has worked is retried: by a running reader, and by a new one."""
     config.set("source", uri=guarded.uri)
     config.set("retry", max_attempts=30)
     with MongoClient[dict[str, Any]](guarded.uri) as client, Engine(config) as engine:

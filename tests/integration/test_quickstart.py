@@ -1,4 +1,4 @@
-"""The quickstart's demo, short; and the reference, which is made from the code."""
+"""A short run of the quickstart's demo, and the generated reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_demo_captures_everything_and_cleans_up(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    """Else: scripts/check --fix."""
+    """If not: scripts/check --fix."""
     assert (ROOT / "configs" / "reference.toml").read_text() == reference_toml()
     document = CONFIGURATION.read_text()
     assert configuration_with_reference(document) == document

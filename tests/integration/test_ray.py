@@ -1,4 +1,4 @@
-"""Backfills on a Ray cluster of two nodes: the same as here, and a worker killed in the middle changes nothing."""
+"""Backfills on a Ray cluster of two nodes: the result is that of the local pool, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two nodes."""
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
-    # Sockets have short paths, which pytest's directories do not.
+    # Paths of sockets must be short; those of pytest's directories are not.
     head = ["--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
     with ray_node(*head):
         deadline = time.monotonic() + 60
         while subprocess.run([RAY, "status", "--address", address], capture_output=True, check=False).returncode:
-            assert time.monotonic() < deadline, "Ray does not start"
+            assert time.monotonic() < deadline, "Ray did not start"
             time.sleep(0.5)
         with ray_node(f"--address={address}"):
             yield address
@@ -89,7 +89,7 @@ def test_the_same_as_the_local_pool(mongo: Client, config: EngineConfig, lake: L
 
 
 def shown(lake: Lake) -> list[str]:
-    """All documents but for when and in which segment they were read, in the order of their numbers."""
+    """All rows by number, without the time and the segment of reading."""
     changing = dict.fromkeys(("_cdc_cluster_time", "_cdc_timestamp", "_cdc_stream", "_cdc_seq"))
     rows = [row for row in lake.rows() if row["_cdc_op"] == "read"]
     return [repr(row | changing) for row in sorted(rows, key=lambda row: row["n"])]
@@ -106,7 +106,7 @@ def test_a_worker_killed_in_the_middle(mongo: Client, config: EngineConfig, lake
             assert engine.process.poll() is None, engine.log_tail()
             time.sleep(0.2)
         engines = [each for each in psutil.process_iter() if "engine.backfill.ray" in " ".join(command_of(each))]
-        assert engines, "no task runs"
+        assert engines, "no task is running"
         worker = engines[0].parent()
         assert worker is not None
         worker.kill()
@@ -116,7 +116,7 @@ def test_a_worker_killed_in_the_middle(mongo: Client, config: EngineConfig, lake
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing when it has just ended."""
+    """The command line of a process; empty if it has just exited."""
     try:
         return process.cmdline()
     except psutil.Error:

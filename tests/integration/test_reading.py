@@ -1,4 +1,4 @@
-"""What landed, as the documents say to read it: one lake of hostile names and kinds, by every engine."""
+"""Reading a lake as documented: hostile names and all types, with every query engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 GUIDE = CONFIGS / "LAKE.md"
 WHEN = datetime(1909, 3, 4, tzinfo=UTC)
 
-# Names of directories, of parts of the queries, and of what engines make of them; one kind here, another there.
+# Names of directories and parts of the queries, with different types in different documents.
 HOSTILE: dict[str, list[dict[str, Any]]] = {
     "orders": [
         {"year": 1909, "month": "March", "day": WHEN, "hour": 1.5, "database": "mine", "collection": ["a"]},
@@ -77,7 +77,7 @@ IDS: list[Any] = [
 
 
 class Landed(NamedTuple):
-    """A lake on this machine and the database that it was made of."""
+    """A local lake, and the database that it was made from."""
 
     config: EngineConfig
     root: Path
@@ -86,7 +86,7 @@ class Landed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def landed(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Landed]:
-    """Loaded, then changed in every way while the streams were captured."""
+    """A lake that was loaded, and then captured every kind of change."""
     directory = tmp_path_factory.mktemp("reading")
     config = EngineConfig(stack, directory, "_reading")
     config.set("sink", url=f"file://{directory}/lake")
@@ -108,11 +108,11 @@ def made(mongo: Client, config: EngineConfig) -> Landed:
         collection.replace_one({"_id": 1}, {"_id": 1.0} | documents[0])
         collection.update_one({"_id": 2}, {"$set": {"changed": True, "year": 1910}})
         collection.replace_one({"_id": 3}, {"_id": Int64(3), "replaced": name})
-        for value in (70.5, 71.25, Decimal128("72.5")):  # a delete in the second of its insert
+        for value in (70.5, 71.25, Decimal128("72.5")):  # a delete in the same second as its insert
             collection.insert_one({"_id": value, "short": 1})
             collection.delete_one({"_id": value})
         collection.insert_one({"_id": 80.5, "n": 1})
-        collection.update_one({"_id": 80.5}, {"$set": {"n": 2}})  # is looked up when it is gone
+        collection.update_one({"_id": 80.5}, {"$set": {"n": 2}})  # looked up after the delete
         collection.delete_one({"_id": 80.5})
         with mongo.start_session() as session, session.start_transaction():
             collection.insert_one({"_id": "t", "n": 1}, session=session)
@@ -125,13 +125,13 @@ def made(mongo: Client, config: EngineConfig) -> Landed:
 
 
 def place(landed: Landed, collection: str) -> tuple[str, str]:
-    """The directories of a collection, as a key has them, and as a pattern has them."""
+    """The directories of a collection, in a key and in a glob pattern."""
     (found,) = (landed.root / "cdc_database=_reading").glob(f"cdc_collection={collection.replace('~', '%7E')}")
     return str(found), str(found).replace("cdc_database", "*database").replace("cdc_collection", "*collection")
 
 
 def block(heading: str, language: str, landed: Landed, collection: str, number: int = 0) -> str:
-    """A code block of the guide, for one collection of this lake."""
+    """A code block of the guide, applied to a collection of this lake."""
     section = re.split(r"^##", GUIDE.read_text().partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
     code = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[number]
     directory, pattern = place(landed, collection)
@@ -168,7 +168,7 @@ def by_spark(landed: Landed, collection: str, spark: Any) -> pa.Table:
 
 
 def plain(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows with times as milliseconds and what is null left out, in an order of their own."""
+    """The rows with times in milliseconds and without nulls, sorted."""
 
     def type_(each: pa.DataType, of_time: pa.DataType) -> pa.DataType:
         if pa.types.is_timestamp(each):
@@ -196,7 +196,7 @@ ENGINES: list[Callable[[Landed, str, Any], pa.Table]] = [by_duckdb, by_polars, b
 
 @pytest.mark.parametrize("engine", ENGINES, ids=["duckdb", "polars", "spark"])
 def test_every_query_engine_reads_the_same(landed: Landed, engine: Any, request: pytest.FixtureRequest) -> None:
-    """By the documented query, with nothing taken from a directory's name."""
+    """With the documented query; directory names are not turned into columns."""
     spark = request.getfixturevalue("spark") if engine is by_spark else None
     for name in (*HOSTILE, "gone"):
         reference = plain(by_pyarrow(landed, name, None))
@@ -221,7 +221,7 @@ def by_sparks_view(landed: Landed, collection: str, spark: Any) -> pa.Table:
 
 @pytest.mark.parametrize("view", [by_duckdbs_view, by_sparks_view], ids=["duckdb", "spark"])
 def test_the_view_is_the_collection(landed: Landed, view: Any, request: pytest.FixtureRequest) -> None:
-    """Document by document, with values and types, through the way back from columns to documents."""
+    """Document by document, values and types, by converting columns back to documents."""
     spark = request.getfixturevalue("spark") if view is by_sparks_view else None
     raw: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
     for name in (*HOSTILE, "gone"):
@@ -233,7 +233,7 @@ def test_the_view_is_the_collection(landed: Landed, view: Any, request: pytest.F
 
 
 def in_order(tree: Any) -> str:
-    """A tree as text, its fields by name: a schema has them in an order of its own."""
+    """A tree as text, fields sorted by name, because schemas have another order."""
     if isinstance(tree, dict):
         return repr(sorted((name, in_order(each)) for name, each in tree.items()))
     return repr([in_order(each) for each in tree]) if isinstance(tree, list) else repr(tree)
@@ -249,7 +249,7 @@ def in_order(tree: Any) -> str:
     ids=["none", "shards", "collection"],
 )
 def test_other_directories(mongo: Client, config: EngineConfig, sink: dict[str, Any], files: str) -> None:
-    """The patterns that the view's file gives for them."""
+    """With the glob patterns that the file of the view suggests."""
     config.set("sink", url=f"file://{config.directory}/lake", **sink)
     config.set("source", collections=["orders", "orders-2"], max_readers=1)
     for name in ("orders", "orders-2"):
@@ -273,7 +273,7 @@ def test_a_range_of_days(landed: Landed) -> None:
 
 
 def test_default_partition_handling_hides_no_field(landed: Landed) -> None:
-    """DuckDB and Polars take directories for columns unless they are told not to."""
+    """DuckDB and Polars turn directories into columns by default."""
     directory, pattern = place(landed, "orders")
     with duckdb.connect() as database:
         query = f"SELECT year, month FROM read_parquet('{pattern}/**/*.parquet', union_by_name = true)"
@@ -287,7 +287,7 @@ def test_default_partition_handling_hides_no_field(landed: Landed) -> None:
 
 
 def test_the_readme_has_the_guides_view() -> None:
-    """Which is the one that is tested."""
+    """The guide's view is the one that is tested."""
     view = re.search("CREATE VIEW.*?;", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
     assert view
     assert view[0] in GUIDE.read_text()
@@ -305,7 +305,7 @@ def schema_of(config: EngineConfig, collection: str) -> CollectionSchema:
 
 
 def test_a_drop_reaches_all_parts_and_a_second_backfill_drops_deleted_documents(landed: Landed) -> None:
-    """Documents that were deleted in a gap of the history are gone when all has been loaded again."""
+    """Documents deleted in a gap of the history are gone after a second backfill."""
     config = landed.config
     landed.source["people"].delete_one({"_id": 0.1})
     config.set("source", collections=["people"])

@@ -1,4 +1,4 @@
-"""$out, and renames from and to captured collections: the lake comes to what the collections hold."""
+"""$out, and renames from and to captured collections: the lake ends up equal to the collections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WATCHES: dict[str, dict[str, Any]] = {
 
 
 def state_in_lake(lake: Lake, database: str, collection: str) -> dict[int, Any]:
-    """What the view of a collection makes of the lake: the documents, by ``_id``."""
+    """The documents of a collection by ``_id``, according to the view."""
     directory = f"cdc_database={database}/cdc_collection={collection}/"
     if not any(key.startswith(directory) and key.endswith(".parquet") for key in lake.object_keys()):
         return {}
@@ -48,7 +48,7 @@ def fill(client: Client, database: str) -> None:
 
 
 def replace(client: Client, database: str) -> None:
-    """Everything that gives a name other documents, and events before and behind."""
+    """Everything that gives a collection other documents, with events before and after."""
     db = client[database]
     for name in CAPTURED:
         db[name].update_one({"_id": 1}, {"$set": {"n": "before"}})
@@ -76,7 +76,7 @@ def check(client: Client, config: EngineConfig, lake: Lake, captured: list[str])
     assert len(set(events)) == len(events)
 
 
-# Both servers tell the same, so that the newer one is asked for less.
+# Both servers send the same events, so there are fewer cases for the newer one.
 CASES = [("6.0.5", watch) for watch in WATCHES] + [("6.0.27", "shared streams"), ("6.0.27", "database")]
 
 
@@ -106,7 +106,7 @@ def test_the_lake_ends_up_equal_to_the_collections(
         captured = source["collections"] or [*CAPTURED, "spare", "other", "elsewhere"]
         check(client, config, lake, captured)
     rows = lake.rows()
-    if watch in ("database", "deployment"):  # every event of the database is there, those of temporary ones too
+    if watch in ("database", "deployment"):  # every event of the database, those of temporary collections included
         assert tokens <= {row["_cdc_token"] for row in rows}
     renames = [row for row in rows if row["_cdc_op"] == "rename" and row["_cdc_database"] == config.name]
     said = {(row["_cdc_collection"], json.loads(row["_cdc_extra"])["to"]["coll"]) for row in renames}
@@ -121,7 +121,7 @@ def test_the_lake_ends_up_equal_to_the_collections(
 
 @pytest.mark.parametrize("point", ["before_intent", "after_publish", "before_commit", "after_commit"])
 def test_a_reload_is_not_forgotten(mongo: Client, config: EngineConfig, lake: Lake, point: str) -> None:
-    """Whatever dies at whichever point of the commit of the rename, or of the load."""
+    """Whichever process dies, at any point of the commit of the rename or of the load."""
     config.set("source", collections=["out"], start="snapshot")
     fill(mongo, config.name)
     catch_up(config)
@@ -133,7 +133,7 @@ def test_a_reload_is_not_forgotten(mongo: Client, config: EngineConfig, lake: La
     catch_up(config)
     check(mongo, config, lake, ["out"])
     objects = lake.object_keys()
-    catch_up(config)  # there is nothing left
+    catch_up(config)  # nothing is left to load
     assert lake.object_keys() == objects
 
 
@@ -143,16 +143,18 @@ def run_engine_dying(config: EngineConfig, point: str) -> int:
 
 
 def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """An engine that runs loads it by itself, says so until then, and needs nobody."""
+    """A running engine loads it by itself, and reports it until then."""
     config.set("source", collections=["out", "quiet"], start="snapshot")
     fill(mongo, config.name)
     with Engine(config) as engine:
         engine.wait_for(lambda s: bool(s["backfills"]) and all(b["splits"] for b in s["backfills"]), "loaded")
         mongo[config.name].spare.aggregate([{"$out": "out"}])
-        # The second load has a mark behind its split; the first had none.
+        # The second load has a split and a mark; the first had no mark.
         engine.wait_for(lambda s: any(b["splits"] == b["splits_total"] == 2 for b in s["backfills"]), "again")
         assert "what they have now is to be loaded" in engine.log()
-        engine.wait_for(lambda s: not any(stream["replaced"] for stream in s["streams"]), "nothing is left")
+        engine.wait_for(
+            lambda s: not any(stream["replaced"] for stream in s["streams"]), "no replaced collections"
+        )
         mongo[config.name].out.insert_one({"_id": 400, "n": "later"})
         mongo[config.name].quiet.insert_one({"_id": 400, "n": "later"})
         assert engine.terminate() == 0, engine.log_tail()
@@ -161,7 +163,7 @@ def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, l
 
 
 def test_a_signal_between_two_runs_is_obeyed(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """The one has ended for the sake of the load, and the other has not begun."""
+    """One run has ended for the load, and the next one has not started."""
     config.set("source", collections=["out"], start="snapshot")
     fill(mongo, config.name)
     with Engine(config) as engine:

@@ -99,15 +99,15 @@ def test_starts_now(mongo: Client, config: EngineConfig, lake: Lake) -> None:
 def test_a_signal_to_all_of_its_processes_ends_it_in_order(
     mongo: Client, config: EngineConfig, lake: Lake, number: signal.Signals
 ) -> None:
-    """As service managers send it, and terminals that close."""
+    """Sent by service managers, and by terminals that close."""
     mongo[config.name].create_collection("orders")
     with Engine(config) as engine:
         engine.wait_reading()
         mongo[config.name].orders.insert_many([{"n": n} for n in range(500)])
-        engine.wait_for(lambda status: status["streams"][0]["events_read"] == 500, "reads all")
+        engine.wait_for(lambda status: status["streams"][0]["events_read"] == 500, "all streams")
         children = engine.template() + engine.pids("reader") + engine.pids("writer")
         os.killpg(engine.process.pid, number)
-        if number == signal.SIGHUP:  # the shell says so as well
+        if number == signal.SIGHUP:  # the shell reports it, too
             os.killpg(engine.process.pid, number)
         assert engine.end() == 0
         assert '"level":"warning"' not in engine.log()
@@ -131,7 +131,7 @@ def test_an_interrupt_during_startup_leaves_no_process(
             engine.end(20)
         deadline = time.monotonic() + 10
         while any(map(is_alive, children)):
-            assert time.monotonic() < deadline, "some are left"
+            assert time.monotonic() < deadline, "processes are left"
             time.sleep(0.05)
 
 
@@ -215,7 +215,7 @@ def test_partitions_and_shards(mongo: Client, config: EngineConfig, lake: Lake, 
     expected = {"hour": directories + times, "day": directories + times[:1], "collection": directories, "none": []}
     assert rest == expected[partition_by]
     seq = int(name.removeprefix(f"{config.name}.orders-").removesuffix(".parquet"))
-    assert now.timestamp() - 86400 < seq / 100 < now.timestamp() + 60, "numbers begin with the time of the start"
+    assert now.timestamp() - 86400 < seq / 100 < now.timestamp() + 60, "numbering starts at the start time"
 
 
 def test_a_local_directory_is_a_sink_too(mongo: Client, config: EngineConfig, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_idle_streams_advance(mongo: Client, config: EngineConfig) -> None:
 
 @pytest.mark.parametrize("policy", ["fail", "snapshot", "now"])
 def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: str) -> None:
-    """An oplog of 1 MiB turns over between two runs."""
+    """An oplog of 1 MiB rolls over between two runs."""
     small = Mongo(tmp_path, oplog_mib=1, cache_gib=0.25, options=["--syncdelay", "1"])
     small.start()
     try:
@@ -315,20 +315,20 @@ def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: st
             if policy == "fail":
                 done = run_engine(config, "run", "--until-caught-up")
                 assert done.returncode == 1
-                for said in (done.stderr, checked.stdout):  # what loses nothing comes first
+                for said in (done.stderr, checked.stdout):  # the remedy without loss comes first
                     advice = said.replace("\\", "").partition("source.on_history_lost = ")[2]
                     assert advice.startswith('"snapshot"')
                     assert '"now" loads nothing' in advice
                     assert "caused by" not in said
                 return
             with Engine(config) as engine:
-                engine.wait_for(lambda status: "history lost" in engine.log(), "noticed")
+                engine.wait_for(lambda status: "history lost" in engine.log(), "the lost history")
                 engine.wait_reading()
                 time.sleep(2)
                 orders.insert_one({"n": 2})
-                engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1, "goes on")
+                engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 1, "later events")
                 if policy == "snapshot":
-                    engine.wait_for(lambda status: status["backfills"][0]["documents"] >= 2, "loads again")
+                    engine.wait_for(lambda status: status["backfills"][0]["documents"] >= 2, "the second load")
                 assert engine.terminate() == 0
             found = sorted((row["n"], row["_cdc_op"]) for row in lake.rows() if row["_cdc_op"] != "loaded")
             captured = [(1, "insert"), (2, "insert")]
@@ -339,7 +339,7 @@ def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: st
 
 
 def _turn_oplog_over(client: Client) -> None:
-    """Write until the oplog's first entry is younger than now."""
+    """Write until the oldest entry of the oplog is newer than the start."""
     first = client.local["oplog.rs"].find_one(sort=[("$natural", 1)])
     assert first is not None
     deadline = time.monotonic() + 120
@@ -347,7 +347,7 @@ def _turn_oplog_over(client: Client) -> None:
         client.filler.filler.insert_many([{"x": "x" * 100_000} for _ in range(50)])
         try:
             oldest = client.local["oplog.rs"].find_one(sort=[("$natural", 1)])
-        except OperationFailure as error:  # the first entry went while it was looked at
+        except OperationFailure as error:  # the first entry was removed while being read
             if error.code != CAPPED_POSITION_LOST:
                 raise
             continue
@@ -376,7 +376,7 @@ def test_health_ready_metrics_status(mongo: Client, config: EngineConfig) -> Non
 
 
 def test_nothing_is_left_behind(mongo: Client, config: EngineConfig) -> None:
-    """No shared memory has a name, whatever ends."""
+    """Shared memory has no name, whichever process ends."""
     before = set(Path("/dev/shm").iterdir())
     with Engine(config) as engine:
         engine.wait_reading()
@@ -387,5 +387,5 @@ def test_nothing_is_left_behind(mongo: Client, config: EngineConfig) -> None:
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "orphans end by themselves"
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "orphans must exit by themselves"
     assert set(Path("/dev/shm").iterdir()) <= before

@@ -1,4 +1,4 @@
-"""Types: settled before the first file, kept over restarts; and what lands in other formats."""
+"""Types are settled before the first file and kept across restarts; other formats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Client = MongoClient[dict[str, Any]]
 
 
 def test_a_sample_settles_types_before_the_first_event(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """The first events would say int64; what the collection holds says double."""
+    """The first events suggest int64, the collection double."""
     orders = mongo[config.name].orders
     orders.insert_many([{"price": n + 0.5, "rare": {"a": 1}} for n in range(500)])
     catch_up(config)
@@ -99,16 +99,16 @@ def test_a_mismatch_stops_the_engine_if_configured(mongo: Client, config: Engine
 def test_a_new_collection_is_settled_by_more_than_its_first_event(
     mongo: Client, config: EngineConfig, lake: Lake
 ) -> None:
-    """The first reply has one event, an int in it; what comes within the interval has texts."""
+    """The first reply has one event with an integer; later ones within the interval have strings."""
     config.set("schema", sample=0)
     config.set("batch", rows=10_000, interval="60s")
     orders = mongo[config.name].orders
     with Engine(config) as engine:
         engine.wait_reading()
         orders.insert_one({"v": 1})
-        time.sleep(0.5)  # it comes alone
+        time.sleep(0.5)  # it arrives alone
         orders.insert_many([{"v": f"text {n}"} for n in range(999)])
-        engine.wait_for(lambda status: read_in(status) == 1000, "a thousand events are enough")
+        engine.wait_for(lambda status: read_in(status) == 1000, "a thousand events")
         assert engine.terminate() == 0
         log = engine.log()
     assert {str(lake.table(key).schema.field("v").type) for key in lake.object_keys()} == {"string"}
@@ -123,20 +123,20 @@ def test_a_new_collection_is_settled_by_more_than_its_first_event(
 
 
 def test_held_events_land_within_the_interval(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """As they would have, had they not been held; also those of the collections around them."""
+    """As without holding them; also those of other collections."""
     config.set("schema", sample=0)
     config.set("source", watch="database", collections=[])
     with Engine(config) as engine:
         engine.wait_reading()
         for name in ("orders", "users", "orders"):
             mongo[config.name][name].insert_one({"v": 1})
-        engine.wait_for(lambda status: committed_in(status) == 3, "all are committed")
+        engine.wait_for(lambda status: committed_in(status) == 3, "all events")
         assert engine.terminate() == 0
     assert len(lake.check_no_token_twice()) == 3
 
 
 def test_rescued_values_are_reported(mongo: Client, config: EngineConfig) -> None:
-    """Of each column: once in the log, and counted in the status and the metrics."""
+    """Once per column in the log, and counted in the status and the metrics."""
     config.set("schema", sample=0, max_fields=3)
     orders = mongo[config.name].orders
     orders.insert_many([{"v": n, "s": {"x": 1}} for n in range(20)])
@@ -145,7 +145,7 @@ def test_rescued_values_are_reported(mongo: Client, config: EngineConfig) -> Non
         engine.wait_reading()
         orders.insert_many([{"v": "text", "s": {"x": "text"}} for _ in range(30)])
         orders.insert_many([{"v": "text", "s": {"x": 1}, "further": 1} for _ in range(20)])
-        engine.wait_for(lambda status: committed_in(status) == 50, "all are committed")
+        engine.wait_for(lambda status: committed_in(status) == 50, "all events")
         status = engine.status() or {}
         metrics = engine.get("/metrics")[1]
         assert engine.terminate() == 0
@@ -178,7 +178,7 @@ def committed_in(status: dict[str, Any]) -> int:
 
 
 def test_names_that_differ_by_case_across_restarts(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """A column's name is kept: whatever order later documents have, and also in a second database of one lake."""
+    """A column keeps its name, whatever the order of later documents, also in a second database."""
     config.set("schema", sample=0)
     orders = mongo[config.name].orders
     for document in ({"Name": "A"}, {"name": "b", "Name": "B"}, {"name": "c"}, {"NAME": "d", "Name": "D"}):
@@ -192,7 +192,7 @@ def test_names_that_differ_by_case_across_restarts(mongo: Client, config: Engine
 
 
 def test_a_first_batch_with_very_many_names(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """By backfill and by stream: a key in every row, and columns for what the documents share."""
+    """In a backfill and in a stream: every row has its key, and common fields have columns."""
     config.set("schema", sample=0, max_fields=100)
     orders = mongo[config.name].orders
     documents = [{f"r{n}_{k}": k for k in range(2000)} | {f"common{k}": k for k in range(10)} for n in range(3)]
@@ -210,7 +210,7 @@ def test_a_first_batch_with_very_many_names(mongo: Client, config: EngineConfig,
 
 
 def test_sparse_documents_fit_in_memory(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """A thousand columns of which each row has three: much larger as columns than as BSON."""
+    """A thousand columns with three values per row take much more memory than their BSON."""
     config.set("memory", limit="512MiB")
     config.set("batch", rows=200_000)
     orders = mongo[config.name].orders

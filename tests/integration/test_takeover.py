@@ -1,4 +1,4 @@
-"""Two engines on one stream: one runs, the other waits; whoever is paused past its lease has lost it."""
+"""Two engines on one stream: one runs, the other stands by. One that is paused past its lease has lost it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.test_kill import COLLECTIONS, writing
 
 
 def second_engine_config(config: EngineConfig) -> EngineConfig:
-    """The same configuration for another process: only the port for HTTP differs."""
+    """The same configuration for a second engine, with another HTTP port."""
     directory = config.directory / "second"
     directory.mkdir(exist_ok=True)
     return EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
@@ -43,14 +43,14 @@ def test_an_engine_paused_past_its_lease_is_taken_over(
             waiting = waits.status()
             assert waiting is not None
             assert not any(each["reading"] for each in waiting["streams"])
-            # A rolling update waits for it to be ready, and it waits for the former engine to end.
+            # A rolling update waits until it is ready, and it waits for the old engine to exit.
             code, text = waits.get("/ready")
             assert code == 200
             assert len([line for line in text.splitlines() if ": standby: held by " in line]) == len(COLLECTIONS)
             assert {each["lag_s"] for each in waiting["streams"]} == {None}
             assert "headrace_lag_seconds{" not in waits.get("/metrics")[1]
             assert "another engine runs this stream; waiting for its lease" in waits.log()
-            # The whole engine, children included, stops in the middle of its work.
+            # The whole engine is paused in the middle of its work, children included.
             os.killpg(first_reads.process.pid, signal.SIGSTOP)
             waits.wait_reading()
             time.sleep(3)
@@ -62,7 +62,7 @@ def test_an_engine_paused_past_its_lease_is_taken_over(
             assert not any(each["reading"] for each in status["streams"])
             assert "lost the lease: another engine has taken this stream over" in first_reads.log()
         assert waits.terminate() == 0
-        # The one that lost goes on where the other has stopped.
+        # The loser continues where the other has stopped.
         first_reads.wait_reading()
         assert first_reads.terminate() == 0
     catch_up(config)

@@ -1,4 +1,4 @@
-"""Resume tokens as real servers make them: with type bits, in two versions, of split events."""
+"""Resume tokens of real servers: with type bits, in two versions, of split events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 2**20
 
 @pytest.fixture(params=["6.0.5", "6.0.27"])
 def server(request: pytest.FixtureRequest, stack: LocalStack, config: EngineConfig) -> Iterator[Client]:
-    """A server of each kind, which the engine reads."""
+    """A server of each version."""
     mongo = stack.mongo if request.param == "6.0.5" else request.getfixturevalue("latest")
     assert mongo is not None
     config.set("source", uri=mongo.uri)
@@ -55,7 +55,7 @@ def test_resumes_after_events_with_every_kind_of_key(server: Client, config: Eng
         server[config.name].orders.insert_one(
             {"_id": rng.choice((Int64(rng.randrange(2**60, 2**61)), rng.random()))}
         )
-        catch_up(config)  # the position is that of the last event, which has type bits
+        catch_up(config)  # the position is the token of the last event, which has type bits
     expected = plain.stop()
     assert lake.check_no_token_twice() == expected
     assert lake.keys() == plain.keys
@@ -82,7 +82,7 @@ def test_footers_contain_complete_tokens(server: Client, config: EngineConfig, l
 def test_a_position_without_type_bits_resumes_from_its_time(
     server: Client, config: EngineConfig, lake: Lake
 ) -> None:
-    """As a former version has kept it."""
+    """As stored by an earlier version."""
     state = use_sqlite(config)
     orders = server[config.name].orders
     orders.insert_many([{"_id": Int64(2**60 + n)} for n in range(20)])
@@ -104,7 +104,7 @@ def test_a_position_without_type_bits_resumes_from_its_time(
 
 @pytest.mark.parametrize("then", ["shrinks", "is gone", "grows", "stays"])
 def test_resumes_after_a_split_event(latest: Mongo, config: EngineConfig, lake: Lake, then: str) -> None:
-    """Its last fragment's token is found again only while the document is as large as it was."""
+    """The token of its last fragment can only be found while the document is as large as it was."""
     config.set("source", uri=latest.uri, full_document_before_change="when_available", collections=["orders"])
     with Client(latest.uri) as client:
         database = client[config.name]
@@ -134,7 +134,7 @@ def test_resumes_after_a_split_event(latest: Mongo, config: EngineConfig, lake: 
 def test_a_server_is_upgraded_while_segments_are_outstanding(
     stack: LocalStack, tmp_path: Path, unique: str, point: str
 ) -> None:
-    """Intents with tokens of version 1 are replayed by a stream that gives version 2."""
+    """Intents with tokens of version 1 are replayed from a stream with version 2."""
     mongo = Mongo(tmp_path, cache_gib=0.5)
     mongo.start()
     try:
@@ -149,7 +149,9 @@ def test_a_server_is_upgraded_while_segments_are_outstanding(
                 if point == "before_commit":
                     assert engine.end() == -9
                 else:
-                    engine.wait_for(lambda s: any(each["restarts"] for each in s["processes"]), "a writer dies")
+                    engine.wait_for(
+                        lambda s: any(each["restarts"] for each in s["processes"]), "the death of a writer"
+                    )
                     engine.kill_tree()
             (member,) = mongo.members
             member.stop()

@@ -1,4 +1,4 @@
-"""One collection's trouble stops that collection alone, and says so wherever one looks."""
+"""An error with one collection stops only that one, and is visible everywhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Mongo]:
-    """A replica set that wants a login."""
+    """A replica set with authentication."""
     mongo = Mongo(tmp_path, password="right")
     mongo.start()
     yield mongo
@@ -32,18 +32,20 @@ def guarded(tmp_path: Path) -> Iterator[Mongo]:
 
 
 def stops_alone(engine: Engine, database: Any, good: str, bad: str, cause: str) -> None:
-    """``bad`` stops, everything tells why, and ``good`` goes on until the engine is told to end."""
+    """``bad`` stops with its reason visible everywhere, and ``good`` continues until the engine is stopped."""
 
     def stands(status: dict[str, Any], name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(each for each in status["streams"] if each["collections"] == [name])
         return found
 
-    status = engine.wait_for(lambda status: stands(status, bad)["status"] == "failed", "it stops")
+    status = engine.wait_for(lambda status: stands(status, bad)["status"] == "failed", "the stream to stop")
     assert cause in stands(status, bad)["error"]
     database[good].insert_many([{"n": n} for n in range(10, 20)])
-    status = engine.wait_for(lambda status: stands(status, good)["events_committed"] == 20, "the other goes on")
+    status = engine.wait_for(
+        lambda status: stands(status, good)["events_committed"] == 20, "more events of the other stream"
+    )
     assert stands(status, good)["status"] == "running"
-    # A restart would not mend it, and would stop the other.
+    # A restart would not help, and would interrupt the other stream.
     assert engine.get("/health") == (200, "ok\n")
     code, text = engine.get("/ready")
     assert code == 503
@@ -61,7 +63,7 @@ def stops_alone(engine: Engine, database: Any, good: str, bad: str, cause: str) 
 def test_a_name_that_the_sink_does_not_accept(
     mongo: Client, config: EngineConfig, lake: Lake, tmp_path: Path
 ) -> None:
-    """Of a file system: a path has at most 4,095 bytes."""
+    """A path of a file system has at most 4,095 bytes."""
     root = tmp_path
     while len(str(root)) < 3_875:
         root /= "d" * min(200, 3_875 - len(str(root)))
@@ -90,7 +92,9 @@ def test_a_collection_that_may_not_be_read(guarded: Mongo, config: EngineConfig,
         config.set("source", uri=uri)
         database = client[config.name]
         with Engine(config) as engine:
-            engine.wait_for(lambda status: any(each["reading"] for each in status["streams"]), "one is read")
+            engine.wait_for(
+                lambda status: any(each["reading"] for each in status["streams"]), "one stream to read"
+            )
             database.orders.insert_many([{"n": n} for n in range(10)])
             stops_alone(engine, database, "orders", "items", "not authorized")
         client.admin.command("updateRole", "reader", privileges=right_to("orders", "items"))

@@ -1,8 +1,8 @@
-"""A seeded writer of inserts, updates, replaces and deletes, as a process of its own: ``URI DATABASE SEED``.
+"""A seeded process that inserts, updates, replaces and deletes: ``URI DATABASE SEED COLLECTION...``.
 
-``_id``s, values and names are drawn from all that MongoDB takes: every BSON type, the deprecated ones included,
-numbers of all widths, texts of all lengths, documents in documents. It writes until its standard input is closed,
-then prints how many writes it made.
+``_id``s, values and names are drawn from everything that MongoDB accepts: every BSON type, deprecated ones
+included, numbers of all widths, strings of all lengths, nested documents. It writes until its standard input is
+closed, and then prints the number of writes.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ _NAMES = [
 
 
 def an_id(rng: random.Random) -> Any:
-    """An ``_id``: any type that MongoDB takes for one."""
+    """An ``_id`` of any type that MongoDB accepts."""
     return rng.choice(_IDS)(rng)
 
 
 def a_value(rng: random.Random, depth: int = 0) -> Any:
-    """A field's value: any type, nested to some levels."""
+    """A value of any type, nested to some depth."""
     return rng.choice(_VALUES if depth < 3 else _SCALARS)(rng, depth)
 
 
 def a_document(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    """Some fields, of some names."""
+    """A document with some fields."""
     return {name: a_value(rng, depth) for name in rng.sample(_NAMES, rng.randrange(1, 5))}
 
 
@@ -141,7 +141,7 @@ def _string(text: str) -> bytes:
 
 
 def _raw(kind: int, value: bytes) -> RawBSONDocument:
-    """A document with one value of a type that the driver does not write any more."""
+    """A document with one value of a type that the driver no longer writes."""
     element = bytes([kind]) + b"old\0" + value
     return RawBSONDocument(struct.pack("<i", len(element) + 5) + element + b"\0")
 

@@ -1,4 +1,4 @@
-"""What the supervisor hears of its children, however they say it."""
+"""Messages of children, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pipe() -> Iterator[tuple[Connection, Connection]]:
 
 def read_all(inbox: Inbox) -> list[bytes]:
     heard: list[bytes] = []
-    with pytest.raises(EOFError):  # noqa: PT012 - until nothing more comes
+    with pytest.raises(EOFError):  # noqa: PT012 - until there is nothing more
         while True:
             heard += inbox.read()
     return heard
@@ -45,7 +45,7 @@ def test_messages_arrive_as_sent(pipe: tuple[Connection, Connection]) -> None:
 
 
 def test_half_a_message_is_not_waited_for(pipe: tuple[Connection, Connection]) -> None:
-    """Its sender may have been stopped there; what it says when it goes on is understood."""
+    """Its sender may have been paused halfway; the rest is read once it continues."""
     ours, theirs = pipe
     said = b"".join(len(message).to_bytes(4, "big") + message for message in (b"one", b"two"))
     inbox = Inbox(ours.fileno())

@@ -1,4 +1,4 @@
-"""What is held back, for how long, and what types are then settled by."""
+"""Which events are held back, for how long, and which of them settle the types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a writer is done with, it gives back: builds, encoders, uploads, rows."""
+"""A writer releases what it no longer needs: builds, encoders, uploads, rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS = ["file", "s3 small", "s3 large"]
 
 
 def rows(count: int, size: int) -> pa.RecordBatch:
-    """Events with so much text each, which no compression makes smaller."""
+    """Events with this much incompressible text each."""
     types = {name: METADATA_COLUMNS[name] for name in ("_cdc_token", "_cdc_cluster_time", "_cdc_raw")}
     texts = [os.urandom(-(-size // 2)).hex() for _ in range(count)]
     columns = [
@@ -72,13 +72,13 @@ def config(request: pytest.FixtureRequest, kind: str, stack: LocalStack, tmp_pat
 
 
 def built(config: Config, kind: str, seq: int = 1) -> tuple[SegmentBuild, list[weakref.ref[Any]]]:
-    """A segment with one object whose first row group is written, and what must go with it."""
+    """A segment with one object and one written row group, and the objects that it must release."""
     segment = SegmentBuild("s", seq, Sink(config.sink), config)
     batch = rows(20, PART_SIZE // 10 if kind == "s3 large" else 100)
     segment.add(CONTENT, batch)
     (build,) = segment.objects.values()
     build.flush()
-    segment.add(CONTENT, batch)  # and a second one waits
+    segment.add(CONTENT, batch)  # and a second one is pending
     things = [segment, build, build.upload, build._outflow, build._file, batch]
     return segment, [weakref.ref(each) for each in things if each is not None]
 
@@ -100,7 +100,7 @@ def test_published_segments_release_everything(config: Config, kind: str) -> Non
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_abandoned_segments_release_everything_and_write_no_more(config: Config, kind: str, sealed: bool) -> None:
-    """An encoder that is dropped writes the end of its file: nowhere, and without a complaint."""
+    """A dropped encoder still writes its footer: nowhere, and without an error."""
     segment, things = built(config, kind)
     if sealed:
         segment.seal(intent(1, 40), "test")
@@ -113,7 +113,7 @@ def test_abandoned_segments_release_everything_and_write_no_more(config: Config,
 
 
 def test_failed_segments_release_everything(config: Config, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what happened; it does not keep what was to be written."""
+    """The error describes the failure, and does not keep the data alive."""
     segment, things = built(config, kind)
     (build,) = segment.objects.values()
 
@@ -138,7 +138,7 @@ EVERY = 20
 def test_many_segments_take_no_more_memory_than_a_few(
     place: str, stack: LocalStack, tmp_path: Path, unique: str
 ) -> None:
-    """A real writer process, told what a supervisor tells it."""
+    """A real writer process, with the messages of a supervisor."""
     sink = SinkConfig(url=f"file://{tmp_path}/lake")
     if place == "s3":
         sink = s3_config(stack, f"s3://{stack.bucket}/{unique}")
@@ -166,14 +166,13 @@ def test_many_segments_take_no_more_memory_than_a_few(
             arena.close()
     quarter = len(sizes) // 4
     first, last = median(sizes[:quarter]), median(sizes[-quarter:])
-    # A thread of the pool begins when it is first needed, with a heap of its own: what each segment left behind
-    # came to 27 MiB and more.
+    # Threads of the pool start when first needed, each with its own heap. Leaks used to be 27 MiB or more.
     assert last <= first * 1.05 + 3 * MIB, [size >> 10 for size in sizes]
 
 
 def await_published(writer: ChildProcess, seq: int) -> None:
     while True:
-        assert writer.connection.poll(60), "the writer says nothing"
+        assert writer.connection.poll(60), "no message from the writer"
         message = msg.decode_from_child(writer.connection.recv_bytes())
         assert not isinstance(message, msg.Failed), message
         if isinstance(message, msg.Published) and message.seq == seq:

@@ -1,4 +1,4 @@
-"""The elements of one document, and bytes that are none."""
+"""The elements of one document, and malformed documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the documents of a reply lie."""
+"""The offsets of the documents of a reply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.rawbson.offsets import document_offsets
 
 @pytest.mark.parametrize("count", [1499, 1500, 9_999, 10_001, 30_000])
 def test_offsets_of_a_long_batch_with_misleading_contents(count: int) -> None:
-    """Guesses at where documents begin may be wrong; what comes of them is not."""
+    """Where a document begins may be guessed wrong, but the result is always right."""
     decoys = {"list": [{"a": n} for n in range(3)], "text": "\x03999\x00\x031000\x00", "bin": b"\x032000\x00" * 3}
     documents = [
         bson.encode({"n": n, "pad": "x" * (n % 97)} | (decoys if n % 5 == 0 else {})) for n in range(count)

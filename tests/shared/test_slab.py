@@ -1,4 +1,4 @@
-"""What goes into a slab comes out of it, a copy, whatever happens to the slab afterwards."""
+"""Batches read from a slab are copies, independent of the slab."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A seeded simulation of whole engines: the real coordinator, ledger and segmenter among played processes."""
+"""A seeded simulation of whole engines: the real coordinator, ledger and segmenter among simulated processes."""

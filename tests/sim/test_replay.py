@@ -1,4 +1,4 @@
-"""All that happens to a coordinator can be written down, and happens to another one in the same way."""
+"""The inputs of a coordinator can be recorded, and replayed into another one with the same result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECS = msgspec.json.Decoder(list[BackfillSpec])
 
 
 class Recorder(Coordinator):
-    """A coordinator whose inputs are kept as text and bytes, each with the actions that came of it."""
+    """A coordinator that records its inputs as text and bytes, and the actions that follow from each."""
 
     made: ClassVar[list[Recorder]] = []
 
@@ -78,7 +78,7 @@ def child_named(name: str) -> Child:
 
 
 def replay(coordinator: Coordinator, name: str, inputs: tuple[Any, ...]) -> list[Action]:
-    """Give one input that was written down to a coordinator."""
+    """Pass one recorded input to a coordinator."""
     match name, inputs:
         case "load", (specs,):
             coordinator.load(SPECS.decode(specs), {})

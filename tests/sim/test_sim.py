@@ -1,6 +1,6 @@
-"""Seeds crash, delay and reorder everything; and ledgers that are broken on purpose are found out.
+"""Simulated runs with crashes, delays and reordering, by seed. Protocols broken on purpose must be caught.
 
-More seeds: ``python -m tests.sim.test_sim 100000``. A failure prints its seed, which plays it again.
+More seeds: ``python -m tests.sim.test_sim 100000``. A failure prints its seed, which reproduces it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEEDS_FOR_BROKEN = 2_000
 
 
 def play(seeds: range, kind: type[World] = World) -> int:
-    """Play these seeds; the number of steps that they took."""
+    """Run these seeds; the number of steps."""
     steps = 0
     for seed in seeds:
         played = kind(seed)
@@ -42,7 +42,7 @@ def play(seeds: range, kind: type[World] = World) -> int:
 
 
 def play_all(count: int, kind: type[World] = World) -> int:
-    """Play seeds 0 to ``count`` on all cores."""
+    """Run seeds 0 to ``count`` on all cores; the number of steps."""
     cores = os.cpu_count() or 1
     with ProcessPoolExecutor(cores) as pool:
         return sum(pool.map(play, [range(first, count, cores) for first in range(cores)], [kind] * cores))

@@ -1,15 +1,15 @@
-"""A played world around the real core: MongoDB, the state store, the lake, and the processes of engines.
+"""A simulated world around the real core: MongoDB, the state store, the lake, and the processes of engines.
 
-Everything that could happen next is a step; the seed picks one at a time. Channels keep the order within
-themselves, as pipes do, and nothing else is ordered. Processes are killed, engines are paused past their
-lease while their children go on, orphans finish what they were at, and replays see a different selection
-where a pipeline filters on looked-up documents.
+Everything that could happen next is a step, and the seed picks one at a time. Each channel keeps its order, as
+pipes do, and nothing else is ordered. Processes are killed, engines are paused past their lease while their
+children continue, orphans finish their work, and replays see a different selection if a pipeline filters on
+looked-up documents.
 
-Tokens are as real servers write them: with type bits for some keys, in two versions, and with the number of a
-fragment where a server splits events, which may be another one when the event is read again. Which event is which
-is known here by its number, never by the engine's own idea of tokens.
+Tokens are like those of real servers: with type bits for some keys, in two versions, and with a fragment number
+if the server splits events, which may differ when the event is read again. Events are identified by their
+numbers here, never by the engine's own interpretation of tokens.
 
-After every step that changes the lake: no event is in two objects. At the end: none is missing.
+After every step that changes the lake, no event may be in two objects; at the end, none may be missing.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ UNSURVEYED = (Stage.WAITING, Stage.ACQUIRED, Stage.SURVEYING)
 
 @dataclass(frozen=True)
 class Event:
-    """A change event; a fickle one may or may not pass the pipeline, each time it is read.
+    """A change event; a fickle one may or may not pass the pipeline each time it is read.
 
     Attributes:
-        number: which event it is, in the order of its stream.
+        number: its position in the stream.
         index: within its transaction.
         key: what kind of key its document has: ``plain``, or ``long``, whose tokens have type bits.
-        large: whether servers that split events split it.
+        large: whether servers that can split events split it.
     """
 
     number: int
@@ -68,13 +68,13 @@ class Event:
 
 
 def is_rename(event: Event) -> bool:
-    """Whether the event brings a collection other documents; a pipeline leaves such events alone."""
+    """Whether the event replaces a collection; a pipeline does not filter such events."""
     return event.number % 5 == 0 and not event.fickle
 
 
 @dataclass
 class Replies:
-    """The events of one getMore, each with its token, as the segmenter sees them."""
+    """The events of one reply with their tokens, as the segmenter sees them."""
 
     events: Sequence[tuple[Event, str]]
     ends_invalidated: bool = False
@@ -91,10 +91,10 @@ class Replies:
 
 
 class Mongo:
-    """A stream of events that grows, and can be read again from any token that it has given.
+    """A growing stream of events, which can be read again from any token that it has returned.
 
-    State: the events, the version of the tokens that it gives at present, and what every token given so far means:
-    the number of the last event up to it.
+    State: the events, the current version of tokens, and for every token returned so far the number of the last
+    event up to it.
     """
 
     def __init__(self, rng: random.Random, count: int) -> None:
@@ -106,10 +106,10 @@ class Mongo:
         self._seconds = 1_800_000_000
         self._increment = 0
         self._index = 0
-        self._passed = False  # a token behind the last event was given: its transaction is over
+        self._passed = False  # a token after the last event was returned: its transaction is over
 
     def append(self) -> None:
-        """One more event; now and then in another hour, or in the same transaction as the one before."""
+        """Append an event, sometimes in another hour, or in the transaction of the previous one."""
         roll = self._rng.random()
         self._index += 1
         if roll < 0.8 or self._passed:
@@ -125,8 +125,8 @@ class Mongo:
         self.to_come -= 1
 
     def read(self, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
-        """Events after a position as they pass the pipeline this time, and the token scanned up to."""
-        start = self.given[after.token] + 1  # a server finds the very tokens that it has given, and no others
+        """Events after a position that pass the pipeline this time, and the token scanned up to."""
+        start = self.given[after.token] + 1  # a server only finds tokens that it has returned
         scanned = [(event, self._token(event)) for event in self.events[start : start + most]]
         passing = [each for each in scanned if not each[0].fickle or self._rng.random() < 0.5]
         if self.events and start + most >= len(self.events) and self._rng.random() < 0.3:
@@ -149,7 +149,7 @@ class Mongo:
         return token
 
     def _point_behind_all(self) -> str:
-        """A token between events, as servers give it when they have looked at everything."""
+        """A token between events, as servers return it after scanning everything."""
         last = self.events[-1]
         token = f"82{last.time + 1:016X}2B0{2 * self.version}29296E{'14' if self.version == 2 else ''}04"
         self.given[token], self._passed = last.number, True
@@ -168,7 +168,7 @@ Landed = tuple[str, int]
 
 
 class Lake:
-    """Objects and what is in them, by stream and number; complains at once when an event is in two."""
+    """Objects and their events, by stream and number; fails at once if an event is in two."""
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[Landed, ...]] = {}
@@ -186,7 +186,7 @@ class Lake:
 
 
 class PlayedReader:
-    """What ``engine.processes.reader`` does, one message or one step at a time."""
+    """Simulates ``engine.processes.reader``, one message or one step at a time."""
 
     def __init__(self, world: World, outbox: deque[msg.FromChild]) -> None:
         self._world = world
@@ -241,7 +241,7 @@ class PlayedReader:
             self.outbox.append(msg.SegmentCut(self._generation, intent, end.reason))
 
     def _fill(self, grant: msg.Grant) -> None:
-        """Write the batch into the slab and hand it over, even when it has become void meanwhile."""
+        """Write the batch into the slab and hand it over, even if it has become void meanwhile."""
         rows = 0
         seq = 0
         if self._asked is not None and grant.generation == self._generation:
@@ -259,12 +259,12 @@ class PlayedReader:
         return self._segmenter is not None and self._asked is None and not self._done
 
     def fail(self) -> None:
-        """Meet what will not pass."""
+        """Fail with a lasting error."""
         self._segmenter = None
         self.outbox.append(msg.Failed("fatal", "read", TROUBLE, "", self._spec.stream, self._generation))
 
     def step(self) -> None:
-        """Take from what was read, or read on, or notice that the segment is old."""
+        """Take some of what was read, read more, or cut the segment for its age."""
         segmenter = self._segmenter
         assert segmenter is not None
         now = self._world.now
@@ -300,7 +300,7 @@ class PlayedReader:
 
 
 class PlayedWriter:
-    """What ``engine.processes.writer`` does; uploads become visible one at a time, each in a step of its own."""
+    """Simulates ``engine.processes.writer``; uploads become visible one at a time, each in its own step."""
 
     def __init__(self, world: World, outbox: deque[msg.FromChild], slabs_of: Callable[[int], Sequence[Event]]):
         self._world = world
@@ -420,7 +420,7 @@ class Engine:
         self.perform(self.coordinator.start(world.now))
 
     def perform(self, actions: Sequence[act.Action]) -> None:
-        """Play what the supervisor does with each action."""
+        """Simulate what the supervisor does with each action."""
         for action in actions:
             match action:
                 case act.Spawn(child):
@@ -436,7 +436,7 @@ class Engine:
                     self.exited = action
 
     def _start(self) -> None:
-        """The next child is there, or does not come."""
+        """Start the next child, or fail to."""
         child = self.starting.popleft()
         if self.world.rng.random() < 0.1:
             self.failed_starts.append(child)
@@ -451,9 +451,9 @@ class Engine:
             self.children[child] = PlayedWriter(self.world, outbox, lambda at: self.world.arena[id(self), at])
 
     def kill_child(self, child: Child) -> None:
-        """The process is gone at once; what it had sent still arrives, and then the news of its end.
+        """The process is gone at once; its messages still arrive, followed by the notice of its exit.
 
-        One that is being started is given up.
+        One that is still being started is given up.
         """
         if child in self.starting:
             self.starting.remove(child)
@@ -462,12 +462,12 @@ class Engine:
             self.dead_children.append(child)
 
     def readers_at_work(self) -> list[PlayedReader]:
-        """Those that could meet something that will not pass."""
+        """Readers that could meet a lasting error."""
         alive = [process for child, process in self.children.items() if child not in self.dead_children]
         return [each for each in alive if isinstance(each, PlayedReader) and each.can_step()]
 
     def steps(self) -> list[Callable[[], None]]:
-        """Everything that this engine could do next."""
+        """All possible next steps of this engine."""
         possible: list[Callable[[], None]] = []
         awake = self.world.now >= self.paused_until and self.exited is None
         for child, process in self.children.items():
@@ -512,7 +512,7 @@ class Engine:
         self.perform(self.coordinator.tick(self.world.now))
 
     def _store_step(self) -> None:
-        """The next queued operation reaches the store, fenced by the epoch that this engine holds."""
+        """The next queued operation reaches the store, fenced by this engine's epoch."""
         action = self.store_queue.popleft()
         records, now = self.world.records, self.world.now
         match action:
@@ -549,7 +549,7 @@ class Engine:
                 self.store_results.append(Written(stream, generation, kind, seq))
 
     def _is_ours(self, stream: str) -> bool:
-        """Whether the epoch is still ours; the coordinator is told when not."""
+        """Whether the epoch is still ours; if not, tell the coordinator."""
         if self.epochs.get(stream) == self.world.records[stream].epoch:
             return True
         self.store_results.append(LeaseLost(stream))
@@ -557,12 +557,12 @@ class Engine:
 
 
 class World:
-    """Runs one seed.
+    """One run, determined by its seed.
 
     Args:
         seed: decides everything.
-        events: how many there will be.
-        faults: how many faults at the most.
+        events: how many there will be in all.
+        faults: the maximum number of faults.
     """
 
     def __init__(self, seed: int, *, events: int = 40, faults: int = 5) -> None:
@@ -577,7 +577,7 @@ class World:
         self.segment_rows = rng.randrange(2, 12)
         self.upload_failures = rng.choice((0.0, 0.0, 0.1))
         self._writers = rng.randrange(1, 4)
-        # In each world something is slow, so that everything else runs far ahead of it.
+        # In each world one thing is slow, so that everything else runs far ahead of it.
         self.slow = rng.choice(("", "store", "reader", "writer", "pipes"))
         self._faults_left = rng.randrange(faults + 1)
         self.pipeline = "[]"
@@ -595,11 +595,11 @@ class World:
         return [StreamSpec(STREAM, "collection", pipeline=self.pipeline)]
 
     def splits(self) -> list[BackfillSpec]:
-        """What is left to read of a backfill for an engine that starts now."""
+        """The splits left to read for an engine that starts now."""
         return []
 
     def read(self, _: Spec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
-        """What a getMore of this stream gives behind a position, and the token scanned up to."""
+        """The reply to a getMore of this stream after a position, and the token scanned up to."""
         return self.mongo.read(after, most)
 
     def reached(self, _: str, position: Position | None) -> int:
@@ -607,15 +607,15 @@ class World:
         return self.mongo.given[position.token] if position is not None else -1
 
     def lags(self, what: str) -> bool:
-        """Whether this part is the slow one, and does not get its turn this time."""
+        """Whether this part is the slow one, and has to wait this time."""
         return self.slow == what and self.rng.random() < 0.8
 
     def slab_key(self, reader: PlayedReader, offset: int) -> tuple[int, int]:
-        """Slabs lie in the arena of the reader's engine."""
+        """The key of a slab: slabs are in the arena of the reader's engine."""
         return id(self.reader_engine[id(reader)]), offset
 
     def check_commit(self, stream: str, before: str | None) -> None:
-        """Everything up to the committed token, and selected at all times, is in the lake."""
+        """Every event up to the committed token that is always selected must be in the lake."""
         after = self.records[stream].fields.get("position")
         if after is None or after == before:
             return
@@ -623,19 +623,19 @@ class World:
         landed = self.lake.events()
         for event in self.events_of(stream):
             if event.number <= reached and not event.fickle:
-                assert (stream, event.number) in landed, f"{event} is committed, and in no object"
+                assert (stream, event.number) in landed, f"{event} is committed, but in no object"
         if not is_split(stream):
             renames = [event.number for event in self.events_of(stream) if is_rename(event)]
             last = max((number for number in renames if number <= reached), default=0)
             told = read_record(self.records[stream].fields).replaced.get(REPLACED, 0)
-            assert told >= last, f"event {last} has replaced a collection, and the record does not know"
+            assert told >= last, f"event {last} has replaced a collection, but the record does not say so"
 
     def events_of(self, _: str) -> Sequence[Event]:
-        """All that a stream will ever bring."""
+        """All events that a stream will ever have."""
         return self.mongo.events
 
     def run(self, most_steps: int = 20_000) -> None:
-        """Play until all is landed and quiet; then everything must be in the lake once."""
+        """Run until everything has landed; then every event must be in the lake once."""
         while self.steps_taken < most_steps:
             self.steps_taken += 1
             steps = [step for engine in self.engines for step in engine.steps()]
@@ -658,7 +658,7 @@ class World:
             raise AssertionError(f"not done after {most_steps} steps: {self.engines[-1].coordinator.streams}")
         events = [(stream, event) for stream in self.records for event in self.events_of(stream)]
         missing = {(stream, event.number) for stream, event in events if not event.fickle} - self.lake.events()
-        assert not missing, f"missing in the lake: {sorted(missing)}"
+        assert not missing, f"missing from the lake: {sorted(missing)}"
 
     faults: tuple[str, ...] = (*3 * ["child"], "engine", "pause", "second", "drain", "upgrade", "trouble")
 
@@ -681,21 +681,21 @@ class World:
                 self._start_engine()
 
     def _kill_engine(self, engine: Engine) -> None:
-        """The supervisor is gone; its children may finish what they were at; another engine is started."""
+        """The supervisor dies, its children may finish their work, and another engine is started."""
         self.engines.remove(engine)
         self.orphans += [
             Orphan(process, engine.inboxes[child], self.rng.randrange(20))
             for child, process in engine.children.items()
             if child not in engine.dead_children
         ]
-        sent = self.rng.randrange(len(engine.store_queue) + 1)  # what was already on its way still gets there
+        sent = self.rng.randrange(len(engine.store_queue) + 1)  # operations already sent still arrive
         engine.store_queue = deque(list(engine.store_queue)[:sent])
         self.orphan_stores.append(engine)
         if not self.engines:
             self._start_engine()
 
     def _end_engine(self, engine: Engine) -> None:
-        """The engine has ended by itself; the operations that it queued are performed first."""
+        """The engine has exited by itself, after performing its queued operations."""
         assert engine.exited is not None
         error = engine.exited.error
         assert error is None or TROUBLE in str(error), error
@@ -705,7 +705,7 @@ class World:
             self._start_engine()
 
     def _start_engine(self) -> None:
-        """A new engine, now and then with another selection (which selects the same events)."""
+        """Start an engine, sometimes with another selection (which selects the same events)."""
         if self.rng.random() < 0.2:
             self.pipeline = f'[{{"$match": {{"number": {self.rng.random()}}}}}]'
         self.engines.append(Engine(self, f"engine-{self.rng.random()}", self._writers))
@@ -718,7 +718,7 @@ class World:
 
 
 class SplitWorld(World):
-    """A backfill instead of change streams: splits that engines share, documents that come and go, and a mark."""
+    """A backfill instead of change streams: shared splits, documents that come and go, and a mark."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(-seed - 1)
@@ -742,7 +742,7 @@ class SplitWorld(World):
         return []
 
     def splits(self) -> list[BackfillSpec]:
-        """Those that are not in the lake yet, as the shell has it."""
+        """The splits that are not in the lake yet, as the shell computes them."""
         left = [stream for stream in self._documents if not self._is_in(stream)]
         return [
             MarkSpec(stream, "shop", "orders", 1) if stream == self._mark else SplitSpec(stream, "shop", "orders")
@@ -753,13 +753,13 @@ class SplitWorld(World):
         return is_end(read_record(self.records[stream].fields).position)
 
     def read(self, spec: Spec, after: Position, most: int) -> tuple[list[tuple[Event, str]], str]:
-        """The next documents of a split; of fickle ones, those that are there this time."""
+        """The next documents of a split; of the fickle ones, those that exist this time."""
         if isinstance(spec, MarkSpec):
             others = [(stream, each) for stream in self._documents for each in self._documents[stream]]
             there_before = {
                 (stream, each.number) for stream, each in others if stream != self._mark and not each.fickle
             }
-            assert there_before <= self.lake.events(), "a mark says that all has been loaded"
+            assert there_before <= self.lake.events(), "a mark means that everything has been loaded"
         reached = self.reached(spec.stream, after)
         left = [event for event in self._documents[spec.stream] if event.number > reached]
         there = [event for event in left[:most] if not event.fickle or self.rng.random() < 0.5]
@@ -781,7 +781,7 @@ class SplitWorld(World):
 
 
 class ForgetfulWorld(World):
-    """The state is lost, or an older one comes back, while no engine runs: engines go on exactly, or stop.
+    """While no engine runs, the state is lost or restored from a copy: engines stay exact, or stop.
 
     State: copies of the records as they once were, which of them came back, and the true ones where they were
     taken away.
@@ -796,14 +796,14 @@ class ForgetfulWorld(World):
         super().__init__(seed, faults=8)
 
     def check_commit(self, stream: str, before: str | None) -> None:
-        """Also: keep a copy of the records now and then; what was written to others than the true ones is true.
+        """Also sometimes copy the records; a record that has been written to is a true one.
 
         The copies made after the one that was gone on from tell of what did not happen: an intent in them may be
             of
         other events than the segment that has its number now.
         """
         super().check_commit(stream, before)
-        if self._truth is not None:  # nobody writes before the lake was looked at
+        if self._truth is not None:  # nothing is written before the survey of the lake
             del self._once[self._chosen + 1 :]
             self._truth = None
         if self.rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""A loop that waits for a store goes on to give signs of life."""
+"""A loop that waits for the store still sends heartbeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One conformance suite for every sink: nothing is visible before it is published, and then all of it."""
+"""The conformance suite for sinks: an object is invisible until published, and then complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [0, 1, PART_SIZE, PART_SIZE + 1, 2 * PART_SIZE, 2 * PART_SIZE + 5]
 
 
 class Place:
-    """A sink, and what can be seen in it."""
+    """A sink, with its visible and hidden files."""
 
     def __init__(
         self, sink: Sink, visible: Callable[[], dict[str, bytes]], hidden: Callable[[], list[str]]
@@ -41,7 +41,7 @@ class Place:
 def test_a_directory_that_cannot_be_listed_is_not_taken_for_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fails under one directory; one that is not there is empty."""
+    """A disk fails in one directory. A missing directory is empty."""
     sink = Sink(SinkConfig(url=f"file://{tmp_path}"))
     upload = sink.open("a/b/object")
     upload.seal()
@@ -149,13 +149,13 @@ def test_an_object_is_replaced_as_a_whole(place: Place, size: int) -> None:
 
 
 def test_two_processes_may_make_the_same_object(place: Place) -> None:
-    """A writer that was paused completes late what another has made meanwhile."""
+    """A paused writer completes an object late, after another writer has made it."""
     paused, other = place.sink.open("k"), place.sink.open("k")
     for upload in (paused, other):
         upload.write(b"same" * PART_SIZE)
         upload.seal()
     other.publish()
-    with contextlib.suppress(ConfigError):  # a local file's hidden name may be cleared by then
+    with contextlib.suppress(ConfigError):  # the hidden file of a local sink may be cleared by then
         paused.publish()
     assert place.visible() == {"k": b"same" * PART_SIZE}
 
@@ -195,7 +195,7 @@ def test_s3_errors(stack: LocalStack, changes: dict[str, str], kind: type[Except
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A store with a key for each right."""
+    """A store with one key per permission."""
     directory = tmp_path_factory.mktemp("strict")
     server = S3Server(directory)
     path = directory / "s3.json"
@@ -212,7 +212,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.mark.parametrize(("right", "missing"), [("Write", "list"), ("List", "write"), ("Read", "write")])
 def test_a_missing_permission_is_named(strict: S3Server, right: str, missing: str) -> None:
-    """A HEAD request would only say 403, and a run would find out at its first segment."""
+    """A HEAD request would only say 403, and a run would only notice at its first segment."""
     s3 = S3Config("us-east-1", strict.endpoint_url, Secret(right), Secret(right))
     with pytest.raises(ConfigError, match=r"s3:PutObject and .* s3:ListBucket") as caught:
         Sink(SinkConfig(url="s3://lake/x", s3=s3)).prove()
@@ -222,14 +222,14 @@ def test_a_missing_permission_is_named(strict: S3Server, right: str, missing: st
 def test_proving_reports_an_upload_that_cannot_be_aborted(
     stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No store here has a right of its own for that."""
+    """The local store has no separate permission for this."""
 
     def denied(self: Any) -> None:
         raise PermissionError("Access Denied.") from refused("AccessDenied", "AbortMultipartUpload").__cause__
 
     monkeypatch.setattr("s3fs.core.S3File.discard", denied)
     sink = Sink(s3_config(stack, f"s3://{stack.bucket}/x"))
-    sink.check()  # a run can do without
+    sink.check()  # a run does not need it
     with pytest.raises(HeadraceError, match="abort the upload"):
         sink.prove()
 
@@ -293,7 +293,7 @@ def test_an_invalid_endpoint(stack: LocalStack, endpoint_url: str) -> None:
 
 @pytest.mark.usefixtures("impatient_s3")
 def test_a_credentials_service_that_is_unavailable(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a container has one, which may come up after the engine."""
+    """Containers have one, which may start after the engine."""
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -304,7 +304,7 @@ def test_a_credentials_service_that_is_unavailable(stack: LocalStack, monkeypatc
 
 @pytest.mark.usefixtures("impatient_s3")
 def test_s3_failures_during_an_upload_are_transient(stack: LocalStack, unique: str) -> None:
-    """A server that goes away between the parts."""
+    """The server goes down between two parts."""
     directory = stack.directory / unique
     directory.mkdir()
     server = S3Server(directory)
@@ -323,7 +323,7 @@ def test_s3_failures_during_an_upload_are_transient(stack: LocalStack, unique: s
 
 
 def refused(code: str, operation: str = "PutObject") -> Exception:
-    """What s3fs raises for a store's answer."""
+    """The error that s3fs raises for an answer of the store."""
     answer = {"Error": {"Code": code, "Message": "no"}}
     error = boto.ClientError(answer, operation)
     made: Exception = translate_boto_error(error)
@@ -452,7 +452,7 @@ def test_a_full_disk_is_transient_and_nothing_is_left_on_it(small_disk: Path, at
             upload.write(bytes(2 * 2**20))
     else:
         (small_disk / "other").write_bytes(bytes(small_disk_room(small_disk)))
-        upload.write(b"x" * 100)  # which is in the file's buffer: that it finds no room is seen when it is closed
+        upload.write(b"x" * 100)  # buffered: the lack of space is noticed only when the file is closed
     upload.discard()
     assert [path for path in small_disk.rglob("*") if path.is_file()] == [small_disk / "other"][at == "write" :]
 
@@ -491,7 +491,7 @@ def test_only_hidden_files_of_dead_processes_are_cleared(tmp_path: Path) -> None
 
 
 def test_credentials_renewed_in_their_file_are_reread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By uploads and by listings alike, each time after one that is refused."""
+    """In uploads and in listings, each time after a refusal."""
     server, file = S3Server(tmp_path), tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     server.start()

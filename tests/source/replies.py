@@ -1,4 +1,4 @@
-"""Replies of a server, made up."""
+"""Made-up replies of a server."""
 
 from __future__ import annotations
 

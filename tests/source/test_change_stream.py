@@ -1,4 +1,4 @@
-"""Change streams on a real server: resumed after every error that the specification calls resumable."""
+"""Change streams on a real server are resumed after every resumable error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start(client: Client) -> Position:
 
 
 def drain(stream: ChangeStream, count: int) -> list[dict[str, Any]]:
-    """So many events; every transient error is answered by another call."""
+    """Read this many events, calling again after every transient error."""
     events: list[dict[str, Any]] = []
     for _ in range(100):
         try:
@@ -66,8 +66,8 @@ def test_a_reply_says_how_far_the_server_has_read(client: Client, spec: StreamSp
         {"errorCode": 2, "errorLabels": ["ResumableChangeStreamError"]},
         {"closeConnection": True},
         {"errorCode": 234},
-        {"errorCode": 280},  # there is still the token's time
-        # What an administrator does: CursorKilled, Interrupted.
+        {"errorCode": 280},  # the token's time can still be used
+        # Caused by administrators: CursorKilled, Interrupted.
         {"errorCode": 237},
         {"errorCode": 11601},
         # InternalError, UnknownError, LockTimeout, MaxTimeMSExpired, OperationFailed, WriteConflict,
@@ -152,7 +152,7 @@ def test_a_token_outside_the_selection_is_found_by_its_time(
 
 
 def test_events_of_one_cluster_time_are_not_read_twice(client: Client, spec: StreamSpec, start: Position) -> None:
-    """A transaction's events all have one time, and come in more replies than one."""
+    """The events of a transaction have the same cluster time, and come in several replies."""
     collection = client[spec.database][spec.collections[0]]
     collection.insert_one({"n": -1})
     with client.start_session() as session, session.start_transaction():
@@ -214,7 +214,7 @@ def test_every_document_is_in_one_part(client: Client, spec: StreamSpec, start: 
                 break
             reply = stream.next()
         stream.close()
-        # Whatever its own part, each stream was ended by the invalidate, and goes on behind it.
+        # Whatever its part, each stream is ended by the invalidate, and continues after it.
         again = ChangeStream(client, one, reply.position or start)
         assert len(again.next()) == 0
         again.close()

@@ -1,4 +1,4 @@
-"""What the source's errors are told as: a sentence without documents, and what can be done about it."""
+"""Errors of the source: a sentence without contents of documents, and a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = "serverSelectionTimeoutMS=500&connectTimeoutMS=500"
 
 
 def failure(code: int, name: str, message: str, *labels: str) -> OperationFailure:
-    """As the driver raises it: with the whole reply in its text."""
+    """The error as the driver raises it, with the whole reply in its text."""
     details = {"ok": 0.0, "errmsg": message, "code": code, "codeName": name, "errorLabels": [*labels]}
     return OperationFailure(message, code, details)
 
@@ -165,6 +165,6 @@ def test_a_server_that_cannot_be_reached(stack: LocalStack, uri: str, remedy: st
     ],
 )
 def test_an_invalid_address(uri: str) -> None:
-    """No server will ever be there: it is not tried again."""
+    """An invalid address is not retried."""
     with pytest.raises(ConfigError, match=r"source\.uri"), connect(uri) as client:
         survey(client)

@@ -1,4 +1,4 @@
-"""The thread that keeps the next reply coming: its retries, and what stops it."""
+"""The thread that reads ahead: its retries, and what stops it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = RetryConfig(max_attempts=5, initial_delay=0.01, max_delay=0.05)  # type:
 
 
 class Scripted:
-    """A stream that does what the test says."""
+    """A stream that follows a script."""
 
     def __init__(self, script: list[Reply | HeadraceError]) -> None:
         self.script = script
@@ -79,7 +79,7 @@ def test_a_cursor_that_opens_but_cannot_be_read_is_given_up() -> None:
 
 
 def test_waiting_for_the_next_attempt_counts_as_progress() -> None:
-    """An attempt and the delay behind it may take longer than ``supervision.hang_timeout``."""
+    """An attempt and its delay may take longer than ``supervision.hang_timeout``."""
     stream = Scripted([TransientError("read", "away")])
     patient = RetryConfig(max_attempts=2, initial_delay=600, max_delay=600)  # type: ignore[arg-type]
     prefetcher = Prefetcher(stream, patient)
@@ -95,7 +95,7 @@ def test_after_a_large_reply_the_next_is_read_only_once_it_is_released() -> None
     prefetcher = Prefetcher(stream, QUICK)
     for calls, token in enumerate("ab", start=1):
         assert taken(prefetcher).token == token
-        time.sleep(0.3)  # long enough for another call, were one made
+        time.sleep(0.3)  # long enough for another call
         assert stream.calls == calls
     assert taken(prefetcher).token == "c"
     prefetcher.stop()
@@ -123,7 +123,7 @@ def test_nothing_is_read_ahead_while_replies_are_not_taken() -> None:
     stream = Scripted([reply_of([event("a")]) for _ in range(9)])
     prefetcher = Prefetcher(stream, QUICK)
     threading.Event().wait(0.3)
-    assert stream.calls == 2  # one in the queue, one in hand
+    assert stream.calls == 2  # one in the queue, and one waiting for it
     taken(prefetcher)
     threading.Event().wait(0.3)
     assert stream.calls == 3

@@ -34,7 +34,7 @@ def test_the_events_after_a_token() -> None:
 
 
 def fragments(token: str, of: int, **fields: Any) -> list[dict[str, Any]]:
-    """An event as a server splits it: each fragment with some of the fields."""
+    """An event split into fragments, each with some of the fields."""
     pieces = [event(f"{token}-{n}", splitEvent={"fragment": n, "of": of}) for n in range(1, of + 1)]
     for number, (name, value) in enumerate(fields.items()):
         pieces[number % of][name] = value

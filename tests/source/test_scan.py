@@ -1,4 +1,4 @@
-"""Splits on a real server: resumed after every error, replayed to the place where they were cut."""
+"""Splits on a real server: resumed after every error, and replayed with the same cuts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ids_of(reply: Documents) -> list[Any]:
 
 
 def read(split: SplitScan) -> list[Any]:
-    """All ids of a split, read to its end."""
+    """Read a split to its end; all ids."""
     found: list[Any] = []
     while True:
         reply = split.next()
@@ -59,7 +59,7 @@ def read(split: SplitScan) -> list[Any]:
 
 
 def segments(client: Client, spec: SplitSpec, start: Position, intents: list[Intent]) -> dict[int, list[Any]]:
-    """The ids in each segment, as a reader would cut them, with the intents replayed."""
+    """The ids in each segment, as cut by a reader that replays these intents."""
     split = scan(client, spec, start, [intent.end.token for intent in intents])
     first = intents[0].seq if intents else 1
     segmenter = Segmenter(Limits(150, 10**9, 1e9), first, intents, 0, start)
@@ -124,7 +124,7 @@ def test_resumes_after_the_last_reply(client: Client, spec: SplitSpec, command: 
 
 
 def test_a_replay_ends_where_the_segment_ended(client: Client, spec: SplitSpec) -> None:
-    """Whatever has come or gone meanwhile: each document that stayed is in the segment in which it was."""
+    """Every document that remains is in the same segment, whatever was inserted or deleted."""
     collection = client[spec.database].c
     collection.insert_many([{"_id": n} for n in range(0, 1000, 2)])
     start = Position(time=server_time(client))
@@ -138,7 +138,7 @@ def test_a_replay_ends_where_the_segment_ended(client: Client, spec: SplitSpec) 
     collection.delete_many({"_id": {"$in": [0, 100, ends[0]]}})
     collection.insert_many([{"_id": n} for n in (1, 3, ends[0] - 1, ends[0] + 1, ends[1] + 1, 999)])
     collection.delete_one({"_id": ends[1]})
-    collection.insert_one({"_id": float(ends[1])})  # equal, but another one
+    collection.insert_one({"_id": float(ends[1])})  # equal, but another document
     after = segments(client, spec, start, intents)
     stayed = set(range(0, 1000, 2)) - {0, 100, *ends}
     for seq in (1, 2):
@@ -189,11 +189,11 @@ def test_a_transient_error_is_not_taken_for_missing_rights(client: Client) -> No
 
 
 def test_secondaries(tmp_path: Path, spec: SplitSpec) -> None:
-    """One is read, which knows what was written before; when it is gone, another; and a stopped one lags."""
+    """One secondary is read, which has all earlier writes; after its death, another one. A stopped one lags."""
     mongo = Mongo(tmp_path, members=3, cache_gib=0.25)
     mongo.start()
     try:
-        uri = f"{mongo.uri}&serverSelectionTimeoutMS=1000"  # so long it waits for one that has been killed
+        uri = f"{mongo.uri}&serverSelectionTimeoutMS=1000"  # how long to wait for a killed member
         with connect(uri) as client:
             client[spec.database].c.insert_many([{"_id": n, "text": "x" * 30} for n in range(2000)])
             members = Members(client, uri, "secondary")
@@ -203,7 +203,7 @@ def test_secondaries(tmp_path: Path, spec: SplitSpec) -> None:
             ((host, port),) = members.addresses
             ((_, other),) = client.secondaries - {(host, port or 0)}
             with Client("127.0.0.1", other, directConnection=True) as behind:
-                behind.admin.command("fsync", lock=True)  # it applies nothing more
+                behind.admin.command("fsync", lock=True)  # it no longer applies writes
                 deadline = time.monotonic() + 60
                 while replication_lag_s(client) < 2:
                     assert time.monotonic() < deadline
@@ -221,7 +221,7 @@ def test_secondaries(tmp_path: Path, spec: SplitSpec) -> None:
                 if reply.is_last:
                     break
             assert found == list(range(2000))
-            assert len(members.addresses) == 2, "the other secondary was chosen"
+            assert len(members.addresses) == 2, "the other secondary must be chosen"
             assert Members(client, uri, "primary").choose() is client
             split.close()
             members.close()

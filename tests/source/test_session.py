@@ -1,4 +1,4 @@
-"""What is asked of a server before its streams are read."""
+"""Commands that are sent before a stream is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_survey(client: Client) -> None:
 
 
 def test_a_transient_error_is_not_taken_for_missing_rights(client: Client) -> None:
-    """To find the oldest event there are two ways; neither is closed for good."""
+    """There are two ways to find the oldest event, and both may fail for a while."""
     interrupted = {"appName": "headrace", "errorCode": 11601}
     with failing(client, "find", 1, **interrupted):
         assert starting_position(client, "earliest").time

@@ -1,4 +1,4 @@
-"""What version 0.2.0 kept, value by value: the literals of ``test_upgrade``."""
+"""The state that version 0.2.0 kept, as literals for ``test_upgrade``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANDED_OVER = "6-d08fef05c2c849d1844f4d27c8b4db64"
 SCANNED_AT = 7712933945540608008
 CUT_AT = 7712933932655709112
 READ = "shop.customers~readd32a0dcb-"
-# Of places in the collection: BSON of {"_id": "c2325"} and the like.
+# Places in the collection: BSON of {"_id": "c2325"} and the like.
 BOUNDS = (
     "14000000025f6964000600000063323332350000",
     "14000000025f6964000600000063323537340000",
@@ -26,7 +26,7 @@ BOUNDS = (
 
 
 def spec(stream: str, level: Any, collections: tuple[str, ...], **others: Any) -> StreamSpec:
-    """With every field that there was, so that no default of today's tells what was meant."""
+    """With all fields of that version, independent of today's defaults."""
     fields: dict[str, Any] = {"part": 0, "parts": 1, "carries_database": False, "full_document": "update_lookup"}
     fields |= {"full_document_before_change": "off", "expanded_events": False, "pipeline": "[]"}
     return StreamSpec(stream=stream, level=level, database="shop", collections=collections, **(fields | others))
@@ -51,7 +51,7 @@ def intent(
 
 
 def scanned(number: int, seq: int, first: tuple[int, str], last: tuple[int, str]) -> Intent:
-    """A segment of a split: the counts of its first and its last document, and their ids in hexadecimal."""
+    """A segment of a split: the numbers of its first and last document, and their ids in hexadecimal."""
     places = [f"{count:016d}:14000000025f69640006000000{key}0000" for count, key in (first, last)]
     end = position(places[1], SCANNED_AT)
     return intent(f"{READ}{number:06d}", seq, places[0], end, last[0] - first[0] + 1, "customers")
@@ -78,9 +78,9 @@ OWN = [spec(f"shop.{name}", "collection", (name,)) for name in ("customers", "it
 CLOSED: dict[str, Any] = {"deployment": "rs0", "closed": True, "handover": HANDED_OVER}
 OPENED: dict[str, Any] = {"deployment": None, "closed": False, "handover": HANDED_OVER}
 SPLIT: dict[str, Any] = {"deployment": "rs0", "schemas": {"schema:shop.customers": 2}}
-BETWEEN = "826B09D88C00000BB82B0229296E04"  # a token that is no event's
+BETWEEN = "826B09D88C00000BB82B0229296E04"  # a token between events
 
-# With the whole token as BSON behind the colon: the document's key is a long.
+# With the complete token as BSON after the colon, because the document key is a long.
 ITEMS_TOKEN = (
     "826B09D88C00000BB82B022C0100296E5A1004F61C4D9C605B4FFBBC23C6AE067A4D8C461E5F69640032200000000000176E0004:"
     "8b000000025f6461746100690000003832364230394438384330303030304242383242303232433031303032393645354131303034"

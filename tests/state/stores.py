@@ -1,4 +1,4 @@
-"""State stores and their leases, as the tests open and take them."""
+"""Helpers for tests of state stores and leases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Open = Callable[..., StateStore]
 
 @contextmanager
 def sentinel_before(valkey: Valkey, directory: Path) -> Iterator[int]:
-    """A Sentinel that watches one server under the name ``main``; its port."""
+    """A Sentinel that monitors one server as ``main``; its port."""
     (port,) = free_ports(1)
     config = directory / "sentinel.conf"
     config.write_text(
@@ -49,7 +49,7 @@ def acquired(store: StateStore, owner: str, ttl_s: float = TTL_S, **options: str
 
 
 def every_act(store: StateStore, lease: Lease) -> list[Callable[[], object]]:
-    """All that can be done under a lease, and to get it again."""
+    """All operations under a lease, and acquiring it again."""
     return [
         lambda: store.write(lease, {"x": "2"}),
         lambda: store.renew(lease, TTL_S),

@@ -1,4 +1,4 @@
-"""What a state store has lost is noticed, on each store."""
+"""Every store notices what it has lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.state.stores import TTL_S, acquired, every_act
 
 
 class Tables:
-    """What is behind a store, to be broken by hand: each stream's record, and the shared documents."""
+    """Direct access to the records and shared documents of a store, to damage them."""
 
     def __init__(self, name: str, stack: LocalStack, directory: Path, prefix: str) -> None:
         self.path = directory / "state.db"
@@ -55,7 +55,7 @@ class Tables:
             self._sql(f"DELETE FROM shared WHERE name = '{self.prefix}:{name}'")
 
     def copy_record(self) -> Callable[[], None]:
-        """Keeps the record as it is; what puts it back."""
+        """Copy the current record; a function that restores it."""
         if self.redis:
             client, key = self.redis, f"{self.prefix}:{{s}}:record"
             kept: Any = client.dump(key)
@@ -101,7 +101,7 @@ def test_a_missing_record_is_lost_state_and_not_recreated(tables: Tables) -> Non
 
 
 def test_a_missing_record_is_lost_state_even_with_its_lease(tables: Tables) -> None:
-    """The lease may still be there."""
+    """Even if the lease still exists."""
     store = tables.open()
     lease = acquired(store, "a").lease
     tables.remove_record(with_lease=False)
@@ -145,7 +145,7 @@ def test_a_standby_does_not_start_over_from_a_lost_record(tables: Tables) -> Non
 
 @pytest.mark.parametrize("by", ["write", "renew"])
 def test_lost_last_writes_are_restored(tables: Tables, by: str) -> None:
-    """A failover loses what was not replicated yet. Nobody else wrote: we know all that was there."""
+    """A failover loses writes that were not replicated. Nobody else has written, so we know them all."""
     store = tables.open()
     lease = acquired(store, "a").lease
     store.write(lease, {"position": "1", "intent:1": "x"})

@@ -1,4 +1,4 @@
-"""The lease of an engine that has died, and of one that may be alive."""
+"""Taking the leases of engines that have died, and not of those that may be alive."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TTL_S = 600.0
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[StateStore]:
-    """One in which another owner may have been."""
+    """A store that another owner may have used."""
     made = open_store(StateConfig(url=Secret(f"sqlite:///{tmp_path}/state.db")))
     yield made
     made.close()
 
 
 def dead_owner() -> str:
-    """The owner that a process was which has ended."""
+    """The owner id of a process that has exited."""
     script = "from engine.owner import this_owner; print(this_owner())"
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -68,7 +68,7 @@ def test_an_owner_that_may_be_alive_keeps_the_lease(store: StateStore, holder: s
 def test_an_owner_that_came_first_keeps_the_lease(
     store: StateStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another one takes over from the dead while we find out that he is dead."""
+    """Another engine takes over the lease while we determine that its owner is dead."""
     store.acquire("s", dead := dead_owner(), TTL_S)
 
     def is_dead(owner: str) -> bool:

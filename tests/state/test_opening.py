@@ -1,4 +1,4 @@
-"""Whoever may wait for the state store does, for as long as the budget goes."""
+"""A store that is opened patiently retries within the retry budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_plan_is_kept_when_the_store_is_back(server: Valkey, caplog: pytest.Lo
     thread = threading.Thread(target=lambda: kept.append(plans.save(PLAN, None)))
     with out_of_memory(server):
         thread.start()
-        wait_until(lambda: caplog.text.count("the state store is away") > 3, "some attempts")
+        wait_until(lambda: caplog.text.count("the state store is away") > 3, "several attempts")
     thread.join()
     assert kept == plans.read_all() == [PLAN]
 

@@ -29,7 +29,7 @@ from tests.tls import tls_in_front_of
 
 
 def test_a_late_write_changes_nothing(stack: LocalStack, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answer was not awaited, it was made again, and others followed: the network may deliver it still."""
+    """It timed out and was repeated, others followed, and then the network delivers it after all."""
     sent: list[tuple[Any, ...]] = []
 
     def noted(self: Pipeline, *arguments: Any) -> Any:
@@ -49,7 +49,7 @@ def test_a_late_write_changes_nothing(stack: LocalStack, unique: str, monkeypatc
 
 @pytest.mark.parametrize("act", ["acquire", "renew", "write", "release", "write_shared", "forget"])
 def test_operations_without_an_answer_can_be_repeated(stack: LocalStack, unique: str, act: str) -> None:
-    """Nobody else is taken to have done it, and it is done once."""
+    """It takes effect once, and is not mistaken for another owner's."""
     cuts = Cuts(stack.valkey.port)
     url = Secret(f"redis://127.0.0.1:{cuts.port}/0")
     store = open_store(StateConfig(url=url, prefix=unique))
@@ -88,7 +88,7 @@ def test_operations_without_an_answer_can_be_repeated(stack: LocalStack, unique:
 
 @pytest.mark.parametrize("by", ["acquire", "renew", "read_all"])
 def test_redis_rebuilds_a_lost_list_of_streams(stack: LocalStack, unique: str, by: str) -> None:
-    """Without it nobody knows what earlier streams have covered; the records are there."""
+    """The list says what earlier streams have covered; it is rebuilt from the records."""
     prefix = f"{unique}[*]"
     store = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=prefix))
     other = open_store(StateConfig(url=Secret(stack.valkey.url), prefix=f"{unique}[*]b"))
@@ -153,7 +153,7 @@ def test_temporary_conditions_of_redis_are_transient_errors(
     store = open_store(StateConfig(url=Secret(server.url)))
     lease = acquired(store, "a").lease
     store.write(lease, {"x": "1"})
-    store.close()  # the next use connects
+    store.close()  # the next operation reconnects
     with condition(server):
         for act in (
             lambda: store.write(lease, {"x": "2"}),
@@ -182,7 +182,7 @@ def test_a_closed_store_has_no_connection_to_sentinel_either(stack: LocalStack, 
 
 
 def test_a_cluster_of_one_node(tmp_path: Path) -> None:
-    """It refuses commands with keys of several slots."""
+    """A cluster refuses commands with keys of several slots."""
     server = Valkey(tmp_path, options=["--cluster-enabled", "yes"])
     server.start()
     try:
@@ -252,7 +252,7 @@ def test_a_sentinel_failover_keeps_what_replicas_have(tmp_path: Path) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_checking_reports_what_keeps_a_server_from_writing(server: Valkey, condition: Any, remedy: str) -> None:
-    """Reading works in most of these states."""
+    """Reads work under most of these conditions."""
     store = RedisStore(StateConfig(Secret(server.url)), read_only=True)
     with condition(server), closing(store), pytest.raises(TransientError, match=remedy):
         store.check()

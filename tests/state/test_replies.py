@@ -1,4 +1,4 @@
-"""What the error replies of a Redis server are taken for."""
+"""How error replies of Redis servers are classified."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engine.state.replies import translated
     ],
 )
 def test_unknown_replies_are_transient(reply: str, kind: type[Exception], remedy: str) -> None:
-    """What no server here can be brought to say, in the words of those that do."""
+    """Replies that no local server can be made to send, quoted from those that do."""
     error = BaseParser.parse_error(reply)
     found = translated("write", "redis://host/0", error, worked=False)
     assert type(found) is kind

@@ -1,4 +1,4 @@
-"""Shared documents that several engines change at once, in a real store."""
+"""Shared documents that several engines change concurrently, in a real store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Open = Callable[[], StateStore]
 
 @pytest.fixture
 def open_state(tmp_path: Path) -> Iterator[Open]:
-    """Opens the same store as often as wanted."""
+    """Opens the same store any number of times."""
     opened: list[StateStore] = []
 
     def open_it() -> StateStore:

@@ -25,7 +25,7 @@ def sqlite_store(path: Path) -> StateStore:
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_sqlite_file_that_was_swapped_while_open_is_lost_state(tmp_path: Path, how: str, name: str) -> None:
-    """Who opens it then finds nothing of what is written here."""
+    """Another process would open a different file, without our writes."""
     store = sqlite_store(tmp_path / "state.db")
     lease = acquired(store, "a").lease
     store.write(lease, {"x": "1"})
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_a_sqlite_database(tmp_path: Path) -> None:
 
 
 def test_checking_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    """A disk that is mounted for reading, which binds root as well."""
+    """A read-only mount, because permissions do not restrict root."""
     with mounted(tmp_path / "disk", "4m") as disk:
         config = StateConfig(Secret(f"sqlite:///{disk}/s.db"))
         for exists in (False, True):

@@ -1,4 +1,4 @@
-"""One conformance suite for every state store, each on a real server."""
+"""The conformance suite for state stores, on real servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT_TTL_S = 0.2
 
 @pytest.fixture(params=["sqlite", "redis", "redis-acl", "rediss", "sentinel"])
 def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Open]:
-    """Opens the same store as often as wanted."""
+    """Opens the same store any number of times."""
     opened: list[StateStore] = []
 
     def opener(url: str) -> Open:
@@ -223,6 +223,6 @@ def test_checking_leaves_nothing_behind(open_state: Open) -> None:
     made.write(lease, {"x": "1"})
     before = made.read_all()
     doubts = open_state(read_only=True).check()
-    assert all("does not say how" in each for each in doubts)  # one without the right to ask
+    assert all("does not say how" in each for each in doubts)  # a user without the right to ask
     assert made.read_all() == before
     made.write(lease, {"x": "2"})

@@ -1,4 +1,4 @@
-"""Coordinators on one real store, each with its thread; their children are played here."""
+"""Coordinators on one real store, each with a state thread and simulated children."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READER, WRITER = Child("reader", 0), Child("writer", 0)
 
 
 class Engine:
-    """One stream's engine, up to its first position."""
+    """An engine with one stream, up to its first position."""
 
     def __init__(self, path: Path, number: int, spec: StreamSpec) -> None:
         config = StateConfig(url=f"sqlite:///{path}")  # type: ignore[arg-type]
@@ -36,14 +36,14 @@ class Engine:
         self._owed = 0
 
     def acquire(self) -> None:
-        """Start, and ask for the lease; what is stored then is seen by none yet."""
+        """Start, and request the lease; nothing is stored yet."""
         self._perform(self._coordinator.start(0.0))
         self._perform(self._coordinator.from_child(READER, ReaderReady("rs0", "7", 1), 0.1))
         self._perform(self._coordinator.from_child(WRITER, WriterReady(), 0.1))
         self._perform(self._coordinator.tick(0.2))
 
     def begin(self) -> None:
-        """Go on until the store has answered all that it was asked."""
+        """Continue until the store has answered all requests."""
         while self._owed:
             answer = self._answers.get(timeout=30)
             self._owed -= 1
@@ -66,17 +66,17 @@ class Engine:
                     self.exit = action
 
     def await_lease(self) -> None:
-        """Until the lease is ours; the answer is yet to be heard."""
+        """Wait until the lease is acquired, without reading the answer."""
         answer = self._answers.get(timeout=30)
         self._answers.put(answer)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         assert self._thread.close(30)
 
 
 def begin(path: Path, *specs: StreamSpec) -> list[Engine]:
-    """Engines that all have found an empty store, and now begin one stream each."""
+    """Engines that have all seen an empty store, and now start one stream each."""
     engines = [Engine(path, number, spec) for number, spec in enumerate(specs)]
     for engine in engines:
         engine.acquire()

@@ -1,8 +1,8 @@
-"""State as version 0.2.0 wrote it, on real servers, is read to the value and gone on from.
+"""State written by version 0.2.0 is read value by value, and continued from, on real servers.
 
-``records-0.2.0.json`` holds two states of one store, without what is the store's own: ``killed`` was left by a
-backfill and a run that were killed one after the other, with intents; ``handover`` by a run whose handover was
-written down and could not be carried out. The file stays as it is: what is out there was written like that.
+``records-0.2.0.json`` has two states, without the internals of the store: ``killed`` is what a backfill and a run
+left behind that were both killed with outstanding intents; ``handover`` is from a run that recorded a handover and
+could not carry it out. The file must not change: stores in use were written like that.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def test_shared_documents(state: str) -> None:
         assert (written[name][0], decoded) == (version, value), name
 
 
-# --- going on from it ------------------------------------------------------------------------------------
+# --- continuing from it ------------------------------------------------------------------------------------
 
 
 def put(store: StateStore, state: str) -> None:
-    """Everything, in the way that a store takes it."""
+    """Write everything to a store."""
     for stream, fields in WRITTEN[state]["streams"].items():
         found = store.acquire(stream, "host/1", 600.0)
         assert isinstance(found, Acquired)
@@ -94,7 +94,7 @@ def put(store: StateStore, state: str) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[StateStore]:
-    """An empty one, which ``config`` names."""
+    """An empty store, the one of ``config``."""
     made = open_store(StateConfig(url=Secret(f"sqlite:///{tmp_path}/state.db")))
     yield made
     made.close()
@@ -102,7 +102,7 @@ def store(tmp_path: Path) -> Iterator[StateStore]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """What the state is to go on under: a collection's own stream each."""
+    """The configuration to continue with: one stream per collection."""
     path = tmp_path / "config.toml"
     path.write_text(
         '[source]\nuri = "mongodb://nowhere/"\ndatabase = "shop"\ncollections = ["customers", "items", "orders"]\n'
@@ -159,7 +159,7 @@ def test_the_handover_is_carried_out(config: Config, store: StateStore) -> None:
         found = stands[each.stream]
         assert (found.spec, found.position) == (each, Position(time=ENDED_AT + 1))
         assert (found.closed, found.handover) == (False, HANDOVER.id)
-        assert found.seq > KILLED[each.stream].seq  # no object's key is used twice
+        assert found.seq > KILLED[each.stream].seq  # no key is used twice
     for name, former in BEFORE_HANDOVER.items():
         if name in HANDOVER.close:
             assert (stands[name].closed, stands[name].seq) == (True, former.seq)
@@ -169,7 +169,7 @@ def test_the_handover_is_carried_out(config: Config, store: StateStore) -> None:
 def test_a_backfill_is_finished_on_a_real_server(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], store: StateStore, tmp_path: Path
 ) -> None:
-    """What was committed is not read again; what was intended gets its keys; then comes the mark."""
+    """What was committed is not read again, intents keep their keys, and the mark comes last."""
     put(store, "killed")
     ids = ["c1000", *(f"c{n}" for n in range(2000, 3000)), *(f"s{n}" for n in range(5))]
     mongo.drop_database("shop")

@@ -1,4 +1,4 @@
-"""What /ready, /metrics and /status make of a snapshot."""
+"""/ready, /metrics and /status of a given snapshot."""
 
 from __future__ import annotations
 
