@@ -30,7 +30,7 @@ from engine.encode.formats import open_file, suffix_of
 from engine.quantities import Secret
 from engine.rawbson.offsets import document_offsets
 from engine.shared.arena import Arena
-from engine.shared.slab import Content, SlabPlan, read_slab
+from engine.shared.slab import Content, SlabLayout, read_slab
 from engine.sink.objects import Sink
 from engine.state.opening import open_store
 from engine.state.seam import Acquired
@@ -124,11 +124,11 @@ def slab(workload: str, events: int, rounds: int) -> Iterator[PartResult]:
     def work() -> bytes:
         size = rows = 0
         for batch in batches:
-            plan = SlabPlan([(content, batch)])
-            plan.write(arena.slab(0, plan.size))
-            for _, read in read_slab(arena.slab(0, plan.size)):
+            layout = SlabLayout([(content, batch)])
+            layout.write(arena.slab(0, layout.size))
+            for _, read in read_slab(arena.slab(0, layout.size)):
                 rows += read.num_rows
-            size += plan.size
+            size += layout.size
         assert rows == events
         return bytes(size)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config import Config
-from engine.core.budget import Budget, divide, refuse_beyond
+from engine.core.budget import Budget, divide, refuse_above
 
 # Version 1 expresses "no limit" as the largest number of pages that it can count.
 _NO_LIMIT = 2**60
@@ -28,7 +28,7 @@ def divide_within(config: Config, readers: int) -> Budget:
     """
     budget = divide(config.memory.limit, readers, config.writers.processes)
     if (limit := memory_limit()) is not None:
-        refuse_beyond(limit, budget)
+        refuse_above(limit, budget)
     return budget
 
 

@@ -88,8 +88,8 @@ def test_a_limit_above_the_containers_is_refused_with_the_sum(monkeypatch: pytes
     with pytest.raises(ConfigError) as caught:
         cgroup.divide_within(config(1024 * MIB), 1)
     text = str(caught.value)
-    assert "memory.limit is 1GiB, and this container (control group) may have 800MiB" in text
-    assert "MiB  in all" in text
+    assert "memory.limit is 1GiB, but this container (control group) is limited to 800MiB" in text
+    assert "MiB  total" in text
     assert "Set memory.limit to at most 800MiB" in text
     assert cgroup.divide_within(config(800 * MIB), 1).limit == 800 * MIB
 

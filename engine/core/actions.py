@@ -1,4 +1,4 @@
-"""What the coordinator wants done. The supervisor performs it; the simulation plays it."""
+"""The actions that the coordinator asks for. The supervisor performs them; the simulation simulates them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.core.schema import Field
 from engine.errors import HeadraceError
 
 Role = Literal["reader", "writer"]
-# What a write to a stream's record says: where it starts and what it selects; a segment about to be published; a
-# committed position; collections that have been loaded again; the record in the present format.
+# What a write to a stream's record contains: where it starts and what it selects; a segment about to be published;
+# a committed position; collections that have been reloaded; the record in the current format.
 WriteKind = Literal["begin", "intent", "commit", "loaded", "upgrade"]
 
 
 class Child(Struct, frozen=True, order=True):
-    """One child process, by what it does and its number."""
+    """One child process, identified by role and number."""
 
     role: Role
     index: int
@@ -34,7 +34,7 @@ class Spawn(Struct, frozen=True):
 
 
 class Kill(Struct, frozen=True):
-    """SIGKILL this child, or give up its start; its exit is reported as any other."""
+    """SIGKILL this child, or abandon its start; its exit is reported like any other."""
 
     child: Child
 
@@ -50,7 +50,7 @@ class Acquire(Struct, frozen=True):
     """Ask the state store for the stream's lease; answered by ``LeaseTaken``, ``LeaseDenied`` or ``RecordLost``.
 
     Attributes:
-        document: a shared document to read with it: of a split, the plan.
+        document: a shared document to read along with it: for a split, its plan.
     """
 
     stream: str
@@ -64,18 +64,18 @@ class Renew(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """Give these leases back."""
+    """Release these leases."""
 
     streams: tuple[str, ...]
 
 
 class Write(Struct, frozen=True):
-    """Write to the stream's record, fenced by its lease; answered by ``Written`` when that is durable.
+    """Write to the stream's record, fenced by its lease; answered by ``Written`` once it is durable.
 
-    The store performs all writes of a stream in the order in which they were asked for.
+    The store performs all writes of a stream in the order in which they were requested.
 
     Attributes:
-        seq: of an intent: its segment; else the last committed segment that the write makes durable, if any.
+        seq: for an intent, its segment; otherwise the last committed segment that the write makes durable, if any.
     """
 
     stream: str
@@ -89,9 +89,9 @@ class GrowSchema(Struct, frozen=True):
     """Add these fields to a collection's schema; answered by ``SchemaRead``.
 
     Attributes:
-        min_version: the version that the store must have, because objects were written under it.
-        creates: the schema may be made where there is none.
-        max_fields: columns that it may grow to.
+        min_version: the lowest version that the store must have, because objects were written under it.
+        creates: the schema may be created if there is none.
+        max_fields: the number of columns that it may grow to.
     """
 
     reader: Child
@@ -104,10 +104,10 @@ class GrowSchema(Struct, frozen=True):
 
 
 class ReadState(Struct, frozen=True):
-    """Read all records, and perhaps a shared document; answered by ``StateRead``.
+    """Read all records, and optionally a shared document; answered by ``StateRead``.
 
     Attributes:
-        about: what they are read for; comes back with the answer.
+        about: what they are read for; returned with the answer.
     """
 
     about: str
@@ -123,9 +123,9 @@ class Log(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """End the engine, and with it the children that have not been told to stop.
+    """Exit the engine, along with the children that have not been told to stop.
 
-    The code is 0 for done, 1 for failed, 2 for a bad configuration.
+    The code is 0 for success, 1 for failure, 2 for a bad configuration.
     """
 
     code: int

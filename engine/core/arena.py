@@ -1,8 +1,8 @@
-"""Which bytes of the shared memory are whose.
+"""Allocation of the shared memory.
 
-State: the extents in use. Owner: the coordinator. The arena itself (``engine.shared.slab``) is one block of shared
-memory; a slab is an extent of it, as large as its batch needs. That one rule covers the usual batch and the
-oversize one: both are charged to the same bytes.
+State: the extents in use. Owner: the coordinator. The arena itself (``engine.shared.arena``) is one block of
+shared memory; a slab is an extent of it, as large as its batch needs. That one rule covers both the usual batch
+and the oversized one: both count against the same bytes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Arena:
         return sum(self._extents.values())
 
     def allocate(self, size: int) -> int | None:
-        """The offset of ``size`` free bytes, now in use; None when there is no such gap at present."""
+        """Allocate ``size`` bytes and return their offset; None if there is no large enough gap right now."""
         needed = -(-size // GRAIN) * GRAIN
-        assert needed <= self.size, "what can never fit must be refused before it waits"
+        assert needed <= self.size, "a request that can never fit must be refused before it waits"
         offset = 0
         for start in sorted(self._extents):
             if start - offset >= needed:
@@ -37,5 +37,5 @@ class Arena:
         return offset
 
     def free(self, offset: int) -> None:
-        """Give an extent back."""
+        """Return an extent."""
         del self._extents[offset]

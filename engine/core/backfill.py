@@ -1,15 +1,15 @@
-"""The plan of a backfill: how a collection is divided into splits, and how far they have come.
+"""The plan of a backfill: how a collection is divided into splits, and their progress.
 
-A *split* is a range of a collection in the order of an index: of ``_id``, whatever types it has, or of the
-time field of a time-series collection. It is run as a stream is: with a lease, a record, segments and intents
-of its own. Its positions are places in that order instead of resume tokens.
+A *split* is a range of a collection in index order: by ``_id``, whatever its types, or by the time field of a
+time-series collection. It runs like a stream, with a lease, a record, segments and intents of its own. Its
+positions are places in that order instead of resume tokens.
 
-When a whole collection has been loaded into a lake that may hold older rows of it, one row more is written: the
+After a whole collection has been loaded into a lake that may hold older rows of it, one more row is written: the
 *mark*, with the operation ``loaded`` and the cluster time at which the plan was made. It voids the older rows:
-what was still there has been read since, and has rows that are not older. The mark is run as one more split, which
-is begun when all others are committed, and has no documents to read.
+every document that still existed has been read since, and so has a row that is not older. The mark runs as one
+more split, which is started after all others are committed, and has no documents to read.
 
-Bounds and places are hexadecimal BSON of a document with the key alone, ``{"_id": ...}``, so that every type
+Bounds and places are hexadecimal BSON of a document that has only the key, ``{"_id": ...}``, so that every type
 keeps its exact value. Only the server compares them: it knows the order across types, and the collation.
 """
 
@@ -28,7 +28,7 @@ from engine.core.position import Position
 from engine.core.records import StreamRecord, schema_document
 from engine.core.specs import BackfillSpec, MarkSpec, SplitSpec
 
-# The position behind a split's last document: greater than every place.
+# The position after a split's last document: greater than every place.
 END = "~"
 
 
@@ -38,25 +38,25 @@ def plan_document(namespace: str) -> str:
 
 
 def make_place(count: int, key: str) -> str:
-    """A place as a token: how many documents of the split lie up to it, and the key of the last of them.
+    """A place as a token: how many documents of the split lie up to and including it, and the last one's key.
 
-    The count makes the order of places the order of their text.
+    The count makes places sort as text.
     """
     return f"{count:016d}:{key}"
 
 
 def split_place(token: str) -> tuple[int, str]:
-    """A place's two parts; ``(0, "")`` for the start of a split."""
+    """A place's count and key; ``(0, "")`` for the start of a split."""
     count, _, key = token.partition(":")
     return int(count or "0"), key
 
 
 class Selection(Struct, frozen=True):
-    """Which documents of a collection are wanted.
+    """Which documents of a collection to load.
 
     Attributes:
         filter: a query as Extended JSON; None for all.
-        since, until: RFC 3339 times, the second one excluded; None for no such bound.
+        since, until: RFC 3339 times, ``until`` exclusive; None for no such bound.
     """
 
     filter: str | None = None
@@ -69,21 +69,21 @@ class Selection(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """One collection's backfill, as it is kept in the state store.
+    """One collection's backfill, as stored in the state store.
 
     Attributes:
-        id: is part of the objects' keys, so that another backfill never replaces objects of this one.
-        selection: which documents were asked for; see ``Selection``.
-        lower, upper: where the first split begins and the last one ends; None for the collection's ends.
-        bounds: where one split ends and the next one begins.
-        order: the field in whose order the splits lie.
-        whole: a split is read from its start each time, because its order has equal keys.
-        documents, size: estimates of what there is, in bytes for ``size``.
-        made: seconds since 1970.
-        finished: likewise; None for not yet.
-        read: documents that were read, once it is finished.
-        schema: the version of the collection's schema by then; None for none.
-        since: the cluster time before which nothing of it was read, when it is to be marked as loaded.
+        id: is in the objects' keys, so that another backfill never replaces objects of this one.
+        selection: which documents were requested; see ``Selection``.
+        lower, upper: where the first split starts and the last one ends; None for the collection's ends.
+        bounds: where one split ends and the next one starts.
+        order: the field that the splits are ordered by.
+        whole: a split is always read from its start, because its keys are not unique.
+        documents, size: the collection's estimated count and size in bytes.
+        made: when the plan was made, in seconds since 1970.
+        finished: when the backfill was finished, likewise; None for not yet.
+        read: the number of documents read, once it is finished.
+        schema: the version of the collection's schema at that time; None for none.
+        since: the cluster time before which nothing of it was read, if it is to be marked as loaded.
         begun: the cluster time before which nothing of it was read; None in plans of earlier versions.
     """
 
@@ -111,11 +111,11 @@ class Plan(Struct, frozen=True):
         return f"{self.database}.{self.collection}"
 
     def has_all_since(self, time: int) -> bool:
-        """Whether it loads the whole collection as it was at this cluster time or later."""
+        """Whether it loads the whole collection as of this cluster time or later."""
         return self.selection == Selection() and max(self.begun or 0, self.since or 0) >= time
 
     def splits(self) -> list[SplitSpec]:
-        """What is to be read, in order."""
+        """The splits, in order."""
         edges = (self.lower, *self.bounds, self.upper)
         return [
             SplitSpec(
@@ -132,14 +132,14 @@ class Plan(Struct, frozen=True):
         ]
 
     def mark(self) -> MarkSpec | None:
-        """The mark, if it is to get one."""
+        """The mark, if there is to be one."""
         if self.since is None:
             return None
         stream = split_id(self.database, self.collection, self.id, len(self.bounds) + 1)
         return MarkSpec(stream, self.database, self.collection, self.since)
 
     def specs(self) -> list[BackfillSpec]:
-        """All that is to be run: the splits, then the mark."""
+        """Everything to run: the splits, then the mark."""
         mark = self.mark()
         return [*self.splits(), *([mark] if mark is not None else [])]
 
@@ -155,7 +155,7 @@ def decode_plan(text: str) -> Plan:
     Raises:
         ConfigError: a later version has written it.
     """
-    return decode_document(text, Plan, _FormerPlan)
+    return decode_document(text, Plan, _PlanV1)
 
 
 class _Index(Struct, frozen=True):
@@ -163,12 +163,12 @@ class _Index(Struct, frozen=True):
 
 
 def encode_index(namespaces: list[str]) -> str:
-    """The list of the collections that there are plans of, as a shared document."""
+    """The list of collections that have plans, as a shared document."""
     return encode_document(_Index(namespaces))
 
 
 def decode_index(text: str) -> list[str]:
-    """The list in a shared document; in format 1 it is nothing but a list.
+    """The list in a shared document; in format 1 that is a bare list.
 
     Raises:
         ConfigError: a later version has written it.
@@ -178,19 +178,19 @@ def decode_index(text: str) -> list[str]:
     return decode_document(text, _Index, _Index).collections
 
 
-class _FormerSelection(Struct, frozen=True):
+class _SelectionV1(Struct, frozen=True):
     filter: str = ""
     since: str = ""
     until: str = ""
 
 
-class _FormerPlan(Struct, frozen=True):
+class _PlanV1(Struct, frozen=True):
     """A plan in format 1."""
 
     id: str
     database: str
     collection: str
-    selection: _FormerSelection
+    selection: _SelectionV1
     lower: str
     upper: str
     bounds: tuple[str, ...]
@@ -206,7 +206,7 @@ class _FormerPlan(Struct, frozen=True):
     begun: int = 0
 
     def upgraded(self) -> Plan:
-        """The plan in the present format."""
+        """The plan in the current format."""
         selected = self.selection
         return Plan(
             self.id,
@@ -230,12 +230,12 @@ class _FormerPlan(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """How far a collection's backfill has come, over all of its runs; also as it is printed and served.
+    """The progress of a collection's backfill over all of its runs, as printed and served.
 
     Attributes:
         collection: its namespace.
         splits, documents: committed so far.
-        bytes: of BSON, committed so far, by the documents' mean size.
+        bytes: bytes of BSON committed so far, estimated from the documents' mean size.
         documents_total, bytes_total: estimates, made with the plan.
         finished: seconds since 1970; None for not yet.
     """
@@ -250,19 +250,19 @@ class Progress(Struct, frozen=True):
     finished: float | None = None
 
     def plus(self, documents: int, splits: int = 0) -> Progress:
-        """With so many more documents and splits in the lake."""
+        """The progress after so many more documents and splits are in the lake."""
         documents += self.documents
         size = documents * self.bytes_total // max(1, self.documents_total)
         return replace(self, documents=documents, splits=self.splits + splits, bytes=size)
 
 
 def is_end(position: Position | None) -> bool:
-    """Whether all of a split whose committed position this is is in the lake."""
+    """Whether this is the committed position of a split that is entirely in the lake."""
     return position is not None and position.token == END
 
 
 def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
-    """What the records of a plan's splits add up to."""
+    """The progress that the records of a plan's splits add up to."""
     specs = plan.specs()
     nothing = Progress(plan.namespace, 0, len(specs), 0, plan.documents, 0, plan.size, plan.finished)
     if plan.finished:
@@ -273,7 +273,7 @@ def progress_of(plan: Plan, known: Mapping[str, StreamRecord]) -> Progress:
 
 
 def not_loaded(record: StreamRecord, plans: Mapping[str, Plan]) -> list[str]:
-    """The collections that were replaced, and of which no plan that was made later has been carried out."""
+    """The collections that were replaced and have not been loaded by any later plan since."""
     return [
         namespace
         for namespace, time in sorted(record.replaced.items())
@@ -282,17 +282,17 @@ def not_loaded(record: StreamRecord, plans: Mapping[str, Plan]) -> list[str]:
 
 
 def latest_schema(plan: Plan, known: Mapping[str, StreamRecord]) -> int | None:
-    """The latest version of the collection's schema that the records of a plan's splits tell of, if any does."""
+    """The latest version of the collection's schema in the records of a plan's splits; None if none has any."""
     name = schema_document(plan.database, plan.collection)
     splits = (known[spec.stream] for spec in plan.splits() if spec.stream in known)
     return max((record.schemas[name] for record in splits if name in record.schemas), default=None)
 
 
 def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[BackfillSpec]:
-    """The splits that are not in the lake yet, the one behind all bounds first, and the mark last.
+    """The splits that are not in the lake yet: the one after all bounds first, and the mark last.
 
-    The former may be much longer than the others: servers sample what has come last too rarely. Begun last, it
-    would be read alone.
+    The split after all bounds may be much longer than the others, because servers undersample recent documents. If
+    it were started last, it would be read alone.
     """
     *splits, last = plan.splits()
     mark = plan.mark()
@@ -301,9 +301,9 @@ def left_to_read(plan: Plan, known: Mapping[str, StreamRecord]) -> list[Backfill
 
 
 def thinned(keys: Sequence[str], splits: int) -> tuple[str, ...]:
-    """Bounds of so many splits, about equal, out of a sample of keys in their order.
+    """The bounds of this many splits of about equal size, picked from a sorted sample of keys.
 
-    Fewer where the sample has fewer different keys: no two bounds are the same.
+    There are fewer if the sample has fewer distinct keys: no two bounds are the same.
     """
     wanted = (keys[len(keys) * number // splits] for number in range(1, splits)) if keys else ()
     return tuple(dict.fromkeys(wanted))

@@ -1,9 +1,9 @@
-"""Which child processes live, when a dead one is started again, and when a silent one counts as hung.
+"""Which child processes are alive, when a dead one is restarted, and when a silent one counts as hung.
 
 State: one entry per child. Owner: the coordinator.
 
-A child with work must show progress: its heartbeats leave from its work loop, with a count. A loop that no
-longer turns sends none, and one that turns without getting anywhere sends the same count.
+A child with work must make progress: its heartbeats are sent from its work loop, with a count. A loop that is
+stuck sends none, and one that runs without getting anywhere sends the same count.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MORE_MEMORY = "Give the container (or the machine) more memory than memory.limit
 
 
 class Life(Struct):
-    """What is known of one child; it is started once it is ``wanted``.
+    """What is known about one child; it is started once it is ``wanted``.
 
     Attributes:
-        error: why it could not begin this time, in its own words.
-        died_by, starved: how it ended the last time, and whether that was for want of memory.
-        heard_at: when it last gave a sign of life.
-        unanswered_s: how long its server had owed it an answer by then.
-        trouble: what it fails at, or died of, until that is over.
+        error: why it could not start this time, as it reported.
+        died_by, starved: how it last died, and whether that was for lack of memory.
+        heard_at: when it was last heard from.
+        unanswered_s: how long it had been waiting for its server by then.
+        trouble: what it is failing at, or died of, until that is over.
     """
 
     failures: Failures
@@ -71,7 +71,7 @@ class Children:
         return iter(self._lives)
 
     def ready(self, role: str) -> list[Child]:
-        """The children of a role that have said that they are ready."""
+        """The children of a role that have reported that they are ready."""
         return [child for child, life in self._lives.items() if child.role == role and life.ready]
 
     def want(self, child: Child) -> None:
@@ -83,7 +83,7 @@ class Children:
         return [child for child, life in self._lives.items() if child.role == role and life.wanted]
 
     def start_due(self, now: float) -> list[Action]:
-        """Start every child that is wanted, not alive, and whose time has come."""
+        """Start every child that is wanted, not alive, and past its restart delay."""
         due = [
             child
             for child, life in self._lives.items()
@@ -103,39 +103,39 @@ class Children:
         life.ready, life.progress_at, life.heard_at, life.error, life.trouble = True, now, now, None, None
 
     def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
-        """A heartbeat has come."""
+        """A heartbeat has arrived."""
         life = self._lives[child]
         if beat.progress != life.progress:
             life.progress, life.progress_at = beat.progress, now
         life.doing, life.cpu_s = beat.doing, beat.cpu_s
         life.heard_at, life.unanswered_s = now, beat.unanswered_s
-        if life.ready:  # else it is how its predecessor ended, until it has come further
+        if life.ready:  # until then, it stays what its predecessor died of
             life.trouble = Problem.after(life.trouble, beat.error, now)
 
     def problem(self, child: Child, now: float) -> Problem | None:
-        """What keeps the child from its work, as far as that can be told."""
+        """What keeps the child from its work, as far as is known."""
         life = self._lives[child]
         if not life.wanted or life.ended or life.trouble is not None:
             return life.trouble
         if life.alive and now - life.heard_at >= SILENT_S:
             at = f", at {life.doing!r}" if life.doing else ""
-            return Problem(f"{child} has given no sign of life{at}", life.heard_at, lasts=True)
+            return Problem(f"{child} has not been heard from{at}", life.heard_at, lasts=True)
         if life.unanswered_s >= (UPLOAD_UNANSWERED_S if child.role == "writer" else UNANSWERED_S):
             since = life.heard_at - life.unanswered_s
             return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
         return None
 
     def made_progress(self, child: Child) -> None:
-        """Something was committed while the child lived: its earlier deaths count no more."""
+        """Something was committed while the child was alive: its earlier deaths no longer count."""
         if self._lives[child].ready:
             self._lives[child].failures.succeeded()
 
     def exited(self, child: Child, code: int | None, now: float, *, out_of_memory: bool = False) -> list[Action]:
-        """The process is gone, and will be started again after a delay; see also ``despair_of``.
+        """The process is gone, and will be restarted after a delay; see also ``terminal_error``.
 
         Args:
-            code: its exit code; None when it could not be started.
-            out_of_memory: the kernel has killed some process for want of memory just now.
+            code: its exit code; None if it could not be started.
+            out_of_memory: the kernel has just killed some process for lack of memory.
         """
         life = self._lives[child]
         life.alive = life.ready = False
@@ -157,8 +157,8 @@ class Children:
             fields["remedy"] = MORE_MEMORY
         return [Log("warning", "process died", fields)]
 
-    def despair_of(self, child: Child) -> HeadraceError | None:
-        """Why the child is not to be started again: it has died too often in a row. None while it has not."""
+    def terminal_error(self, child: Child) -> HeadraceError | None:
+        """Why the child must not be restarted: it has died too often in a row. None if it has not."""
         life = self._lives[child]
         if not life.failures.exhausted:
             return None
@@ -166,21 +166,21 @@ class Children:
         return life.error or FatalError(f"{child} died", f"{life.failures.count} times in a row, {ended}", remedy)
 
     def last_end(self, child: Child) -> tuple[str, str]:
-        """How the child has ended the last time, in words, and what to do when that comes again and again."""
+        """How the child last died, in words, and what to do if it keeps dying that way."""
         life = self._lives[child]
         if life.starved:
-            return f"at last {OUT_OF_MEMORY}", f"{MORE_MEMORY} Nothing is lost."
+            return f"most recently {OUT_OF_MEMORY}", f"{MORE_MEMORY} Nothing is lost."
         remedy = "The log above has the first failure; fix its cause and start again: nothing is lost."
-        return f"at last by {life.died_by}", remedy
+        return f"most recently by {life.died_by}", remedy
 
     def forgive(self, child: Child) -> None:
         """Its deaths were not its own fault."""
         self._lives[child].failures.succeeded()
 
     def hung(self, busy: Callable[[Child], bool], now: float) -> list[Action]:
-        """Kill the children that are alive, have work, and get nowhere; again, when that comes to nothing.
+        """Kill the children that are alive, have work, and make no progress; repeat it if a kill has no effect.
 
-        One whose start is given up just when it has come is not killed, and may hang all the same.
+        A child whose start is abandoned just as it completes is not killed, and may still hang.
         """
         actions: list[Action] = []
         for child, life in self._lives.items():
@@ -191,16 +191,16 @@ class Children:
             elif now - life.progress_at > self._hang_timeout_s:
                 fields = {"child": str(child), "doing": life.doing, "silent_s": round(now - life.progress_at)}
                 life.kill_sent, life.progress_at = True, now
-                actions += [Log("error", "process hangs; killing it", fields), Kill(child)]
+                actions += [Log("error", "process is hung; killing it", fields), Kill(child)]
         return actions
 
     def forgive_silence(self, now: float) -> None:
-        """This process was itself paused: nobody's silence until now counts."""
+        """This process was itself paused: no child's silence until now counts."""
         for life in self._lives.values():
             life.progress_at = life.heard_at = now
 
     def end(self, child: Child) -> None:
-        """The child is to end, and stays ended."""
+        """The child is to exit, and is not restarted."""
         self._lives[child].ended = True
 
 

@@ -109,7 +109,7 @@ class Faults:
 
     def _judge(self, child: Child, hit: Sequence[Stream]) -> list[Decision]:
         worst = max(hit, key=lambda stream: stream.failures.count, default=None)
-        error = self._children.despair_of(child)
+        error = self._children.terminal_error(child)
         if worst is not None and (worst.failures.exhausted or error is not None):
             return self._blame(worst, child, hit)
         if error is None:

@@ -73,7 +73,7 @@ def _known(format_: int) -> int:
     return format_
 
 
-class FormerSpec(Struct, frozen=True):
+class SpecV1(Struct, frozen=True):
     """A spec in format 1."""
 
     stream: str

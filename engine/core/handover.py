@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from engine.core.formats import FormerSpec, decode_document, encode_document
+from engine.core.formats import SpecV1, decode_document, encode_document
 from engine.core.specs import StreamSpec
 
 
@@ -53,16 +53,16 @@ def decode_handover(text: str) -> Handover:
     Raises:
         ConfigError: a later version has written it.
     """
-    return decode_document(text, Handover, _FormerHandover)
+    return decode_document(text, Handover, _HandoverV1)
 
 
-class _FormerHandover(Struct, frozen=True):
+class _HandoverV1(Struct, frozen=True):
     """A handover in format 1."""
 
     id: str
     time: int
     close: dict[str, int]
-    open: tuple[FormerSpec, ...]
+    open: tuple[SpecV1, ...]
 
     def upgraded(self) -> Handover:
         """The handover in the present format."""

@@ -14,7 +14,7 @@ from engine.core.decisions import Decision, Interrupt
 from engine.core.grants import Grants
 from engine.core.ledger import Effect, Phase, PublishSegment, WriteCommit, WriteIntent
 from engine.core.messages import Batch, BatchReady, Publish, Published, Seal, Sealed, SegmentCut, SlabRequest
-from engine.core.naming import FORMER_DIRECTORIES, directories_of
+from engine.core.naming import OLD_DIRECTORIES, directories_of
 from engine.core.readers import Readers
 from engine.core.replacements import Replacements
 from engine.core.rescues import Rescues
@@ -61,8 +61,8 @@ class Landing:
         stream.counters.rescued_values += self.rescues.add(message.rescued)
         replayed = stream.ledger.intents.get(message.seq)
         keys = [each.key for each in replayed.objects] if replayed else []
-        former = directories_of(keys) == FORMER_DIRECTORIES
-        batch = Batch(stream.name, stream.generation, message.seq, message.offset, message.size, former)
+        old_layout = directories_of(keys) == OLD_DIRECTORIES
+        batch = Batch(stream.name, stream.generation, message.seq, message.offset, message.size, old_layout)
         return [Send(writer, batch)]
 
     def cut(self, stream: Stream, message: SegmentCut) -> list[Decision]:

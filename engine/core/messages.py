@@ -207,7 +207,7 @@ class Batch(Struct, frozen=True, tag=True):
     """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is not needed.
 
     Attributes:
-        former: the segment is one that an earlier version has begun, in ``naming.FORMER_DIRECTORIES``.
+        old_layout: an earlier version started the segment, in ``naming.OLD_DIRECTORIES``.
     """
 
     stream: str
@@ -215,7 +215,7 @@ class Batch(Struct, frozen=True, tag=True):
     seq: int
     offset: int
     size: int
-    former: bool = False
+    old_layout: bool = False
 
 
 class Seal(Struct, frozen=True, tag=True):

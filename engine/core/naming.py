@@ -1,17 +1,19 @@
 """Names of streams and keys of objects.
 
 A key is a function of (stream, seq, database, collection, event-time partition) and of nothing else: no wall
-clock, no random part, no host. A replay therefore rewrites the very keys that the first attempt may have made.
-The function is injective, and a stream's id follows from what the stream selects: two streams never write one key.
+clock, no random element, no host. A replay therefore rewrites exactly the keys that the first attempt may have
+written. The function is injective, and a stream's id follows from what the stream selects, so no two streams write
+the same key.
 
-The directories of a key are what Hive calls partitions, ``name=value``. Engines that read the lake make columns of
-them, some in place of a column of that name in the files: a field ``year`` of 1909 was read as 2026. So their
-names begin with ``cdc_``, and a field that bears one of them gets a column of another name (``core.schema``). They
-do not begin with ``_``, which Hive and ``pyarrow.dataset`` pass over, and are in lower case, which Hive and Spark
-make of all names. One ``cdc_date`` instead of a year, a month and a day: a range of days is then one comparison.
+The directories of a key are what Hive calls partitions, ``name=value``. Engines that read the lake turn them into
+columns, some of them in place of a column of that name in the files: a field ``year`` of 1909 was read as 2026. So
+their names start with ``cdc_``, and a field that has one of these names gets a column of another name
+(``core.schema``). They do not start with ``_``, because Hive and ``pyarrow.dataset`` skip such directories, and
+are in lower case, because Hive and Spark lower-case all names. There is one ``cdc_date`` instead of a year, a
+month and a day, so that a range of days is one comparison.
 
-``~`` never stands in an encoded name. It begins what is added to names: a hash behind one that is too long, the
-suffix of a stream's id, and (twice) the collection of an object whose place does not tell it.
+``~`` never occurs in an encoded name. It starts what is appended to names: the hash of one that is too long, the
+suffix of a stream's id, and (doubled) the collection of an object whose directory does not show it.
 """
 
 from __future__ import annotations
@@ -38,51 +40,52 @@ class Directories(NamedTuple):
 
 
 DIRECTORIES = Directories()
-# Of earlier versions: they are read, and replays write them.
-FORMER_DIRECTORIES = Directories("database", "collection", "year=%Y/month=%m/day=%d", "hour=%H")
-PARTITION_NAMES = frozenset(part.partition("=")[0] for part in DIRECTORIES)
-_FORMER_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{FORMER_DIRECTORIES.database}=")
+# Those of earlier versions: they are read, and replays still write them.
+OLD_DIRECTORIES = Directories("database", "collection", "year=%Y/month=%m/day=%d", "hour=%H")
+PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES)
+_OLD_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{OLD_DIRECTORIES.database}=")
 
 # What Hive, Spark and DuckDB read as null: events that concern a whole database or deployment.
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"
 DEAD_LETTER_PREFIX = "_dead_letter"
 _READ = "~read"
-# S3 takes 1,024 bytes for a key, file systems 255 for each part of one. A name of 80 CJK characters has 720 when
-# encoded, and stands in a key twice. A file's name also gets a number, an ending, and what hides it at first.
+# S3 allows 1,024 bytes for a key, file systems 255 for each component. A name of 80 CJK characters has 720 when
+# encoded, and occurs in a key twice. A file's name also gets a number, an extension, and a prefix that hides it at
+# first.
 _DATABASE_MAX, _COLLECTION_MAX, _STEM_MAX, _OWN_MIN = 60, 100, 200, 26
-# What a stream's id has behind the name of what it selects.
+# What follows the name of the selection in a stream's id.
 _SUFFIX = re.compile(r"(~\d+of\d+|~[0-9a-f]{12}|~read[0-9a-z]+-\d+)?")
 _HASH_DIGITS = 16
 _SHARED_DIGITS = 12
 
 
-# What the server itself makes, for $out and for a rename to another database, and renames when it is complete.
+# Collections that the server creates for $out and for a rename to another database, and renames once complete.
 _TEMPORARY = re.compile(r"tmp\.agg_out\.[0-9a-f-]+|tmp[0-9A-Za-z]{5}\.renameCollection")
 
 
 def is_temporary(collection: str) -> bool:
-    """Whether a collection is one of the server's own, which has a name of no meaning until it is renamed."""
+    """Whether a collection is one of the server's own, whose name means nothing until it is renamed."""
     return _TEMPORARY.fullmatch(collection) is not None
 
 
-def safe_name(name: str, most: int = _COLLECTION_MAX) -> str:
-    """A database's or collection's name, percent-encoded where a key or Hive would choke, and not too long."""
+def safe_name(name: str, max_length: int = _COLLECTION_MAX) -> str:
+    """A database's or collection's name, percent-encoded where a key or Hive needs it, shortened if too long."""
     encoded = quote(name, safe="").replace("~", "%7E")
     if encoded == NO_NAME:
         encoded = encoded.replace("_", "%5F", 1)
-    return _shortened(encoded, most) if name else NO_NAME
+    return _shortened(encoded, max_length) if name else NO_NAME
 
 
-def _shortened(text: str, most: int) -> str:
+def _shortened(text: str, max_length: int) -> str:
     """``text``, or its beginning and its hash."""
-    if len(text) <= most:
+    if len(text) <= max_length:
         return text
-    beginning = re.sub("%.?$", "", text[: most - _HASH_DIGITS - 1])
+    beginning = re.sub("%.?$", "", text[: max_length - _HASH_DIGITS - 1])
     return f"{beginning}~{hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]}"
 
 
 def _file_name(database: str) -> str:
-    """A database's name at the begin of a file's: hidden files begin with ``.`` or ``_``, and a ``.`` ends it."""
+    """A database's name, to start a file name: a ``.`` or ``_`` would hide the file, a ``.`` ends the name."""
     encoded = safe_name(database, _DATABASE_MAX).replace(".", "%2E")
     return encoded.replace("_", "%5F", 1) if encoded.startswith("_") else encoded
 
@@ -90,7 +93,7 @@ def _file_name(database: str) -> str:
 def stream_id(database: str = "", collection: str = "", part: int = 0, parts: int = 1) -> str:
     """The id of a stream: ``shop.orders``, ``shop.orders~0of2``, ``shop``, ``deployment~``.
 
-    Two streams that select differently by level or split have different ids.
+    Two streams that differ in level or part have different ids.
     """
     if not database and not collection:
         return "deployment~"
@@ -99,17 +102,17 @@ def stream_id(database: str = "", collection: str = "", part: int = 0, parts: in
 
 
 def shared_stream_id(database: str, collections: Sequence[str], *, carries_database: bool) -> str:
-    """The id of a stream that some collections share: ``shop~1f3a5c7e9b2d``.
+    """The id of a stream shared by several collections: ``shop~1f3a5c7e9b2d``.
 
     Args:
-        carries_database: whether it also brings what concerns the whole database.
+        carries_database: whether it also carries the events that concern the whole database.
     """
     selected = "\0".join([str(int(carries_database)), *sorted(collections)])
     return f"{stream_id(database)}~{hashlib.sha256(selected.encode()).hexdigest()[:_SHARED_DIGITS]}"
 
 
 def split_prefix(database: str, collection: str, plan: str | None = None) -> str:
-    """How the ids of a collection's splits begin: of one plan, or of all."""
+    """The prefix of the ids of a collection's splits, of one plan or of all."""
     return f"{stream_id(database, collection)}{_READ}{plan or ''}"
 
 
@@ -119,7 +122,7 @@ def split_id(database: str, collection: str, plan: str, number: int) -> str:
 
 
 def plan_of_split(stream: str) -> str:
-    """The id of the plan that a split is of."""
+    """The id of the plan that a split belongs to."""
     return stream.partition(_READ)[2].partition("-")[0]
 
 
@@ -143,15 +146,15 @@ def object_key(
     """The key of one object below ``sink.url``.
 
     Args:
-        partition: what ``partition_of`` gave for the object's rows.
+        partition: what ``partition_of`` returned for the object's rows.
         shards: ``sink.prefix_shards``.
-        suffix: the format's file name ending.
-        dead_letter: whether the object holds raw events that no decoder took.
-        directories: as ``partition`` has them.
+        suffix: the format's file name extension.
+        dead_letter: whether the object holds raw events that could not be decoded.
+        directories: the same as in ``partition``.
     """
     stem = stream
     if partition == "none" and not dead_letter:
-        # No directory tells the collections apart, so the name must, where the stream's id does not.
+        # No directory tells the collections apart, so the name must, unless the stream's id does.
         own = stream_id(database, collection)
         if not (stream.startswith(own) and _SUFFIX.fullmatch(stream, len(own))):
             stem = f"{stream}~~{_shortened(own, max(_OWN_MIN, _STEM_MAX - len(stream) - 2))}"
@@ -165,7 +168,7 @@ def object_key(
 
 
 def number_in(key: str, stream: str) -> int | None:
-    """The number of the segment that an object is of; None for an object of another stream."""
+    """The number of the segment that an object belongs to; None for an object of another stream."""
     stem, _, rest = key.rpartition("/")[2].rpartition("-")
     number = rest.partition(".")[0]
     own = stem.removeprefix(f"{stream}~~")
@@ -174,20 +177,20 @@ def number_in(key: str, stream: str) -> int | None:
 
 
 def directories_of(keys: Iterable[str]) -> Directories:
-    """Which directories these keys of one segment have."""
-    return FORMER_DIRECTORIES if any(_FORMER_KEY.match(key) for key in keys) else DIRECTORIES
+    """The directories that these keys of one segment have."""
+    return OLD_DIRECTORIES if any(_OLD_KEY.match(key) for key in keys) else DIRECTORIES
 
 
 def collection_directory(database: str, collection: str, directories: Directories = DIRECTORIES) -> str:
-    """Where the objects of a collection lie, unless ``sink.partition_by`` is ``none``."""
+    """The directory of a collection's objects, unless ``sink.partition_by`` is ``none``."""
     outer = f"{directories.database}={safe_name(database, _DATABASE_MAX)}"
     return f"{outer}/{directories.collection}={safe_name(collection)}/"
 
 
 def partition_of(cluster_time: int, partitioning: Partitioning, directories: Directories = DIRECTORIES) -> str:
-    """The event-time part of a key: ``cdc_date=2026-05-01/cdc_hour=07``, in UTC.
+    """The event-time partition of a key: ``cdc_date=2026-05-01/cdc_hour=07``, in UTC.
 
-    ``"collection"`` and ``"none"`` have no such part and give themselves.
+    ``"collection"`` and ``"none"`` have none and are returned as they are.
     """
     if partitioning in ("collection", "none"):
         return partitioning

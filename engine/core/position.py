@@ -58,7 +58,7 @@ class Position(Struct, frozen=True):
         if not (self.token and other.token):
             return not self.token and (bool(other.token) or self.time < other.time)
         try:
-            return is_behind(other.token, self.token)
+            return is_after(other.token, self.token)
         except FatalError:
             return False
 
@@ -108,7 +108,7 @@ class _Event(NamedTuple):
     event: str
 
 
-def is_behind(one: str, other: str) -> bool:
+def is_after(one: str, other: str) -> bool:
     """Whether the event of token ``one`` comes later in the stream than that of ``other``.
 
     Raises:
@@ -134,8 +134,8 @@ def is_behind(one: str, other: str) -> bool:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two tokens are of one event, or one point between events; see ``is_behind``."""
-    return not is_behind(one, other) and not is_behind(other, one)
+    """Whether two tokens are of one event, or one point between events; see ``is_after``."""
+    return not is_after(one, other) and not is_after(other, one)
 
 
 def _parsed(data: str) -> _Event | None:

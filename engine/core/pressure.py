@@ -14,7 +14,7 @@ from engine.core.stream import Stream
 
 FLUSH_EVERY_S = 2.0
 FLUSH_ABOVE = 0.85
-TOLD_EVERY_S = 60.0
+LOG_EVERY_S = 60.0
 
 
 class Pressure:
@@ -24,7 +24,7 @@ class Pressure:
         self._limit = limit
         self._children = children
         self._flushed_at = -FLUSH_EVERY_S
-        self._told_at = -TOLD_EVERY_S
+        self._told_at = -LOG_EVERY_S
 
     def used(self, used: int, reading: Iterable[tuple[Child, Stream]], now: float) -> list[Log | Send]:
         """The process tree uses so many bytes; ``reading`` are the readers with their streams."""
@@ -32,7 +32,7 @@ class Pressure:
             return []
         self._flushed_at = now
         actions: list[Log | Send] = []
-        if now - self._told_at >= TOLD_EVERY_S:
+        if now - self._told_at >= LOG_EVERY_S:
             self._told_at = now
             fields = {"used_bytes": used, "limit_bytes": self._limit}
             actions.append(Log("warning", "memory is short; flushing early", fields))

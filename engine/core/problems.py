@@ -23,9 +23,9 @@ UPLOAD_UNANSWERED_S = 5.0
 SILENT_S = 8.0
 # What is over by then is not worth a word.
 BRIEF_S = 2.0
-TOLD_AGAIN_S = 60.0
+REPEAT_EVERY_S = 60.0
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 class Problem(Struct, frozen=True):
@@ -69,7 +69,7 @@ class Problems:
         for name, problem in found.items():
             if problem is None and name in self._since:
                 over.setdefault(self._since[name], []).append(name)
-            elif problem is not None and now - self._told_at.get(name, -TOLD_AGAIN_S) >= TOLD_AGAIN_S:
+            elif problem is not None and now - self._told_at.get(name, -REPEAT_EVERY_S) >= REPEAT_EVERY_S:
                 causes.setdefault(problem.text(now), []).append(name)
                 self._told_at[name] = now
         self._since = {name: self._since.get(name, each.since) for name, each in found.items() if each is not None}
@@ -87,5 +87,5 @@ class Problems:
 
 
 def _named(streams: Sequence[str]) -> dict[str, object]:
-    left = len(streams) - MOST_NAMED
-    return {"streams": list(streams[:MOST_NAMED])} | ({"more": left} if left > 0 else {})
+    left = len(streams) - MAX_NAMED
+    return {"streams": list(streams[:MAX_NAMED])} | ({"more": left} if left > 0 else {})

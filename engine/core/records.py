@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.core.formats import FORMAT, FormerSpec, format_of_record
+from engine.core.formats import FORMAT, SpecV1, format_of_record
 from engine.core.ledger import WriteCommit
 from engine.core.messages import Intent
 from engine.core.position import Position
@@ -92,7 +92,7 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
 
 def _read_spec(text: str, format_: int) -> Spec:
     if format_ == 1:
-        return msgspec.json.decode(text, type=FormerSpec).upgraded()
+        return msgspec.json.decode(text, type=SpecV1).upgraded()
     return msgspec.json.decode(text, type=Spec)  # type: ignore[no-any-return]
 
 

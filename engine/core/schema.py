@@ -160,14 +160,14 @@ def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int)
     return CollectionSchema(schema.version + 1, fields)
 
 
-def has_room(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> bool:
+def all_fit(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> bool:
     """Whether ``grow`` would take up all of the proposed fields as they are."""
     growth = _Growth(schema, max_fields)
     growth.fields(schema.fields, proposed, outermost=True)
     return not growth.is_short
 
 
-def room_left(fields: Iterable[Field], max_fields: int) -> int:
+def columns_left(fields: Iterable[Field], max_fields: int) -> int:
     """How many leaves a schema with these fields may still grow by."""
     return max(0, max_fields - sum(_leaves(field.type) for field in fields))
 
@@ -182,7 +182,7 @@ class _Growth:
 
     def __init__(self, schema: CollectionSchema, max_fields: int) -> None:
         self._version = schema.version + 1
-        self._room = room_left(schema.fields, max_fields)
+        self._room = columns_left(schema.fields, max_fields)
         self.is_short = False
 
     def fields(

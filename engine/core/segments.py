@@ -20,7 +20,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from engine.core.messages import Intent, ObjectName
-from engine.core.position import Position, is_behind, is_same, token_time
+from engine.core.position import Position, is_after, is_same, token_time
 
 
 class Limits(Struct, frozen=True):
@@ -111,7 +111,7 @@ class Segmenter:
         """
         stop = min(len(events), start + chunk_rows)
         if self._replay:
-            return first_behind(events, start, stop, self._replay[0].end.token)
+            return first_after(events, start, stop, self._replay[0].end.token)
         if self._until is not None:
             stop = _first_later(events, start, stop, self._until)
         return self._within_limits(events, start, stop) if stop > start else stop
@@ -125,7 +125,7 @@ class Segmenter:
             self._add(events, start, stop, now)
         if self._replay:
             owed = self._replay[0].end.token
-            behind = stop < len(events) and is_behind(events.token_at(stop), owed)
+            behind = stop < len(events) and is_after(events.token_at(stop), owed)
             return self._cut("replay") if behind or is_same(self.end.token, owed) else None
         full = self._rows >= self._limits.rows or self._size >= self._limits.size
         return self._cut("full") if full else None
@@ -148,7 +148,7 @@ class Segmenter:
 
     def scanned(self, token: str) -> SegmentEnd | None:
         """The server has returned every event up to ``token``: ends a replayed segment that owes no more."""
-        if self._replay and not is_behind(self._replay[0].end.token, token):
+        if self._replay and not is_after(self._replay[0].end.token, token):
             return self._cut("replay")
         return None
 
@@ -179,11 +179,11 @@ class Segmenter:
         return SegmentEnd(intent, reason)
 
 
-def first_behind(events: Events, start: int, stop: int, token: str) -> int:
+def first_after(events: Events, start: int, stop: int, token: str) -> int:
     """The first row of ``start`` to ``stop`` that lies behind ``token`` in the stream; else ``stop``."""
     while start < stop:
         middle = (start + stop) // 2
-        if is_behind(events.token_at(middle), token):
+        if is_after(events.token_at(middle), token):
             stop = middle
         else:
             start = middle + 1

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.core.schema import IDENTIFIER, DataType, Field, path_of, room_left
+from engine.core.schema import IDENTIFIER, DataType, Field, columns_left, path_of
 from engine.decode.arrays import ArrayLevel, scan_arrays
 from engine.decode.columns import Parts, build, scattered
 from engine.decode.cursor import Bools, Flag, Ints, Level, Loose, Part, Plan, View, scan_documents
@@ -86,7 +86,7 @@ class DocumentScanner:
             if depth > 1:
                 return types.keys()
             times = Counter(each.name for each in loose if each.name not in types)
-            often = [name for name, _ in times.most_common(room_left(fields, max_fields))]
+            often = [name for name, _ in times.most_common(columns_left(fields, max_fields))]
             return types.keys() | {IDENTIFIER.encode(), *often}
 
         level = scan_documents(view, part.at, part.stop, part.rows, count, plan, odd, max_fields, worth)

@@ -20,8 +20,8 @@ from engine.core.schema import (
     DataType,
     Field,
     Kind,
+    all_fit,
     grow,
-    has_room,
     parse_type,
     path_of,
 )
@@ -173,7 +173,7 @@ class Settler:
         fields, max_fields = self.settle(observed), self._options.max_fields
         if grow(schema, fields, max_fields) is schema:
             return ()
-        return fields if has_room(schema, fields, max_fields) else self.settle(_often_first(observed))
+        return fields if all_fit(schema, fields, max_fields) else self.settle(_often_first(observed))
 
     def settle(self, observed: Mapping[str, Observed]) -> tuple[Field, ...]:
         """The fields whose type is overridden or follows from these counts.

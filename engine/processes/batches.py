@@ -12,7 +12,7 @@ from engine.core.specs import Spec, SplitSpec, one_collection
 from engine.decode.decoder import Decoded, Decoder
 from engine.errors import FatalError
 from engine.processes.assignment import Assignment
-from engine.shared.slab import Content, SlabPlan
+from engine.shared.slab import Content, SlabLayout
 from engine.source.reply import Reply
 
 CHUNK_ROWS = 16_384
@@ -45,7 +45,7 @@ class Batches:
 
     def batch(
         self, decoder: Decoder, assignment: Assignment, reply: Reply, row: int, stop: int
-    ) -> tuple[SlabPlan, Decoded, int]:
+    ) -> tuple[SlabLayout, Decoded, int]:
         """The rows as columns, as many as fit their share of the arena, and where they end.
 
         Documents that each have only a few of a collection's many fields are much larger as columns than as BSON.
@@ -61,16 +61,16 @@ class Batches:
                 decoded = decoder.decode_documents(reply.data, offsets, assignment.read_at)
             else:
                 decoded = decoder.decode(reply.data, offsets)
-            plan = SlabPlan(self._contents(assignment.spec, decoded))
+            layout = SlabLayout(self._contents(assignment.spec, decoded))
             raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
-            self._growth = max(1.0, plan.size / raw_bytes)
-            if plan.size <= 2 * share or stop == row + 1:
+            self._growth = max(1.0, layout.size / raw_bytes)
+            if layout.size <= 2 * share or stop == row + 1:
                 break
-            stop = row + max(1, int((stop - row) * share / plan.size))
-        if plan.size > self._arena_size:
-            cause = f"an event takes {plan.size} bytes, but all slabs together have only {self._arena_size}"
+            stop = row + max(1, int((stop - row) * share / layout.size))
+        if layout.size > self._arena_size:
+            cause = f"an event takes {layout.size} bytes, but all slabs together have only {self._arena_size}"
             raise FatalError("hand a batch to a writer", cause, "Raise memory.limit.")
-        return plan, decoded, stop
+        return layout, decoded, stop
 
     def chunk_rows(self, reply: Reply, row: int) -> int:
         """How many rows from here on may be decoded together, so that they fit their share of the arena.

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from engine.config.streams import streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
-from engine.core.schema import CollectionSchema, Field, grow, room_left
+from engine.core.schema import CollectionSchema, Field, columns_left, grow
 from engine.core.segments import Limits, SegmentEnd
 from engine.core.specs import MarkSpec, SplitSpec, StreamSpec, one_collection
 from engine.decode.decoder import Decoded, Decoder
@@ -28,7 +28,7 @@ from engine.processes.link import ChildSettings, send_failure
 from engine.processes.registry import Registry, Unsettled
 from engine.processes.rescue_log import RescueLog
 from engine.shared.arena import Arena
-from engine.shared.slab import SlabPlan
+from engine.shared.slab import SlabLayout
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
@@ -319,7 +319,7 @@ class Reader:
         Returns where it stopped: before ``stop`` if the rows take too much memory as columns.
         """
         assert self._decoder is not None
-        plan, decoded, stop = self._batches.batch(self._decoder, assignment, reply, row, stop)
+        layout, decoded, stop = self._batches.batch(self._decoder, assignment, reply, row, stop)
         segmenter = assignment.segmenter
         grown = [
             batch
@@ -344,7 +344,7 @@ class Reader:
             log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
         if not assignment.grown:
             rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
-            self._hand_over(assignment, plan, stop - row, raw_bytes, rescued)
+            self._hand_over(assignment, layout, stop - row, raw_bytes, rescued)
         return stop
 
     def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
@@ -359,16 +359,21 @@ class Reader:
                 log.warning(what, extra={"fields": fields})
 
     def _hand_over(
-        self, assignment: Assignment, plan: SlabPlan, rows: int, raw_bytes: int, rescued: tuple[msg.Rescued, ...]
+        self,
+        assignment: Assignment,
+        layout: SlabLayout,
+        rows: int,
+        raw_bytes: int,
+        rescued: tuple[msg.Rescued, ...],
     ) -> None:
         seq = assignment.segmenter.seq
-        self._send(msg.SlabRequest(assignment.generation, seq, plan.size))
+        self._send(msg.SlabRequest(assignment.generation, seq, layout.size))
         grant = self._await_grant()
-        plan.write(self._arena.slab(grant.offset, grant.size))
+        layout.write(self._arena.slab(grant.offset, grant.size))
         self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
         for each in rescued:
             schema = self._registry.known[each.database, each.collection]
-            self._rescue_log.note(each, full=not room_left(schema.fields, self._options.max_fields))
+            self._rescue_log.note(each, full=not columns_left(schema.fields, self._options.max_fields))
 
     def _await_grant(self) -> msg.Grant:
         """Wait for the requested slab.

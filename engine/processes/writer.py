@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from engine.core import messages as msg
 from engine.core.naming import (
     DIRECTORIES,
-    FORMER_DIRECTORIES,
+    OLD_DIRECTORIES,
 )
 from engine.errors import FatalError, HeadraceError
 from engine.failpoints import failpoint
@@ -133,7 +133,7 @@ class Writer:
         self._flush_pending(max(0, max_bytes - batch.size))
         segment = self._segments.get(key)
         if segment is None:
-            directories = FORMER_DIRECTORIES if batch.former else DIRECTORIES
+            directories = OLD_DIRECTORIES if batch.old_layout else DIRECTORIES
             segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config, directories)
             self._segments[key] = segment
         if batch.size > max_bytes // 2:

@@ -33,7 +33,7 @@ class Content(Struct, frozen=True):
     dead_letters: bool = False
 
 
-class SlabPlan:
+class SlabLayout:
     """The layout of a slab, computed before the slab is requested.
 
     Args:
@@ -58,8 +58,8 @@ class SlabPlan:
         slab[:_LENGTH_BYTES] = len(table).to_bytes(_LENGTH_BYTES, "little")
         slab[_LENGTH_BYTES : _LENGTH_BYTES + len(table)] = table
         for content, batch in zip(self._contents, self._batches, strict=True):
-            part = slab[content.offset : content.offset + content.size]
-            sink = pa.FixedSizeBufferWriter(pa.py_buffer(part))
+            region = slab[content.offset : content.offset + content.size]
+            sink = pa.FixedSizeBufferWriter(pa.py_buffer(region))
             with sink, pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
 
@@ -68,8 +68,8 @@ def read_slab(slab: memoryview, *, copied: bool = True) -> Iterator[tuple[Conten
     """The batches of a slab: copies, or views of it that are valid until it is freed."""
     length = int.from_bytes(slab[:_LENGTH_BYTES], "little")
     for content in _decode(slab[_LENGTH_BYTES : _LENGTH_BYTES + length]):
-        part = slab[content.offset : content.offset + content.size]
-        with pa.ipc.open_stream(pa.py_buffer(bytes(part) if copied else part)) as stream:
+        region = slab[content.offset : content.offset + content.size]
+        with pa.ipc.open_stream(pa.py_buffer(bytes(region) if copied else region)) as stream:
             yield content, stream.read_next_batch()
 
 

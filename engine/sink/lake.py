@@ -15,7 +15,7 @@ from engine.config.tree import SinkConfig
 from engine.core.naming import (
     DEAD_LETTER_PREFIX,
     DIRECTORIES,
-    FORMER_DIRECTORIES,
+    OLD_DIRECTORIES,
     Directories,
     collection_directory,
     number_in,
@@ -115,7 +115,7 @@ def ranges(sink: Sink, config: SinkConfig, spec: Spec, since: int | None) -> Ite
             yield Range(shard + spec.stream)
         if config.partition_by == "none" and since:
             continue
-        for directories in (DIRECTORIES, FORMER_DIRECTORIES):
+        for directories in (DIRECTORIES, OLD_DIRECTORIES):
             for directory in _directories(sink, spec, shard, directories):
                 if not since:
                     yield Range(directory)

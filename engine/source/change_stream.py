@@ -23,7 +23,7 @@ from bson.timestamp import Timestamp
 from msgspec.structs import replace
 from pymongo.errors import OperationFailure, PyMongoError
 
-from engine.core.position import Position, is_behind, split_time, token_document
+from engine.core.position import Position, is_after, split_time, token_document
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, FatalError, HeadraceError
 from engine.source import large_events, watchable
@@ -113,8 +113,8 @@ class ChangeStream:
 
     def _has_passed(self, reply: Reply) -> bool:
         """Whether the server is past what was already read; at the token itself more fragments may follow."""
-        at_invalidate = reply.ends_invalidated and not is_behind(self._skip_to, reply.token)
-        return at_invalidate or is_behind(reply.token, self._skip_to)
+        at_invalidate = reply.ends_invalidated and not is_after(self._skip_to, reply.token)
+        return at_invalidate or is_after(reply.token, self._skip_to)
 
     def _adapt_batch_size(self, reply: Reply) -> None:
         """Request as many events next as should make up a reply of the wanted size."""

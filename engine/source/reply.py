@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from engine.core.position import Position, make_token, token_time
-from engine.core.segments import first_behind
+from engine.core.segments import first_after
 from engine.rawbson.elements import STRING, MalformedBSON, elements, find, read_string
 from engine.rawbson.offsets import Offsets, document_offsets
 
@@ -94,7 +94,7 @@ class Reply:
 
     def after(self, token: str) -> Reply:
         """The events after ``token``."""
-        row = first_behind(self, 0, len(self), token)
+        row = first_after(self, 0, len(self), token)
         rest = Reply(self.data, self.offsets[row:], self.token)
         rest.ends_invalidated = self.ends_invalidated
         return rest

@@ -28,5 +28,5 @@ def test_a_limit_that_is_too_small_is_refused_with_the_sum() -> None:
         divide(512 * MIB, 8, 2)
     text = str(caught.value)
     assert "8 reader(s) x 48MiB" in text
-    assert "in all" in text
+    assert "total" in text
     assert caught.value.remedy

@@ -41,8 +41,8 @@ def test_a_child_killed_for_lack_of_memory_is_reported_as_such(children: Childre
         assert isinstance(log, Log)
         assert log.fields["ended"] == "killed by the kernel: out of memory"
         assert "more memory" in str(log.fields["remedy"])
-    last = children.despair_of(CHILD)
-    assert "3 times in a row, at last killed by the kernel: out of memory. Give the" in str(last)
+    last = children.terminal_error(CHILD)
+    assert "3 times in a row, most recently killed by the kernel: out of memory. Give the" in str(last)
 
 
 @pytest.mark.parametrize(("code", "ended"), [(1, "exit code 1"), (-11, "signal 11"), (None, "a failed start")])
@@ -63,10 +63,10 @@ def test_our_own_kill_is_not_reported_as_out_of_memory(children: Children) -> No
 
 def test_a_child_that_keeps_dying_is_given_up(children: Children) -> None:
     for times in range(3):
-        assert children.despair_of(CHILD) is None, times
+        assert children.terminal_error(CHILD) is None, times
         children.start_due(100.0)
         children.exited(CHILD, 1, 0.0)
-    assert "3 times in a row, at last by exit code 1" in str(children.despair_of(CHILD))
+    assert "3 times in a row, most recently by exit code 1" in str(children.terminal_error(CHILD))
 
 
 def test_the_error_that_a_child_reported_is_passed_on(children: Children) -> None:
@@ -75,7 +75,7 @@ def test_the_error_that_a_child_reported_is_passed_on(children: Children) -> Non
         children.start_due(100.0)
         children[CHILD].error = error
         children.exited(CHILD, 1, 0.0)
-    assert children.despair_of(CHILD) is error
+    assert children.terminal_error(CHILD) is error
     children.became_ready(CHILD, 101.0)
     assert children[CHILD].error is None
 
@@ -86,14 +86,14 @@ def test_progress_resets_the_count_of_failures(children: Children) -> None:
         children.became_ready(CHILD, now)
         children.made_progress(CHILD)
         children.exited(CHILD, 1, now + 1)
-        assert children.despair_of(CHILD) is None
+        assert children.terminal_error(CHILD) is None
 
 
 def test_time_alone_does_not_reset_the_count_of_failures(children: Children) -> None:
     for now in (0.0, 1000.0, 2000.0):
         children.start_due(now)
         children.exited(CHILD, None, now + 900)
-    assert children.despair_of(CHILD) is not None
+    assert children.terminal_error(CHILD) is not None
 
 
 def test_busy_and_without_progress_is_hung(children: Children) -> None:

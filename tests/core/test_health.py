@@ -9,7 +9,7 @@ from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
 from engine.core.messages import BatchReady, Failed, Heartbeat, Idle, SlabRequest, Started
 from engine.core.position import Position, make_time
-from engine.core.problems import TOLD_AGAIN_S
+from engine.core.problems import REPEAT_EVERY_S
 from tests.core.answers import denied, store_seen, taken
 from tests.core.test_coordinator import READERS, SPECS, WRITER, coordinator, ready, surveyed
 
@@ -67,7 +67,7 @@ def test_mongodb_does_not_answer() -> None:
 def test_a_lasting_problem_is_reported_periodically_and_once_for_all_streams() -> None:
     made = reading()
     told = []
-    for second in range(int(3 * TOLD_AGAIN_S)):
+    for second in range(int(3 * REPEAT_EVERY_S)):
         waits = {"unanswered_s": 6.0 + second}
         told += live(made, 16.0 + second, reader_0=waits, reader_1=waits)
     assert len(told) == 3
@@ -130,7 +130,7 @@ def test_a_process_without_heartbeats() -> None:
     live(made, 15.0)
     for second in range(16, 24):
         logs(made, float(second))
-    silent = [f"{reader} has given no sign of life, at 'working' for 8 s" for reader in READERS]
+    silent = [f"{reader} has not been heard from, at 'working' for 8 s" for reader in READERS]
     assert problems(made, 23.0) == silent
     assert [each.event for each in logs(made, 300.0)] == [GO_ON], "this process itself was paused"
     assert problems(made, 300.0) == ["", ""]

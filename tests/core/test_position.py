@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.core.position import (
     Position,
-    is_behind,
+    is_after,
     is_same,
     make_time,
     make_token,
@@ -49,7 +49,7 @@ IN_ORDER = [(WHOLE, FIRST, SECOND), DROP, INVALIDATE, POINT, INSERT]
 def test_tokens_of_all_versions_sort_in_stream_order(one: int, other: int) -> None:
     for first in IN_ORDER[one]:
         for second in IN_ORDER[other]:
-            assert is_behind(first, second) == (one > other)
+            assert is_after(first, second) == (one > other)
             assert is_same(first, second) == (one == other)
 
 
@@ -57,16 +57,16 @@ def test_tokens_of_two_versions_at_one_cluster_time_are_not_ordered() -> None:
     """Two shards can write at one cluster time; their order is then by the key."""
     other_key = INSERT[1].replace("461E5F6964002B020000", "461E5F6964002B040000")
     with pytest.raises(FatalError, match="run the former version once more"):
-        is_behind(INSERT[0], other_key)
+        is_after(INSERT[0], other_key)
     assert not Position(INSERT[0]).precedes(Position(other_key))
-    assert is_behind(other_key, INSERT[1])  # decided by one version alone
+    assert is_after(other_key, INSERT[1])  # decided by one version alone
 
 
 def test_a_uuid_that_looks_like_a_fragment_is_not_one() -> None:
     head, tail = INSERT[0][: -len("461E5F6964002B020004")], "04"
     one = f"{head}465A5F6964005A1004{'00' * 14}002B00{tail}"
     other = f"{head}465A5F6964005A1004{'00' * 14}002C00{tail}"
-    assert is_behind(other, one)
+    assert is_after(other, one)
     assert not is_same(one, other)
 
 
@@ -75,12 +75,12 @@ def test_tokens_of_unknown_formats_only_compare_equal() -> None:
     assert is_same(one, one)
     assert token_data(one) == ""
     with pytest.raises(FatalError, match="not of MongoDB's form"):
-        is_behind(one, other)
+        is_after(one, other)
 
 
 def test_an_empty_token_is_before_every_token() -> None:
-    assert is_behind(INSERT[0], "")
-    assert not is_behind("", INSERT[0])
+    assert is_after(INSERT[0], "")
+    assert not is_after("", INSERT[0])
     assert is_same("", "")
 
 

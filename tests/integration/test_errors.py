@@ -166,7 +166,7 @@ def test_wrong_state_password(config: EngineConfig) -> None:
 
 def test_memory_limit_too_small(config: EngineConfig) -> None:
     config.set("memory", limit="256MiB")
-    refused(config, "256MiB cannot hold this configuration", "1 reader(s)", "in all", "Raise memory.limit")
+    refused(config, "256MiB cannot hold this configuration", "1 reader(s)", "total", "Raise memory.limit")
 
 
 def test_more_parts_than_readers(config: EngineConfig) -> None:

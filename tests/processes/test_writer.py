@@ -29,7 +29,7 @@ from engine.processes.child import ChildProcess
 from engine.processes.forks import template
 from engine.processes.link import ChildSettings
 from engine.shared.arena import Arena
-from engine.shared.slab import Content, SlabPlan
+from engine.shared.slab import Content, SlabLayout
 from engine.sink.objects import PART_SIZE, Sink
 from tests.sink.test_objects import s3_config
 
@@ -146,15 +146,15 @@ def test_many_segments_take_no_more_memory_than_a_few(
     config = Config(source=source, sink=sink, telemetry=TelemetryConfig(log_level="error"))
     settings = ChildSettings(config, divide(config.memory.limit, 1, 1), "test")
     arena = Arena.create(1 << 22)
-    plan = SlabPlan([(CONTENT, rows(20, 1000))])
-    plan.write(arena.slab(0, plan.size))
+    layout = SlabLayout([(CONTENT, rows(20, 1000))])
+    layout.write(arena.slab(0, layout.size))
     with template():
         writer = ChildProcess(Child("writer", 0), settings, arena.fd, arena.size)
         sizes = []
         try:
             for start in range(0, SEGMENTS, EVERY):
                 for seq in range(start, start + EVERY):
-                    writer.send(msg.Batch("s", 1, seq, 0, plan.size))
+                    writer.send(msg.Batch("s", 1, seq, 0, layout.size))
                     writer.send(msg.Seal("s", 1, intent(seq, 20)))
                     writer.send(msg.Publish("s", 1, seq))
                 await_published(writer, start + EVERY - 1)

@@ -12,7 +12,7 @@ import pytest
 
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.shared.arena import Arena
-from engine.shared.slab import Content, SlabPlan, read_slab
+from engine.shared.slab import Content, SlabLayout, read_slab
 
 SCHEMA = CollectionSchema(3, (Field("x", DataType("int64"), 1),))
 
@@ -26,9 +26,9 @@ def batch(rows: int) -> pa.RecordBatch:
 def test_batches_survive_a_round_trip(sizes: list[int]) -> None:
     arena = Arena.create(1 << 20)
     given = [(Content("d", f"c{n}", 0, 0, size, SCHEMA), batch(size)) for n, size in enumerate(sizes)]
-    plan = SlabPlan(given)
-    slab = arena.slab(4096, plan.size)
-    plan.write(slab)
+    layout = SlabLayout(given)
+    slab = arena.slab(4096, layout.size)
+    layout.write(slab)
     found = list(read_slab(slab))
     slab[:] = bytes(len(slab))
     assert [(c.collection, c.rows, c.schema) for c, _ in found] == [
@@ -40,7 +40,7 @@ def test_batches_survive_a_round_trip(sizes: list[int]) -> None:
 
 def test_a_slice_takes_only_its_own_space() -> None:
     whole = batch(10_000)
-    part = SlabPlan([(Content("d", "c", 0, 0, 10), whole.slice(5000, 10))])
+    part = SlabLayout([(Content("d", "c", 0, 0, 10), whole.slice(5000, 10))])
     assert part.size < 8192
 
 

@@ -136,7 +136,7 @@ def compares_tokens_as_strings(one: str, other: str) -> bool:
 
 
 def test_comparing_tokens_as_strings_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "is_behind", compares_tokens_as_strings)
+    monkeypatch.setattr(segments, "is_after", compares_tokens_as_strings)
     with pytest.raises(AssertionError, match=r"seed \d+"):
         play(range(SEEDS_FOR_BROKEN))
 
