@@ -131,5 +131,5 @@ CONDITIONS = [
     (cut_off_replica, "must lead to the primary"),
     (busy, "SCRIPT KILL"),
     (full_of_clients, "maxclients"),
-    (with_another_password, "has it been changed"),
+    (with_another_password, "have they been changed"),
 ]

@@ -29,7 +29,7 @@ from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, StateLostError
 from engine.owner import is_certainly_dead, this_owner
-from engine.state.opening import open_patiently
+from engine.state.opening import open_retrying
 from engine.state.seam import StateStore
 from engine.state.shared import amend
 
@@ -146,7 +146,7 @@ class Plans:
 @contextmanager
 def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
-    store = open_patiently(config.state, config.retry)
+    store = open_retrying(config.state, config.retry)
     try:
         yield Plans(store)
     finally:

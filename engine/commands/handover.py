@@ -21,7 +21,7 @@ from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, StateLostError
 from engine.owner import this_owner
 from engine.state.leases import take
-from engine.state.opening import open_patiently
+from engine.state.opening import open_retrying
 from engine.state.seam import Acquired, Lease, StateStore
 from engine.state.shared import amend
 
@@ -42,7 +42,7 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
     Raises:
         ConfigError: another engine runs one of the streams.
     """
-    store = open_patiently(config.state, config.retry)
+    store = open_retrying(config.state, config.retry)
     try:
         _carry_out_pending(store, config)
         version, _ = store.read_shared(_DOCUMENT)

@@ -1,1 +1,1 @@
-"""Where tokens, intents, leases and schemas are kept."""
+"""The state store: tokens, intents, leases, schemas and plans of backfills."""

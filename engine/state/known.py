@@ -1,17 +1,17 @@
 """What a state store is known to have, so that it is noticed when it has less.
 
-A store's server can lose what it has acknowledged: it is emptied, evicts, goes over to a replica that lags, is
-restored from a backup. The record of each stream therefore counts its owners (the *epoch*) and its writes (the
-*revision*), and this side of the connection remembers both:
+A store's server can lose what it has acknowledged: it is emptied, evicts records, fails over to a lagging replica,
+or is restored from a backup. Each stream's record therefore counts its acquisitions (the *epoch*) and its writes
+(the *revision*), and the client remembers both:
 
-| the record as it is found | what that means |
+| the record found | meaning |
 |---|---|
-| there is none | lost; it is not made again by somebody who has known it |
-| a greater epoch than ours | another owner has taken the stream over |
-| a smaller one, or ours under another owner | an older record has come back: lost |
-| ours, a smaller revision | the last writes are lost; nobody else wrote since, so that we can put them back |
+| none | lost; a client that has known it does not create it again |
+| a greater epoch than ours | another owner has taken over the stream |
+| a smaller epoch, or ours with another owner | an older record has come back: lost |
+| our epoch, a smaller revision | the last writes are lost; only we have written since, so we can restore them |
 
-State: the greatest epoch seen of each stream; the records under leases of ours. Owner: the store.
+State: the greatest epoch seen of each stream; the records under our leases. Owner: the store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("headrace")
 
 
 class Held(Struct):
-    """A record under a lease of ours, as it was last acknowledged."""
+    """A record under one of our leases, as last acknowledged."""
 
     revision: int
     fields: dict[str, str]
@@ -44,66 +44,66 @@ class Known:
         self._held: dict[Lease, Held] = {}
 
     def epoch(self, stream: str) -> int:
-        """The least epoch that the stream's record must have; 0 when it may be new."""
+        """The minimum epoch of the stream's record; 0 if it may be new."""
         return self._epochs.get(stream, 0)
 
     def saw(self, stream: str, epoch: int) -> None:
-        """The stream's record has this epoch, whoever holds the lease."""
+        """Note the epoch of the stream's record, whoever holds the lease."""
         self._epochs[stream] = max(epoch, self.epoch(stream))
 
     def acquired(self, lease: Lease, raw: Mapping[str, str]) -> dict[str, str]:
-        """The lease is ours, and this is the record with the store's own fields; without them."""
+        """Note that the lease is ours; returns its record ``raw`` without the store's own fields."""
         self.saw(lease.stream, lease.epoch)
         fields = own_fields(raw)
         self._held[lease] = Held(int(raw.get(REVISION, "0")), fields)
         return fields
 
     def revision(self, lease: Lease) -> int | None:
-        """The record's last acknowledged write; None when the lease was acquired by way of another store."""
+        """The record's last acknowledged revision; None if the lease was acquired through another store object."""
         held = self._held.get(lease)
         return held.revision if held else None
 
     def fields_with(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str]) -> dict[str, str]:
-        """The whole record as a write makes it."""
+        """The whole record after a write."""
         fields = {**self._held[lease].fields, **put}
         return {name: value for name, value in fields.items() if name not in remove}
 
     def wrote(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str]) -> None:
-        """The store has acknowledged a write."""
+        """Note an acknowledged write."""
         if (held := self._held.get(lease)) is not None:
             held.revision, held.fields = held.revision + 1, self.fields_with(lease, put, remove)
 
-    def let_go(self, lease: Lease) -> None:
-        """The lease is ours no more."""
+    def dropped(self, lease: Lease) -> None:
+        """Note that the lease is no longer ours."""
         self._held.pop(lease, None)
 
     def forgot(self, streams: Collection[str]) -> None:
-        """These streams' records were removed on purpose."""
+        """Note that these streams' records were removed on purpose."""
         for stream in streams:
             self._epochs.pop(stream, None)
 
     def refusal(self, operation: str, lease: Lease, epoch: int, owner: str) -> HeadraceError:
-        """Why nothing may be done under the lease with a record of this epoch (0: there is none) and owner."""
+        """Why the lease is not valid for a record with this epoch (0: there is no record) and owner."""
         if epoch > lease.epoch:
-            return LeaseLostError(operation, f"{owner} has it since epoch {epoch}; ours was {lease.epoch}")
+            return LeaseLostError(operation, f"{owner} has held it since epoch {epoch}; ours was {lease.epoch}")
         return lost_record(operation, lease.stream, lease.epoch, epoch, owner if owner != lease.owner else "")
 
 
 def own_fields(raw: Mapping[str, str]) -> dict[str, str]:
-    """The record without the fields that are the store's own."""
+    """The record without the store's own fields."""
     return {name: value for name, value in raw.items() if not name.startswith("_")}
 
 
 def log_restored(stream: str) -> None:
-    """Tell people that the server has lost what it had acknowledged."""
-    what = "the state store had lost the last writes of a record; they are put back"
+    """Warn that the server has lost acknowledged writes, which are about to be written again."""
+    what = "the state store had lost the last writes of a record; restoring them"
     log.warning(what, extra={"fields": {"stream": stream}})
 
 
 def lost_record(operation: str, stream: str, known: int, found: int, owner: str = "") -> StateLostError:
-    """The record was at epoch ``known``, and is gone or an older one."""
+    """The error for a record that was at epoch ``known``, and is now gone or older."""
     if not found:
         return StateLostError(operation, f"the state store has lost its record of the stream {stream}")
     by = f", by {owner}" if owner else ""
-    cause = f"the state store has gone back to an older record of the stream {stream}"
+    cause = f"the state store has reverted to an older record of the stream {stream}"
     return StateLostError(operation, f"{cause}: it was at epoch {known} and is now at {found}{by}")

@@ -1,4 +1,4 @@
-"""Leases of owners that have died: who comes after them need not wait until the lease expires."""
+"""Leases of dead owners: their successors need not wait for the lease to expire."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("headrace")
 
 
 def take(store: StateStore, stream: str, owner: str, ttl_s: float) -> Acquired | HeldElsewhere:
-    """The stream's lease for ``ttl_s`` seconds: if it is free, or its holder is certainly dead.
+    """Acquire the stream's lease for ``ttl_s`` seconds if it is free or its holder is certainly dead.
 
     Raises:
         StateLostError, TransientError: as ``StateStore.acquire``.
@@ -19,7 +19,7 @@ def take(store: StateStore, stream: str, owner: str, ttl_s: float) -> Acquired |
     found = store.acquire(stream, owner, ttl_s)
     if isinstance(found, Acquired) or not is_certainly_dead(found.holder):
         return found
-    # Named, so that an owner who came in between keeps it.
+    # By name, so that another owner who took it in between keeps it.
     taken = store.acquire(stream, owner, ttl_s, replacing=found.holder)
     if isinstance(taken, Acquired):
         log.info("took over from a dead engine", extra={"fields": {"stream": stream, "holder": found.holder}})

@@ -1,6 +1,6 @@
-"""A state store for those who may wait: each call is made again while the store is away, within the budget.
+"""Opening the configured state store; for callers that may wait, with retries while it is away.
 
-Not for the supervisor's loop, which has a thread for that (``worker``).
+The supervisor's loop must not wait, and has a thread for its calls (``thread``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from engine.retries import retrying
 from engine.state.seam import StateStore
 
 
-class _Patient:
-    """A store's methods, with retries: whether the attempt before had come through does not matter to them."""
+class _Retrying:
+    """A store's methods with retries, which they allow whether or not the failed attempt took effect."""
 
     def __init__(self, config: StateConfig, retry: RetryConfig) -> None:
         self._store = open_store(config)
@@ -24,16 +24,17 @@ class _Patient:
         return partial(self._retry, getattr(self._store, name))
 
 
-def open_patiently(config: StateConfig, retry: RetryConfig) -> StateStore:
-    """The store that ``state.url`` names, for one thread."""
-    return cast(StateStore, _Patient(config, retry))
+def open_retrying(config: StateConfig, retry: RetryConfig) -> StateStore:
+    """The store that ``state.url`` names, with retries within the budget; for use by one thread."""
+    return cast(StateStore, _Retrying(config, retry))
 
 
 def open_store(config: StateConfig, *, read_only: bool = False) -> StateStore:
-    """The store that ``state.url`` names. The connection is made by its first use.
+    """The store that ``state.url`` names; it connects on first use.
 
     Args:
-        read_only: it is only looked at (or checked), and not made where there is none: ``NoStateError`` then.
+        read_only: only for reading or checking. A missing SQLite file is not created: reading it raises
+            ``NoStateError``.
     """
     if config.url.startswith("sqlite:"):
         from engine.state.sqlite import SqliteStore

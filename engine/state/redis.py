@@ -1,10 +1,10 @@
-"""The state store in Redis (or Valkey): single, TLS, ACL users, Sentinel.
+"""The state store in Redis (or Valkey): a single server or Sentinel, with TLS and ACL users.
 
-Every change is one Lua script, so that the check of the epoch and the write are one step. A stream's keys
-share a hash tag. Leases expire by the server's clock.
+A change under a lease is one Lua script, so that checking the epoch and writing are one atomic step. A stream's
+keys share a hash tag. Leases expire by the server's clock.
 
-Redis replicates asynchronously: an acknowledged write can be lost in a failover. ``state.replicas`` makes
-each write wait until so many replicas have it (``WAIT``), which narrows that.
+Redis replicates asynchronously: an acknowledged write can be lost in a failover. ``state.replicas`` makes each
+write wait until that many replicas have it (``WAIT``), which makes this less likely.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from engine.state.seam import Acquired, HeldElsewhere, Lease
 
 TIMEOUT_S = 5.0
 WAIT_TIMEOUT_MS = 5000
-_A_DECADE_MS = 10 * 365 * 86_400_000
+_TEN_YEARS_MS = 10 * 365 * 86_400_000
 _DONE, _BEHIND = 1, 2
 _T = TypeVar("_T")
 
 log = logging.getLogger("headrace")
 
-# KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms, least epoch.
-# Replies: -1, epoch: older than that. 0, epoch, holder, ms left: held. 1, epoch, record: ours.
+# KEYS: lease, record. ARGV: owner, lease ttl in ms, owner to replace, record ttl in ms, minimum epoch.
+# Replies: -1, epoch: below the minimum. 0, epoch, holder, ms left: held. 1, epoch, record: ours.
 _ACQUIRE = """
 local epoch = tonumber(redis.call('HGET', KEYS[2], '_epoch') or '0')
 if epoch < tonumber(ARGV[5]) then
@@ -54,7 +54,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {1, epoch + 1, redis.call('HGETALL', KEYS[2])}
 """
-# Of every script that is fenced. ARGV: owner, epoch, record ttl in ms, the revision that we know, or nothing, ...
+# The start of every fenced script. ARGV: owner, epoch, record ttl in ms, the revision that we know or "", ...
 # Replies: 0, epoch, owner: not ours. 1: done. 2: nothing written, the record lacks writes of ours.
 _FENCE = """
 local epoch, owner, revision = unpack(redis.call('HMGET', KEYS[2], '_epoch', '_owner', '_revision'))
@@ -81,8 +81,8 @@ return {1}
 """
 )
 # ARGV: ..., 1 for the whole record, number of pairs, name, value, ..., name, ...
-# A write of which no answer came is made again, and may reach the server long after those that followed: that
-# one counts as done. Each writes, even what is there, so that WAIT has something to wait for.
+# A write whose answer was lost is repeated, and its first attempt may reach the server long after later writes: it
+# then counts as done. Every write writes, even what is already there, so that WAIT has something to wait for.
 _WRITE = (
     _FENCE
     + """
@@ -111,7 +111,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return {1}
 """
 )
-# KEYS: document. ARGV: version, text. What is there already was written by an attempt whose answer was lost.
+# KEYS: document. ARGV: version, text. If the same is already there, an attempt whose answer was lost wrote it.
 _WRITE_SHARED = """
 local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 local written = version == tonumber(ARGV[1]) and redis.call('HGET', KEYS[1], 'text') == ARGV[2]
@@ -150,7 +150,7 @@ class RedisStore:
         if code < 0:
             raise lost_record(operation, stream, known, epoch)
         if is_new and epoch > 1:
-            self._make_index()
+            self._rebuild_index()
         if code == 0:
             self._known.saw(stream, epoch)
             return HeldElsewhere(rest[0], max(rest[1], 0) / 1000)
@@ -161,15 +161,15 @@ class RedisStore:
         """Keep the lease for ``ttl_s`` more seconds."""
         operation = f"renew the lease of {lease.stream}"
         if self._change(operation, lambda batch: batch.sadd(self._index, lease.stream)) == [1]:
-            self._make_index()
+            self._rebuild_index()
         if self._fenced(operation, _RENEW, lease, int(ttl_s * 1000)) == _BEHIND:
             self._restore(operation, lease, {}, ())
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back; nothing happens when it is another's."""
+        """Give the lease back; does nothing if it is no longer ours."""
         with suppress(LeaseLostError):
             self._fenced(f"release the lease of {lease.stream}", _RELEASE, lease)
-        self._known.let_go(lease)
+        self._known.dropped(lease)
 
     def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove fields in one atomic step."""
@@ -178,7 +178,7 @@ class RedisStore:
             self._restore(operation, lease, put, remove)
 
     def _restore(self, operation: str, lease: Lease, put: Mapping[str, str], remove: Sequence[str]) -> None:
-        """Write the whole record, of which the server has lost something; nobody else has written it since."""
+        """Write the whole record after the server has lost part of it; no other owner has written it since."""
         log_restored(lease.stream)
         self._write(operation, lease, self._known.fields_with(lease, put, remove), remove, whole=True)
 
@@ -192,10 +192,10 @@ class RedisStore:
         return code
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
-        """Every stream's fields and the present holder of its lease."""
+        """Every stream's fields and the current holder of its lease."""
 
         def act(client: redis.Redis) -> Any:
-            names = sorted(cast("set[str]", client.smembers(self._index)) or self._make_index())
+            names = sorted(cast("set[str]", client.smembers(self._index)) or self._rebuild_index())
             with client.pipeline(transaction=False) as batch:
                 for stream in names:
                     lease, record = self._keys(stream)
@@ -207,10 +207,10 @@ class RedisStore:
         return self._run("read the state", act)  # type: ignore[no-any-return]
 
     def forget(self, streams: Collection[str]) -> None:
-        """Remove the records and leases of these streams, where there are any."""
+        """Remove the records and leases of these streams, if any."""
 
         def ask(batch: Pipeline) -> None:
-            # Each by a command of its own: a cluster refuses keys of several slots in one.
+            # One command each: a cluster refuses a command with keys in several slots.
             for stream in streams:
                 batch.delete(*self._keys(stream))
             batch.srem(self._index, *streams)
@@ -225,7 +225,7 @@ class RedisStore:
         return int(version or 0), text or ""
 
     def write_shared(self, name: str, version: int, text: str) -> bool:
-        """Store ``text`` as ``version``, if the present version is the one before."""
+        """Store ``text`` as ``version`` if the current version is the one before; whether it is stored now."""
 
         def ask(batch: Pipeline) -> None:
             batch.eval(_WRITE_SHARED, 1, self._shared(name), version, text)
@@ -234,25 +234,25 @@ class RedisStore:
         return bool(written)
 
     def check(self) -> list[str]:
-        """Do what a run does, with a record of our own that is then removed; what is doubtful about the server."""
+        """Do what a run does, with a temporary record; returns warnings about the server's settings."""
         stream = f"check~{uuid.uuid4().hex}"
         try:
             found = self.acquire(stream, this_owner(), TIMEOUT_S)
-            assert isinstance(found, Acquired), "nobody else has this name"
+            assert isinstance(found, Acquired), "the name is unique"
             self.write(found.lease, {"checked": "1"})
             self.renew(found.lease, TIMEOUT_S)
             self.read_all()
             self.read_shared(stream)
             self.release(found.lease)
         except HeadraceError:
-            with suppress(HeadraceError):  # the first one tells
+            with suppress(HeadraceError):  # the first error is the one to raise
                 self.forget([stream])
             raise
         self.forget([stream])
-        return self._doubts()
+        return self._warnings()
 
-    def _doubts(self) -> list[str]:
-        """What may lose writes that the server has acknowledged, as far as it may be asked."""
+    def _warnings(self) -> list[str]:
+        """Settings of the server that can lose acknowledged writes, as far as we are allowed to read them."""
 
         def act(client: redis.Redis) -> Any:
             try:
@@ -260,18 +260,18 @@ class RedisStore:
             except redis.ResponseError as error:
                 return str(error)
 
-        info = self._run("ask the state store how it keeps its data", act)
+        info = self._run("read the state store's settings", act)
         if isinstance(info, str):
-            return [f"it does not say how it keeps its data ({info}): see to appendonly and maxmemory-policy"]
+            return [f"its settings cannot be read ({info}): check appendonly and maxmemory-policy yourself"]
         found = []
         if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
             found.append(f"its maxmemory-policy is {policy}, which may evict records: set it to noeviction")
         if not info.get("aof_enabled", 1):
-            found.append("its appendonly is no: what it has acknowledged is lost with it. Set appendonly yes")
+            found.append("its appendonly is no: a crash loses writes that it has acknowledged. Set appendonly yes")
         return found
 
     def close(self) -> None:
-        """Close the connections: a client closes its own, and not those by which it asked the sentinels."""
+        """Close the connections, including those to the Sentinels, which the client does not close itself."""
         if self._client is not None:
             manager = getattr(self._client.connection_pool, "sentinel_manager", None)
             for each in (self._client, *(manager.sentinels if manager else ())):
@@ -279,8 +279,8 @@ class RedisStore:
             self._client = None
 
     def _record_ttl_ms(self, stream: str) -> int:
-        """A split that has been read must be known as long as its backfill lasts, which removes it at the end."""
-        return _A_DECADE_MS if is_split(stream) else self._ttl_ms
+        """A finished split must stay known for as long as its backfill lasts, which removes it at the end."""
+        return _TEN_YEARS_MS if is_split(stream) else self._ttl_ms
 
     def _keys(self, stream: str) -> tuple[str, str]:
         base = f"{self._prefix}:{{{stream}}}"
@@ -290,10 +290,10 @@ class RedisStore:
         return f"{self._prefix}:{{{name}}}:shared"
 
     def _fenced(self, operation: str, script: str, lease: Lease, *arguments: str | int) -> int:
-        """Run a script under the lease; ``_DONE`` or ``_BEHIND``.
+        """Run a script under the lease; returns ``_DONE`` or ``_BEHIND``.
 
         Raises:
-            LeaseLostError, StateLostError: the record is not ours any more.
+            LeaseLostError, StateLostError: the record is no longer ours.
         """
         known = self._known.revision(lease)
         fence = (lease.owner, lease.epoch, self._record_ttl_ms(lease.stream), "" if known is None else known)
@@ -301,15 +301,15 @@ class RedisStore:
             operation, lambda batch: batch.eval(script, 2, *self._keys(lease.stream), *fence, *arguments)
         )
         if not code:
-            self._known.let_go(lease)
+            self._known.dropped(lease)
             raise self._known.refusal(operation, lease, *found)
         return int(code)
 
-    def _make_index(self) -> list[str]:
-        """The streams that have a record, by looking at all keys; they are listed anew.
+    def _rebuild_index(self) -> list[str]:
+        """The streams that have a record, found by scanning all keys; unless read-only, the list is rebuilt.
 
-        The list is a key that is seldom read: what evicts takes it before the records. Without it nobody would
-        know what earlier streams have covered.
+        The list is a key that is seldom read, so eviction takes it before the records. Without it, what earlier
+        streams have covered would be unknown.
         """
 
         def act(client: redis.Redis) -> list[str]:
@@ -317,17 +317,17 @@ class RedisStore:
             found = client.scan_iter(f"{_escaped(beginning)}*{end}", count=1000)
             return [key.removeprefix(beginning).removesuffix(end) for key in found]
 
-        operation = "list the streams anew"
+        operation = "rebuild the list of streams"
         streams: list[str] = self._run(operation, act)
         if streams and not self._read_only:
             self._change(operation, lambda batch: batch.sadd(self._index, *streams))
-            log.warning("the state store had lost its list of streams; it is made anew")
+            log.warning("the state store had lost its list of streams; it has been rebuilt")
         return streams
 
     def _change(self, operation: str, ask: Callable[[Pipeline], object]) -> list[Any]:
-        """The replies to what ``ask`` asks for, once enough replicas have it.
+        """The replies to the commands that ``ask`` queues, once enough replicas have executed them.
 
-        All of it goes through one connection: ``WAIT`` speaks of what was written through its own.
+        All of them use one connection: ``WAIT`` covers only what was written through its own.
         """
 
         def act(client: redis.Redis) -> list[Any]:
@@ -335,16 +335,16 @@ class RedisStore:
                 ask(batch)
                 if self._config.replicas:
                     batch.wait(self._config.replicas, WAIT_TIMEOUT_MS)
-                return batch.execute(raise_on_error=False)  # it would put the script into the error's text
+                return batch.execute(raise_on_error=False)  # raising would put the script into the error's text
 
         replies: list[Any] = self._run(operation, act)
         if self._config.replicas and (acknowledged := replies.pop()) < self._config.replicas:
             cause = f"{acknowledged} of {self._config.replicas} replicas have it"
-            raise TransientError(operation, cause, "Are the replicas up? state.replicas says how many.")
+            raise TransientError(operation, cause, "Are the replicas up? state.replicas is the number required.")
         return replies
 
     def _run(self, operation: str, act: Callable[[redis.Redis], _T]) -> Any:
-        """``act`` on the connection, the library's errors translated."""
+        """Call ``act`` with the connection, and translate the library's errors."""
         try:
             if self._client is None:
                 self._client = _connect(self._config)
@@ -360,7 +360,7 @@ class RedisStore:
 
 
 def _escaped(text: str) -> str:
-    """``text`` in a pattern of Redis."""
+    """``text`` escaped for a glob pattern of Redis."""
     return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
 
 
@@ -369,7 +369,7 @@ def _connect(config: StateConfig) -> redis.Redis:
         "decode_responses": True,
         "socket_timeout": TIMEOUT_S + WAIT_TIMEOUT_MS / 1000,
         "socket_connect_timeout": TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 0),  # retrying is the caller's, who counts
+        "retry": Retry(NoBackoff(), 0),  # the caller retries, and counts its attempts
     }
     if "+sentinel" in config.url.split("://")[0]:
         return _connect_sentinel(config.url, common)
@@ -388,7 +388,7 @@ def _connect_sentinel(url: str, common: dict[str, Any]) -> redis.Redis:
     try:
         addresses = [(host, int(port or 26379)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))]
         for host, _ in addresses:
-            host.encode("idna")  # which connecting does, and raises no error of the library
+            host.encode("idna")  # so does connecting, whose UnicodeError would not be one of the library's
         login = {
             "username": unquote(user.partition(":")[0]) or None,
             "password": unquote(user.partition(":")[2]) or None,

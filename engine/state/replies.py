@@ -1,7 +1,7 @@
 """What a Redis server's errors mean, and what to do about each.
 
-What is known to be a matter of configuration is told at once; everything else may pass: a server that is out of
-memory, fails over, loads or cannot save says so in an error reply, and is well again when that is over.
+Errors known to be a matter of configuration are raised as such; all others are worth a retry: a server that is out
+of memory, failing over, loading or unable to save says so in an error reply, and recovers afterwards.
 """
 
 from __future__ import annotations
@@ -13,34 +13,38 @@ from redis import exceptions
 
 from engine.errors import ConfigError, HeadraceError, TransientError
 
-_RIGHTS = "Check the user and the password in state.url, and their rights."
-_VERSION = "Is state.url a Redis 6 or later (or Valkey) that allows Lua scripts?"
-_AWAY = "Is the state store up, and state.url right?"
-# What the library says of a connection that cannot be made; the first that fits.
+_RIGHTS = "Check the user and the password in state.url, and the user's rights."
+_VERSION = "Is the server Redis 6 or later (or Valkey), and does it allow Lua scripts?"
+_AWAY = "Is the state store up, and is state.url right?"
+# What the library says of a failed connection, and the remedy for it; the first match counts.
 _UNREACHABLE = (
     (
         "not known|name resolution|nodename nor servname|No address associated",
-        "Its name cannot be resolved: check the host in state.url, and this machine's DNS.",
+        "The name cannot be resolved: check the host in state.url, and this machine's DNS.",
     ),
     (
         "certificate",
-        "Its certificate is not trusted here: name its authority by ssl_ca_certs in state.url, and the server by "
-        "a name that is in the certificate.",
+        "The server's certificate is not trusted: set its CA by ssl_ca_certs in state.url, and address the server "
+        "by a name that is in the certificate.",
     ),
-    ("SSL|TLS", "Does it speak TLS? rediss:// is with TLS, redis:// without."),
+    ("SSL|TLS", "Does the server use TLS? rediss:// is with TLS, redis:// without."),
     (
         "[Tt]imeout|timed out",
-        "It does not answer in time: is a firewall between, is it overloaded, or does it not speak TLS (rediss://)?",
+        "The server does not answer in time: is a firewall in the way, is it overloaded, or does it not use TLS "
+        "(rediss://)?",
     ),
-    ("closed by server|reset by peer", "It hung up: is it up, and does it want TLS (rediss://)?"),
+    (
+        "closed by server|reset by peer",
+        "The server closed the connection: is it up, and does it require TLS (rediss://)?",
+    ),
     (
         "MasterNotFound|No master found",
-        "Do the Sentinels in state.url know the service, and see its primary?",
+        "Do the Sentinels in state.url know the service, and can they reach its primary?",
     ),
 )
-_CLUSTER = "Name one server, or a Sentinel: of a cluster, one that has all slots."
+_CLUSTER = "Name a single server or Sentinels in state.url; a cluster works only if one server has all slots."
 
-# The library takes the code off the text of these.
+# The library strips the code from the text of these.
 _CODES: dict[type[redis.RedisError], str] = {
     exceptions.AuthenticationError: "WRONGPASS",
     exceptions.AuthorizationError: "NOPERM",
@@ -56,31 +60,31 @@ _CODES: dict[type[redis.RedisError], str] = {
     exceptions.AskError: "MOVED",  # MovedError is one too
     exceptions.ClusterCrossSlotError: "CROSSSLOT",
 }
-# The last is what a script meets inside.
+# The last is how a script reports a command that is denied.
 _DENIED = {"NOAUTH", "WRONGPASS", "NOPERM", "has no permissions"}
 _CONFIGURATION = {
     "MOVED": _CLUSTER,
     "ASK": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
-    "WRONGTYPE": "Something else uses the keys of state.prefix: choose another one.",
+    "WRONGTYPE": "Something else uses keys with state.prefix: choose another prefix.",
     "NOPROTO": _VERSION,
-    "DENIED": "It is in protected mode: give it a password, or let it listen on an address of this machine only.",
+    "DENIED": "The server is in protected mode: set a password, or let it listen on a local address only.",
     "unknown command": _VERSION,
     "wrong number of arguments": _VERSION,
-    "DB index": "Check the database's number at the end of state.url.",
-    "not allowed in cluster mode": "A cluster has the database 0 only.",
-    "without any password configured": "The server has no password: take it out of state.url.",
+    "DB index": "Check the database number at the end of state.url.",
+    "not allowed in cluster mode": "A cluster has only database 0: name it in state.url, or none.",
+    "without any password configured": "The server has no password: remove it from state.url.",
 }
 _PASSING = {
-    "OOM": "The state store is out of memory: raise its maxmemory, or free some; it must never evict.",
-    "MISCONF": "The state store cannot save to its disk: see to its space and rights, and to the server's log.",
+    "OOM": "The state store is out of memory: raise its maxmemory, or free some memory; it must never evict.",
+    "MISCONF": "The state store cannot save to its disk: check free space, permissions and the server's log.",
     "NOREPLICAS": "Bring the state store's replicas back, or lower its min-replicas-to-write.",
-    "READONLY": "It is a replica now, perhaps after a failover: state.url must lead to the primary.",
-    "MASTERDOWN": "It is a replica without its primary: state.url must lead to the primary.",
-    "LOADING": "It is loading its data: this passes.",
-    "BUSY": "A script has been running there for long: wait for it, or end it with SCRIPT KILL.",
+    "READONLY": "The server is a replica now, perhaps after a failover: state.url must lead to the primary.",
+    "MASTERDOWN": "The server is a replica that has lost its primary: state.url must lead to the primary.",
+    "LOADING": "The state store is loading its data: this passes by itself.",
+    "BUSY": "A script has been running there for a long time: wait for it, or end it with SCRIPT KILL.",
     "CLUSTERDOWN": "The cluster does not serve all of its slots: see CLUSTER INFO.",
-    "TRYAGAIN": "The cluster is moving this slot: this passes.",
+    "TRYAGAIN": "The cluster is moving this slot: this passes by itself.",
     "max number of clients reached": "Raise the state store's maxclients, or close some of its clients.",
 }
 _WORDS = re.compile("|".join(rf"(?<![\w]){word}(?![\w])" for word in (*_DENIED, *_CONFIGURATION, *_PASSING)))
@@ -91,15 +95,15 @@ def translated(operation: str, where: str, error: redis.RedisError, *, worked: b
 
     Args:
         where: the server, without its password.
-        worked: whether the server has ever done what it was asked: a password that is refused then has been
-            changed, and may be changed back or put right there.
+        worked: whether the server has accepted a command before: a password that it refuses now has been changed,
+            and may be changed back or corrected on the server.
     """
     word = _word(error)
     code = "" if not word or word in str(error) else f"{word} "
     cause = f"{where}: {code}{error}"
     if word in _DENIED:
         if worked:
-            return TransientError(operation, cause, f"It worked before: has it been changed? {_RIGHTS}")
+            return TransientError(operation, cause, f"They worked before: have they been changed? {_RIGHTS}")
         return ConfigError(operation, cause, _RIGHTS)
     if word in _CONFIGURATION:
         return ConfigError(operation, cause, _CONFIGURATION[word])
@@ -109,15 +113,14 @@ def translated(operation: str, where: str, error: redis.RedisError, *, worked: b
         remedies = (remedy for words, remedy in _UNREACHABLE if re.search(words, str(error)))
         return TransientError(operation, cause, next(remedies, _AWAY))
     if isinstance(error, redis.ResponseError):
-        return TransientError(operation, cause, "The state store's own log may tell more.")
+        return TransientError(operation, cause, "The state store's own log may say more.")
     return ConfigError(operation, cause, _VERSION)
 
 
 def _word(error: redis.RedisError) -> str:
-    """What tells which error it is: the reply's code, or words of an ``ERR``; empty for none that is known.
+    """What identifies the error: the reply's code, or words of an ``ERR``; empty if unknown.
 
-    Servers before version 7 put a script's error into the middle of one of their own, so that it is looked for
-    anywhere in the text.
+    Servers before version 7 embed a script's error in one of their own, so the whole text is searched.
     """
     if (code := next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")) != "":
         return code

@@ -1,4 +1,4 @@
-"""Compare and swap of the shared documents: the schemas, the plans and list of backfills, the handover."""
+"""Compare-and-swap of the shared documents: schemas, the plans and the list of backfills, the handover."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 from engine.errors import TransientError
 from engine.state.seam import StateStore
 
-# An attempt that loses is one that another engine won, and each engine changes a document only a few times.
+# An attempt fails only if another engine's succeeds, and each engine changes a document only a few times.
 MAX_ATTEMPTS = 100
 
 
 def amend(store: StateStore, name: str, change: Callable[[int, str], str | None]) -> tuple[int, str]:
-    """Change a shared document by what it says; its version and text as they stand afterwards.
+    """Change a shared document; returns its version and text afterwards.
 
     Args:
-        change: is given the present version and text (``(0, "")`` when there is no document), and returns the
-            text of the next version; None to leave the document as it is. It is called again whenever another
+        change: takes the current version and text (``(0, "")`` if there is no document), and returns the text
+            of the next version, or None to leave the document as it is. It is called again whenever another
             engine was faster, and may raise.
 
     Raises:
-        StateLostError, TransientError, ConfigError: as the methods of ``StateStore``.
+        StateLostError, TransientError, ConfigError: from the methods of ``StateStore``.
         TransientError: another engine was faster ``MAX_ATTEMPTS`` times in a row.
     """
     for _ in range(MAX_ATTEMPTS):

@@ -1,7 +1,7 @@
 """The embedded state store: one SQLite file, for engines on one machine.
 
-Leases expire by the machine's wall clock. Writes are fenced inside the transaction that makes them, and are
-on disk when they return (WAL with ``synchronous=FULL``), in the file that the path then leads to.
+Leases expire by the machine's wall clock. Writes are fenced inside their own transaction. When they return, they
+are on disk (WAL with ``synchronous=FULL``), in the file that the path leads to at that moment.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _HELD = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 _DISK = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM")
 _REFUSED = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")
-_WRITABLE = "Free space on its disk, and see to it that this user can write the file and its directory."
+_WRITABLE = "Free space on its disk, and make sure that this user can write the file and its directory."
 _RESTORE = (
-    "Stop every engine, then put the file back, or a copy made by SQLite's own backup; nothing else may touch it. "
-    "The footers of the newest objects tell where the lake stands."
+    "Stop every engine, then restore the file, or a copy made by SQLite's own backup; nothing else may touch it. "
+    "The footers of the newest objects show the position of the lake."
 )
 
 _TABLES = """
@@ -56,13 +56,13 @@ class SqliteStore:
     def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
         self._read_only = read_only
         parts = urlsplit(config.url)
-        # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy has made it common
+        # sqlite:///relative.db and sqlite:////absolute.db, as in SQLAlchemy
         self._path = Path(unquote(parts.netloc + parts.path.removeprefix("/")))
         self._prefix = f"{config.prefix}:"
-        self._log_path = self._path.with_name(f"{self._path.name}-wal")
+        self._wal_path = self._path.with_name(f"{self._path.name}-wal")
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._log: tuple[int, int] | None = None
+        self._wal: tuple[int, int] | None = None
         self._known = Known()
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
@@ -91,13 +91,13 @@ class SqliteStore:
             self.write(lease, {})
 
     def release(self, lease: Lease) -> None:
-        """Give the lease back; nothing happens when it is another's."""
+        """Give the lease back; does nothing if it is no longer ours."""
         with (
             suppress(LeaseLostError),
             self._fenced(lease, f"release the lease of {lease.stream}") as (db, name, _),
         ):
             db.execute("UPDATE leases SET expires_at = 0 WHERE stream = ?", (name,))
-        self._known.let_go(lease)
+        self._known.dropped(lease)
 
     def write(self, lease: Lease, put: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove fields in one atomic, durable step."""
@@ -105,7 +105,7 @@ class SqliteStore:
         with self._fenced(lease, f"write the record of {lease.stream}") as (db, name, revision):
             items = put
             if known is not None and revision < known:
-                log_restored(lease.stream)  # nobody else has written it since
+                log_restored(lease.stream)  # no other owner has written it since
                 items = self._known.fields_with(lease, put, remove)
                 db.execute("DELETE FROM fields WHERE stream = ?", (name,))
             own = {REVISION: str((revision if known is None else known) + 1)}
@@ -115,7 +115,7 @@ class SqliteStore:
         self._known.wrote(lease, put, remove)
 
     def read_all(self) -> dict[str, tuple[dict[str, str], str]]:
-        """Every stream's fields and the present holder of its lease."""
+        """Every stream's fields and the current holder of its lease."""
         with self._transaction("read the state") as db:
             leases = db.execute("SELECT stream, owner, expires_at FROM leases ORDER BY stream").fetchall()
             rows = db.execute("SELECT stream, name, value FROM fields").fetchall()
@@ -131,7 +131,7 @@ class SqliteStore:
         return found
 
     def forget(self, streams: Collection[str]) -> None:
-        """Remove the records and leases of these streams, where there are any."""
+        """Remove the records and leases of these streams, if any."""
         with self._transaction(f"forget {len(streams)} streams") as db:
             for table in ("leases", "fields"):
                 names = ((self._prefix + stream,) for stream in streams)
@@ -146,17 +146,17 @@ class SqliteStore:
         return row or (0, "")
 
     def write_shared(self, name: str, version: int, text: str) -> bool:
-        """Store ``text`` as ``version``, if the present version is the one before."""
+        """Store ``text`` as ``version`` if the current version is the one before; whether it is stored now."""
         with self._transaction(f"write {name}") as db:
             key = self._prefix + name
             row = db.execute("SELECT version, value FROM shared WHERE name = ?", (key,)).fetchone() or (0, "")
             if row[0] != version - 1:
-                return bool(row == (version, text))  # by an attempt of which no answer came
+                return bool(row == (version, text))  # by an attempt whose outcome was unknown
             db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
         return True
 
     def check(self) -> list[str]:
-        """Make sure that the file can be written, or made; nothing is changed."""
+        """Check that the file can be written, or created; nothing is changed, and there are no warnings."""
         operation = "write the state"
         if not self._path.exists():
             self._refuse_directory(operation)
@@ -172,12 +172,12 @@ class SqliteStore:
         return []
 
     def _refuse_directory(self, operation: str) -> None:
-        """Raises ``ConfigError`` when the file cannot be made in its directory."""
+        """Raise ``ConfigError`` if the file cannot be created in its directory."""
         directory = self._path.absolute().parent
         if not directory.is_dir():
-            raise ConfigError(operation, f"there is no directory {directory}", "Make it, or correct state.url.")
+            raise ConfigError(operation, f"there is no directory {directory}", "Create it, or correct state.url.")
         if not os.access(directory, os.W_OK | os.X_OK):
-            remedy = "Let the engine's user write there, or name another place in state.url."
+            remedy = "Let the engine's user write there, or correct state.url."
             raise ConfigError(operation, f"{directory} cannot be written", remedy)
 
     def _uri(self, mode: str) -> str:
@@ -194,13 +194,13 @@ class SqliteStore:
         """A transaction under the lease: the connection, the stream's name there, the record's revision.
 
         Raises:
-            LeaseLostError, StateLostError: the record is not ours any more.
+            LeaseLostError, StateLostError: the record is no longer ours.
         """
         name = self._prefix + lease.stream
         with self._transaction(operation) as db:
             row = db.execute("SELECT epoch, owner FROM leases WHERE stream = ?", (name,)).fetchone()
             if row != (lease.epoch, lease.owner):
-                self._known.let_go(lease)
+                self._known.dropped(lease)
                 raise self._known.refusal(operation, lease, *(row or (0, "")))
             found = db.execute(
                 "SELECT value FROM fields WHERE stream = ? AND name = ?", (name, REVISION)
@@ -209,7 +209,7 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self, operation: str) -> Iterator[sqlite3.Connection]:
-        """An immediate transaction; the library's errors leave it as ours."""
+        """A transaction, immediate unless the store is read-only; the library's errors are raised as ours."""
         try:
             db = self._connect(operation)
             db.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
@@ -217,20 +217,20 @@ class SqliteStore:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # some errors have ended it
+                if db.in_transaction:  # some errors have already ended it
                     db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             if self._connection is not None and self._connection.in_transaction:
                 self.close()
             raise self._translated(operation, error) from error
-        # What was committed counts when it is in the file that others would open.
+        # A commit counts only if it is in the file that others would open.
         self._refuse_other_file(operation)
 
     def _connect(self, operation: str) -> sqlite3.Connection:
         if self._connection is None and self._read_only:
             self._connection = self._look(operation)
-            self._file, self._log = _identity(self._path), _identity(self._log_path)
+            self._file, self._wal = _identity(self._path), _identity(self._wal_path)
         if self._connection is None:
             if self._file:
                 self._refuse_other_file(operation)
@@ -245,20 +245,20 @@ class SqliteStore:
                 connection.close()
                 raise
             self._connection = connection
-            self._file, self._log = _identity(self._path), _identity(self._log_path)
+            self._file, self._wal = _identity(self._path), _identity(self._wal_path)
         return self._connection
 
     def _look(self, operation: str) -> sqlite3.Connection:
-        """The file as it is, which must hold a state; nothing is made, not even beside it.
+        """Open an existing file, which must hold a state; nothing is created, not even beside it.
 
-        Without a log nobody writes, and the file is all there is; SQLite would make an empty log beside it, unless
-        it is told that the file does not change.
+        Without a write-ahead log there is no writer, and the file is complete. SQLite would create an empty log
+        beside it unless told that the file does not change (``immutable``).
         """
         where = self._path.absolute()
-        remedy = "The first run makes it. A relative path in state.url counts from the working directory."
+        remedy = "The first run creates it. A relative path in state.url starts at the working directory."
         if not self._path.exists():
             raise NoStateError(operation, f"there is no state yet at {where}", remedy)
-        mode = "ro" if self._log_path.exists() else "ro&immutable=1"
+        mode = "ro" if self._wal_path.exists() else "ro&immutable=1"
         connection = sqlite3.connect(
             self._uri(mode), BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True
         )
@@ -273,9 +273,9 @@ class SqliteStore:
         return connection
 
     def _refuse_other_file(self, operation: str) -> None:
-        """Raises ``StateLostError`` when the path, or its log's, does not lead to what was opened."""
+        """Raise ``StateLostError`` if the file or its write-ahead log is no longer the one that was opened."""
         opened = self._connection is not None
-        for path, known in ((self._path, self._file), (self._log_path, self._log if opened else None)):
+        for path, known in ((self._path, self._file), (self._wal_path, self._wal if opened else None)):
             try:
                 found = _identity(path)
             except OSError as error:
@@ -295,19 +295,21 @@ class SqliteStore:
             except HeadraceError as found:
                 return found
         if name.startswith(_HELD):
-            return TransientError(operation, cause, "Another process is at work on the file, and has it locked.")
+            return TransientError(
+                operation, cause, "Another process is using the file and has it locked: find and end it."
+            )
         if name.startswith(_DISK) or (worked and name.startswith(_REFUSED)):
             return TransientError(operation, cause, _WRITABLE)
         if worked and (name.startswith(_DAMAGED) or "no such table" in str(error)):
-            return StateLostError(operation, f"{cause}, which was well before", _RESTORE)
+            return StateLostError(operation, f"{cause}; the file was intact before", _RESTORE)
         if isinstance(error, sqlite3.OperationalError):
             remedy = "state.url must name a file that this user can create and write."
             return ConfigError(operation, cause, remedy)
-        return ConfigError(operation, cause, "Is it a SQLite file? If it was the state, restore its newest copy.")
+        return ConfigError(operation, cause, "Is it a SQLite file? If it held the state, restore the newest copy.")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None for none."""
+    """The file's device and inode; None if there is no file."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,10 +1,9 @@
 """The thread that talks to the state store, so that the supervisor's loop never waits for it.
 
-State: the store's connection, our leases, the queue of operations, and what keeps the thread waiting. Owner: the
-thread. Operations are performed one after the other, in the order in which they were asked for, and answered in
-that order: an intent is durable before what was asked for after it. Nothing is decided here. While the store is
-away, the queue stands; that is how the data path pauses. When there has been nothing to do for a while, the
-store is asked something, to find out whether it answers.
+State: the store's connection, our leases, the queue of operations, and how the latest attempt is going. Owner: the
+thread. Operations are performed one at a time, in the order of the requests, and answered in that order: an intent
+is durable before anything requested after it. Nothing is decided here. While the store is away, the queue waits;
+that is how the data path pauses. When idle for a while, the thread probes whether the store answers.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from engine.state.shared import amend
 
 log = logging.getLogger("headrace")
 PROBE_EVERY_S = 3.0
-_PROBE = "probe"  # a document that nobody writes
+_PROBE = "probe"  # a document that is never written
 _POINTS: dict[WriteKind, tuple[Point, Point]] = {
     "intent": ("before_intent", "after_intent"),
     "commit": ("before_commit", "after_commit"),
@@ -54,11 +53,11 @@ class StateThread:
     """Performs operations on a state store in a thread of its own.
 
     Args:
-        owner: who we are to other engines.
+        owner: this engine's name, as other engines see it.
         answer: called from the thread with each answer.
 
     Attributes:
-        error: what has ended it.
+        error: the error that ended the thread.
     """
 
     def __init__(
@@ -75,26 +74,26 @@ class StateThread:
         self._retry = retry
         self._answer = answer
         self._leases: dict[str, Lease] = {}
-        self._documents: dict[str, str] = {}  # by stream: what is read with its record
+        self._documents: dict[str, str] = {}  # by stream: the shared document read with its record
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.error: HeadraceError | None = None
         self._last_error: str | None = None
-        self._begun_at: float | None = None
+        self._attempt_started_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
     def seen(self) -> StoreSeen:
-        """How the store is doing. For any thread."""
-        begun_at = self._begun_at
-        return StoreSeen(0.0 if begun_at is None else time.monotonic() - begun_at, self._last_error)
+        """How the store is doing; may be called from any thread."""
+        started_at = self._attempt_started_at
+        return StoreSeen(0.0 if started_at is None else time.monotonic() - started_at, self._last_error)
 
     def do(self, operation: Operation) -> None:
-        """Queue an operation. The protocol bounds how many can wait: some per segment in flight."""
+        """Queue an operation. The protocol bounds how many can wait: a few per segment in flight."""
         self._queue.put(operation)
 
     def close(self, timeout_s: float) -> bool:
-        """Perform what is queued, then end; False when that failed, or takes longer than ``timeout_s``."""
+        """Perform what is queued, then end; False if that failed or took longer than ``timeout_s``."""
         self._queue.put(None)
         self._thread.join(timeout_s)
         self._stopped.set()
@@ -122,21 +121,21 @@ class StateThread:
                 self._probe()
 
     def _probe(self) -> None:
-        """Find out whether the store answers; whether it refuses us is for an operation to find out."""
+        """Note whether the store answers. Errors end nothing here; the next operation raises its own."""
         with suppress(HeadraceError), self._attempt():
             self._store.read_shared(_PROBE)
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        """Keep note of how one attempt goes."""
-        self._begun_at = time.monotonic()
+        """Note how an attempt goes, for ``seen``."""
+        self._attempt_started_at = time.monotonic()
         try:
             yield
         except HeadraceError as error:
             self._last_error = str(error)
             raise
         finally:
-            self._begun_at = None
+            self._attempt_started_at = None
         self._last_error = None
 
     def _fail(self, error: HeadraceError) -> None:
@@ -192,7 +191,7 @@ class StateThread:
             self._answer(Written(write.stream, write.generation, write.kind, write.seq))
 
     def _fenced(self, stream: str, act: Callable[[Lease], None]) -> bool:
-        """Do something under the stream's lease; False when it is lost, which is answered."""
+        """Call ``act`` with the stream's lease; False if it is lost, which is answered once."""
         lease = self._leases.get(stream)
         if lease is None:
             return False
@@ -218,5 +217,5 @@ class StateThread:
         self._answer(SchemaRead(asked.reader, asked.database, asked.collection, text or None))
 
     def _read(self, document: str | None) -> str | None:
-        """A shared document's text; None when there is none, or none is wanted."""
+        """A shared document's text; None if there is none, or no name is given."""
         return None if document is None else self._store.read_shared(document)[1] or None

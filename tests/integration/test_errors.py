@@ -156,7 +156,7 @@ def test_unreachable_s3(config: EngineConfig) -> None:
 
 def test_unreachable_state_store(config: EngineConfig) -> None:
     config.set("state", url=f"redis://u:{QUOTED}@127.0.0.1:1/0")
-    given_up(config, "Is the state store up, and state.url right?")
+    given_up(config, "Is the state store up, and is state.url right?")
 
 
 def test_wrong_state_password(config: EngineConfig) -> None:

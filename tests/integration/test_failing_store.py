@@ -394,7 +394,7 @@ def test_answers_of_redis_are_lost(
         assert engine.terminate() == 0
     assert cuts.kept >= 10
     assert "the state store is away" in engine.log()
-    for words in ("lost the lease", "put back", "has lost"):
+    for words in ("lost the lease", "restoring them", "has lost"):
         assert words not in engine.log()
     catch_up(config)
     check_exact(mongo, lake, unique, start)

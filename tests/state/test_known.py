@@ -117,7 +117,7 @@ def test_an_older_record_is_lost_state_and_not_a_lost_lease(tables: Tables) -> N
     lease = acquired(store, "a").lease
     restore()
     for act in every_act(store, lease):
-        with pytest.raises(StateLostError, match="has gone back to an older record of the stream s"):
+        with pytest.raises(StateLostError, match="has reverted to an older record of the stream s"):
             act()
 
 
@@ -166,7 +166,7 @@ def test_a_lease_taken_by_another_owner_is_not_lost_state(tables: Tables) -> Non
     store.write(lease, {"x": "1"})
     acquired(tables.open(), "b", replacing="a")
     for act in every_act(store, lease)[:2]:
-        with pytest.raises(LeaseLostError, match="b has it"):
+        with pytest.raises(LeaseLostError, match="b has held it"):
             act()
     store.release(lease)
     assert isinstance(store.acquire("s", "a", TTL_S), HeldElsewhere)

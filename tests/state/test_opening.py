@@ -12,7 +12,7 @@ from engine.config import RetryConfig, Secret
 from engine.config.tree import StateConfig
 from engine.core.backfill import Plan, Selection
 from engine.errors import TransientError
-from engine.state.opening import open_patiently
+from engine.state.opening import open_retrying
 from engine.state.seam import StateStore
 from tests.conditions import out_of_memory
 
@@ -21,7 +21,7 @@ PLAN = Plan("p", "shop", "orders", Selection(), "", "", (), 0, 0, 1.0)
 
 def opened(server: Valkey, attempts: int) -> StateStore:
     retry = RetryConfig(max_attempts=attempts, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
-    return open_patiently(StateConfig(url=Secret(server.url)), retry)
+    return open_retrying(StateConfig(url=Secret(server.url)), retry)
 
 
 def test_a_plan_is_kept_when_the_store_is_back(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:

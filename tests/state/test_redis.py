@@ -300,7 +300,7 @@ def test_checking_a_server_that_hides_how_it_persists_data(server: Valkey) -> No
         client.execute_command("ACL", "SETUSER", "some", "on", ">p", "~headrace:*", "+@all", "-info")
     with closing(RedisStore(StateConfig(Secret(server.url.replace("//", "//some:p@"))))) as store:
         (found,) = store.check()
-    assert "does not say how it keeps its data" in found
+    assert "its settings cannot be read" in found
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_checking_a_server_that_hides_how_it_persists_data(server: Valkey) -> No
     [
         ("redis://127.0.0.1:1/0", "Is the state store up"),
         ("redis://nowhere.invalid:6379/0", "cannot be resolved"),
-        ("redis://127.0.0.1:{tls}/0", "does it want TLS"),
+        ("redis://127.0.0.1:{tls}/0", "does it require TLS"),
         ("rediss://127.0.0.1:{tls}/0", "certificate is not trusted"),
     ],
 )
