@@ -41,32 +41,32 @@ class Plans:
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
-        self._is_new = False  # there was no list, and nothing that it would have told of
+        self._is_new = False  # there was no list, and no splits that it should have listed
 
     def read(self, namespace: str) -> Plan | None:
-        """A collection's plan."""
+        """A collection's plan; None if there is none."""
         return self._plan(namespace, self._store.read_shared(plan_document(namespace))[1])
 
     def _plan(self, namespace: str, text: str) -> Plan | None:
-        """The plan in a collection's document; plans are replaced, and never removed."""
+        """The plan in a collection's document; plans are replaced, never removed."""
         if not text and namespace in self._listed():
             cause = f"the state store has lost the plan of the backfill of {namespace}"
             raise StateLostError("read the plans of backfills", cause)
         return decode_plan(text) if text else None
 
     def read_all(self) -> list[Plan]:
-        """Every plan there is."""
+        """All plans."""
         return [plan for name in self._listed() if (plan := self.read(name)) is not None]
 
     def _listed(self) -> list[str]:
-        """The collections that there are plans of."""
+        """The collections that have a plan."""
         return self._names(*self._store.read_shared(_INDEX))
 
     def _names(self, version: int, text: str) -> list[str]:
         """The collections in the list of backfills."""
         if not version and not self._is_new:
             if any(map(is_split, self._store.read_all())):
-                cause = "the state store has lost the list of backfills, of which it has splits"
+                cause = "the state store has lost the list of backfills, but has some of their splits"
                 raise StateLostError("read the plans of backfills", cause)
             self._is_new = True
         return decode_index(text) if text else []
@@ -79,12 +79,12 @@ class Plans:
 
         return [plan for plan in self.read_all() if plan.selection == Selection() and is_covered(plan)]
 
-    def save(self, plan: Plan, former: Plan | None) -> Plan:
-        """Keep a plan in place of the former one; the one that is kept, when another engine was faster."""
+    def save(self, plan: Plan, previous: Plan | None) -> Plan:
+        """Save a plan in place of the previous one; returns the stored plan, another engine's if it was faster."""
 
         def replaced(_: int, text: str) -> str | None:
             current = decode_plan(text) if text else None
-            return encode_plan(plan) if current == former else None
+            return encode_plan(plan) if current == previous else None
 
         kept = self._plan(plan.namespace, amend(self._store, plan_document(plan.namespace), replaced)[1])
         assert kept is not None
@@ -97,13 +97,13 @@ class Plans:
         return {name: read_record(fields) for name, (fields, _) in self._store.read_all().items()}
 
     def progress(self) -> list[Progress]:
-        """How far every backfill has come."""
+        """How far every backfill has got."""
         plans = self.read_all()
         known = self.records() if any(not plan.finished for plan in plans) else {}
         return [progress_of(plan, known) for plan in plans]
 
     def finish(self, plans: Sequence[Plan]) -> list[Progress]:
-        """Note which of these plans are done, and forget their splits; all of their progress."""
+        """Mark the plans that are done, and forget their splits; returns the progress of all."""
         known = self.records()
         return [self._close(plan, progress_of(plan, known), latest_schema(plan, known)) for plan in plans]
 
@@ -112,11 +112,11 @@ class Plans:
             return progress
         closed = replace(plan, finished=time.time(), read=progress.documents, schema=schema)
         self.save(closed, plan)
-        self.forget(plan)  # in this order: whoever comes late to a split finds it, or the end of them all
+        self.forget(plan)  # after saving: an engine late for a split finds its record or a finished plan
         return replace(progress, finished=closed.finished)
 
     def refuse_if_held(self, plan: Plan) -> None:
-        """A plan that somebody is at work on cannot be replaced.
+        """Refuse to replace a plan that another engine is working on.
 
         Raises:
             ConfigError: another engine is reading its splits.
@@ -124,17 +124,15 @@ class Plans:
         known = self._store.read_all()
         holders = {known[spec.stream][1] for spec in plan.specs() if spec.stream in known} - {"", this_owner()}
         if alive := [holder for holder in sorted(holders) if not is_certainly_dead(holder)]:
-            cause = f"{', '.join(alive)} is at work on it"
-            raise ConfigError(
-                f"begin the backfill of {plan.namespace} anew", cause, "Stop the other engine first."
-            )
+            cause = f"{', '.join(alive)} is working on it"
+            raise ConfigError(f"restart the backfill of {plan.namespace}", cause, "Stop the other engine first.")
 
     def forget(self, plan: Plan) -> None:
-        """Forget what a plan's splits have come to."""
+        """Forget the records of a plan's splits."""
         self._store.forget([spec.stream for spec in plan.specs()])
 
     def enlist(self, namespace: str) -> None:
-        """See to it that a plan is listed: whoever kept it may have been killed before that."""
+        """Make sure that a plan is listed: the engine that saved it may have been killed before listing it."""
 
         def extended(version: int, text: str) -> str | None:
             names = self._names(version, text)

@@ -1,7 +1,7 @@
-"""Before the streams of a configuration start: let others hand over to them what they have covered so far.
+"""Before a configuration's streams start, earlier streams hand over to them what they have covered so far.
 
 See ``core.handover`` for why and how. This is the shell: it reads and writes the state store, and runs the
-old streams up to their common end.
+old streams to their common end.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from engine.state.seam import Acquired, Lease, StateStore
 from engine.state.shared import amend
 
 _DOCUMENT = "handover"
-_OPERATION = "hand streams over"
+_OPERATION = "hand over streams"
 _OTHER_FIRST = "Stop the other engine first."
-# Runs these streams until they have caught up: the one cluster time that all have come to; None when interrupted.
+# Runs these streams until they have caught up; the cluster time that all have reached, or None if interrupted.
 RunToEnd = Callable[[Sequence[StreamSpec]], int | None]
 
 log = logging.getLogger("headrace")
 
 
 def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEnd) -> bool:
-    """Carry out what earlier streams must hand over to the desired ones, if anything.
+    """Hand over from earlier streams to the desired ones, if that is needed.
 
-    Returns False when that was interrupted: the desired streams must not start.
+    Returns False if interrupted: the desired streams must not start.
 
     Raises:
         ConfigError: another engine runs one of the streams.
@@ -53,7 +53,7 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
             "close": [spec.stream for spec in succession.close],
             "open": [spec.stream for spec in succession.open],
         }
-        log.info("streams change; the former ones run to one common end first", extra={"fields": fields})
+        log.info("the streams change; the old ones run to a common end first", extra={"fields": fields})
         time = run_to_end(succession.close)
         if time is None:
             return False
@@ -64,14 +64,14 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
         streams = {*ends, *(spec.stream for spec in succession.open)}
         _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, succession.open), version)
         if not _carry_out_pending(store, config):
-            raise ConfigError(_OPERATION, "another engine went on with them", _OTHER_FIRST)
+            raise ConfigError(_OPERATION, "another engine has continued them meanwhile", _OTHER_FIRST)
         return True
     finally:
         store.close()
 
 
 def _running(store: StateStore) -> dict[str, StreamSpec]:
-    """The open streams of the store, with their selections."""
+    """The store's open streams, by name."""
     known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
     return {
         name: record.spec
@@ -81,10 +81,10 @@ def _running(store: StateStore) -> dict[str, StreamSpec]:
 
 
 def _carry_out_pending(store: StateStore, config: Config) -> bool:
-    """Close and open what the written handover says, as far as that is not done yet; then forget it.
+    """Close and open what the stored handover says, as far as not done yet; then remove it.
 
-    All leases are taken before anything is written, so that nobody can move a stream in between. False when a
-    stream has moved since the handover was written: it is void.
+    All leases are taken before anything is written, so that no stream can move in between. Returns False if a
+    stream has moved since the handover was stored, which makes it void.
 
     Raises:
         ConfigError: another engine holds one of the streams.
@@ -107,10 +107,10 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
             if name not in done and (held[name][1].seq != seq or held[name][1].intents)
         ]
         if moved and done:
-            cause = f"{', '.join(moved)} went on while {', '.join(sorted(done))} had been handed over already"
-            raise ConfigError(_OPERATION, cause, "Begin anew, with another state.prefix and another sink.url.")
+            cause = f"{', '.join(moved)} went on although {', '.join(sorted(done))} had already been handed over"
+            raise ConfigError(_OPERATION, cause, "Start over with another state.prefix and another sink.url.")
         if moved:
-            log.warning("a handover is void: its streams went on", extra={"fields": {"streams": moved}})
+            log.warning("a handover is void: its streams have moved on", extra={"fields": {"streams": moved}})
         else:
             deployment = next((record.deployment for _, record in held.values() if record.deployment), "")
             for name in held.keys() - done:
@@ -126,17 +126,17 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
 
 
 def _refuse_if_lost(store: StateStore) -> None:
-    """There is no document of a handover, and never was: unless some records, but not all, were part of one."""
+    """Raise ``StateLostError`` if some, but not all, records of a handover refer to it: its document is lost."""
     records = [read_record(fields) for fields, _ in store.read_all().values()]
     for id_, count in Counter(record.handover for record in records if record.handover).items():
         streams, _, name = id_.partition("-")
         if name and count < int(streams):
-            cause = f"the state store has lost the handover {id_}, which {count} of {streams} streams tell of"
+            cause = f"the state store has lost the handover {id_}, to which {count} of its {streams} streams refer"
             raise StateLostError(_OPERATION, cause)
 
 
 def _take(store: StateStore, config: Config, name: str) -> tuple[Lease, StreamRecord]:
-    """A stream's lease, and its record as it stands from then on."""
+    """Acquire a stream's lease; returns it and the record, which nobody else can change now."""
     found = take(store, name, this_owner(), config.lease.ttl)
     if not isinstance(found, Acquired):
         raise ConfigError(_OPERATION, f"{found.holder} runs the stream {name}", _OTHER_FIRST)
@@ -155,15 +155,15 @@ def _change(
 
 
 def _save(store: StateStore, handover: Handover, version: int) -> None:
-    """Write down what is to be carried out.
+    """Store a handover, to be carried out.
 
     Raises:
-        ConfigError: since it was planned, when the document was at ``version``, another handover was written.
+        ConfigError: another handover was stored since this one was planned, with the document at ``version``.
     """
 
     def written(found: int, text: str) -> str:
         if text or found != version:
-            raise ConfigError(_OPERATION, "another engine does so too", _OTHER_FIRST)
+            raise ConfigError(_OPERATION, "another engine has started a handover meanwhile", _OTHER_FIRST)
         return encode_handover(handover)
 
     amend(store, _DOCUMENT, written)

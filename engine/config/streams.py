@@ -1,9 +1,9 @@
 """The streams of a configuration, and how collections share them.
 
-Each collection has its own stream as long as there are enough readers; a split collection has one per part. If
-there are more collections than readers, those that are not split share database-level streams; the stream that a
-collection goes to depends on its name alone. The first of these streams also carries events of the database as a
-whole.
+Each collection has its own stream as long as there are enough readers; a split collection has one stream per part.
+If there are more collections than readers, those that are not split share database-level streams. Which stream a
+collection goes to depends only on its name and the number of readers left for them. The first of these streams also
+carries events of the database as a whole.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def streams_of(source: SourceConfig) -> list[StreamSpec]:
 def _of_collections(source: SourceConfig, base: StreamSpec) -> list[StreamSpec]:
     split = {name: parts for name, parts in source.split.items() if parts > 1}
     whole = [name for name in source.collections if name not in split]
-    left = source.max_readers - sum(split.values())
-    if left < min(1, len(whole)):
+    remaining = source.max_readers - sum(split.values())
+    if remaining < min(1, len(whole)):
         cause = (
-            f"source.split needs {sum(split.values())} readers, and {len(whole)} collection(s) at least one more"
+            f"source.split needs {sum(split.values())} readers, and {len(whole)} collection(s) need at least one "
+            "more"
         )
         remedy = f"Raise source.max_readers (it is {source.max_readers}), or split into fewer parts."
         raise ConfigError("plan the streams", cause, remedy)
@@ -67,32 +68,32 @@ def _of_collections(source: SourceConfig, base: StreamSpec) -> list[StreamSpec]:
         for name, parts in split.items()
         for part in range(parts)
     ]
-    if len(whole) <= left:
+    if len(whole) <= remaining:
         return streams + [
             replace(base, stream=stream_id(source.database, name), level="collection", collections=(name,))
             for name in whole
         ]
-    packs: dict[int, list[str]] = {}
+    groups: dict[int, list[str]] = {}
     for name in sorted(whole):
-        packs.setdefault(zlib.crc32(name.encode()) % left, []).append(name)
+        groups.setdefault(zlib.crc32(name.encode()) % remaining, []).append(name)
     return streams + [
         replace(
             base,
-            stream=shared_stream_id(source.database, names, carries_database=number == min(packs)),
+            stream=shared_stream_id(source.database, names, carries_database=number == min(groups)),
             collections=tuple(names),
-            carries_database=number == min(packs),
+            carries_database=number == min(groups),
         )
-        for number, names in sorted(packs.items())
+        for number, names in sorted(groups.items())
     ]
 
 
 def _pipeline_text(stages: list[dict[str, Any]]) -> str:
-    """The stages as Extended JSON; a TOML date becomes a date."""
+    """The stages as Extended JSON; a TOML date becomes a BSON date."""
 
     def extended(value: Any) -> Any:
         if isinstance(value, datetime):
             return {"$date": value.isoformat()}
-        raise TypeError(f"source.pipeline: {type(value).__name__} has no Extended JSON")
+        raise TypeError(f"source.pipeline: {type(value).__name__} cannot be written as Extended JSON")
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""The main process around the coordinator, and what it tells the outside."""
+"""The main process around the coordinator, and what it shows to the outside."""

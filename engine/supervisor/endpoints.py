@@ -1,8 +1,8 @@
-"""The HTTP server behind ``telemetry.listen``, which nobody who connects to it can make harm the engine.
+"""The HTTP server behind ``telemetry.listen``, built so that no client can harm the engine.
 
 One thread with an event loop; uvicorn speaks HTTP. A connection has one request and a few seconds for all of it,
-and there are only so many: one more displaces the oldest. So whoever connects and says nothing, or speaks or
-listens slowly, takes neither threads nor file descriptors from the engine, and a probe is answered all the same.
+and the number of connections is limited: one more displaces the oldest. So clients that stay idle, or that send or
+read slowly, use up neither the engine's threads nor its file descriptors, and probes are still answered.
 
 State: the connections, oldest first. Owner: the loop's thread.
 """
@@ -26,11 +26,11 @@ from uvicorn.server import ServerState
 from engine.errors import ConfigError
 
 MAX_CONNECTIONS = 128
-# How many can wait to be accepted. They are all accepted at one go, so there are as many again for a moment.
+# How many can wait to be accepted. They are all accepted at once, so there are briefly that many more.
 BACKLOG = 128
 REQUEST_TIMEOUT_S = 5.0
 MAX_HEADERS_BYTES = 16 * 2**10
-TOLD_EVERY_S = 60.0
+WARN_EVERY_S = 60.0
 _METHODS = ("GET", "HEAD")
 
 log = logging.getLogger("headrace")
@@ -41,11 +41,11 @@ Reply = tuple[int, str, bytes]
 
 
 class HttpServer:
-    """Answers at an address from its creation on.
+    """Serves an address from its creation on.
 
     Args:
-        listen: ``host:port``; an IPv6 address in brackets; port 0 for any.
-        answer: the reply to a path; None where there is nothing.
+        listen: ``host:port``; an IPv6 address in brackets; port 0 for any free port.
+        answer: the reply for a path; None if there is no such path.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -53,7 +53,7 @@ class HttpServer:
 
     def __init__(self, listen: str, answer: Callable[[str], Reply | None]) -> None:
         self._answer = answer
-        self._told_at = -TOLD_EVERY_S
+        self._warned_at = -WARN_EVERY_S
         self._socket = _bound(listen)
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -68,10 +68,10 @@ class HttpServer:
             access_log=False,
             h11_max_incomplete_event_size=MAX_HEADERS_BYTES,
         )
-        # Whatever a client sends, it is no event worth a line; what goes wrong here is told by ``_tell``.
+        # What a client sends is never worth a log line; our own failures are logged by ``_warn``.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda _, context: self._tell(context.get("exception"), str(context)))
+        self._loop.set_exception_handler(lambda _, context: self._warn(context.get("exception"), str(context)))
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
@@ -91,9 +91,9 @@ class HttpServer:
             self._loop.run_forever()
             for each in list(open_):
                 each.end()
-            self._loop.run_until_complete(asyncio.sleep(0))  # the transports close in the loop's next turn
+            self._loop.run_until_complete(asyncio.sleep(0))  # the transports close in the loop's next iteration
         except Exception:
-            log.exception("the endpoints have stopped; the engine goes on")
+            log.exception("the endpoints have stopped; the engine continues")
         finally:
             self._socket.close()
             self._loop.close()
@@ -107,32 +107,32 @@ class HttpServer:
         ]
         if code == 405:
             headers.append((b"allow", ", ".join(_METHODS).encode()))
-        with contextlib.suppress(LocalProtocolError):  # the rest of the request was no HTTP, and has been refused
+        with contextlib.suppress(LocalProtocolError):  # the rest of the request was not HTTP, and was refused
             await send({"type": "http.response.start", "status": code, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
     def _reply(self, method: str, path: str) -> Reply:
         try:
             reply = self._answer(path)
-        except Exception as error:  # our own bug, and no reason for anything else to stop
-            self._tell(error, f"answer {path}")
-            return 500, "text/plain", b"this failed; the log has the cause\n"
+        except Exception as error:  # a bug of ours, which must not stop anything else
+            self._warn(error, f"answer {path}")
+            return 500, "text/plain", b"internal error; the log has the cause\n"
         if reply is None:
             return 404, "text/plain", b"/health /ready /metrics /status\n"
         if method not in _METHODS:
             return 405, "text/plain", b"GET or HEAD\n"
         return reply
 
-    def _tell(self, error: BaseException | None, what: str) -> None:
-        """Once in a while: whoever connects could else fill the log."""
-        if time.monotonic() - self._told_at >= TOLD_EVERY_S:
-            self._told_at = time.monotonic()
+    def _warn(self, error: BaseException | None, what: str) -> None:
+        """Log a failure, at most once per ``WARN_EVERY_S``: otherwise clients could fill the log."""
+        if time.monotonic() - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = time.monotonic()
             fields = {"doing": what, "cause": repr(error)}
             log.warning("an endpoint has failed", extra={"fields": fields}, exc_info=error)
 
 
 class _Connection(H11Protocol):
-    """One connection, from its acceptance to its end; among the others that are open."""
+    """One connection, from its acceptance to its end; ``open_`` holds all open ones, oldest first."""
 
     def __init__(
         self, open_: dict[_Connection, None], config: Config, state: ServerState, loop: asyncio.AbstractEventLoop
@@ -153,7 +153,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def end(self) -> None:
-        """Close it as it stands."""
+        """Close it at once, finished or not."""
         self._forget()
         self.transport.abort()
 

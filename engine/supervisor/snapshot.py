@@ -1,4 +1,4 @@
-"""What an engine looks like at one moment: its streams, its processes, and their memory."""
+"""The status of an engine at one moment: its streams, its processes, and their memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.core.position import split_time, token_data
 from engine.core.stream import Stream
 from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus
 
-# How many of a collection's columns are in the status: those with the most rescued values.
+# How many columns of each collection are in the status: those with the most rescued values.
 RESCUED_COLUMNS = 10
 
 
@@ -27,7 +27,7 @@ def snapshot(
     started_at: float,
     redact: Callable[[str], str],
 ) -> Status:
-    """The status of an engine now.
+    """The current status of an engine.
 
     Args:
         pids: of the children that are alive.
@@ -53,7 +53,7 @@ def snapshot(
 
 def _of_stream(coordinator: Coordinator, stream: Stream, redact: Callable[[str], str]) -> StreamStatus:
     counters = stream.counters
-    # How far another engine's stream is by now is not known here.
+    # How far another engine has got with a stream is not known here.
     at = stream.ledger.committed if stream.holds_lease or stream.error is not None else None
     lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
     return StreamStatus(
@@ -100,7 +100,7 @@ def _of_process(
 
 
 def memory_of_tree() -> dict[int, int]:
-    """The proportional set size in bytes of this process and all below it, by pid.
+    """The proportional set size in bytes of this process and all its descendants, by pid.
 
     Raises:
         OSError, psutil.Error: /proc cannot be read.

@@ -1,9 +1,9 @@
 """The supervisor: the main process, around the coordinator.
 
-It waits on its children's pipes and sentinels and on one pipe for everything else (signals, answers of the
-state store), tells the coordinator what happened, and performs the actions that come back. It blocks on
-nothing: what a child has not yet taken from its pipe is bounded (``core.grants``), and the state store has a
-thread, as has the starting of children.
+It waits for its children's pipes and sentinels, and for one pipe for everything else (signals, answers of the
+state store). It tells the coordinator what happened, and performs the actions that it returns. Nothing else blocks
+it: what a child has not yet taken from its pipe is bounded (``core.grants``), and both the state store and the
+starting of children have threads of their own.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Supervisor:
         specs: the change streams.
         pool: readers for splits; see ``load``.
         start_at: where streams without a position start; ``source.start`` when None.
-        lost: change streams that begin anew, because their history is lost.
-        until_caught_up: end when each stream has passed the cluster time of its start.
-        common_end: end with all streams at one cluster time, and keep their leases.
+        lost: change streams that start over because their history is lost.
+        until_caught_up: end when every stream has passed the cluster time at which the run started.
+        common_end: end with all streams at the same cluster time, and keep their leases.
         reload_from, loaded: see ``Settings``.
     """
 
@@ -137,7 +137,7 @@ class Supervisor:
 
     @property
     def until(self) -> int | None:
-        """The cluster time that all streams have been read up to, if that was wanted."""
+        """The cluster time up to which all streams are read, if the run has such an end."""
         return self._coordinator.readers.until
 
     @property
@@ -147,16 +147,16 @@ class Supervisor:
 
     @property
     def reloads(self) -> bool:
-        """Whether it has ended so that replaced collections are loaded again."""
+        """Whether it ended in order to load replaced collections again."""
         return self._coordinator.reloads
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal has asked for its end, perhaps while it ended for another reason."""
+        """Whether a signal told it to end, perhaps while it was ending for another reason."""
         return self._coordinator.draining or self._signals > 0
 
     def launch(self) -> None:
-        """Start the children, which takes them a while; ``run`` gives them work."""
+        """Start the children, which takes a while; ``run`` gives them work."""
         self._launched = True
         self._perform(self._coordinator.start(time.monotonic()))
 
@@ -166,25 +166,26 @@ class Supervisor:
         progress: Mapping[str, Progress],
         watch: Watch | None = None,
     ) -> None:
-        """Give it splits to read, before it runs.
+        """Add splits to read; called before ``run``.
 
         Args:
             progress: of each collection's backfill, by namespace.
-            watch: is called again and again with what has been loaded.
+            watch: called repeatedly with the progress of all backfills.
         """
         self._coordinator.load(splits, progress)
         self._watch = watch
 
     def abandon(self) -> None:
-        """End what was launched but has not run; after a run there is nothing left to end."""
+        """End what was launched but has not run; after a run, nothing is left to end."""
         self._end_children()
         self._arena.close()
 
     def run(self) -> int:
-        """Run until the work is done or cannot go on; the exit code.
+        """Run until the work is done or cannot go on; returns the exit code.
 
         Raises:
-            HeadraceError: why it ended, when that is an error.
+            ConfigError: the address of the endpoints cannot be used.
+            EngineEnded: it ended with an error.
         """
         if self._config.telemetry.listen:
             address = self._telemetry.serve(self._config.telemetry.listen)
@@ -213,7 +214,7 @@ class Supervisor:
         if self._exit.error is not None:
             raise EngineEnded(self._exit.code, self._exit.error)
         if not stored:
-            cause = f"the state store did not take the last writes within {STOP_TIMEOUT_S:.0f} s"
+            cause = f"the state store did not accept the last writes within {STOP_TIMEOUT_S:.0f} s"
             late = FatalError("end", cause, "Nothing is lost: what was not committed is replayed next time.")
             raise EngineEnded(1, self._state.error or late)
         return self._exit.code
@@ -241,7 +242,7 @@ class Supervisor:
         self._perform(self._coordinator.from_store(self._state.seen(), now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
-        with self._unharmed("the status cannot be made; the last one is shown"):
+        with self._best_effort("the status cannot be updated; the last one is shown"):
             self._telemetry.status = snapshot(
                 self._coordinator,
                 {name: child.pid for name, child in self._children.items()},
@@ -254,7 +255,7 @@ class Supervisor:
             self._watch(tuple(self._coordinator.splits.progress.values()))
 
     def _receive(self, name: Child) -> None:
-        """Handle some of the messages of a child."""
+        """Handle some of a child's messages."""
         try:
             for message in self._children[name].receive():
                 self._perform(self._coordinator.from_child(name, message, time.monotonic()))
@@ -262,7 +263,7 @@ class Supervisor:
             self._children[name].mark_disconnected()  # it died, perhaps in the middle of a message
 
     def _reap_if_dead(self, name: Child) -> None:
-        """When a child has ended: handle its last messages, then tell the coordinator."""
+        """If a child has ended, handle its last messages, then tell the coordinator."""
         child = self._children[name]
         if child.has_ended():
             while child.has_input:
@@ -274,7 +275,7 @@ class Supervisor:
             self._perform(self._coordinator.child_exited(name, child.code, now, out_of_memory=starved))
 
     def _adopt_spawned(self) -> None:
-        """Adopt the children started since the last turn; one whose start failed counts as one that died."""
+        """Adopt the children started since the last turn; a failed start counts as a death."""
         while self._spawned:
             name, process = self._spawned.popleft()
             if process is None:
@@ -283,7 +284,7 @@ class Supervisor:
                 self._children[name] = process
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # A terminal that closes sends SIGHUP several times: its own and the shell's. That is not a second request.
+        # A closing terminal causes several SIGHUPs: its own and the shell's. They are not a second request.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
         self._wake()
@@ -292,7 +293,7 @@ class Supervisor:
         if self._signals == 1:
             self._perform(self._coordinator.shut_down(time.monotonic()))
         elif self._signals > 1 and self._exit is None:
-            cause = "a second signal came during the drain"
+            cause = "a second signal arrived during the drain"
             error = FatalError("drain", cause, "Nothing is lost: what was not committed is replayed next time.")
             self._exit = Exit(1, error)
 
@@ -307,7 +308,7 @@ class Supervisor:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full, so it will be read anyway
+        with contextlib.suppress(BlockingIOError):  # full, so the loop will wake up anyway
             os.write(self._wake_write, b"x")
 
     # --- actions -----------------------------------------------------------------------------------------
@@ -341,7 +342,7 @@ class Supervisor:
             self._spawner.give_up(child)
 
     def _end_children(self) -> None:
-        """Children that were told to stop get some time for it; none outlives the supervisor."""
+        """Give children that were told to stop time to do so; none outlives the supervisor."""
         is_orderly = self._exit is not None and self._signals < 2
         for name, child in self._children.items():
             if not is_orderly or not self._coordinator.children[name].ready:
@@ -366,11 +367,11 @@ class Supervisor:
                 self._children.pop(name).close()
             time.sleep(END_POLL_S if self._children else 0.0)
 
-    # --- looking at itself --------------------------------------------------------------------------------
+    # --- measuring itself --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _unharmed(self, what: str) -> Iterator[None]:
-        """A failure to observe the engine must not end it; it is logged now and then."""
+    def _best_effort(self, what: str) -> Iterator[None]:
+        """Failing to observe the engine must not end it; failures are logged every ``WARN_EVERY_S``."""
         try:
             yield
         except Exception as error:
@@ -384,9 +385,9 @@ class Supervisor:
         if now - self._measured_at < MEASURE_EVERY_S:
             return
         self._measured_at, self._memory = now, {}
-        # A death is judged by a count that is at least one measurement old: the count may be ahead of the news.
+        # A death is compared with a count at least one measurement old: kills are counted before deaths are seen.
         self._oom_kills_before, self._oom_kills = self._oom_kills, oom_kills() or 0
-        with self._unharmed("memory cannot be measured"):
+        with self._best_effort("memory cannot be measured"):
             self._memory = memory_of_tree()
         if self._memory:
             self._perform(self._coordinator.memory_used(sum(self._memory.values()), now))

@@ -1,7 +1,7 @@
 """What can be seen from outside: /health, /ready, /metrics, /status.
 
-The supervisor puts a snapshot here at every turn of its loop; the server's thread only reads it. What is not known
-is null in /status, and has no sample in /metrics.
+The supervisor puts a snapshot here at every turn of its loop; the server's thread only reads it. Unknown values
+are null in /status, and have no sample in /metrics.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class StreamStatus(Struct, frozen=True):
-    """One stream, for people and machines. Null for what is not known.
+    """One stream. Unknown values are null.
 
     Attributes:
-        reading: what happens from now on is captured, and nothing is known to be in the way.
-        committed_cluster_time: as MongoDB has it: seconds since 1970 << 32 | increment.
-        held_by: the other engine that has the stream's lease.
-        error: what has stopped it for good.
-        problem: what keeps it from being read and landed at present; it is tried again.
-        replaced: collections that got other documents by a rename, which have not been loaded.
+        reading: events are captured as they happen, and no problem is known.
+        committed_cluster_time: in MongoDB's encoding: seconds since 1970 << 32 | increment.
+        held_by: the other engine that holds the stream's lease.
+        error: why it has stopped for good.
+        problem: what currently keeps it from being read or landed; it is retried.
+        replaced: collections whose content was replaced by a rename or $out, and has not been loaded since.
     """
 
     stream: str
@@ -66,7 +66,7 @@ class StreamStatus(Struct, frozen=True):
 
     @property
     def replaced_collections(self) -> int:
-        """How many."""
+        """The number of collections in ``replaced``, for the metric."""
         return len(self.replaced)
 
 
@@ -105,7 +105,7 @@ class Status(Struct, frozen=True):
 class Telemetry:
     """The snapshot, and the server that shows it.
 
-    State: ``status`` and ``turned_at``, when the supervisor's loop has last turned (monotonic). Owner: that loop,
+    State: ``status``, and ``turned_at``: when the supervisor's loop last turned (monotonic). Owner: that loop,
     which replaces them; readers see one whole snapshot.
     """
 
@@ -117,7 +117,7 @@ class Telemetry:
         self._server: HttpServer | None = None
 
     def serve(self, listen: str) -> str:
-        """Answer HTTP at ``host:port`` from now on; the address, with the port that port 0 became.
+        """Answer HTTP at ``host:port`` from now on; returns the address, with the actual port for port 0.
 
         Raises:
             ConfigError: the address cannot be used.
@@ -133,12 +133,12 @@ class Telemetry:
             self._server.close()
 
     def answer(self, path: str) -> Reply | None:
-        """What is at a path; None for nothing."""
+        """The reply for a path; None if there is no such path."""
         match path:
             case "/health":
-                still_s = time.monotonic() - self.turned_at
-                text = f"the supervisor's loop has stood still for {still_s:.0f} s\n"
-                return (503, _TEXT, text.encode()) if still_s > STALE_AFTER_S else (200, _TEXT, b"ok\n")
+                stuck_s = time.monotonic() - self.turned_at
+                text = f"the supervisor's loop has been stuck for {stuck_s:.0f} s\n"
+                return (503, _TEXT, text.encode()) if stuck_s > STALE_AFTER_S else (200, _TEXT, b"ok\n")
             case "/ready":
                 ready, lines = readiness(self.status)
                 return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
@@ -150,9 +150,9 @@ class Telemetry:
 
 
 def readiness(status: Status | None) -> tuple[bool, list[str]]:
-    """Whether this engine captures all that it is to capture at present, or could take it over; and why not.
+    """Whether this engine captures everything that it should now, or could take it over; and the reasons if not.
 
-    The first line is the verdict; then there is one for each stream that is not being read.
+    The first line is the verdict; one line follows for each stream that this engine is not reading.
     """
     if status is None:
         return False, ["starting"]
@@ -179,35 +179,35 @@ _COUNTERS = {
     "objects": "Objects written.",
     "segments": "Segments committed.",
     "dead_letters": "Events that could not be decoded.",
-    "restarts": "Times that the stream was started over.",
+    "restarts": "Times the stream was restarted.",
 }
 _GAUGES = {
     "lag_s": (
         "lag_seconds",
-        "Seconds from the committed position's cluster time to now; none where the position is not known.",
+        "Seconds from the committed position's cluster time to now; no sample while the position is unknown.",
     ),
     "segments_in_flight": ("segments_in_flight", "Segments between their first batch and their commit."),
     "reading": (
         "reading",
-        "1 while the stream is read and nothing is known to be in the way: what happens now is captured.",
+        "1 while the stream is being read and no problem is known: events are captured as they happen.",
     ),
     "replaced_collections": (
         "replaced_collections",
-        "Collections that got other documents by a rename or $out, which are not loaded yet.",
+        "Collections whose content was replaced by a rename or $out, and has not been loaded since.",
     ),
 }
 _BACKFILL = {
     "splits": "Splits of the backfill that are in the lake.",
     "splits_total": "Splits of the backfill.",
     "documents": "Documents of the backfill that are in the lake.",
-    "documents_total": "Documents of the collection when the backfill was planned, about.",
-    "bytes": "Bytes of BSON of these documents, about.",
-    "bytes_total": "Bytes of BSON of the collection when the backfill was planned, about.",
+    "documents_total": "Approximate number of documents in the collection when the backfill was planned.",
+    "bytes": "Approximate bytes of BSON of the backfill that are in the lake.",
+    "bytes_total": "Approximate bytes of BSON in the collection when the backfill was planned.",
 }
 
 
 class _Collector:
-    """Turns the snapshot into metrics when they are asked for."""
+    """Turns the snapshot into metrics at each scrape."""
 
     def __init__(self, status: Callable[[], Status | None]) -> None:
         self._status = status
@@ -227,7 +227,7 @@ class _Collector:
         yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
         yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
         yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
-        yield _gauge("slab_limit_bytes", "Shared memory there is for slabs.", status.slab_limit_bytes)
+        yield _gauge("slab_limit_bytes", "Shared memory available for slabs in total.", status.slab_limit_bytes)
 
 
 def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
@@ -253,7 +253,7 @@ def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
     yield states
     carried = GaugeMetricFamily(
         "headrace_stream_collection",
-        "1 for each collection that the stream carries; an empty one where it carries all.",
+        "1 for each collection that the stream carries; the label is empty if it carries all.",
         labels=["stream", "database", "collection"],
     )
     for stream in streams:
@@ -263,7 +263,7 @@ def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
 
 
 def _of_rescued(rescued: Sequence[RescuedValues]) -> Metric:
-    text = "Values in _cdc_rescued, of batches that this engine has read."
+    text = "Values in _cdc_rescued, in batches that this engine has read."
     counter = CounterMetricFamily("headrace_rescued_values", text, labels=["database", "collection"])
     for each in rescued:
         counter.add_metric([each.database, each.collection], each.values)
@@ -272,7 +272,7 @@ def _of_rescued(rescued: Sequence[RescuedValues]) -> Metric:
 
 def _of_processes(processes: Sequence[ProcessStatus]) -> Iterator[Metric]:
     cpu = CounterMetricFamily("headrace_cpu_seconds", "User and system time of a process.", labels=["process"])
-    restarts = CounterMetricFamily("headrace_process_restarts", "Times a process died.", labels=["process"])
+    restarts = CounterMetricFamily("headrace_process_restarts", "Times the process died.", labels=["process"])
     memory = GaugeMetricFamily("headrace_memory_bytes", "Proportional set size of a process.", labels=["process"])
     for process in processes:
         cpu.add_metric([process.process], process.cpu_s)
@@ -283,7 +283,7 @@ def _of_processes(processes: Sequence[ProcessStatus]) -> Iterator[Metric]:
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:
-    """A figure of the whole engine; without a sample when it is not known."""
+    """A value for the whole engine; no sample if it is unknown."""
     gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=[])
     if value is not None:
         gauge.add_metric([], value)

@@ -95,7 +95,7 @@ def test_two_engines_do_not_hand_over_concurrently(config: Config, is_over: bool
         store.close()
         return TIME + 5
 
-    with pytest.raises(ConfigError, match="another engine does so too"):
+    with pytest.raises(ConfigError, match="another engine has started a handover"):
         hand_over(config, streams_of(config.source), run_to_end)
     found, document = stands(config)
     assert document == ((2, "") if is_over else (1, "theirs"))

@@ -74,7 +74,7 @@ def test_levels() -> None:
 
 def test_too_many_parts() -> None:
     with pytest.raises(
-        ConfigError, match=r"source.split needs 4 readers, and 4 collection\(s\) at least one more"
+        ConfigError, match=r"source.split needs 4 readers, and 4 collection\(s\) need at least one more"
     ):
         ids(max_readers=4, split={"a": 4})
 

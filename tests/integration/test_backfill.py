@@ -195,7 +195,7 @@ def test_another_selection_of_an_unfinished_backfill(mongo: Client, config: Engi
         engine.wait_for(lambda status: status["backfills"][0]["documents"] > 0, "a document in the lake")
         held = run_engine(config, "backfill", "--restart")
         assert held.returncode == 2
-        assert "is at work on it" in held.stderr
+        assert "is working on it" in held.stderr
         assert engine.terminate() == 0
     done = run_engine(config, "backfill", "--filter", '{"n": 1}')
     assert done.returncode == 2

@@ -276,7 +276,7 @@ def test_a_second_signal_ends_the_engine_at_once(mongo: Client, config: EngineCo
             assert engine.end(20) == 1
         finally:
             config.stack.s3.process.resume()
-    assert "a second signal came during the drain" in engine.log()
+    assert "a second signal arrived during the drain" in engine.log()
     catch_up(config)
     assert len(lake.check_no_token_twice()) == 100
 

@@ -98,7 +98,7 @@ def test_health_depends_only_on_the_loop() -> None:
     telemetry.turned_at -= 60
     code, text = answer(telemetry, "/health")
     assert code == 503
-    assert "stood still for 60 s" in text
+    assert "stuck for 60 s" in text
 
 
 def test_unknown_values_are_absent() -> None:
