@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ WATCHES: dict[str, dict[str, Any]] = {
     "expanded": {"watch": "database", "collections": [], "expanded_events": True},
     "deployment": {"watch": "deployment", "collections": []},
 }
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Mongo]:
+    """A server without databases of other tests, which a snapshot of the deployment would load."""
+    mongo = Mongo(tmp_path, cache_gib=0.25)
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()
 
 
 def state_in_lake(lake: Lake, database: str, collection: str) -> dict[int, Any]:
@@ -89,7 +99,10 @@ def test_the_lake_ends_up_equal_to_the_collections(
     watch: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    mongod = stack.mongo if version == "6.0.5" else request.getfixturevalue("latest")
+    if watch == "deployment":
+        mongod = request.getfixturevalue("alone")
+    else:
+        mongod = stack.mongo if version == "6.0.5" else request.getfixturevalue("latest")
     assert isinstance(mongod, Mongo)
     source = {"uri": mongod.uri, "collections": CAPTURED, "start": "snapshot"} | WATCHES[watch]
     config.set("source", **source)
