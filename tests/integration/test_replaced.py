@@ -63,7 +63,7 @@ def replace(client: Client, database: str) -> None:
     for name in CAPTURED:
         db[name].update_one({"_id": 1}, {"$set": {"n": "before"}})
     db.spare.aggregate([{"$match": {"_id": {"$gt": 3}}}, {"$out": "out"}])
-    db.out.insert_one({"_id": 100, "n": "behind the first"})
+    db.out.insert_one({"_id": 100, "n": "after the first"})
     db.spare.aggregate([{"$match": {"_id": {"$lt": 3}}}, {"$out": "out"}])
     db.other.delete_many({"_id": {"$lt": 2}})
     db.other.rename("onto", dropTarget=True)
@@ -74,8 +74,8 @@ def replace(client: Client, database: str) -> None:
     db.spare.insert_one({"_id": 200, "n": "to merge"})
     db.spare.aggregate([{"$merge": {"into": "merged"}}])
     for name in set(CAPTURED) - {"away", "quiet"}:
-        db[name].insert_one({"_id": 300, "n": f"behind all, {name}"})
-        db[name].update_one({"_id": 2}, {"$set": {"n": "changed behind all"}})
+        db[name].insert_one({"_id": 300, "n": f"after everything, {name}"})
+        db[name].update_one({"_id": 2}, {"$set": {"n": "changed after everything"}})
 
 
 def check(client: Client, config: EngineConfig, lake: Lake, captured: list[str]) -> None:
