@@ -141,3 +141,23 @@ def test_every_module_can_be_imported_first() -> None:
         [sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, check=False, env=os.environ
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+# Tests of a whole package, or of the project.
+OF_MORE_THAN_A_MODULE = {
+    "decode": {"corpus", "fuzz", "properties", "renames", "table"},
+    "state": {"stores", "upgrade"},
+    ".": {"bench", "documents", "imports", "package"},
+}
+
+
+def test_tests_mirror_the_package() -> None:
+    tests = Path(__file__).parent
+    code = tests.parent / "engine"
+    for directory in (tests, *(each for each in tests.iterdir() if (code / each.name / "__init__.py").exists())):
+        package = directory.relative_to(tests)
+        tested = {path.stem.removeprefix("test_") for path in directory.glob("test_*.py")}
+        others = OF_MORE_THAN_A_MODULE.get(str(package), set())
+        assert others <= tested
+        modules = {path.stem for path in (code / package).glob("*.py")}
+        assert tested - others <= modules, package

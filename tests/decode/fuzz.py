@@ -23,13 +23,13 @@ from tests.decode.test_properties import rows_of
 _SLOWEST_S = 20.0
 
 
-def fuzz(most_bytes: int, seed: int) -> tuple[int, int, int]:
+def fuzz(bytes_min: int, seed: int) -> tuple[int, int, int]:
     """Decode at least so many bytes; the number of bytes, rows and dead letters."""
     rng = random.Random(seed)
     sources = {name: list(corpus.collection(name))[:200] for name in corpus.COLLECTIONS if name != "huge"}
     sources["events"] = [bson.encode(each) for each in update_mix(200)]
     total = rows = dead = 0
-    while total < most_bytes:
+    while total < bytes_min:
         name = rng.choice(sorted(sources))
         found = rng.choices(sources[name], k=rng.randrange(1, 60))
         broken = {rng.randrange(len(found)) for _ in range(rng.randrange(1, 6))}

@@ -29,7 +29,7 @@ SERVERS = ("MongoDB", "S3", "Valkey")
 WAYS = ("stopped", "killed")
 AT_S = (5, 30, 90)
 COMMAND_TIMEOUT_S = 20
-MOST_TEXT = 100
+TEXT_MAX = 100
 # Production settings, but segments are cut every second, so that there is always one to publish.
 SECTIONS = {
     "batch": {"interval": "1s"},
@@ -137,7 +137,7 @@ def settled(text: str) -> str:
     text = re.sub(r"\S*/\S*?(?=:?(?:\s|$))", "…", text)
     text = re.sub(r"\bt0\S*?(?=[:\s]|$)", "…", text)
     text = re.sub(r"\d+(\.\d+)*", "N", text).replace("|", "\\|")
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…"
+    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}…"
 
 
 def log_messages(engine: Engine, log_from: int) -> list[str]:

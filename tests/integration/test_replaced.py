@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ WATCHES: dict[str, dict[str, Any]] = {
     "expanded": {"watch": "database", "collections": [], "expanded_events": True},
     "deployment": {"watch": "deployment", "collections": []},
 }
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Mongo]:
+    """A server without databases of other tests, which a snapshot of the deployment would load."""
+    mongo = Mongo(tmp_path, cache_gib=0.25)
+    mongo.start()
+    yield mongo
+    mongo.members[0].kill()
 
 
 def state_in_lake(lake: Lake, database: str, collection: str) -> dict[int, Any]:
@@ -53,7 +63,7 @@ def replace(client: Client, database: str) -> None:
     for name in CAPTURED:
         db[name].update_one({"_id": 1}, {"$set": {"n": "before"}})
     db.spare.aggregate([{"$match": {"_id": {"$gt": 3}}}, {"$out": "out"}])
-    db.out.insert_one({"_id": 100, "n": "behind the first"})
+    db.out.insert_one({"_id": 100, "n": "after the first"})
     db.spare.aggregate([{"$match": {"_id": {"$lt": 3}}}, {"$out": "out"}])
     db.other.delete_many({"_id": {"$lt": 2}})
     db.other.rename("onto", dropTarget=True)
@@ -64,8 +74,8 @@ def replace(client: Client, database: str) -> None:
     db.spare.insert_one({"_id": 200, "n": "to merge"})
     db.spare.aggregate([{"$merge": {"into": "merged"}}])
     for name in set(CAPTURED) - {"away", "quiet"}:
-        db[name].insert_one({"_id": 300, "n": f"behind all, {name}"})
-        db[name].update_one({"_id": 2}, {"$set": {"n": "changed behind all"}})
+        db[name].insert_one({"_id": 300, "n": f"after everything, {name}"})
+        db[name].update_one({"_id": 2}, {"$set": {"n": "changed after everything"}})
 
 
 def check(client: Client, config: EngineConfig, lake: Lake, captured: list[str]) -> None:
@@ -89,7 +99,10 @@ def test_the_lake_ends_up_equal_to_the_collections(
     watch: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    mongod = stack.mongo if version == "6.0.5" else request.getfixturevalue("latest")
+    if watch == "deployment":
+        mongod = request.getfixturevalue("alone")
+    else:
+        mongod = stack.mongo if version == "6.0.5" else request.getfixturevalue("latest")
     assert isinstance(mongod, Mongo)
     source = {"uri": mongod.uri, "collections": CAPTURED, "start": "snapshot"} | WATCHES[watch]
     config.set("source", **source)

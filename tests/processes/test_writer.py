@@ -1,18 +1,12 @@
-"""A writer releases what it no longer needs: builds, encoders, uploads, rows."""
+"""A writer process, with the messages of a supervisor."""
 
 from __future__ import annotations
 
-import gc
-import os
-import weakref
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import psutil
-import pyarrow as pa
 import pytest
-from msgspec.structs import replace
 
 from bench.local import LocalStack
 from engine.config import Config, Secret, SinkConfig
@@ -20,117 +14,20 @@ from engine.config.tree import SourceConfig, TelemetryConfig
 from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.budget import MIB, divide
-from engine.core.position import Position
-from engine.core.schema import CollectionSchema, DataType, Field
-from engine.decode.schema import METADATA_COLUMNS
-from engine.errors import TransientError
-from engine.processes.builds import SegmentBuild
 from engine.processes.child import ChildProcess
 from engine.processes.forks import template
 from engine.processes.link import ChildSettings
 from engine.shared.arena import Arena
-from engine.shared.slab import Content, SlabLayout
-from engine.sink.objects import PART_SIZE, Sink
+from engine.shared.slab import SlabLayout
+from tests.processes.test_builds import CONTENT, intent, rows
 from tests.sink.test_objects import s3_config
 
-SCHEMA = CollectionSchema(1, (Field("_id", DataType("string"), 1), Field("text", DataType("string"), 1)))
-CONTENT = Content("shop", "orders", 0, 0, 0, SCHEMA)
-FORMATS = ["parquet", "avro", "bson", "csv", "json"]
-KINDS = ["file", "s3 small", "s3 large"]
-
-
-def rows(count: int, size: int) -> pa.RecordBatch:
-    """Events with this much incompressible text each."""
-    types = {name: METADATA_COLUMNS[name] for name in ("_cdc_token", "_cdc_cluster_time", "_cdc_raw")}
-    texts = [os.urandom(-(-size // 2)).hex() for _ in range(count)]
-    columns = [
-        pa.array([f"82{n:030}" for n in range(count)], types["_cdc_token"]),
-        pa.array([1_777_593_600_000] * count, types["_cdc_cluster_time"]),
-        pa.array([text.encode() for text in texts], types["_cdc_raw"]),
-        pa.array(map(str, range(count)), pa.string()),
-        pa.array(texts, pa.string()),
-    ]
-    return pa.record_batch(columns, names=[*types, "_id", "text"])
-
-
-def intent(seq: int, count: int) -> msg.Intent:
-    return msg.Intent(seq, "a", Position("b", 1), (), count)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=FORMATS)
-def config(request: pytest.FixtureRequest, kind: str, stack: LocalStack, tmp_path: Path, unique: str) -> Config:
-    place = SinkConfig(url=f"file://{tmp_path}/lake")
-    if kind.startswith("s3"):
-        place = s3_config(stack, f"s3://{stack.bucket}/{unique}")
-    sink = replace(place, format=request.param, compression="none")
-    return Config(source=SourceConfig(uri=Secret("mongodb://x"), database="shop"), sink=sink)
-
-
-def built(config: Config, kind: str, seq: int = 1) -> tuple[SegmentBuild, list[weakref.ref[Any]]]:
-    """A segment with one object and one written row group, and the objects that it must release."""
-    segment = SegmentBuild("s", seq, Sink(config.sink), config)
-    batch = rows(20, PART_SIZE // 10 if kind == "s3 large" else 100)
-    segment.add(CONTENT, batch)
-    (build,) = segment.objects.values()
-    build.flush()
-    segment.add(CONTENT, batch)  # and a second one is pending
-    things = [segment, build, build.upload, build._outflow, build._file, batch]
-    return segment, [weakref.ref(each) for each in things if each is not None]
-
-
-def still_there(references: list[weakref.ref[Any]]) -> list[str]:
-    gc.collect()
-    return [type(each()).__name__ for each in references if each() is not None]
-
-
-def test_published_segments_release_everything(config: Config, kind: str) -> None:
-    segment, things = built(config, kind)
-    segment.seal(intent(1, 40), "test")
-    for build in segment.objects.values():
-        build.upload.publish()
-        assert build.upload.held == 0
-    del segment, build
-    assert still_there(things) == []
-
-
-@pytest.mark.parametrize("sealed", [False, True])
-def test_abandoned_segments_release_everything_and_write_no_more(config: Config, kind: str, sealed: bool) -> None:
-    """A dropped encoder still writes its footer: nowhere, and without an error."""
-    segment, things = built(config, kind)
-    if sealed:
-        segment.seal(intent(1, 40), "test")
-    segment.discard()
-    (build,) = segment.objects.values()
-    assert build.upload.held == 0
-    assert build.pending_bytes == 0
-    del segment, build
-    assert still_there(things) == []
-
-
-def test_failed_segments_release_everything(config: Config, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error describes the failure, and does not keep the data alive."""
-    segment, things = built(config, kind)
-    (build,) = segment.objects.values()
-
-    def fail(_: bytes) -> int:
-        raise TransientError("upload", "no")
-
-    monkeypatch.setattr(build.upload, "write", fail)
-    with pytest.raises(TransientError):
-        segment.seal(intent(1, 40), "test")
-    segment.discard()
-    monkeypatch.undo()
-    del segment, build, fail
-    assert still_there(things) == []
-
-
 SEGMENTS = 2000
+
+
 WARM_UP = 200
+
+
 EVERY = 20
 
 

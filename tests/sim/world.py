@@ -634,9 +634,9 @@ class World:
         """All events that a stream will ever have."""
         return self.mongo.events
 
-    def run(self, most_steps: int = 20_000) -> None:
+    def run(self, steps_max: int = 20_000) -> None:
         """Run until everything has landed; then every event must be in the lake once."""
-        while self.steps_taken < most_steps:
+        while self.steps_taken < steps_max:
             self.steps_taken += 1
             steps = [step for engine in self.engines for step in engine.steps()]
             steps += [orphan.step for orphan in self.orphans if orphan.can_step()]
@@ -655,7 +655,7 @@ class World:
             if not self.mongo.to_come and not self._faults_left and self._is_done():
                 break
         else:
-            raise AssertionError(f"not done after {most_steps} steps: {self.engines[-1].coordinator.streams}")
+            raise AssertionError(f"not done after {steps_max} steps: {self.engines[-1].coordinator.streams}")
         events = [(stream, event) for stream in self.records for event in self.events_of(stream)]
         missing = {(stream, event.number) for stream, event in events if not event.fickle} - self.lake.events()
         assert not missing, f"missing from the lake: {sorted(missing)}"
