@@ -151,7 +151,7 @@ def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, l
         mongo[config.name].spare.aggregate([{"$out": "out"}])
         # The second load has a mark behind its split; the first had none.
         engine.wait_for(lambda s: any(b["splits"] == b["splits_total"] == 2 for b in s["backfills"]), "again")
-        assert "what they have now is to be loaded" in engine.log()
+        assert "their new content will be loaded" in engine.log()
         engine.wait_for(lambda s: not any(stream["replaced"] for stream in s["streams"]), "nothing is left")
         mongo[config.name].out.insert_one({"_id": 400, "n": "later"})
         mongo[config.name].quiet.insert_one({"_id": 400, "n": "later"})
