@@ -103,7 +103,7 @@ def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
         "HEADRACE_BATCH_BYTES: no such key; did you mean HEADRACE_BATCH__BYTES?",
         "REDIS_URLS: not read; did you mean REDIS_URL?",
         "batch.rows: got 'many'; expected an integer of at least 1",
-        "schema.overrides.'price': 'decimals' is no type",
+        "schema.overrides.'price': 'decimals' is not a type",
         "schema.overrides.'price': expected <collection>.<field>",
         "sink.compression_level: gzip takes 1 to 9",
         "sink.url: missing; expected a string",

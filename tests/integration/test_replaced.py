@@ -164,7 +164,7 @@ def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, l
         mongo[config.name].spare.aggregate([{"$out": "out"}])
         # The second load has a split and a mark; the first had no mark.
         engine.wait_for(lambda s: any(b["splits"] == b["splits_total"] == 2 for b in s["backfills"]), "again")
-        assert "what they have now is to be loaded" in engine.log()
+        assert "their new content will be loaded" in engine.log()
         engine.wait_for(
             lambda s: not any(stream["replaced"] for stream in s["streams"]), "no replaced collections"
         )
@@ -182,7 +182,7 @@ def test_a_signal_between_two_runs_is_obeyed(mongo: Client, config: EngineConfig
     with Engine(config) as engine:
         engine.wait_for(lambda s: bool(s["backfills"]) and all(b["splits"] for b in s["backfills"]), "loaded")
         mongo[config.name].spare.aggregate([{"$out": "out"}])
-        while "beginning again" not in engine.log():
+        while "starting over to reload" not in engine.log():
             assert engine.process.poll() is None, engine.log_tail()
         assert engine.terminate() == 0, engine.log_tail()
     catch_up(config)
