@@ -153,7 +153,7 @@ def decode_plan(text: str) -> Plan:
     """The plan in a shared document.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     return decode_document(text, Plan, _PlanV1)
 
@@ -171,7 +171,7 @@ def decode_index(text: str) -> list[str]:
     """The list in a shared document; in format 1 that is a bare list.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     if text.startswith("["):
         return msgspec.json.decode(text, type=list[str])

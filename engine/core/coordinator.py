@@ -1,25 +1,25 @@
-"""The supervisor's mind: every decision of a running engine, without any of its processes.
+"""All decisions of a running engine, without any of its processes.
 
-The supervisor calls one method for each thing that happens and performs the actions that come back, in order. What
-happens is data (messages of children, answers of the state store, the time), so that all of it can be recorded and
-played again.
+The supervisor calls one method for each thing that happens and performs the returned actions in order. Everything
+that happens is data (messages from children, answers from the state store, the time), so that a run can be
+recorded and replayed.
 
-A message is walked once: it is dispatched to the part of the coordinator that it concerns, which changes its own
-state and returns decisions; then ``_settle`` carries out those that concern a whole stream or the engine, and asks
-each part, in a fixed order, what has become possible.
+A message is dispatched to the one component of the coordinator that it concerns, which changes its own state and
+returns decisions; then ``_settle`` carries out those that concern a whole stream or the engine, and asks each
+component, in a fixed order, what has become possible.
 
     lifecycle     the stages of a stream, and what moves them
     leases        who may read a stream, and from which record
     readers       who reads what
-    splits        what waits to be read of backfills
+    splits        the splits of backfills that wait to be read
     landing       batches, segments, commits
     schemas       the types of the collections' fields
     replacements  collections whose content was replaced
-    children      the processes; grants: their slabs; health: what is in the way
+    children      the processes; grants: their slabs; health: their problems
 
-Whatever goes wrong with a process or a segment has one answer: the stream is interrupted and read again from its
+Any failure of a process or a segment is handled in one way: the stream is interrupted and read again from its
 committed position, under a new generation, and its outstanding intents are replayed to the same keys. A stream
-that fails too often in a row, or for what will not pass, stops alone; the engine ends when no other is left.
+that fails too often in a row, or permanently, stops alone; the engine exits when no other is left.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ MAX_SLABS = 64
 
 
 class Coordinator:
-    """Decides; see the module's docstring.
+    """Makes the decisions; see the module's docstring.
 
-    State beside its parts': whether it drains, or ends; ``reloads``, whether it has ended so that collections with
-    other content are loaded again.
+    State besides its components': whether it is draining or exiting; ``reloads``, whether it has exited so that
+    replaced collections are reloaded.
 
     Args:
         specs: the change streams, each with a reader of its own.
@@ -103,24 +103,24 @@ class Coordinator:
 
     @property
     def lost(self) -> frozenset[str]:
-        """The streams whose loss of history has ended it."""
+        """The streams whose loss of history has ended the engine."""
         return self._faults.lost
 
     # --- what happens ------------------------------------------------------------------------------------
 
     def load(self, specs: Iterable[BackfillSpec], progress: Mapping[str, Progress]) -> None:
-        """Give it splits and marks to read.
+        """Add splits and marks to read.
 
         Args:
             specs: what is left to read of backfills, in order.
-            progress: of each collection's backfill, by namespace, as it stood before; kept up to date here.
+            progress: of each collection's backfill so far, by namespace; kept up to date here.
         """
         self.splits.load(specs, progress)
 
     def start(self, now: float) -> list[Action]:
-        """The engine starts: all readers, and one writer; more writers when there is work for them.
+        """Start all readers and one writer; more writers follow when there is work for them.
 
-        Leases are asked for with the next ``tick``.
+        Leases are requested with the next ``tick``.
         """
         self._ticked_at = now
         for child in self.children:
@@ -130,7 +130,7 @@ class Coordinator:
         return self.children.start_due(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Some time has passed; call it at least every second."""
+        """Time has passed; to be called at least once a second."""
         decisions: list[Decision] = []
         if now - self._ticked_at > max(5.0, self.settings.hang_timeout_s / 4):
             self.children.forgive_silence(now)
@@ -150,7 +150,7 @@ class Coordinator:
     def from_child(self, child: Child, message: msg.FromChild, now: float) -> list[Action]:
         """A message from a child."""
         if not self.children[child].alive:
-            return []  # its exit has been dealt with; what it still said is void
+            return []  # its exit has already been handled; later messages are void
         match message:
             case msg.Heartbeat():
                 self.children.beat(child, message, now)
@@ -176,13 +176,13 @@ class Coordinator:
                 return self._settle(self._from_reader(child, message, now), now)
 
     def from_store(self, answer: store.FromStore, now: float) -> list[Action]:
-        """An answer of the state store."""
+        """An answer from the state store."""
         if isinstance(answer, store.StoreSeen):
             self.health.store_seen(answer, now)
             return []
         try:
             decisions = self._answered(answer, now)
-        except ConfigError as error:  # a later version has written what was read
+        except ConfigError as error:  # what was read was written by a later version
             decisions = [End(error)]
         return self._settle(decisions, now)
 
@@ -199,7 +199,7 @@ class Coordinator:
             case store.StoreSeen():
                 return []
         stream = self.streams.get(answer.stream)
-        if stream is None:  # a split that is closed
+        if stream is None:  # a closed split
             return []
         match answer:
             case store.LeaseTaken():
@@ -214,7 +214,7 @@ class Coordinator:
                 return self.landing.written(stream, answer, now)
 
     def shut_down(self, now: float) -> list[Action]:
-        """Drain: publish and commit what has been read, then end."""
+        """Drain: publish and commit what has been read, then exit."""
         if self.draining:
             return []
         self.draining = True
@@ -229,13 +229,13 @@ class Coordinator:
         return self._settle(decisions, now)
 
     def memory_used(self, used: int, now: float) -> list[Action]:
-        """The measured size of the process tree, in bytes: nearing the limit, flush early."""
+        """The measured size of the process tree, in bytes: close to the limit, flush early."""
         return [*self._pressure.used(used, self.readers.assigned(), now)]
 
     def child_exited(
         self, child: Child, code: int | None, now: float, *, out_of_memory: bool = False
     ) -> list[Action]:
-        """A child process is dead and its messages have all been handed in."""
+        """A child process is dead, and all its messages have been passed in."""
         decisions: list[Decision] = [*self.children.exited(child, code, now, out_of_memory=out_of_memory)]
         self.grants.reclaim(child)
         self._schemas.forget(child)
@@ -295,7 +295,7 @@ class Coordinator:
     # --- settling ----------------------------------------------------------------------------------------
 
     def _settle(self, decisions: Iterable[Decision], now: float) -> list[Action]:
-        """Carry out the decisions, then what has become possible with them, in the order of a stream's life."""
+        """Carry out the decisions, then what they have made possible, in the order of a stream's life."""
         actions = self._carry_out(decisions)
         if self._exiting is None:
             for stream in list(self.streams.values()):
@@ -335,7 +335,7 @@ class Coordinator:
         return self._leases.ask(stream)
 
     def _drop(self, stream: Stream) -> list[Action]:
-        """Drop what is in flight of a stream, in a generation of its own."""
+        """Drop everything of a stream that is in flight, and start a new generation."""
         actions: list[Action] = []
         builders = {segment.writer for segment in stream.ledger.segments.values()}
         stream.generation = self.readers.next_generation(stream)
@@ -353,7 +353,7 @@ class Coordinator:
         return actions
 
     def _fail(self, stream: Stream, error: HeadraceError) -> list[Action]:
-        """Somebody has to look into the stream; the others go on."""
+        """Stop the stream, which needs an operator; the others continue."""
         stream.error = error
         actions: list[Action] = [Log("error", "stream stopped", {"stream": stream.name, "error": str(error)})]
         actions += self._drop(stream)
@@ -373,7 +373,7 @@ class Coordinator:
         return [Release((stream.name,)), *self._carry_out(loaded)]
 
     def _finish_if_done(self, stream: Stream, now: float) -> list[Decision]:
-        """Whether all that was read of a stream is committed, or a drain leaves it as it is."""
+        """Finish the stream if everything read of it is committed, or a drain leaves it as it is."""
         if self.draining and stream.is_open and not stream.is_assigned:
             stream.life.on("finished")
             return []
@@ -396,14 +396,14 @@ class Coordinator:
     # --- ending ------------------------------------------------------------------------------------------
 
     def _reload_if_due(self, now: float) -> list[Decision]:
-        """End, so that replaced collections are loaded again by the next run; what is being loaded goes first."""
+        """Exit, so that the next run reloads replaced collections; loads in progress are finished first."""
         if self.draining or self._exiting is not None or self.splits.is_left:
             return []
         owed = self._replacements.due(now)
         if not owed:
             return []
         self.reloads = True
-        log = Log("info", "beginning again, with a load of replaced collections", {"collections": owed})
+        log = Log("info", "starting over to reload replaced collections", {"collections": owed})
         return [log, End(None)]
 
     def _end_if_done(self) -> list[Decision]:
@@ -412,7 +412,7 @@ class Coordinator:
         left = self.splits.is_left and not self.draining
         is_over = not left and not any(each.is_open for each in streams)
         done = is_over and (self._faults.sink_seen or self.draining)
-        # A handover is of all streams, or void.
+        # A handover concerns all streams or none.
         hopeless = bool(errors) and (
             self.settings.common_end or (not left and all(each.error for each in streams))
         )
@@ -424,7 +424,7 @@ class Coordinator:
     def _drain_failed(self) -> End:
         left = sum(each.ledger.in_flight for each in self.streams.values())
         cause = f"{left} segment(s) were not committed within shutdown.timeout"
-        remedy = "Nothing is lost: they are replayed at the next start. Raise shutdown.timeout to let them end."
+        remedy = "Nothing is lost: they are replayed at the next start. Raise shutdown.timeout to let them finish."
         return End(FatalError("drain", cause, remedy), 1)
 
     def _exit(self, code: int, error: HeadraceError | None) -> list[Action]:

@@ -1,8 +1,8 @@
-"""What the coordinator's parts decide: actions for the supervisor, and what concerns a stream or engine as a
-whole.
+"""Decisions of the coordinator's components: actions for the supervisor, and what concerns a whole stream or the
+engine.
 
-The parts (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``) return these in order;
-the coordinator carries the latter out, and returns actions alone.
+The components (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``) return these in
+order; the coordinator carries out those of the second kind, and returns only actions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from engine.errors import HeadraceError
 
 
 class Interrupt(Struct, frozen=True):
-    """Drop what is in flight of the stream; it is read again from its committed position.
+    """Drop everything of the stream that is in flight; it is read again from its committed position.
 
     Attributes:
-        event: what happens to its lifecycle after that.
+        event: the event that its lifecycle then gets.
     """
 
     stream: Stream
@@ -28,30 +28,30 @@ class Interrupt(Struct, frozen=True):
 
 
 class Forget(Struct, frozen=True):
-    """The stream's position is void; its segment numbers go on."""
+    """The stream's position is void; its segment numbers continue."""
 
     stream: Stream
 
 
 class Fail(Struct, frozen=True):
-    """The stream ends with an error; the others go on."""
+    """The stream stops with an error; the others continue."""
 
     stream: Stream
     error: HeadraceError
 
 
 class Close(Struct, frozen=True):
-    """All of a split or mark is in the lake; ``rows`` of it by another engine."""
+    """A split or mark is entirely in the lake; another engine landed ``rows`` rows of it."""
 
     stream: Stream
     rows: int = 0
 
 
 class End(Struct, frozen=True):
-    """The engine ends.
+    """The engine exits.
 
     Attributes:
-        code: the exit code; None for the one that the error has.
+        code: the exit code; None for the error's own.
     """
 
     error: HeadraceError | None

@@ -1,8 +1,8 @@
 """What follows from the errors and deaths of children: another attempt, or the end of a stream or of the engine.
 
-An error that names a stream concerns it alone. What may pass is tried again, within the retry budget, from the
-committed position; anything else stops the stream. A process that cannot work at all is started again, unless what
-it says is wrong with a configuration that has never worked.
+An error that names a stream concerns only that stream. A transient one is retried from the committed position,
+within the retry budget; any other stops the stream. A process that cannot work at all is restarted, unless it
+reports a fault of a configuration that has never worked.
 
 State: whether anything has been read, and whether the sink has answered; the streams whose history is lost. Owner:
 the coordinator.
@@ -26,7 +26,7 @@ class Faults:
     """The faults of an engine's children.
 
     Attributes:
-        has_run: something was read, or known to have nothing new: the configuration works.
+        has_run: something was read, or had nothing new to read: the configuration works.
         sink_seen: the sink has answered.
         lost: the streams whose loss of history has ended the engine.
     """
@@ -43,13 +43,13 @@ class Faults:
         self.lost: frozenset[str] = frozenset()
 
     def code_of(self, error: HeadraceError | None) -> int:
-        """The exit code of an engine that an error ends."""
+        """The exit code of an engine that exits with this error."""
         if error is None:
             return 0
         return 2 if error.kind == "config" and not self.has_run else 1
 
     def failed(self, child: Child, failed: Failed, now: float) -> list[Decision]:
-        """An error that a child could not deal with."""
+        """An error that a child could not handle itself."""
         error = error_of_kind(failed.kind, failed.operation, failed.cause, failed.remedy)
         if failed.stream is None:
             return self._of_process(child, error)
@@ -58,7 +58,7 @@ class Faults:
             return []
         if error.kind == "stream_lost":
             return self._history_lost(stream, error, now)
-        # What is wrong with a configuration that has worked is a server's state, or about to be fixed.
+        # If the configuration has worked before, the fault lies in a server's state, or is about to be fixed.
         has_worked = stream.has_been_read or (stream.is_of_backfill and self.has_run)
         may_pass = error.kind == "transient" or (error.kind == "config" and has_worked)
         if not may_pass:
@@ -72,7 +72,7 @@ class Faults:
         return [Log("warning", "stream failed; starting over", fields), Interrupt(stream)]
 
     def _of_process(self, child: Child, error: HeadraceError) -> list[Decision]:
-        """A process says why it ends."""
+        """A process has reported why it is exiting."""
         has_worked = self._readers.deployment is not None if child.role == "reader" else self.sink_seen
         if error.kind == "transient" or has_worked:
             self._children[child].error = error
@@ -80,27 +80,27 @@ class Faults:
         return [End(error)]
 
     def _history_lost(self, stream: Stream, error: HeadraceError, now: float) -> list[Decision]:
-        # One that is lost again and again, with nothing captured in between, is not healed by starting over.
+        # If it is lost repeatedly with nothing captured in between, starting over does not help.
         if self._settings.on_history_lost == "fail" or not stream.failures.failed(now):
             return [Fail(stream, error)]
         fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self._settings.on_history_lost == "snapshot":
-            # It is planned before the stream has another position: a crash in between must not hide the gap.
+            # The load is planned before the stream gets a new position: a crash in between must not hide the gap.
             also = (each.name for each in self._streams.values() if each.history_lost)
             self.lost = frozenset({stream.name, *also})
-            what = "history lost; loading the collections again, and going on from now"
+            what = "history lost; reloading the collections and continuing from now"
             return [Log("error", what, fields), End(error, 1)]
         fields["intents_dropped"] = len(stream.ledger.intents)
-        what = "history lost; going on from now, what lies between is not captured"
+        what = "history lost; continuing from now, what happened in between is not captured"
         if not stream.history_lost:
             stream.start_at = "now"
         return [Log("error", what, fields), Interrupt(stream), Forget(stream)]
 
     def child_exited(self, child: Child, now: float) -> list[Decision]:
-        """A child is dead: the streams that it was at are interrupted, and what has died too often in a row stops.
+        """A child is dead: interrupt the streams it was working on, and stop what has died too often in a row.
 
-        Other streams' commits forgive the child, not the stream that it dies of. Which one that is, nobody knows:
-        one stops at a time, and the others have as many attempts again.
+        Commits of other streams reset the child's failures, but not those of the stream that it dies of. It is not
+        known which one that is, so one stream is stopped at a time, and the others get all their attempts again.
         """
         hit = [stream for stream in self._streams.values() if self._is_at_work(child, stream)]
         for stream in hit:
@@ -121,7 +121,7 @@ class Faults:
         return [Fail(own, error)] if own.is_open else []
 
     def _blame(self, worst: Stream, child: Child, hit: Sequence[Stream]) -> list[Decision]:
-        """Stop the stream that the child has died at most often; the count of the others starts over."""
+        """Stop the stream that the child has most often died working on; the counts of the others start over."""
         ended, remedy = self._children.last_end(child)
         count = max(worst.failures.count, self._children[child].failures.count)
         cause = f"a {child.role} died {count} times in a row before anything was committed, {ended}"

@@ -1,10 +1,10 @@
-"""The format of what is kept in the state store, and how the formats before it are read.
+"""The format of what the state store holds, and how older formats are read.
 
-Stream records have a field ``format``, shared documents a member of that name; without it, they are of format 1
-(versions up to 0.2). A stream's record is written anew in the present format when its lease is taken, a shared
-document when it is next changed. What a later version has written is refused: it may mean something else.
+Stream records have a field ``format``, shared documents a member of that name; without it, they are in format 1
+(versions up to 0.2). A stream's record is rewritten in the current format when its lease is taken, a shared
+document when it is next changed. Anything written by a later version is refused: it may mean something else.
 
-| format | what it is like |
+| format | description |
 |---|---|
 | 1 | change streams, splits and marks are one type of spec; ``""`` and ``0`` stand for "none" |
 | 2 | each of them is a type of its own (``core.specs``); "none" is null |
@@ -23,7 +23,7 @@ from engine.core.specs import MarkSpec, Spec, SplitSpec, StreamSpec
 from engine.errors import ConfigError
 
 FORMAT = 2
-# Ids of streams that collections shared, before these were made of what they share.
+# Ids of streams shared by collections, from before such an id was derived from the collections.
 _NUMBERED = re.compile(r"~(\d+of\d+)?$")
 _T = TypeVar("_T")
 
@@ -36,31 +36,30 @@ def format_of_record(fields: Mapping[str, str]) -> int:
     """The format of a stream's record.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     return _known(int(fields.get("format", "1")))
 
 
 def encode_document(value: Struct) -> str:
-    """A shared document in the present format."""
+    """A shared document in the current format."""
     members = {name: getattr(value, name) for name in value.__struct_fields__}
     return msgspec.json.encode({"format": FORMAT, **members}).decode()
 
 
-def decode_document(text: str, type_: type[_T], former: type[Any]) -> _T:
-    """A shared document of any format.
+def decode_document(text: str, type_: type[_T], type_v1: type[Any]) -> _T:
+    """A shared document in any format.
 
     Args:
-        former: the type that format 1 had, which has a method ``upgraded``; the same type where nothing has
-            changed.
+        type_v1: its type in format 1, with a method ``upgraded``; the same type if nothing has changed.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     format_ = _known(msgspec.json.decode(text, type=_Head).format)
-    if format_ == FORMAT or former is type_:
+    if format_ == FORMAT or type_v1 is type_:
         return msgspec.json.decode(text, type=type_)
-    upgraded: _T = msgspec.json.decode(text, type=former).upgraded()
+    upgraded: _T = msgspec.json.decode(text, type=type_v1).upgraded()
     return upgraded
 
 
@@ -95,7 +94,7 @@ class SpecV1(Struct, frozen=True):
     closes: int = 0
 
     def upgraded(self) -> Spec:
-        """The spec in the present format."""
+        """The spec in the current format."""
         if self.level != "split":
             return self.upgraded_stream()
         (collection,) = self.collections
@@ -113,7 +112,7 @@ class SpecV1(Struct, frozen=True):
         )
 
     def upgraded_stream(self) -> StreamSpec:
-        """The spec in the present format, of a change stream."""
+        """The spec of a change stream in the current format."""
         assert self.level != "split"
         numbered = self.level == "database" and self.collections and _NUMBERED.search(self.stream)
         return StreamSpec(

@@ -1,10 +1,10 @@
 """Who gets a slab, and when: the back-pressure of the engine.
 
-State: requests that wait, slabs that are out, and the arena below them. Owner: the coordinator.
+State: the waiting requests, the granted slabs, and the arena that they are in. Owner: the coordinator.
 
-A reader asks for a slab when it has a batch to put into one, and waits; while it waits it asks MongoDB for
-nothing. Requests are served in order. One that is held back because its stream has too many segments in
-flight lets others pass; one that waits for room lets none pass, so that a large one cannot starve.
+A reader asks for a slab when it has a batch to write to one, and waits; while it waits, it requests nothing from
+MongoDB. Requests are served in order. One that is held back because its stream has too many segments in flight
+lets others pass; one that waits for memory lets none pass, so that a large one cannot starve.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.core.messages import Grant, SlabRequest
 
 
 class Slab(Struct):
-    """A slab that is out: with its reader until it is filled, then with a writer."""
+    """A granted slab: its reader holds it until it is filled, then a writer does."""
 
     holder: Child
     size: int
@@ -30,7 +30,7 @@ class Grants:
 
     Args:
         size: bytes of the arena.
-        max_slabs: slabs out at once; bounds the messages that can be on their way to a child.
+        max_slabs: slabs granted at once; bounds the messages that can be in flight to a child.
     """
 
     def __init__(self, size: int, max_slabs: int) -> None:
@@ -40,7 +40,7 @@ class Grants:
         self._waiting: list[tuple[Child, SlabRequest]] = []
 
     def ask(self, reader: Child, request: SlabRequest) -> None:
-        """A reader wants a slab; ``serve`` answers in its turn."""
+        """A reader asks for a slab; ``serve`` answers when it is its turn."""
         assert all(child != reader for child, _ in self._waiting), "a reader asks for one slab at a time"
         self._waiting.append((reader, request))
 
@@ -69,16 +69,16 @@ class Grants:
         self.slabs[offset].holder = writer
 
     def free(self, offset: int) -> None:
-        """The slab is not needed any more."""
+        """The slab is no longer needed."""
         del self.slabs[offset]
         self.arena.free(offset)
 
     def withdraw(self, reader: Child) -> None:
-        """The reader no longer wants what it asked for."""
+        """Drop the reader's request, if it has one."""
         self._waiting = [(child, request) for child, request in self._waiting if child != reader]
 
     def reclaim(self, child: Child) -> None:
-        """The process is gone: take back what it held. Only when it is certainly dead."""
+        """Take back what the process held. Only to be called once it is certainly dead."""
         self.withdraw(child)
         for offset in [offset for offset, slab in self.slabs.items() if slab.holder == child]:
             self.free(offset)

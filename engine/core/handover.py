@@ -1,13 +1,12 @@
-"""When a configuration's streams cover what other streams covered before: who hands over to whom.
+"""Which streams hand over to which, when a configuration's streams cover what other streams covered before.
 
-Reading a collection in parts, watching the whole database, fewer readers than collections: each makes streams with
-new ids from what streams with old ids have been reading, each at a place of its own. The old ones are first
-run, under their old selection, up to one cluster time that they all share, and cut exactly there; then the
-new ones begin behind it. Which streams close and which open is written down in one step before either
-happens, and carried out idempotently, so that a crash in between leaves nothing uncovered and nothing covered
-twice.
+Reading a collection in parts, watching the whole database, using fewer readers than collections: each of these
+replaces streams, all at different positions, by streams with new ids. The old streams first run, under their old
+selection, up to one common cluster time, and are cut exactly there; the new ones then start right after it. Which
+streams close and which open is recorded in one step before either happens, and carried out idempotently, so that a
+crash in between leaves nothing uncovered and nothing covered twice.
 
-Invariant: what is covered at all is covered by exactly one open stream.
+Invariant: whatever is covered at all is covered by exactly one open stream.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from engine.core.specs import StreamSpec
 
 
 class Succession(Struct, frozen=True):
-    """Streams that end, and streams that begin where those ended; a stream can be in both."""
+    """Streams that end, and streams that start where those ended; a stream can be in both."""
 
     close: tuple[StreamSpec, ...]
     open: tuple[StreamSpec, ...]
 
 
 class Handover(Struct, frozen=True):
-    """A succession whose old streams have all come to the cluster time ``time``: it must now be carried out.
+    """A succession whose old streams have all reached the cluster time ``time``: it must now be carried out.
 
     Attributes:
-        id: how many streams it concerns, and a name; kept in their records, so that its loss is noticed.
-        close: the streams that end, each with its last committed segment: one that has got further since has
-            been run by somebody who does not know of this, and must not be closed.
+        id: how many streams it concerns, and a name; stored in their records, so that its loss is noticed.
+        close: the streams that end, each with its last committed segment: one that has advanced since has been run
+            by an engine that does not know of the handover, and must not be closed.
     """
 
     id: str
@@ -51,7 +50,7 @@ def decode_handover(text: str) -> Handover:
     """The handover in a shared document.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     return decode_document(text, Handover, _HandoverV1)
 
@@ -65,15 +64,15 @@ class _HandoverV1(Struct, frozen=True):
     open: tuple[SpecV1, ...]
 
     def upgraded(self) -> Handover:
-        """The handover in the present format."""
+        """The handover in the current format."""
         return Handover(self.id, self.time, self.close, tuple(each.upgraded_stream() for each in self.open))
 
 
 def find_succession(desired: Sequence[StreamSpec], running: Mapping[str, StreamSpec]) -> Succession | None:
-    """What has to be handed over; None when every desired stream goes on or begins by itself.
+    """What has to be handed over; None if every desired stream continues or starts by itself.
 
     Args:
-        running: the open streams of the state store, by id, with the selection that they ran under.
+        running: the open streams in the state store, by id, with the selection that they ran under.
     """
     closing: dict[str, StreamSpec] = {}
     opening: dict[str, StreamSpec] = {}
@@ -83,7 +82,7 @@ def find_succession(desired: Sequence[StreamSpec], running: Mapping[str, StreamS
             for new in desired
             for old in running.values()
             if (overlap(old, new) and (old.stream != new.stream or old.stream in closing or new.stream in opening))
-            or (old.stream in closing and new.stream not in running and _bring_the_same_database(old, new))
+            or (old.stream in closing and new.stream not in running and _carry_the_same_database(old, new))
         }
         before = len(closing), len(opening)
         for old, new in found:
@@ -97,8 +96,8 @@ def find_succession(desired: Sequence[StreamSpec], running: Mapping[str, StreamS
     return Succession(tuple(closing[each] for each in by_id[0]), tuple(opening[each] for each in by_id[1]))
 
 
-def _bring_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
-    """Whether both bring what concerns a whole database, though perhaps no collection is in both."""
+def _carry_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
+    """Whether both carry the events that concern a whole database, even if they share no collection."""
     return one.carries_database and other.carries_database and one.database == other.database
 
 

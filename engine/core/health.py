@@ -1,6 +1,6 @@
-"""What is in the way of each stream at present, and what the stream is at in a word.
+"""The current problem of each stream, and the stream's state in one word.
 
-State: what the state store suffers from, and when the streams were last looked at. Owner: the coordinator.
+State: the state store's problem, and when the streams were last checked. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Health:
             self._of_store = None
 
     def look(self, now: float) -> list[Log]:
-        """Note what is in the way of each stream, and log what is new or over."""
+        """Note each stream's problem, and log those that are new or over."""
         if now - self._looked_at < LOOK_EVERY_S:
             return []
         self._looked_at = now
@@ -46,7 +46,7 @@ class Health:
         return self._problems.tell({name: each.problem for name, each in self._streams.items()}, now)
 
     def _problem_of(self, stream: Stream, now: float) -> Problem | None:
-        """The first of what is in the stream's way: the others may well have come of it."""
+        """The stream's earliest problem: it may well have caused the others."""
         at_work = {Child("writer", each.writer) for each in stream.ledger.segments.values()}
         at_work |= {each for each in (stream.reader, stream.surveyor) if each is not None}
         if not self._children.ready("writer"):
@@ -56,7 +56,7 @@ class Health:
         return min(lasting, key=lambda each: each.since, default=None)
 
     def state_of(self, stream: Stream) -> StreamState:
-        """What the stream is at, in a word."""
+        """The stream's state in one word."""
         if stream.stage is Stage.FAILED:
             return "failed"
         if stream.stage is Stage.FINISHED:
@@ -68,6 +68,6 @@ class Health:
         return "reading" if stream.is_captured else "starting"
 
     def _can_take_over(self, stream: Stream) -> bool:
-        """Whether all that a stream needs is there, but for its lease."""
+        """Whether a stream has everything it needs except its lease."""
         has_reader = stream.reader is None or self._children[stream.reader].ready
         return has_reader and bool(self._children.ready("writer"))

@@ -106,7 +106,7 @@ class Leases:
             common_end: the cluster time up to which all streams are read, once it is chosen.
 
         Raises:
-            ConfigError: a later version has written the record.
+            ConfigError: the record was written by a later version.
         """
         stream.life.on("lease taken")
         stream.held_by = None
@@ -159,7 +159,7 @@ class Leases:
             stands.
 
         Raises:
-            ConfigError: a later version has written the plan.
+            ConfigError: the plan was written by a later version.
         """
         if document is None:
             cause = f"the state store has lost the plan of the backfill of {stream.namespace}"

@@ -67,7 +67,7 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
     """The record in a store's fields; an empty one for no fields.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     format_ = format_of_record(fields) if fields else FORMAT
     intents = (_read_intent(text, format_) for name, text in fields.items() if name.startswith(_INTENT))

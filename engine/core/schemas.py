@@ -116,7 +116,7 @@ def decode_schema(text: str) -> CollectionSchema:
     """The schema in a shared document.
 
     Raises:
-        ConfigError: a later version has written it.
+        ConfigError: it was written by a later version.
     """
     return decode_document(text, CollectionSchema, CollectionSchema)
 

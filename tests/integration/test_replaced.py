@@ -182,7 +182,7 @@ def test_a_signal_between_two_runs_is_obeyed(mongo: Client, config: EngineConfig
     with Engine(config) as engine:
         engine.wait_for(lambda s: bool(s["backfills"]) and all(b["splits"] for b in s["backfills"]), "loaded")
         mongo[config.name].spare.aggregate([{"$out": "out"}])
-        while "beginning again" not in engine.log():
+        while "starting over to reload" not in engine.log():
             assert engine.process.poll() is None, engine.log_tail()
         assert engine.terminate() == 0, engine.log_tail()
     catch_up(config)
