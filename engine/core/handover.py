@@ -102,7 +102,7 @@ def _carry_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
 
 
 def overlap(one: StreamSpec, other: StreamSpec) -> bool:
-    """Whether an event could be in both streams, as far as level, collections and parts tell."""
+    """Whether an event could be in both streams, as far as level, collections and parts determine."""
     if "deployment" in (one.level, other.level):
         return True
     if one.database != other.database:

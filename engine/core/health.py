@@ -43,7 +43,7 @@ class Health:
         self._looked_at = now
         for stream in self._streams.values():
             stream.problem = self._problem_of(stream, now) if stream.is_open else None
-        return self._problems.tell({name: each.problem for name, each in self._streams.items()}, now)
+        return self._problems.report({name: each.problem for name, each in self._streams.items()}, now)
 
     def _problem_of(self, stream: Stream, now: float) -> Problem | None:
         """The stream's earliest problem: it may well have caused the others."""

@@ -1,6 +1,6 @@
-"""From batches to committed segments: which writer builds a segment, and what the ledger's effects ask for.
+"""From batches to committed segments: which writer builds a segment, and how the ledger's effects are carried out.
 
-State: none of its own; it is the streams' ledgers and counters. Owner: the coordinator.
+State: none of its own, only the streams' ledgers and counters. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -98,21 +98,21 @@ class Landing:
         return self.apply(stream, stream.ledger.sealed(message.seq, message.objects), now)
 
     def serve(self, readers: Readers) -> list[Send]:
-        """Grant the slabs that readers wait for, as far as their streams may have more segments in flight."""
+        """Grant the slabs that readers wait for, if their streams may have more segments in flight."""
 
         def allowed(reader: Child, request: SlabRequest) -> bool:
             stream = readers.stream_of(reader)
-            assert stream is not None, "a request of a reader without a stream has been withdrawn"
+            assert stream is not None, "a reader without a stream has no request: it was withdrawn"
             known = request.seq in stream.ledger.segments
             return known or stream.ledger.in_flight < MAX_SEGMENTS_PER_STREAM
 
         return self._grants.serve(allowed) if self._children.ready("writer") else []
 
     def enlist_writers(self, now: float) -> list[Decision]:
-        """Start another writer when the present ones have two segments each in flight and more wait.
+        """Start another writer when the current ones have two segments each in flight and more are waiting.
 
-        One that is built while another is uploaded is what a writer can do at once; one more process costs memory,
-        and half a second of CPU for its imports.
+        A writer can build one segment while it uploads another; one more process costs memory, and half a second
+        of CPU for its imports.
         """
         in_flight = sum(stream.ledger.in_flight for stream in self._streams.values())
         enlisted = len(self._children.wanted("writer"))
@@ -129,7 +129,7 @@ class Landing:
         return holds_slab or any(each.writer == writer.index and each.phase in at_work for each in segments)
 
     def written(self, stream: Stream, answer: Written, now: float) -> list[Decision]:
-        """Something is durable in the stream's record. Answers come in the order of the writes."""
+        """A write to the stream's record is durable. Answers arrive in the order of the writes."""
         if answer.kind != "intent":
             stream.written_seq = stream.written_seq if answer.seq is None else answer.seq
             return []

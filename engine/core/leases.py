@@ -1,12 +1,12 @@
 """Leases, and what must hold before a stream whose lease is ours is read.
 
-A lease that is free or held elsewhere is asked for again and again; one that is ours is renewed. With it comes
-the stream's record, which says where to go on. It is refused when it is not this stream's, or older than what is
-known. Then the lake is surveyed: an object that the record does not account for means that the state was lost,
-or is older than the lake. (Or that another engine had the stream meanwhile. So the record is read once more
-before that is believed: whatever was published before has left a trace in it.)
+A lease that is free or held elsewhere is requested repeatedly; one that is ours is renewed. It comes with the
+stream's record, which says where to continue. The record is refused if it is not this stream's, or older than what
+is known. Then the lake is surveyed: an object that the record does not account for means that the state was lost,
+or is older than the lake. (Or that another engine had the stream in the meantime. So the record is read once more
+first: whatever was published before then has left a trace in it.)
 
-State: when leases are to be renewed; all else is the streams'. Owner: the coordinator.
+State: when leases are to be renewed; everything else is in the streams. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Leases:
     # --- asking and keeping -------------------------------------------------------------------------------
 
     def due(self, now: float) -> list[Decision]:
-        """Ask for the leases that are wanted now."""
+        """Ask for the leases that are needed and due now."""
         return [
             self.ask(stream)
             for stream in self._streams.values()
@@ -55,12 +55,12 @@ class Leases:
         ]
 
     def ask(self, stream: Stream) -> Acquire:
-        """Ask for one stream's lease; of a split, whether its plan is still in force as well."""
+        """Ask for one stream's lease; for a split, also whether its plan is still in force."""
         stream.life.on("lease asked for")
         return _acquire(stream)
 
     def renewals(self, now: float) -> list[Decision]:
-        """Renew the leases that are held, every third of the time that they last."""
+        """Renew the leases that are held, every third of their duration."""
         if now < self._renew_at:
             return []
         self._renew_at = now + self._settings.lease_ttl_s / 3
@@ -91,7 +91,7 @@ class Leases:
         return [Log("error", what, {"stream": stream.name}), Interrupt(stream, "lease lost")]
 
     def give_back(self, stream: Stream) -> list[Decision]:
-        """Release the lease of a stream that is over, if it is ours: another engine may have more luck with it."""
+        """Release the lease of a stream that has ended, if it is ours: another engine may be able to run it."""
         if not stream.holds_lease:
             return []
         stream.life.on("lease released")
@@ -100,7 +100,7 @@ class Leases:
     # --- the record --------------------------------------------------------------------------------------
 
     def taken(self, stream: Stream, answer: LeaseTaken, common_end: int | None) -> list[Decision]:
-        """The lease is ours, and this is the record as it stood when it became so.
+        """The lease is ours, and this is the record as of that moment.
 
         Args:
             common_end: the cluster time up to which all streams are read, once it is chosen.
@@ -110,14 +110,14 @@ class Leases:
         """
         stream.life.on("lease taken")
         stream.held_by = None
-        if not stream.is_open:  # it ended while its lease was asked for
+        if not stream.is_open:  # it ended while its lease was being requested
             return self.give_back(stream)
         record = read_record(answer.fields)
         if (refusal := self._refusal(stream, record, common_end)) is not None:
             return [End(refusal)]
         decisions = self._adopt(stream, record)
         if stream.is_of_backfill:
-            return decisions + self._begin_part(stream, record, answer.document)
+            return decisions + self._start_split(stream, record, answer.document)
         beyond, stream.beyond = stream.beyond, None
         if beyond and (number_in(beyond, stream.name) or 0) > stream.ledger.last_known:
             return [*decisions, Fail(stream, _older_than_the_lake(stream, beyond))]
@@ -128,8 +128,8 @@ class Leases:
         return decisions + self._replacements.judge(stream)
 
     def _adopt(self, stream: Stream, record: StreamRecord) -> list[Decision]:
-        """Go on from a record."""
-        # ``rows`` as it was before this engine: what it has committed itself is counted apart.
+        """Continue from a record."""
+        # ``rows`` as of before this engine: what it has committed itself is counted separately.
         rows_before = max(0, record.rows - stream.counters.events_committed)
         stream.record = replace(record, rows=rows_before)
         stream.surveyor = None
@@ -141,22 +141,21 @@ class Leases:
             decisions.append(Write(stream.name, stream.generation, records.upgraded(record), "upgrade"))
         return decisions + self._replacements.adopt(stream, record)
 
-    def _begin_part(self, stream: Stream, record: StreamRecord, document: str | None) -> list[Decision]:
-        """A split or mark, which another engine may have read meanwhile: then its record may be gone as well."""
+    def _start_split(self, stream: Stream, record: StreamRecord, document: str | None) -> list[Decision]:
+        """Start a split or mark, unless another engine has read it by now; its record may then even be gone."""
         if is_end(record.position):
             return [Close(stream, record.rows)]
-        if record.position is None and (lost := self._part_lost(stream, document)) is not None:
-            return [lost]
+        if record.position is None and (ended := self._without_record(stream, document)) is not None:
+            return [ended]
         if record.intents and record.sink != self._settings.sink:
             return [End(self._other_sink(stream, record), 2)]
         stream.life.on("survey clear")
         return []
 
-    def _part_lost(self, stream: Stream, document: str | None) -> Close | End | None:
-        """What follows for a split or mark that has no record: its backfill was finished, or replaced, meanwhile.
+    def _without_record(self, stream: Stream, document: str | None) -> Close | End | None:
+        """How a split or mark without a record ends, if its backfill was finished or replaced; else None.
 
-        Plans are replaced, and never removed: that there is none means that it was lost. None when the plan
-            stands.
+        Plans are replaced, and never removed: if there is none, it was lost.
 
         Raises:
             ConfigError: the plan was written by a later version.
@@ -169,25 +168,25 @@ class Leases:
         return Close(stream) if is_over else None
 
     def record_lost(self, stream: Stream, answer: RecordLost, now: float) -> list[Decision]:
-        """The store has lost a record, unless it is that of a split whose backfill has been finished."""
+        """The store has lost a record, unless it is that of a split whose backfill is finished or replaced."""
         error = StateLostError(answer.operation, answer.cause, answer.remedy)
         if not stream.is_of_backfill:
             return [End(error)]
-        found = self._part_lost(stream, answer.document)
-        if not isinstance(found, Close):
-            return [found or End(error)]
-        return [found] if stream.life.lease is Lease.ASKED else self.lost(stream, now)
+        ended = self._without_record(stream, answer.document)
+        if not isinstance(ended, Close):
+            return [ended or End(error)]
+        return [ended] if stream.life.lease is Lease.ASKED else self.lost(stream, now)
 
     def _refusal(self, stream: Stream, record: StreamRecord, common_end: int | None) -> HeadraceError | None:
-        """Why the stream must not go on from this record."""
+        """Why the stream must not continue from this record; None if it may."""
         operation, durable = f"resume the stream {stream.name}", stream.durable_seq
         if record.closed:
             cause = "another configuration has taken over what this stream covered"
             remedy = "Start with that configuration; to start over, use another state.prefix and sink.url."
             return ConfigError(operation, cause, remedy)
         if record.spec is not None and record.spec.coverage != stream.spec.coverage:
-            cause = "its record in the state store is of a stream that covers something else"
-            remedy = "Another engine keeps its state there: use another state.prefix, and another sink.url."
+            cause = "its record in the state store is that of a stream that covers something else"
+            remedy = "Another engine keeps its state there: use another state.prefix and another sink.url."
             return ConfigError(operation, cause, remedy)
         if durable is not None and (record.position is None or record.seq < durable):
             cause = f"the state store has lost its record: segment {durable} was committed"
@@ -202,14 +201,14 @@ class Leases:
             f"{len(record.intents)} segment(s) may have been published to {record.sink}, "
             f"and the sink is now {self._settings.sink}"
         )
-        remedy = "Start once more with the former [sink] until it has caught up, then change it."
+        remedy = "Start once more with the previous [sink] until it has caught up, then change it."
         return ConfigError(f"resume the stream {stream.name}", cause, remedy)
 
     def overlaps(self, stream: Stream, found: Records) -> list[Decision]:
-        """A stream that has just begun, and the records of all others.
+        """Compare a stream that has just started with the records of all others.
 
-        Of two engines that begin at once, neither finds the other's streams when it starts; but one of them does
-        here, and nothing has been published by then.
+        If two engines start at the same time, neither finds the other's streams then; but one of them does here,
+        before anything has been published.
         """
         spec = stream.spec
         assert isinstance(spec, StreamSpec)
@@ -219,18 +218,18 @@ class Leases:
                 continue
             if overlap(record.spec, spec):
                 where = holder.partition("/")[0] or "another engine"
-                cause = f"the stream {other} of {where} captures some of it, too"
+                cause = f"the stream {other} of {where} also captures some of it"
                 remedy = (
-                    "Give both engines one configuration, or collections of their own; or this one another "
+                    "Give both engines the same configuration, or separate collections; or give this one another "
                     "state.prefix and another sink.url."
                 )
-                return [End(ConfigError(f"begin the stream {stream.name}", cause, remedy))]
+                return [End(ConfigError(f"start the stream {stream.name}", cause, remedy))]
         return []
 
     # --- the survey --------------------------------------------------------------------------------------
 
     def surveys(self, writers: Sequence[Child], now: float) -> list[Decision]:
-        """Have the lake surveyed for every stream that has just been acquired."""
+        """Request a survey of the lake for every stream that has just been acquired."""
         if not writers:
             return []
         decisions: list[Decision] = []
@@ -239,16 +238,16 @@ class Leases:
                 continue
             assert isinstance(stream.spec, StreamSpec)
             at = stream.ledger.committed
-            is_elsewhere = stream.record.sink != self._settings.sink  # or laid out otherwise
+            is_elsewhere = stream.record.sink != self._settings.sink  # or has another layout
             since = None if at is None or is_elsewhere else at.time
             stream.surveyor = writers[len(decisions) % len(writers)]
-            stream.life.on("survey begun")
+            stream.life.on("survey started")
             asked = Survey(stream.spec, stream.generation, since, stream.ledger.last_known)
             decisions.append(Send(stream.surveyor, asked))
         return decisions
 
     def surveyed(self, stream: Stream, beyond: str | None) -> list[Decision]:
-        """The lake was surveyed; an object too many may also be of an engine that had the stream meanwhile."""
+        """The lake was surveyed; an unknown object may also be from an engine that had the stream meanwhile."""
         stream.surveyor = None
         if beyond is None:
             stream.life.on("survey clear")
@@ -266,7 +265,7 @@ def _older_than_the_lake(stream: Stream, beyond: str) -> FatalError:
     record = "has no record of it" if stream.ledger.is_new else "does not know of that segment"
     cause = f"the lake holds {beyond}, and the state store {record}: it was lost, or is older than the lake"
     remedy = (
-        "Restore the newest state. To start over without it, give another sink.url: what lies here stays as it "
-        "is, and what happened since its newest object is not captured. Nothing has been written."
+        "Restore the newest state. To start over without it, use another sink.url: the objects here stay as they "
+        "are, and what has happened since the newest of them is not captured. Nothing has been written."
     )
     return FatalError(f"resume the stream {stream.name}", cause, remedy)

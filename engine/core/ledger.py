@@ -5,20 +5,20 @@ A segment goes through these phases, each entered by the event on its left:
     first batch            BUILDING    a writer collects it
     the reader cut it      CUT         the writer has been told to seal
     the writer sealed it   SEALED      finished, invisible
-    (in sequence order)    RECORDED    its intent is on the way to the state store
+    (in sequence order)    RECORDED    its intent is on its way to the state store
     the intent is durable  PUBLISHING  the writer has been told to make it visible
     the writer published   PUBLISHED   the store has acknowledged every object
-    (in sequence order)    gone        its commit is on the way to the state store
+    (in sequence order)    gone        its commit is on its way to the state store
 
 State: the segments in flight, the intents that may be durable, the committed position. Owner: the coordinator.
 
 Invariants:
 - Nothing is published before its intent is durable.
-- Intents leave in sequence order, so those outstanding are always ``committed_seq + 1 ...`` without a gap:
+- Intents are sent in sequence order, so the outstanding ones are always ``committed_seq + 1 ...`` without a gap:
   a replay can cut at each of them.
-- Commits leave in sequence order, for the contiguous prefix of published segments only.
-- Writes to the state store are performed in the order in which they leave here. A commit that has left is
-  therefore as good as durable: what follows it in the store can only be durable after it.
+- Commits are sent in sequence order, and only for the contiguous prefix of published segments.
+- Writes to the state store are performed in the order in which they are sent. A commit that has been sent is
+  therefore as good as durable: whatever follows it can only become durable after it.
 - The committed token never moves backwards.
 """
 
@@ -36,7 +36,7 @@ from engine.core.position import Position, split_time
 
 
 class Phase(Enum):
-    """Where a segment stands; see the table above."""
+    """A segment's phase; see the table above."""
 
     BUILDING = "building"
     CUT = "cut"
@@ -68,7 +68,7 @@ class PublishSegment(Struct, frozen=True):
 
 
 class WriteCommit(Struct, frozen=True):
-    """To do: make the position durable, and what was ``replaced``, and drop the intents ``seqs`` with it."""
+    """To do: make the position and ``replaced`` durable, and remove the intents ``seqs`` along with that."""
 
     seq: int
     position: Position
@@ -81,10 +81,10 @@ Effect = WriteIntent | PublishSegment | WriteCommit
 
 
 def first_segment(start: Position) -> int:
-    """The number of a new stream's first segment: the later its start, the greater.
+    """The number of a new stream's first segment: the later the start, the greater.
 
-    Should the state store be lost, the stream begins anew; a hundred numbers for each second keep it from
-    giving objects the keys of those that are there.
+    If the state store is lost, the stream starts over; a hundred numbers per second keep it from reusing the keys
+    of existing objects.
     """
     return split_time(start.time)[0] * 100 + 1
 
@@ -120,26 +120,26 @@ class Ledger:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing is known of the stream: neither a position nor a number."""
+        """Whether nothing is known about the stream: neither a position nor a segment number."""
         return self.committed is None and not self.committed_seq
 
     @property
     def last_known(self) -> int:
-        """The last segment of which objects may exist."""
+        """The last segment that may have objects."""
         return max(self.intents, default=self.committed_seq)
 
     @property
     def in_flight(self) -> int:
-        """Segments between their first batch and their commit."""
+        """The number of segments between their first batch and their commit."""
         return len(self.segments)
 
     def restart(self) -> tuple[Intent, ...]:
-        """Forget what is in flight; the intents that must be replayed, from ``committed_seq + 1`` on."""
+        """Drop what is in flight; returns the intents that must be replayed, from ``committed_seq + 1`` on."""
         self.segments.clear()
         return tuple(self.intents.values())
 
     def segment(self, seq: int, writer: int) -> Segment:
-        """The segment being built, begun now with this writer if its number is new."""
+        """The segment being built, started now with this writer if its number is new."""
         if seq not in self.segments:
             last = max(self.segments, default=self.committed_seq)
             assert seq == last + 1, f"segment {seq} after {last}"
@@ -156,7 +156,7 @@ class Ledger:
         segment = self._in_phase(seq, Phase.CUT)
         cut = segment.intent
         assert cut is not None
-        assert set(cut.objects) <= set(objects), "a replay makes at least the objects of its intent"
+        assert set(cut.objects) <= set(objects), "a replay writes at least the objects of its intent"
         segment.phase = Phase.SEALED
         segment.intent = replace(cut, objects=objects)
         return self._record_prefix()
@@ -175,7 +175,7 @@ class Ledger:
         return effects
 
     def intent_durable(self, seq: int) -> list[Effect]:
-        """The state store has the intent: now, and not before, the objects may appear."""
+        """The state store has the intent: only now may the objects become visible."""
         segment = self._in_phase(seq, Phase.RECORDED)
         segment.phase = Phase.PUBLISHING
         return [PublishSegment(segment)]

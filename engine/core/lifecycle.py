@@ -1,7 +1,7 @@
 """The life of a stream, as tables: its lease, its stage, and the events that move them.
 
-Everything that changes a stream's lease or stage is here; whoever decides calls ``Lifecycle.on`` with an event,
-and an event that a table does not allow is a bug of ours. Splits of backfills and marks live the same life.
+Everything that changes a stream's lease or stage is here; the deciding code calls ``Lifecycle.on`` with an event,
+and an event that a table does not allow is a bug. Splits of backfills and marks have the same lifecycle.
 
 The *lease* is the right to write the stream's record: FREE, ASKED for, or HELD. The *stage*:
 
@@ -12,11 +12,11 @@ The *lease* is the right to write the stream's record: FREE, ASKED for, or HELD.
     ASSIGNED   a reader has been told to read it
     READING    the reader has opened it: whatever happens from now on is captured
     ENDING     the reader is done; its last segments are on their way to the lake
-    FINISHED   all it had to do is committed, or it is left as it is because the engine drains
-    FAILED     an error has ended it, which somebody has to look into
+    FINISHED   all its work is committed, or the engine is draining and leaves it as it is
+    FAILED     an error that needs an operator has ended it
 
-A stream in any other stage than the last two is *open*. Whatever goes wrong with a process or a segment has one
-answer: the stream is interrupted, and read again from its committed position.
+A stream in any stage but the last two is *open*. Any failure of a process or a segment is handled in one way: the
+stream is interrupted, and read again from its committed position.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Event = Literal[
     "lease taken",
     "lease lost",
     "lease released",
-    "survey begun",
+    "survey started",
     "survey clear",
     "survey doubted",
     "assigned",
@@ -67,14 +67,14 @@ Event = Literal[
 ]
 
 OPEN = frozenset(Stage) - {Stage.FINISHED, Stage.FAILED}
-# A reader has the stream.
+# The stages in which a reader has the stream.
 AT_READER = frozenset({Stage.ASSIGNED, Stage.READING, Stage.ENDING})
 
 _KEEP: Mapping[Lease, Lease] = {each: each for each in Lease}
 _IF_HELD: Mapping[Lease, Lease] = {Lease.HELD: Lease.HELD}
 _OVER: Mapping[Stage, Stage] = {Stage.FINISHED: Stage.FINISHED, Stage.FAILED: Stage.FAILED}
 
-# For each event: the leases under which it may come, with the lease after it; and the same for stages.
+# For each event: the leases under which it may occur, each with the lease after it; and the same for stages.
 TRANSITIONS: Mapping[Event, tuple[Mapping[Lease, Lease], Mapping[Stage, Stage]]] = {
     "lease asked for": ({Lease.FREE: Lease.ASKED}, {Stage.WAITING: Stage.WAITING}),
     "lease denied": ({Lease.ASKED: Lease.FREE}, {Stage.WAITING: Stage.WAITING, **_OVER}),
@@ -84,15 +84,15 @@ TRANSITIONS: Mapping[Event, tuple[Mapping[Lease, Lease], Mapping[Stage, Stage]]]
         {**dict.fromkeys(OPEN - {Stage.WAITING}, Stage.WAITING), **_OVER},
     ),
     "lease released": ({Lease.HELD: Lease.FREE}, _OVER),
-    "survey begun": (_IF_HELD, {Stage.ACQUIRED: Stage.SURVEYING}),
-    # A split needs no survey: it is compared with the lake when its backfill is planned.
+    "survey started": (_IF_HELD, {Stage.ACQUIRED: Stage.SURVEYING}),
+    # A split needs no survey: it was compared with the lake when its backfill was planned.
     "survey clear": (_IF_HELD, {Stage.SURVEYING: Stage.READY, Stage.ACQUIRED: Stage.READY}),
     # An object that the record does not account for: the record is read once more, which takes the lease again.
     "survey doubted": ({Lease.HELD: Lease.ASKED}, {Stage.SURVEYING: Stage.WAITING}),
     "assigned": (_IF_HELD, {Stage.READY: Stage.ASSIGNED}),
     "opened": (_IF_HELD, {Stage.ASSIGNED: Stage.READING}),
     "read out": (_IF_HELD, {Stage.READING: Stage.ENDING}),
-    # What it selects has changed, and the segments of the former selection are now all committed.
+    # Its selection has changed, and the segments of the previous selection are now all committed.
     "reopened": (_IF_HELD, {Stage.ENDING: Stage.READY}),
     "interrupted": (
         _KEEP,
@@ -104,14 +104,14 @@ TRANSITIONS: Mapping[Event, tuple[Mapping[Lease, Lease], Mapping[Stage, Stage]]]
             **dict.fromkeys(AT_READER, Stage.READY),
         },
     ),
-    # Before it was assigned only by a drain.
+    # Before it was assigned, only by a drain.
     "finished": (_KEEP, dict.fromkeys(OPEN - {Stage.ASSIGNED, Stage.READING}, Stage.FINISHED)),
     "failed": (_KEEP, dict.fromkeys(OPEN, Stage.FAILED)),
 }
 
 
 class Lifecycle:
-    """Where one stream stands in the tables. Owner: the coordinator, by way of ``Stream``."""
+    """Where one stream is in the tables. Owner: the coordinator, through ``Stream``."""
 
     __slots__ = ("_lease", "_stage")
 

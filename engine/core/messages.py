@@ -1,8 +1,8 @@
-"""Everything that processes say to each other, in one place.
+"""All messages between processes, in one place.
 
-Frozen tagged structs, encoded as MessagePack. They carry ids, counts and tokens, never rows: rows lie in
-slabs. A *generation* counts the starts of a stream within one engine: what comes from an older one than the
-current is answered (a slab is freed) but otherwise ignored.
+Frozen tagged structs, encoded as MessagePack. They carry ids, counts and tokens, never rows: rows are in slabs. A
+*generation* counts the starts of a stream within one engine: a message from an older generation than the current
+one is answered (a slab is freed) but otherwise ignored.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class ObjectName(Struct, frozen=True, order=True):
 
 
 class Replaced(Struct, frozen=True):
-    """A collection has other documents than its events tell of: another one was renamed to its name.
+    """A collection has documents that its events do not show: another collection was renamed to its name.
 
     Attributes:
-        namespace: of the collection, as MongoDB writes it.
-        time: when, as a cluster time.
+        namespace: the collection's, as MongoDB writes it.
+        time: when that happened, as a cluster time.
     """
 
     namespace: str
@@ -42,10 +42,10 @@ class Intent(Struct, frozen=True):
 
     Attributes:
         first_token: the token of the first event; None for a segment without events.
-        end: the segment holds what lies after the segment before it, up to and with this position.
-        objects: what it is published as.
-        rows: events in it.
-        replaced: what its events say of collections whose content must be loaded.
+        end: the segment holds what follows the segment before it, up to and including this position.
+        objects: the objects that it is published as.
+        rows: the number of events in it.
+        replaced: the collections that its events replace, whose content must be loaded.
     """
 
     seq: int
@@ -63,10 +63,10 @@ class Assign(Struct, frozen=True, tag=True):
     """Read this stream from here; drop whatever was being read.
 
     Attributes:
-        start: where to start; None to find it by ``start_at`` and report it as ``Started``.
+        start: where to start; None to find it from ``start_at`` and report it in ``Started``.
         start_at: ``now``, ``earliest``, or an RFC 3339 time.
-        next_seq: the number of the first segment; None when it follows from the start (``ledger.first_segment``).
-        replay: intents to cut at, in order, beginning with ``next_seq``.
+        next_seq: the number of the first segment; None if it follows from the start (``ledger.first_segment``).
+        replay: intents to cut at, in order, starting with ``next_seq``.
         until: stop after the last event of this cluster time; None for never.
         replay_only: stop after the last intent.
     """
@@ -82,11 +82,11 @@ class Assign(Struct, frozen=True, tag=True):
 
 
 class Unassign(Struct, frozen=True, tag=True):
-    """Stop reading and forget everything that was not handed over."""
+    """Stop reading and drop everything that was not handed over."""
 
 
 class Grant(Struct, frozen=True, tag=True):
-    """The slab that was asked for: bytes ``offset`` to ``offset + size`` of the arena are yours to fill."""
+    """The requested slab: bytes ``offset`` to ``offset + size`` of the arena, for the reader to fill."""
 
     generation: int
     offset: int
@@ -104,7 +104,7 @@ class Finish(Struct, frozen=True, tag=True):
 
 
 class SchemaGiven(Struct, frozen=True, tag=True):
-    """The collection's schema as it stands in the state store."""
+    """The collection's schema as it is in the state store."""
 
     database: str
     collection: str
@@ -119,7 +119,7 @@ class ReaderReady(Struct, frozen=True, tag=True):
 
     Attributes:
         deployment: the replica set's name, or ``mongos``.
-        server_time: the latest cluster time that the server knew.
+        server_time: the latest cluster time known to the server.
     """
 
     deployment: str
@@ -128,7 +128,7 @@ class ReaderReady(Struct, frozen=True, tag=True):
 
 
 class Started(Struct, frozen=True, tag=True):
-    """The stream is open; ``start`` is where it began, when the assignment left that open."""
+    """The stream is open; ``start`` is where it started, if the assignment left that open."""
 
     generation: int
     start: Position | None
@@ -143,11 +143,11 @@ class SlabRequest(Struct, frozen=True, tag=True):
 
 
 class Rescued(Struct, frozen=True):
-    """How many values of a batch are in ``_cdc_rescued``, of one column or of all that have none.
+    """How many values of a batch are in ``_cdc_rescued``: those of one column, or all that have no column.
 
     Attributes:
-        path: the column's, dotted; None for values without a column.
-        column, found: the column's type, and the BSON type of a value that it cannot hold; None with ``path``.
+        path: the column's dotted path; None for values without a column.
+        column, found: the column's type, and the BSON type of a value that it cannot hold; None if ``path`` is.
     """
 
     database: str
@@ -159,7 +159,7 @@ class Rescued(Struct, frozen=True):
 
 
 class BatchReady(Struct, frozen=True, tag=True):
-    """A slab is filled: events of segment ``seq``."""
+    """A slab is filled with events of segment ``seq``."""
 
     generation: int
     seq: int
@@ -179,21 +179,21 @@ class SegmentCut(Struct, frozen=True, tag=True):
 
 
 class Idle(Struct, frozen=True, tag=True):
-    """Nothing is open, and the server has scanned up to ``position``."""
+    """No segment is open, and the server has scanned up to ``position``."""
 
     generation: int
     position: Position
 
 
 class Finished(Struct, frozen=True, tag=True):
-    """Nothing more will come: told to finish, ``until`` is passed, or the replay is done."""
+    """Nothing more will follow: the reader was told to finish, ``until`` is passed, or the replay is done."""
 
     generation: int
     position: Position | None
 
 
 class SchemaWanted(Struct, frozen=True, tag=True):
-    """Asks for the collection's schema with these fields added; answered by ``SchemaGiven``."""
+    """Request the collection's schema with these fields added; answered by ``SchemaGiven``."""
 
     database: str
     collection: str
@@ -204,7 +204,7 @@ class SchemaWanted(Struct, frozen=True, tag=True):
 
 
 class Batch(Struct, frozen=True, tag=True):
-    """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is not needed.
+    """Add the slab's rows to the segment; answer ``SlabFreed`` as soon as the slab is no longer needed.
 
     Attributes:
         old_layout: an earlier version started the segment, in ``naming.OLD_DIRECTORIES``.
@@ -221,7 +221,7 @@ class Batch(Struct, frozen=True, tag=True):
 class Seal(Struct, frozen=True, tag=True):
     """The segment has all its rows. Finish its objects without making them visible; answer ``Sealed``.
 
-    ``intent.objects`` are those of an earlier attempt: they must all be made, with or without rows.
+    ``intent.objects`` are those of an earlier attempt: all of them must be written, with or without rows.
     """
 
     stream: str
@@ -245,15 +245,15 @@ class Abandon(Struct, frozen=True, tag=True):
 
 
 class FlushBuffers(Struct, frozen=True, tag=True):
-    """Memory is short: write out what is being collected."""
+    """Memory is short: write out what is being buffered."""
 
 
 class Survey(Struct, frozen=True, tag=True):
     """Look for objects of the stream in the lake that its record does not account for; answer ``Surveyed``.
 
     Attributes:
-        since: no such object can hold events before this cluster time; None when that is not known.
-        known: the last segment that the record knows of.
+        since: no such object can hold events before this cluster time; None if that is not known.
+        known: the last segment that the record accounts for.
     """
 
     spec: StreamSpec
@@ -290,7 +290,7 @@ class Sealed(Struct, frozen=True, tag=True):
 
 
 class Surveyed(Struct, frozen=True, tag=True):
-    """``beyond`` is the key of an object that the record does not account for; None when there is none."""
+    """``beyond`` is the key of an object that the record does not account for; None if there is none."""
 
     stream: str
     generation: int
@@ -312,11 +312,11 @@ class Heartbeat(Struct, frozen=True, tag=True):
     """Sent from the work loop, never from a helper thread.
 
     Attributes:
-        progress: counts units of work; a process with work whose progress stands still hangs.
+        progress: counts units of work; a process that has work but whose progress stands still is hung.
         doing: what the loop is doing, in words.
         cpu_s: user and system time of the process so far.
-        unanswered_s: how long the server that the process works with has owed it an answer.
-        error: why the process's latest attempt at that server failed; None once one has succeeded.
+        unanswered_s: how long the process has been waiting for an answer from its server.
+        error: why its latest request to that server failed; None once one has succeeded.
     """
 
     progress: int
@@ -327,7 +327,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """An error that the process cannot deal with itself; without a stream, the process cannot work at all."""
+    """An error that the process cannot handle itself; without a stream, the process cannot work at all."""
 
     kind: FailureKind
     operation: str
@@ -338,7 +338,7 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 class Stop(Struct, frozen=True, tag=True):
-    """End the process."""
+    """Exit."""
 
 
 ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop

@@ -1,6 +1,6 @@
-"""What to do when memory runs short: write out early what is being collected.
+"""What to do when memory runs short: write out early what is being buffered.
 
-State: when that was last done, and last logged. Owner: the coordinator.
+State: when that was last done, and when it was last logged. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Pressure:
         self._limit = limit
         self._children = children
         self._flushed_at = -FLUSH_EVERY_S
-        self._told_at = -LOG_EVERY_S
+        self._logged_at = -LOG_EVERY_S
 
     def used(self, used: int, reading: Iterable[tuple[Child, Stream]], now: float) -> list[Log | Send]:
-        """The process tree uses so many bytes; ``reading`` are the readers with their streams."""
+        """The process tree uses this many bytes; ``reading`` are the readers with their streams."""
         if not self._limit or used < FLUSH_ABOVE * self._limit or now - self._flushed_at < FLUSH_EVERY_S:
             return []
         self._flushed_at = now
         actions: list[Log | Send] = []
-        if now - self._told_at >= LOG_EVERY_S:
-            self._told_at = now
+        if now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = now
             fields = {"used_bytes": used, "limit_bytes": self._limit}
             actions.append(Log("warning", "memory is short; flushing early", fields))
         actions += [Send(writer, FlushBuffers()) for writer in self._children.ready("writer")]

@@ -1,10 +1,10 @@
-"""What is in the way of the streams at present, and when to say so. It is told; nothing is decided by it.
+"""The current problems of the streams, and when to report them. No decision depends on them.
 
-State: since when each stream has been held up, and when that was last told. Owner: the coordinator.
+State: since when each stream has been held up, and when that was last logged. Owner: the coordinator.
 
-A server that hangs answers nothing, and no error comes of it for a minute or so. So whoever waits for an answer
-says for how long (``Heartbeat.unanswered_s``), and what is unusual is a problem. Where a request fails, the error
-is.
+A server that hangs does not answer, and that causes no error for a minute or so. So a process that waits for an
+answer reports for how long (``Heartbeat.unanswered_s``), and an unusually long wait is a problem. If a request
+fails, its error is the problem.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from msgspec import Struct
 
 from engine.core.actions import Log
 
-# MongoDB answers a getMore within a second, also with nothing; the state store's records are small. A part of an
-# upload may take some seconds.
+# MongoDB answers a getMore within a second, even if with nothing; the state store's records are small. A part of
+# an upload may take several seconds.
 UNANSWERED_S = 3.0
 UPLOAD_UNANSWERED_S = 5.0
-# Heartbeats come every second; the longest that a loop is at without one is a second or two.
+# Heartbeats are sent every second; the longest that a loop goes without one is a second or two.
 SILENT_S = 8.0
-# What is over by then is not worth a word.
+# A problem that is over by then is not reported.
 BRIEF_S = 2.0
 REPEAT_EVERY_S = 60.0
 
@@ -29,10 +29,10 @@ MAX_NAMED = 10
 
 
 class Problem(Struct, frozen=True):
-    """What is in the way, and since when (by the clock of the coordinator).
+    """What holds a stream up, and since when (by the coordinator's clock).
 
     Attributes:
-        lasts: the cause is that it lasts: ``cause`` wants to be read with the time.
+        lasts: the duration is the problem: it is reported with ``cause``.
     """
 
     cause: str
@@ -40,47 +40,47 @@ class Problem(Struct, frozen=True):
     lasts: bool = False
 
     @classmethod
-    def after(cls, former: Problem | None, cause: str | None, now: float) -> Problem | None:
-        """The problem with this cause, which may be the latest words for one that is there already."""
+    def after(cls, previous: Problem | None, cause: str | None, now: float) -> Problem | None:
+        """The problem with this cause; an existing problem continues, with its cause updated."""
         if not cause:
             return None
-        return cls(cause, now if former is None else former.since)
+        return cls(cause, now if previous is None else previous.since)
 
     def text(self, now: float) -> str:
-        """As it is told."""
+        """The problem as it is reported."""
         return f"{self.cause} for {now - self.since:.0f} s" if self.lasts else self.cause
 
 
 class Problems:
-    """Says when streams are held up, and when they go on."""
+    """Reports when streams are held up, and when they continue."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
-        self._told_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
-    def tell(self, found: Mapping[str, Problem | None], now: float) -> list[Log]:
-        """A line for each cause that is new or was last told a while ago, and for what is over.
+    def report(self, found: Mapping[str, Problem | None], now: float) -> list[Log]:
+        """A line for each cause that is new or was last logged a while ago, and for what is over.
 
         Args:
-            found: the problem of each stream that there is.
+            found: the problem of each existing stream.
         """
         causes: dict[str, list[str]] = {}
         over: dict[float, list[str]] = {}
         for name, problem in found.items():
             if problem is None and name in self._since:
                 over.setdefault(self._since[name], []).append(name)
-            elif problem is not None and now - self._told_at.get(name, -REPEAT_EVERY_S) >= REPEAT_EVERY_S:
+            elif problem is not None and now - self._logged_at.get(name, -REPEAT_EVERY_S) >= REPEAT_EVERY_S:
                 causes.setdefault(problem.text(now), []).append(name)
-                self._told_at[name] = now
+                self._logged_at[name] = now
         self._since = {name: self._since.get(name, each.since) for name, each in found.items() if each is not None}
-        self._told_at = {name: at for name, at in self._told_at.items() if name in self._since}
+        self._logged_at = {name: at for name, at in self._logged_at.items() if name in self._since}
         return [
             *(
                 Log("warning", "streams are held up", _named(each) | {"problem": why})
                 for why, each in causes.items()
             ),
             *(
-                Log("info", "streams go on", _named(each) | {"after_s": round(now - since, 1)})
+                Log("info", "streams resumed", _named(each) | {"after_s": round(now - since, 1)})
                 for since, each in over.items()
             ),
         ]

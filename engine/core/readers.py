@@ -33,7 +33,7 @@ class Readers:
         pool: the readers of splits.
 
     Attributes:
-        deployment: what the servers call themselves, once a reader has asked.
+        deployment: the name of the deployment, once a reader has asked for it.
         until: the cluster time that all streams are read up to; None for no end.
         common_end: the same, once no other engine can move a stream past it.
     """
@@ -57,11 +57,11 @@ class Readers:
         self.common_end: int | None = None
 
     def stream_of(self, reader: Child) -> Stream | None:
-        """What the reader reads, or will read as soon as it can."""
+        """The stream that the reader reads, or will read as soon as it can."""
         return self._by_reader.get(reader)
 
     def assigned(self) -> Iterable[tuple[Child, Stream]]:
-        """The readers that have a stream at present."""
+        """The readers that currently have a stream."""
         return ((reader, stream) for reader, stream in self._by_reader.items() if stream.is_assigned)
 
     def became_ready(self, message: ReaderReady) -> None:
@@ -71,13 +71,13 @@ class Readers:
             self.until = message.server_time
 
     def free(self, stream: Stream) -> None:
-        """A split needs its reader no more."""
+        """Free the reader of a split or mark; a change stream keeps its own."""
         if stream.is_of_backfill and stream.reader is not None:
             del self._by_reader[stream.reader]
             stream.reader = None
 
     def next_generation(self, stream: Stream) -> int:
-        """The number of the stream's next start; readers tell splits apart by it, so theirs are all different."""
+        """The number of the stream's next start; readers tell splits apart by it, so no two splits share one."""
         return next(self._generations) if stream.is_of_backfill else stream.generation + 1
 
     def assign_ready(self, now: float) -> list[Decision]:
@@ -93,7 +93,7 @@ class Readers:
         return decisions
 
     def _choose_end(self) -> bool:
-        """Fix the common end, once every stream is ours: no other engine moves one past it any more."""
+        """Fix the common end, once every stream is ours: from then on, no other engine moves one past it."""
         if self.until is None or not all(stream.holds_lease for stream in self._streams.values()):
             return False
         times = [each.ledger.committed.time for each in self._streams.values() if each.ledger.committed]
@@ -101,7 +101,7 @@ class Readers:
         return True
 
     def _reader_for(self, stream: Stream) -> Child | None:
-        """A ready reader that the stream can have now."""
+        """A ready reader for the stream; None if there is none now."""
         if not stream.is_of_backfill:
             assert stream.reader is not None
             return stream.reader if self._children[stream.reader].ready else None
@@ -119,21 +119,21 @@ class Readers:
             stream.reader, stream.generation = reader, self.next_generation(stream)
             self._by_reader[reader] = stream
         replay = ledger.restart()
-        former = record.spec if stream.selection_changed and replay else None
+        old_spec = record.spec if stream.selection_changed and replay else None
         if stream.selection_changed and not replay:
             decisions += self._adopt_selection(stream)
         elif record.spec is not None and (record.sink != self._settings.sink or not record.deployment):
             change = records.begin(stream.spec, self._settings.sink, self.deployment, None)
             decisions.append(Write(stream.name, stream.generation, change, "begin"))
         assign = Assign(
-            spec=former or stream.spec,
+            spec=old_spec or stream.spec,
             generation=stream.generation,
             start=ledger.committed,
             start_at=stream.start_at,
             next_seq=None if ledger.is_new else ledger.committed_seq + 1,
             replay=replay,
             until=None if stream.is_of_backfill else self.until,
-            replay_only=former is not None,
+            replay_only=old_spec is not None,
         )
         stream.life.on("assigned")
         stream.ended_at = None
@@ -141,15 +141,15 @@ class Readers:
         fields = {"stream": stream.name, "next_seq": assign.next_seq or "", "replay": len(replay)}
         if not stream.is_of_backfill:
             fields["from"] = stream.start_at if at is None else token_data(at.token) or at.time
-        if former:
-            fields["selection"] = "former, to finish its segments"
+        if old_spec:
+            fields["selection"] = "previous, to finish its segments"
         return [*decisions, Log(stream.log_level, "stream assigned", fields), Send(reader, assign)]
 
     def _adopt_selection(self, stream: Stream) -> list[Decision]:
-        """What the stream selects has changed, and nothing of the former selection is left to replay.
+        """The stream's selection has changed, and nothing of the previous one is left to replay.
 
-        The server need not find the committed token among the events that are selected now, so the stream
-        starts at the token's time, and the reader leaves out what lies up to the token.
+        The server may not find the committed token among the events that are now selected, so the stream starts at
+        the token's time, and the reader skips everything up to the token.
         """
         position = stream.ledger.committed
         if position is not None and position.token:
@@ -160,7 +160,7 @@ class Readers:
         return [Write(stream.name, stream.generation, change, "begin"), log]
 
     def started(self, stream: Stream, message: Started) -> list[Decision]:
-        """The stream is open; one that had no position has one now, and keeps it from here on."""
+        """The stream is open; if it had no position, it has one from now on."""
         stream.life.on("opened")
         stream.has_been_read = True
         if message.start is None:

@@ -1,21 +1,21 @@
-"""What the state store keeps of a stream: a small table of text fields.
+"""What the state store holds of a stream: a small table of text fields.
 
-A backend stores fields and knows nothing of their meaning; it is here, in one place.
+A backend stores fields without knowing their meaning, which is defined only here.
 
 | field | meaning |
 |---|---|
 | ``format`` | the format of the record, see ``core.formats`` |
 | ``spec`` | the selection under which the stream runs, as JSON |
-| ``sink`` | where and how its objects are laid out: what a replay must find unchanged |
+| ``sink`` | where its objects are and how they are laid out: must be unchanged for a replay |
 | ``deployment`` | the replica set's name, so that a token is not used on another one |
 | ``position`` | the committed position, as JSON |
 | ``seq`` | the last committed segment |
 | ``rows`` | events committed so far |
-| ``closed`` | ``1`` when other streams have taken over what this one covered |
+| ``closed`` | ``1`` if other streams have taken over what this one covered |
 | ``handover`` | the last handover that this record took part in |
-| ``updated`` | when the record was last written: seconds since 1970 |
-| ``schema:<database>.<collection>`` | the least version of that schema that the store must have |
-| ``replaced:<database>.<collection>`` | the cluster time at which it got other documents, until these are loaded |
+| ``updated`` | when the record was last written, in seconds since 1970 |
+| ``schema:<database>.<collection>`` | the lowest version of that schema that the store must have |
+| ``replaced:<database>.<collection>`` | the cluster time at which its content was replaced, until that is loaded |
 | ``intent:<seq>`` | one for each segment that may have been published and is not committed |
 """
 
@@ -102,13 +102,13 @@ def _read_intent(text: str, format_: int) -> Intent:
 
 
 def upgraded(record: StreamRecord) -> Change:
-    """A record of a former format is written in the present one."""
+    """Rewrite a record of an older format in the current one."""
     put = {"format": str(FORMAT), **{intent_field(each.seq): _json(each) for each in record.intents}}
     return Change(put | {"spec": _json(record.spec)} if record.spec is not None else put)
 
 
 def begin(spec: Spec, sink: str, deployment: str | None, position: Position | None) -> Change:
-    """A stream starts, or goes on under another selection or sink."""
+    """A stream starts, or continues under another selection or sink."""
     put = {"format": str(FORMAT), "spec": _json(spec), "sink": sink, "deployment": deployment or ""}
     if position is not None:
         put["position"] = _json(position)
@@ -116,25 +116,25 @@ def begin(spec: Spec, sink: str, deployment: str | None, position: Position | No
 
 
 def close(handover: str) -> Change:
-    """Other streams go on with what this one covered; its numbers are kept, so that no key is used twice."""
+    """Other streams take over what this one covered; its numbers are kept, so that no key is used twice."""
     return Change({"closed": "1", "handover": handover})
 
 
 def intended(intent: Intent, schemas: Mapping[str, int]) -> Change:
-    """A segment is about to be published, and these schemas are at these versions at least."""
+    """A segment is about to be published, and these schemas are at least at these versions."""
     versions = {name: str(version) for name, version in schemas.items()}
     return Change({intent_field(intent.seq): _json(intent), **versions})
 
 
 def committed(commit: WriteCommit, rows_total: int) -> Change:
-    """Segments are published, or an idle stream has moved on."""
+    """Segments are published, or an idle stream has advanced."""
     put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
     put |= {f"{_REPLACED}{each.namespace}": str(each.time) for each in commit.replaced}
     return Change(put, tuple(map(intent_field, commit.seqs)))
 
 
 def loaded(namespaces: Iterable[str]) -> Change:
-    """These collections were replaced, and what they have since then has been loaded."""
+    """These collections were replaced, and their new content has been loaded."""
     return Change({}, tuple(f"{_REPLACED}{namespace}" for namespace in namespaces))
 
 

@@ -1,9 +1,9 @@
-"""Collections that have other documents than their events tell of, because another one was renamed to their name.
+"""Collections with documents that their events do not show, because another collection was renamed to their name.
 
-A stream's record tells which, from the commit of that event on, until the collection has been loaded again. What
-is done about it is ``source.on_replaced``: reload them, warn, or stop the stream.
+A stream's record lists them, from the commit of that event until the collection has been reloaded. What is done
+about it is ``source.on_replaced``: reload them, warn, or stop the stream.
 
-State: none of its own; it is the streams' ``replaced``. Owner: the coordinator.
+State: none of its own, only the streams' ``replaced``. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from engine.errors import FatalError
 
 
 class Replacements:
-    """What the streams of an engine owe to collections that were replaced."""
+    """The replaced collections of an engine's streams."""
 
     def __init__(self, settings: Settings, streams: Mapping[str, Stream]) -> None:
         self._settings = settings
         self._streams = streams
 
     def adopt(self, stream: Stream, record: StreamRecord) -> list[Decision]:
-        """What a record tells of replaced collections; those that have been loaded since are done."""
+        """Take over the replaced collections of a record; those that have been loaded since are done."""
         loaded = self._settings.loaded
         done = [each for each, time in record.replaced.items() if each in loaded and time <= loaded[each]]
         stream.replaced = {each: time for each, time in record.replaced.items() if each not in done}
         return [_loaded(stream, done)] if done else []
 
     def judge(self, stream: Stream) -> list[Decision]:
-        """Stop the stream for what is replaced, if that is the policy."""
-        is_over = stream.replaced and self._settings.on_replaced == "fail"
-        return [Fail(stream, _replaced(stream))] if is_over else []
+        """Stop the stream if it has replaced collections and that is the policy."""
+        must_stop = stream.replaced and self._settings.on_replaced == "fail"
+        return [Fail(stream, _replaced(stream))] if must_stop else []
 
     def committed(self, stream: Stream, replaced: Iterable[Replaced]) -> list[Decision]:
-        """Collections were replaced, which the commit that has just left says as well."""
+        """Collections were replaced, as the commit that was just sent also records."""
         new = {each.namespace: each.time for each in replaced}
         if not new:
             return []
@@ -50,13 +50,13 @@ class Replacements:
             case "fail":
                 return self.judge(stream)
             case "reload":
-                return [Log("warning", "collections were replaced; what they have now is to be loaded", fields)]
+                return [Log("warning", "collections were replaced; their new content will be loaded", fields)]
             case "warn":
                 fields["remedy"] = _replaced(stream).remedy
-                return [Log("warning", "collections were replaced; what they have now is not loaded", fields)]
+                return [Log("warning", "collections were replaced; their new content is not loaded", fields)]
 
     def loaded(self, mark: MarkSpec) -> list[Decision]:
-        """All of a collection has been loaded, as of the mark's time: it was replaced before that."""
+        """A whole collection has been loaded as of the mark's time; earlier replacements are done."""
         decisions: list[Decision] = []
         for stream in self._streams.values():
             time = stream.replaced.get(mark.namespace)
@@ -66,9 +66,10 @@ class Replacements:
         return decisions
 
     def due(self, now: float) -> list[str]:
-        """The collections for whose load this engine is to end now.
+        """The collections to reload, for which this engine is to exit now.
 
-        Splits go first, and streams that have an end come to it: all that is replaced is then loaded together.
+        Splits are finished first, and so are streams that have an end: everything replaced is then loaded
+            together.
         """
         if self._settings.on_replaced != "reload" or now < self._settings.reload_from:
             return []
@@ -88,7 +89,7 @@ def _loaded(stream: Stream, namespaces: list[str]) -> Write:
 def _replaced(stream: Stream) -> FatalError:
     namespaces = sorted(stream.replaced)
     names = ",".join(each.partition(".")[2] for each in namespaces)
-    cause = f"{', '.join(namespaces)} got other documents by a rename or $out, of which there are no events"
+    cause = f"{', '.join(namespaces)} got new documents by a rename or $out, for which there are no events"
     database = stream.spec.database if isinstance(stream.spec, StreamSpec) else None
     is_named = all(each.partition(".")[0] == database for each in namespaces)
     which = f"--collections {names} " if is_named else ""  # the command knows those of source.database

@@ -1,7 +1,6 @@
-"""What was rescued since this engine started: values that their columns could not hold, or that have none.
+"""What was rescued since this engine started: values that their columns could not hold, or that have no column.
 
-State: for each collection the totals, and those of its columns, of which a schema has not more than so many.
-Owner: the coordinator.
+State: totals per collection and column; a schema's number of columns is bounded. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class RescuedValues(Struct, frozen=True):
     """What was rescued of one collection.
 
     Attributes:
-        values: all of them.
-        without_column: those of fields that have no column.
-        columns: the columns with most of them.
+        values: their total number.
+        without_column: the number of those whose fields have no column.
+        columns: the columns with the most of them.
     """
 
     database: str
@@ -48,7 +47,7 @@ class Rescues:
         self._without: Counter[tuple[str, str]] = Counter()
 
     def add(self, found: Sequence[Rescued]) -> int:
-        """Count them; how many values there were."""
+        """Count them; returns how many values there were."""
         for each in found:
             columns = self._columns.setdefault((each.database, each.collection), {})
             if each.path is None or each.column is None or each.found is None:
@@ -59,7 +58,7 @@ class Rescues:
         return sum(each.values for each in found)
 
     def top(self, count: int) -> tuple[RescuedValues, ...]:
-        """Each collection, with so many of its columns."""
+        """Each collection, with its top ``count`` columns."""
         return tuple(self._of(namespace, count) for namespace in sorted(self._columns))
 
     def _of(self, namespace: tuple[str, str], count: int) -> RescuedValues:

@@ -11,8 +11,8 @@ class RetryPolicy(Struct, frozen=True):
     """Bounded, jittered, exponential.
 
     Attributes:
-        max_attempts: failures in a row that are borne.
-        initial_s, max_s: the first delay and the longest.
+        max_attempts: the number of failures in a row after which to give up.
+        initial_s, max_s: the first and the longest delay.
     """
 
     max_attempts: int
@@ -20,13 +20,13 @@ class RetryPolicy(Struct, frozen=True):
     max_s: float
 
     def delay_s(self, failures: int, rng: random.Random) -> float:
-        """Seconds to wait after this many failures in a row (1 or more): "equal jitter", half of it random."""
+        """Seconds to wait after this many failures in a row (1 or more): "equal jitter", half of them random."""
         full = min(self.max_s, self.initial_s * 2.0 ** min(failures - 1, 30))
         return full / 2 + rng.random() * full / 2
 
 
 class Failures:
-    """Counts failures in a row of one thing that is tried again and again."""
+    """Counts the failures in a row of one thing that is retried."""
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self._policy = policy
@@ -35,17 +35,17 @@ class Failures:
         self.retry_at = 0.0
 
     def failed(self, now: float) -> bool:
-        """Note a failure and set ``retry_at``; False when the policy bears no more."""
+        """Note a failure and set ``retry_at``; False if the policy allows no further attempt."""
         self.count += 1
         self.retry_at = now + self._policy.delay_s(self.count, self._rng)
         return not self.exhausted
 
     @property
     def exhausted(self) -> bool:
-        """Whether the policy bears no more."""
+        """Whether the policy allows no further attempt."""
         return self.count >= self._policy.max_attempts
 
     def succeeded(self) -> None:
-        """Forget the failures: something moved."""
+        """Reset the count: there was progress."""
         self.count = 0
         self.retry_at = 0.0

@@ -1,7 +1,7 @@
-"""The settled types of a collection's fields, and how new fields join them.
+"""The settled types of a collection's fields, and how new fields are added.
 
-A schema only grows: a field keeps the type that it got first, so that no file is written with another type
-than the files before it. It is kept in the state store, one version after the other, and named in each file.
+A schema only grows: a field keeps the type that it got first, so that no file has another type than the files
+before it. It is stored in the state store, version by version, and each file names its version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from engine.core.naming import PARTITION_NAMES
 
-# Names of document fields that begin so have no column: the metadata columns' names do.
+# Document fields whose names start with this have no column: the metadata columns' names do.
 RESERVED_PREFIX = "_cdc_"
-# What identifies a document has a column under this very name, whatever else there is.
+# The field that identifies a document always has a column of exactly this name.
 IDENTIFIER = "_id"
 
 Kind = Literal[
@@ -37,7 +37,7 @@ Kind = Literal[
     "json",  # relaxed Extended JSON
     "struct",
     "list",
-    "drop",  # has no column: the user wants none of it
+    "drop",  # has no column, by configuration
 ]
 
 
@@ -45,10 +45,10 @@ class DataType(Struct, frozen=True, omit_defaults=True):
     """The type of a field.
 
     Attributes:
-        fields: of a struct, in the order in which they were met.
-        item: of a list.
-        subtype: of a binary.
-        precision, scale: of a decimal128.
+        fields: those of a struct, in the order in which they were first seen.
+        item: that of a list.
+        subtype: that of a binary.
+        precision, scale: those of a decimal128.
     """
 
     kind: Kind
@@ -63,8 +63,8 @@ class Field(Struct, frozen=True, omit_defaults=True):
     """A named field.
 
     Attributes:
-        since: the schema version in which it appeared (0 while it is a proposal).
-        column: the name of its column where that is not the field's own; see ``ColumnNames``.
+        since: the schema version in which it appeared (0 while it is proposed).
+        column: the name of its column if that is not the field's own; see ``ColumnNames``.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Field(Struct, frozen=True, omit_defaults=True):
 
     @property
     def column_name(self) -> str:
-        """What its column is called in the files."""
+        """The name of its column in the files."""
         return self.column or self.name
 
 
@@ -110,7 +110,7 @@ def parse_type(text: str) -> DataType:
     """The type that an override names.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such type.
     """
     if (match := _DECIMAL.fullmatch(text)) is not None:
         precision, scale = int(match[1]), int(match[2])
@@ -120,7 +120,7 @@ def parse_type(text: str) -> DataType:
         return DataType("list", item=parse_type(match[1]))
     if text not in _NAMES:
         names = ", ".join([*_NAMES, "decimal128(P, S) with S <= P <= 38"])
-        raise ValueError(f"{text!r} is no type; there are {names}, and list<...> of these")
+        raise ValueError(f"{text!r} is not a type; use one of {names}, or list<...> of these")
     return DataType(_NAMES[text])
 
 
@@ -128,7 +128,7 @@ _NO_NAME = "\\0"
 
 
 def path_of(parent: str, name: str) -> str:
-    r"""The dotted path of a field; a dot or backslash in a name is escaped by a backslash, no name is ``\0``."""
+    r"""The dotted path of a field; a backslash escapes a dot or backslash in a name, an empty name is ``\0``."""
     if "\\" in name or "." in name:
         name = name.replace("\\", "\\\\").replace(".", "\\.")
     return f"{parent}.{name or _NO_NAME}" if parent else name or _NO_NAME
@@ -145,13 +145,14 @@ def types_by_path(fields: tuple[Field, ...], parent: str = "") -> Iterator[tuple
 
 
 def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> CollectionSchema:
-    """``schema`` with the proposed fields that it lacks; the same object when it lacks none.
+    """``schema`` with the proposed fields that it lacks; the same object if it lacks none.
 
-    What it has stays as it is: a proposal of another type for a known field changes nothing.
+    Existing fields stay as they are: proposing another type for a known field changes nothing.
 
     Args:
-        max_fields: columns, counted at the leaves, that a schema may grow to. Past it a new sub-document becomes
-            one JSON column, and when there is no room for that either, a new field gets none; but for ``_id``.
+        max_fields: the number of columns, counted at the leaves, that a schema may grow to. A new sub-document
+            that would exceed it becomes one JSON column; if even that would, a new field gets none, except
+            ``_id``.
     """
     growth = _Growth(schema, max_fields)
     fields = growth.fields(schema.fields, proposed, outermost=True)
@@ -161,14 +162,14 @@ def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int)
 
 
 def all_fit(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> bool:
-    """Whether ``grow`` would take up all of the proposed fields as they are."""
+    """Whether ``grow`` would add all of the proposed fields unchanged."""
     growth = _Growth(schema, max_fields)
     growth.fields(schema.fields, proposed, outermost=True)
-    return not growth.is_short
+    return not growth.has_overflowed
 
 
 def columns_left(fields: Iterable[Field], max_fields: int) -> int:
-    """How many leaves a schema with these fields may still grow by."""
+    """How many more columns a schema with these fields may grow by."""
     return max(0, max_fields - sum(_leaves(field.type) for field in fields))
 
 
@@ -176,14 +177,14 @@ class _Growth:
     """One step from a version to the next.
 
     State:
-        room: how many leaves may still come.
-        is_short: a proposed field did not get what it asked for.
+        columns_left: how many leaves may still be added.
+        has_overflowed: a proposed field did not get the type that it was proposed with.
     """
 
     def __init__(self, schema: CollectionSchema, max_fields: int) -> None:
         self._version = schema.version + 1
-        self._room = columns_left(schema.fields, max_fields)
-        self.is_short = False
+        self._columns_left = columns_left(schema.fields, max_fields)
+        self.has_overflowed = False
 
     def fields(
         self, known: tuple[Field, ...], proposed: tuple[Field, ...], *, outermost: bool = False
@@ -196,9 +197,9 @@ class _Growth:
                 if grown is not old.type:
                     by_name[field.name] = replace(old, type=grown)
                 continue
-            type_ = self._fitting(field.type, most_wanted=outermost and field.name == IDENTIFIER)
+            type_ = self._fitting(field.type, required=outermost and field.name == IDENTIFIER)
             if type_ is not None:
-                self._room -= _leaves(type_)
+                self._columns_left -= _leaves(type_)
                 names = names or ColumnNames(known, outermost=outermost)
                 by_name[field.name] = names.new_field(field.name, type_, self._version)
         return tuple(by_name.values())
@@ -212,16 +213,16 @@ class _Growth:
             return known if item is known.item else DataType("list", item=item)
         return known
 
-    def _fitting(self, type_: DataType, *, most_wanted: bool) -> DataType | None:
-        leaves, room = _leaves(type_), max(self._room, int(most_wanted))
-        if leaves <= max(room, 0):
+    def _fitting(self, type_: DataType, *, required: bool) -> DataType | None:
+        leaves, left = _leaves(type_), max(self._columns_left, int(required))
+        if leaves <= max(left, 0):
             return type_
-        self.is_short = True
-        return DataType("json") if leaves > 1 and room > 0 else None
+        self.has_overflowed = True
+        return DataType("json") if leaves > 1 and left > 0 else None
 
 
 def _leaves(type_: DataType) -> int:
-    """How many columns a type makes in a file."""
+    """The number of columns that a type has in a file."""
     match type_.kind:
         case "struct":
             return sum(_leaves(field.type) for field in type_.fields)
@@ -237,11 +238,12 @@ def _leaves(type_: DataType) -> int:
 
 
 def folded(name: str) -> str:
-    """A key that two names share when any reader could take one for the other.
+    """A key that two names share if any query engine could mistake one for the other.
 
     DuckDB folds the case of ASCII letters; Spark and Hive lower-case by Unicode's rules, and compare the fields of
-    structs character by character, in upper and in lower case. So this folds by all of these, and by Unicode's
-    compatibility forms too: a sharp s is ``ss``, and an ``i`` with or without its dot, small or large, is ``i``.
+    structs character by character, in upper and in lower case. So this folds by all of these rules, and by
+    Unicode's compatibility forms as well: a sharp s is ``ss``, and an ``i`` with or without dot, in either case,
+    is ``i``.
     """
     if name.isascii():
         return name.lower()
@@ -252,12 +254,12 @@ def folded(name: str) -> str:
 
 
 class ColumnNames:
-    """The names that the columns of one level have, and those that new ones get.
+    """The names of the existing columns of one level, and those that new ones get.
 
-    A column has its field's name. Where a reader could take that for the name of a column that is there already,
-    a number is put behind it: ``name__2`` beside ``Name``. At the outermost level the same goes for names that
-    could be taken for a metadata column, for ``_id``, or for a directory of the lake. A name is given once and
-    kept with the schema, so it depends on nothing but the order in which the schema met the fields.
+    A column has its field's name. If a query engine could mistake that for the name of an existing column, a
+    number is appended: ``name__2`` beside ``Name``. The same applies at the outermost level to names that could be
+    mistaken for a metadata column, for ``_id``, or for a directory of the lake. A name is assigned once and kept
+    with the schema, so it depends only on the order in which the schema got its fields.
     """
 
     def __init__(self, known: Iterable[Field], *, outermost: bool = False) -> None:
@@ -265,7 +267,7 @@ class ColumnNames:
         self._taken = {folded(field.column_name) for field in known if field.type.kind != "drop"}
 
     def new_field(self, name: str, type_: DataType, since: int) -> Field:
-        """A field, and all below it, as new in this version; its column's name is taken from now on."""
+        """A field, and all below it, marked as new in this version; its column's name is taken from now on."""
         column = "" if type_.kind == "drop" else self._take(name)
         return Field(name, _as_new(type_, since), since, "" if column == name else column)
 
@@ -286,7 +288,7 @@ class ColumnNames:
 
 
 def _as_new(type_: DataType, since: int) -> DataType:
-    """The type with all fields below marked as new in a version, and with names for their columns."""
+    """The type with all fields below it marked as new in a version, and with names for their columns."""
     if type_.kind not in ("struct", "list"):
         return type_
     names = ColumnNames(())

@@ -1,11 +1,11 @@
 """The collections' schemas in the state store: who waits for one, and which versions the store must have.
 
-A reader that meets new fields asks for the schema with these added. It is a shared document, which only grows.
-What objects were written under must not be lost: the records of streams tell the versions, and so do the plans
-of finished backfills. When there is no schema yet, and this engine does not know of one, the records are read
-before it is made.
+A reader that finds new fields asks for the schema with these added. It is a shared document, which only grows. A
+version that objects were written under must not be lost: the records of streams contain these versions, and so do
+the plans of finished backfills. If there is no schema yet, and this engine does not know of one, the records are
+read before it is created.
 
-State: the versions that the store has answered, and the readers that wait. Owner: the coordinator.
+State: the versions that the store has returned, and the readers that wait. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.errors import StateLostError
 
 
 class _Wanted(Struct):
-    """What a reader waits for; ``is_absent`` once the store has said that there is no such schema."""
+    """The request of a waiting reader; ``is_absent`` once the store has answered that there is no such schema."""
 
     message: SchemaWanted
     is_absent: bool = False
@@ -52,11 +52,11 @@ class Schemas:
         return reader in self._wanted
 
     def forget(self, reader: Child) -> None:
-        """The reader is gone."""
+        """The reader is dead: drop its request."""
         self._wanted.pop(reader, None)
 
     def wanted(self, reader: Child, message: SchemaWanted) -> list[Decision]:
-        """A reader asks for a schema with some fields."""
+        """A reader asks for a schema with some fields added."""
         self._wanted[reader] = wanted = _Wanted(message)
         return [self._grow(reader, wanted, self._known_version(wanted.name), creates=False)]
 
@@ -73,7 +73,7 @@ class Schemas:
         )
 
     def read(self, answer: SchemaRead, *, is_ready: bool) -> list[Decision]:
-        """The store's answer; ``is_ready`` whether the reader still lives."""
+        """The store's answer; ``is_ready`` is whether the reader is still alive."""
         name = schema_document(answer.database, answer.collection)
         wanted = self._wanted.get(answer.reader)
         if answer.text is None and wanted is not None and not wanted.is_absent:
@@ -87,11 +87,11 @@ class Schemas:
         return [Send(answer.reader, SchemaGiven(answer.database, answer.collection, schema))]
 
     def state_read(self, answer: StateRead) -> list[Decision]:
-        """All records, and the plan of the collection: which version do they tell of? Then it may be made."""
-        told = [read_record(fields).schemas.get(answer.about, 0) for fields, _ in answer.records.values()]
+        """All records, and the plan of the collection: with the version that they require, it may be created."""
+        versions = [read_record(fields).schemas.get(answer.about, 0) for fields, _ in answer.records.values()]
         if answer.document is not None:
-            told.append(decode_plan(answer.document).schema or 0)
-        version = max([self._known_version(answer.about), *told])
+            versions.append(decode_plan(answer.document).schema or 0)
+        version = max([self._known_version(answer.about), *versions])
         return [
             self._grow(reader, wanted, version, creates=True)
             for reader, wanted in self._wanted.items()
@@ -99,12 +99,12 @@ class Schemas:
         ]
 
     def _known_version(self, name: str) -> int:
-        """The version that the store is known to have of a schema; 0 for none."""
-        told = (stream.schemas.get(name, 0) for stream in self._streams.values())
-        return max(self._versions.get(name, 0), *told, 0)
+        """The version of a schema that the store is known to have; 0 for none."""
+        recorded = (stream.schemas.get(name, 0) for stream in self._streams.values())
+        return max(self._versions.get(name, 0), *recorded, 0)
 
     def grown_for(self, stream: Stream, intent: Intent) -> dict[str, int]:
-        """What the record does not tell yet of the schemas that the segment's objects were written under."""
+        """The schema versions that the segment's objects were written under and that the record does not have."""
         names = {records.schema_document(each.database, each.collection) for each in intent.objects}
         known = {name: self._versions[name] for name in sorted(names & self._versions.keys())}
         grown = {name: version for name, version in known.items() if version > stream.schemas.get(name, 0)}
@@ -122,10 +122,10 @@ def decode_schema(text: str) -> CollectionSchema:
 
 
 def grown_document(asked: GrowSchema, version: int, text: str) -> str | None:
-    """The schema's shared document with the fields that were asked for; None to leave it as it is.
+    """The schema's shared document with the requested fields added; None to leave it as it is.
 
     Args:
-        version, text: as it stands; ``(0, "")`` when there is none.
+        version, text: the current ones; ``(0, "")`` if there is none.
 
     Raises:
         StateLostError: it is older than what objects were written under.

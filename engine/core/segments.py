@@ -1,13 +1,13 @@
 """Where a stream is cut into segments.
 
-State: the open segment of one reader, and the cuts that a replay owes. Owner: the reader's loop.
+State: the open segment of one reader, and the outstanding cuts of a replay. Owner: the reader's loop.
 
 Invariants:
-- Segments are contiguous and numbered without gaps; each event is in one of them.
+- Segments are contiguous and numbered without gaps; each event is in exactly one of them.
 - While intents are replayed, cuts fall exactly where they fell before: by the *order* of tokens, not by
   waiting for an equal one, because a pipeline that filters on a looked-up document may let fewer events
   through the second time. No other limit cuts during a replay.
-- A cut is at an event, never inside one (the source has put split events together before they come here).
+- A cut is between events, never inside one (the source has already reassembled split events).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Limits(Struct, frozen=True):
 
     Attributes:
         rows, size: a segment ends with the event that reaches this many events or bytes of raw BSON.
-        age_s: seconds since its first event was taken.
+        age_s: it ends this many seconds after its first event was taken.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class Limits(Struct, frozen=True):
 
 
 class Ascending(Protocol):
-    """Numbers that only grow: a sequence, or an array."""
+    """Ascending numbers: a sequence, or an array."""
 
     def __len__(self) -> int:
         """How many."""
@@ -57,7 +57,7 @@ class Events(Protocol):
 
     @property
     def offsets(self) -> Ascending:
-        """Byte offset of each event, and of the end behind the last: ``len + 1`` numbers that only grow."""
+        """Byte offset of each event, and of the end of the last: ``len + 1`` ascending numbers."""
 
     @property
     def ends_invalidated(self) -> bool:
@@ -84,7 +84,7 @@ class Segmenter:
     ) -> None:
         self._limits = limits
         self._replay = deque(replay)
-        assert not replay or replay[0].seq == next_seq, "a replay begins at the next segment"
+        assert not replay or replay[0].seq == next_seq, "a replay starts at the next segment"
         self._until = until
         self.seq = next_seq
         self.end = start or Position()
@@ -100,14 +100,14 @@ class Segmenter:
 
     @property
     def replaying(self) -> bool:
-        """Whether an intent is still owed."""
+        """Whether an intent is still to be replayed."""
         return bool(self._replay)
 
     def reach(self, events: Events, start: int, chunk_rows: int) -> int:
-        """How far the open segment may go on from row ``start``: up to the row returned, without it.
+        """How far the open segment may extend from row ``start``: up to but excluding the returned row.
 
-        That is ``start`` itself when the next row lies behind the cut that a replay owes, or behind
-        ``until``; else at least one row, and at most ``chunk_rows``.
+        That is ``start`` itself if the next row comes after the next cut of a replay, or after ``until``;
+        otherwise at least one row, and at most ``chunk_rows``.
         """
         stop = min(len(events), start + chunk_rows)
         if self._replay:
@@ -117,16 +117,16 @@ class Segmenter:
         return self._within_limits(events, start, stop) if stop > start else stop
 
     def take(self, events: Events, start: int, stop: int, now: float) -> SegmentEnd | None:
-        """Put the rows from ``start`` to ``stop`` into the open segment; its end, when they complete it.
+        """Add the rows from ``start`` to ``stop`` to the open segment; returns its end if they complete it.
 
-        ``stop`` is at most what ``reach`` said.
+        ``stop`` is at most what ``reach`` returned.
         """
         if stop > start:
             self._add(events, start, stop, now)
         if self._replay:
-            owed = self._replay[0].end.token
-            behind = stop < len(events) and is_after(events.token_at(stop), owed)
-            return self._cut("replay") if behind or is_same(self.end.token, owed) else None
+            cut = self._replay[0].end.token
+            is_past = stop < len(events) and is_after(events.token_at(stop), cut)
+            return self._cut("replay") if is_past or is_same(self.end.token, cut) else None
         full = self._rows >= self._limits.rows or self._size >= self._limits.size
         return self._cut("full") if full else None
 
@@ -143,11 +143,11 @@ class Segmenter:
         self._size += events.offsets[stop] - events.offsets[start]
         token = events.token_at(stop - 1)
         invalidated = events.ends_invalidated and stop == len(events)
-        time = token_time(token) or self.end.time  # a split's places have no time; all of it has one
+        time = token_time(token) or self.end.time  # a split's places have no time; the whole split has one
         self.end = Position(token, time, after_invalidate=invalidated)
 
     def scanned(self, token: str) -> SegmentEnd | None:
-        """The server has returned every event up to ``token``: ends a replayed segment that owes no more."""
+        """The server has returned every event up to ``token``: ends a replayed segment that is now complete."""
         if self._replay and not is_after(self._replay[0].end.token, token):
             return self._cut("replay")
         return None
@@ -169,9 +169,9 @@ class Segmenter:
     def _cut(self, reason: str) -> SegmentEnd:
         objects: tuple[ObjectName, ...] = ()
         if self._replay:
-            owed = self._replay.popleft()
-            assert owed.seq == self.seq
-            self.end, objects = owed.end, owed.objects
+            replayed = self._replay.popleft()
+            assert replayed.seq == self.seq
+            self.end, objects = replayed.end, replayed.objects
         intent = Intent(self.seq, self._first_token, self.end, objects, self._rows)
         self.seq += 1
         self._rows = self._size = 0
@@ -180,7 +180,7 @@ class Segmenter:
 
 
 def first_after(events: Events, start: int, stop: int, token: str) -> int:
-    """The first row of ``start`` to ``stop`` that lies behind ``token`` in the stream; else ``stop``."""
+    """The first row from ``start`` to ``stop`` that comes after ``token`` in the stream; ``stop`` if none does."""
     while start < stop:
         middle = (start + stop) // 2
         if is_after(events.token_at(middle), token):
@@ -191,7 +191,7 @@ def first_after(events: Events, start: int, stop: int, token: str) -> int:
 
 
 def _first_later(events: Events, start: int, stop: int, time: int) -> int:
-    """The first row of ``start`` to ``stop`` whose cluster time is later than ``time``; else ``stop``."""
+    """The first row from ``start`` to ``stop`` whose cluster time is later than ``time``; ``stop`` if none is."""
     while start < stop:
         middle = (start + stop) // 2
         if (token_time(events.token_at(middle)) or 0) > time:

@@ -1,6 +1,6 @@
 """What is read: a change stream, a split of a backfill, or the mark at the end of one.
 
-A spec says what its id stands for. It is kept in the stream's record, so that a change of it is noticed.
+A spec defines what its id stands for. It is stored in the stream's record, so that a change of it is noticed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class StreamSpec(Struct, frozen=True, tag="stream", tag_field="kind"):
         stream: the id, see ``naming.stream_id``.
         level: what the server watches.
         database: empty for the whole deployment.
-        collections: for the level ``collection``, the one; for ``database``, those that pass (empty: all).
+        collections: for the level ``collection``, the one; for ``database``, those to include (empty: all).
         part, parts: which share of the documents, by a hash of ``_id``.
-        carries_database: of a stream that several collections share: it also brings the events that concern the
+        carries_database: for a stream shared by several collections: it also carries the events that concern the
             whole database.
-        pipeline: further stages, as Extended JSON text of a list.
+        pipeline: additional stages, as the Extended JSON text of a list.
     """
 
     stream: str
@@ -38,11 +38,11 @@ class StreamSpec(Struct, frozen=True, tag="stream", tag_field="kind"):
 
     @property
     def coverage(self) -> tuple[object, ...]:
-        """What it covers, as its id says: a stream with another coverage is another stream."""
+        """What it covers, which determines its id: a stream with another coverage is another stream."""
         return self.level, self.database, self.collections, self.part, self.parts, self.carries_database
 
     def covers(self, database: str, collection: str) -> bool:
-        """Whether the stream brings the events of a collection (all of them, or its part)."""
+        """Whether the stream carries the events of a collection (all of them, or its part)."""
         if self.level == "deployment":
             return True
         return database == self.database and (not self.collections or collection in self.collections)
@@ -60,12 +60,12 @@ class _CollectionSpec(Struct, frozen=True, tag_field="kind"):
 
     @property
     def collections(self) -> tuple[str, ...]:
-        """The one collection, as a stream has several."""
+        """The one collection, in the form that a stream has it."""
         return (self.collection,)
 
     @property
     def coverage(self) -> tuple[object, ...]:
-        """All that it says: a split is never read in another way."""
+        """The whole spec: a split is never read in another way."""
         return (self,)
 
     def covers(self, database: str, collection: str) -> bool:
@@ -81,7 +81,7 @@ class SplitSpec(_CollectionSpec, frozen=True, tag="split", tag_field="kind"):
         lower, upper: the first key, and the key after the last one; None for the ends of the collection.
         filter: a query as Extended JSON; None for all documents.
         order: the field in whose order it is read.
-        whole: it is one segment, read from its start each time, because its order has equal keys.
+        whole: it is one segment, always read from its start, because its keys are not unique.
     """
 
     lower: str | None = None
@@ -102,7 +102,7 @@ class MarkSpec(_CollectionSpec, frozen=True, tag="mark", tag_field="kind"):
 
 
 def one_collection(spec: Spec) -> str:
-    """The collection that all events of a stream are of; empty when they may be of several."""
+    """The collection that all events of a stream belong to; empty if they may belong to several."""
     return spec.collections[0] if len(spec.collections) == 1 and not _is_shared(spec) else ""
 
 

@@ -1,11 +1,11 @@
-"""The splits and marks that wait to be read, and when one of them is opened.
+"""The splits and marks that wait to be read, and when each of them is opened.
 
-Splits share a pool of readers, and there are streams for as many of them as these can read. They wait until every
-change stream is being read from a durable position: what is read of the collections is then never older than what
-the streams bring. A mark waits until nothing else of its plan is left.
+Splits share a pool of readers, and only as many have streams as these can read. They wait until every change
+stream is being read from a durable position: what is read of the collections is then never older than what the
+streams carry. A mark waits until nothing else of its plan is left.
 
-State: what waits; how many splits have failed since something was committed; the progress of each backfill. Owner:
-the coordinator.
+State: the waiting splits; how many splits have failed since something was committed; the progress of each
+backfill. Owner: the coordinator.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from engine.core.lifecycle import Stage
 from engine.core.specs import BackfillSpec, MarkSpec, StreamSpec
 from engine.core.stream import Stream
 
-# A split whose documents are all read and on their way to the lake counts a quarter: writers that cannot keep up
-# stop the reading.
+# A split whose documents have all been read and are on their way to the lake counts as a quarter, so that writers
+# that cannot keep up stop the reading.
 ENDING_WEIGHT = 0.25
 
 
@@ -39,21 +39,21 @@ class Splits:
         self._streams = streams
         self._waiting: deque[BackfillSpec] = deque()
         self._failed_of: dict[str, int] = {}  # by collection, since something of it was committed
-        self._collections_failed: set[str] = set()  # since something of any was
+        self._collections_failed: set[str] = set()  # since something of any collection was committed
         self.progress: dict[str, Progress] = {}
 
     def load(self, specs: Iterable[BackfillSpec], progress: Mapping[str, Progress]) -> None:
-        """Take splits to read; see ``Coordinator.load``."""
+        """Add splits to read; see ``Coordinator.load``."""
         self._waiting.extend(specs)
         self.progress |= progress
 
     @property
     def is_left(self) -> bool:
-        """Whether any wait."""
+        """Whether any are waiting."""
         return bool(self._waiting)
 
     def open_due(self, open_: Callable[[BackfillSpec], None]) -> None:
-        """Open as many splits as there are readers, and one more for the first reader that is free."""
+        """Open as many splits as there are readers, and one more for the first reader that becomes free."""
         change_streams = (each for each in self._streams.values() if not each.is_of_backfill)
         if not all(each.is_captured or not each.is_open for each in change_streams):
             return
@@ -70,29 +70,29 @@ class Splits:
         return sum(ENDING_WEIGHT if each.stage is Stage.ENDING else 1.0 for each in mine)
 
     def _next(self) -> BackfillSpec | None:
-        """The first that may be read now; it waits no more."""
+        """Remove and return the first that may be read now."""
         for index, spec in enumerate(self._waiting):
-            if isinstance(spec, MarkSpec) and self._has_other_parts(spec):
+            if isinstance(spec, MarkSpec) and self._has_splits_left(spec):
                 continue
             del self._waiting[index]
             return spec
         return None
 
-    def _has_other_parts(self, mark: MarkSpec) -> bool:
-        """Whether a split of its plan waits, is being read, or has failed."""
+    def _has_splits_left(self, mark: MarkSpec) -> bool:
+        """Whether a split of its plan is waiting, is being read, or has failed."""
         others = itertools.chain(self._waiting, (stream.spec for stream in self._streams.values()))
         splits = (each for each in others if not isinstance(each, StreamSpec | MarkSpec))
         return any(each.namespace == mark.namespace for each in splits)
 
     def committed(self, stream: Stream, rows: int) -> None:
-        """Something of a split is in the lake."""
+        """Part of a split has been committed."""
         assert not isinstance(stream.spec, StreamSpec)
         self._failed_of.pop(stream.spec.namespace, None)
         self._collections_failed.clear()
         self._count(stream.spec, rows)
 
     def closed(self, stream: Stream, rows: int) -> None:
-        """All of a split or mark is in the lake; ``rows`` of it by another engine."""
+        """A split or mark is entirely in the lake; another engine landed ``rows`` rows of it."""
         assert not isinstance(stream.spec, StreamSpec)
         self._count(stream.spec, rows, splits=1)
 
@@ -102,10 +102,10 @@ class Splits:
             self.progress[spec.namespace] = self.progress[spec.namespace].plus(documents, splits)
 
     def failed(self, namespace: str) -> list[Decision]:
-        """A split has failed. What stops as many as there are readers would not spare the next one.
+        """A split has failed. Whatever stops as many splits as there are readers would also stop the next one.
 
-        So the rest of its collection is left for the next run; and that of all collections, when so many of them
-        had a split fail with nothing committed in between.
+        So the rest of the collection is then left for the next run; and the rest of all collections, if as many of
+        them had a split fail with nothing committed in between.
         """
         mark = [each for each in self._waiting if isinstance(each, MarkSpec) and each.namespace == namespace]
         decisions = self.leave(mark)
@@ -119,11 +119,11 @@ class Splits:
         return decisions
 
     def leave_covered(self, spec: StreamSpec) -> list[Decision]:
-        """A change stream does not bring what comes after a load of its collections: that load is left, too."""
+        """A change stream will not carry what follows a load of its collections: leave that load as well."""
         return self.leave(each for each in self._waiting if spec.covers(each.database, each.collection))
 
     def leave(self, specs: Iterable[BackfillSpec]) -> list[Decision]:
-        """These are for the next run."""
+        """Leave these for the next run."""
         left = {each.stream: each.namespace for each in specs}
         if not left:
             return []

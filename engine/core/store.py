@@ -1,7 +1,7 @@
-"""What the state store answers, as data: every answer can be recorded, and given to another coordinator.
+"""The state store's answers, as data: every answer can be recorded, and replayed to another coordinator.
 
-The store's thread performs what it is asked in order, and answers in that order. It decides nothing: what an
-answer means is the coordinator's business (``Coordinator.from_store``).
+The store's thread performs requests in order, and answers in that order. It makes no decisions: what an answer
+means is up to the coordinator (``Coordinator.from_store``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Struct
 from engine.core.actions import Child, WriteKind
 from engine.errors import FailureKind
 
-# Of each stream: the fields of its record, and who holds its lease ("" for nobody).
+# For each stream: the fields of its record, and who holds its lease ("" for no one).
 Records = Mapping[str, tuple[dict[str, str], str]]
 
 
@@ -21,8 +21,8 @@ class LeaseTaken(Struct, frozen=True, tag=True):
     """The lease is ours.
 
     Attributes:
-        fields: the stream's record as it stood at that moment; none for a stream that has never run.
-        document: the shared document that was asked for with it, read after that; None when there is none.
+        fields: the stream's record as of that moment; empty for a stream that has never run.
+        document: the shared document requested with it, read after that; None if there is none.
     """
 
     stream: str
@@ -31,7 +31,7 @@ class LeaseTaken(Struct, frozen=True, tag=True):
 
 
 class LeaseDenied(Struct, frozen=True, tag=True):
-    """Another engine has the lease, for at least so many seconds more."""
+    """Another engine has the lease, for at least this many more seconds."""
 
     stream: str
     holder: str
@@ -45,7 +45,7 @@ class LeaseLost(Struct, frozen=True, tag=True):
 
 
 class RecordLost(Struct, frozen=True, tag=True):
-    """The store no longer has a stream's record that it has had. The lease is not ours, or no longer.
+    """The store no longer has a stream's record that it once had. The lease is not ours, or no longer ours.
 
     Attributes:
         operation, cause, remedy: the error, see ``HeadraceError``.
@@ -69,10 +69,10 @@ class Written(Struct, frozen=True, tag=True):
 
 
 class SchemaRead(Struct, frozen=True, tag=True):
-    """A collection's schema, with the fields that were to be added.
+    """A collection's schema, with the requested fields added.
 
     Attributes:
-        text: the shared document; None when there is none, and it was not to be made.
+        text: the shared document; None if there is none and it was not to be created.
     """
 
     reader: Child
@@ -82,7 +82,7 @@ class SchemaRead(Struct, frozen=True, tag=True):
 
 
 class StateRead(Struct, frozen=True, tag=True):
-    """All records, as asked for by ``ReadState``, and a shared document (None when there is none)."""
+    """All records, as requested by ``ReadState``, and a shared document (None if there is none)."""
 
     about: str
     records: Records
@@ -90,14 +90,14 @@ class StateRead(Struct, frozen=True, tag=True):
 
 
 class StoreSeen(Struct, frozen=True, tag=True):
-    """How the store is doing: for how long it has owed an answer, and why the latest attempt failed, if it did."""
+    """The store's health: how long an answer has been outstanding, and why the latest attempt failed, if so."""
 
     unanswered_s: float
     error: str | None = None
 
 
 class StoreFailed(Struct, frozen=True, tag=True):
-    """The store has been out of reach for longer than the retry budget, refuses us, or has lost data."""
+    """The store has been unreachable for longer than the retry budget, refuses access, or has lost data."""
 
     kind: FailureKind
     operation: str

@@ -1,4 +1,4 @@
-"""One stream of a running engine, and what the coordinator must know of the configuration."""
+"""One stream of a running engine, and the settings that the coordinator needs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from engine.core.restarts import Failures, RetryPolicy
 from engine.core.specs import Spec, StreamSpec
 from engine.errors import HeadraceError
 
-# "starting": it will be read when what is on its way is there; "stalled": something is in the way, see
+# "starting": it will be read once its lease, survey and reader are there; "stalled": it has a problem, see
 # ``Stream.problem``; "standby": another engine has its lease, and this one could take over.
 StreamState = Literal["starting", "reading", "standby", "stalled", "finished", "failed"]
 
 
 class Settings(Struct, frozen=True):
-    """What the coordinator needs of the configuration.
+    """What the coordinator needs from the configuration.
 
     Attributes:
-        sink: where objects go and how they are laid out; must not change under an outstanding intent.
-        until_caught_up: finish each stream behind the cluster time that was the server's at the start.
-        pool: readers for splits.
-        max_fields: columns that a collection's schema may grow to.
-        lost: change streams whose history is known to be lost: they begin anew, from now.
+        sink: where objects go and how they are laid out; must not change while an intent is outstanding.
+        until_caught_up: finish each stream once it is past the server's cluster time at the start.
+        pool: the number of readers for splits.
+        max_fields: the number of columns that a collection's schema may grow to.
+        lost: change streams whose history is known to be lost: they start over from now.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
-            leases are kept at the end, so that nobody moves a stream before it is handed over.
-        reload_from: since when this engine may end so that replaced collections are loaded again.
-        loaded: collections that were replaced and have been loaded, with the cluster time of that; by namespace.
+            leases are kept at the end, so that no other engine moves a stream before it is handed over.
+        reload_from: from when on this engine may exit so that replaced collections are reloaded.
+        loaded: replaced collections that have been loaded, by namespace, with the cluster time of the load.
     """
 
     writers: int
@@ -74,23 +74,23 @@ class Stream(Struct):
     """One stream of this engine, or one split or mark of a backfill.
 
     Attributes:
-        life: its lease and its stage; the only part of it that says what it is doing.
+        life: its lease and its stage; nothing else says what it is doing.
         reader: None for a split that is not being read.
-        generation: counts the times that the stream was interrupted; of splits, all together.
+        generation: counts the stream's starts; splits share one count.
         acquire_at, held_by: when to ask for the lease again, and who holds it, while another engine does.
         has_been_read: its reader has opened it before, in this engine: the configuration works.
-        ended_at: how far it was read, once it is read out.
+        ended_at: how far it was read, once its reader is done.
         dropped: intents that cannot be replayed because history was lost, to be removed with the next start.
         written_seq: the last commit that is known to be durable.
-        durable_seq: the last commit that is known to be so because a later intent is; None before anything is.
+        durable_seq: the last commit that is known to be durable because a later intent is; None if there is none.
         surveyor: the writer that surveys the lake for it.
-        beyond: an object there that an earlier reading of the record does not account for.
-        schemas: the versions that the record tells of, by the schemas' names.
+        beyond: an object in the lake that the record did not account for when it was last read.
+        schemas: the versions in the record, by the schemas' names.
         history_lost: it starts over at ``start_at``, whatever its record says.
-        replaced: collections whose new content is not in the lake, with the time of the replacement; by namespace.
-        trouble: what it was last interrupted for, until something is committed.
-        problem: what keeps it from being read and landed at present; None for a stream that has failed, whose
-            ``error`` tells.
+        replaced: collections whose new content is not in the lake, by namespace, with the time of the replacement.
+        trouble: why it was last interrupted, until something is committed.
+        problem: what currently keeps it from being read and landed; None for a stream that has failed, which has
+            an ``error`` instead.
     """
 
     spec: Spec
@@ -119,7 +119,7 @@ class Stream(Struct):
     history_lost: bool = False
 
     def forget_position(self) -> None:
-        """Start over from now, or where it was to start; segment numbers go on."""
+        """Start over from now, or from where it was configured to start; segment numbers continue."""
         self.dropped = tuple(self.ledger.intents)
         self.ledger = Ledger(None, max(self.dropped, default=self.ledger.committed_seq))
 
@@ -140,7 +140,7 @@ class Stream(Struct):
 
     @property
     def is_open(self) -> bool:
-        """Whether it is to be read, or to be read on."""
+        """Whether it is still to be read, from its start or further on."""
         return self.life.stage in OPEN
 
     @property
@@ -155,7 +155,7 @@ class Stream(Struct):
 
     @property
     def status(self) -> Literal["waiting", "running", "finished", "failed"]:
-        """The same in four words: has it run since its lease was taken, and has it ended?"""
+        """Its stage in one of four words: has it run since its lease was taken, and has it ended?"""
         if self.life.stage is Stage.FAILED:
             return "failed"
         if self.life.stage is Stage.FINISHED:
@@ -170,15 +170,15 @@ class Stream(Struct):
 
     @property
     def namespace(self) -> str | None:
-        """The collection whose backfill it is a part of; None for a change stream."""
+        """The collection whose backfill it belongs to; None for a change stream."""
         return None if isinstance(self.spec, StreamSpec) else self.spec.namespace
 
     @property
     def log_level(self) -> Literal["debug", "info"]:
-        """Of what it does all the time: there are thousands of splits."""
+        """The level for routine events: there are thousands of splits."""
         return "debug" if self.is_of_backfill else "info"
 
     @property
     def selection_changed(self) -> bool:
-        """Whether the record was made under another selection than the configured one."""
+        """Whether the record was written under another selection than the configured one."""
         return self.record.spec is not None and self.record.spec != self.spec

@@ -14,7 +14,7 @@ from tests.core.answers import denied, store_seen, taken
 from tests.core.test_coordinator import READERS, SPECS, WRITER, coordinator, ready, surveyed
 
 START = Position(time=make_time(100, 1))
-HELD_UP, GO_ON = "streams are held up", "streams go on"
+HELD_UP, RESUMED = "streams are held up", "streams resumed"
 
 
 def reading() -> Coordinator:
@@ -38,7 +38,7 @@ def live(made: Coordinator, now: float, **beats: dict[str, Any]) -> list[Log]:
 
 def logs(made: Coordinator, now: float) -> list[Log]:
     found = [each for each in made.tick(now) if isinstance(each, Log)]
-    return [each for each in found if each.event in (HELD_UP, GO_ON)]
+    return [each for each in found if each.event in (HELD_UP, RESUMED)]
 
 
 def states(made: Coordinator) -> list[str]:
@@ -60,7 +60,7 @@ def test_mongodb_does_not_answer() -> None:
     assert problems(made, 17.0) == ["MongoDB has not answered for 7 s", ""]
     assert made.streams["shop.a"].status == "running", "it is only reported"
     (told,) = live(made, 20.0)
-    assert (told.level, told.event, told.fields) == ("info", GO_ON, {"streams": ["shop.a"], "after_s": 10.0})
+    assert (told.level, told.event, told.fields) == ("info", RESUMED, {"streams": ["shop.a"], "after_s": 10.0})
     assert states(made) == ["reading", "reading"]
 
 
@@ -105,7 +105,7 @@ def test_a_failed_segment_is_a_problem_until_the_next_commit() -> None:
     assert states(made) == ["stalled", "reading"], "it is being read again, but has committed nothing yet"
     end = make_time(101, 1)
     made.from_child(READERS[0], Idle(1, Position(f"82{end:016X}", end)), 15.0)
-    assert [each.event for each in live(made, 15.0)] == [GO_ON]
+    assert [each.event for each in live(made, 15.0)] == [RESUMED]
     assert states(made) == ["reading", "reading"]
 
 
@@ -122,7 +122,7 @@ def test_the_state_store_does_not_answer() -> None:
     assert problems(made, 20.0) == ["renew: connection refused"] * 2
     store_seen(made, 0.0, "", 21.0)
     (told,) = live(made, 21.0)
-    assert (told.event, told.fields["after_s"]) == (GO_ON, 11.0)
+    assert (told.event, told.fields["after_s"]) == (RESUMED, 11.0)
 
 
 def test_a_process_without_heartbeats() -> None:
@@ -132,7 +132,7 @@ def test_a_process_without_heartbeats() -> None:
         logs(made, float(second))
     silent = [f"{reader} has not been heard from, at 'working' for 8 s" for reader in READERS]
     assert problems(made, 23.0) == silent
-    assert [each.event for each in logs(made, 300.0)] == [GO_ON], "this process itself was paused"
+    assert [each.event for each in logs(made, 300.0)] == [RESUMED], "this process itself was paused"
     assert problems(made, 300.0) == ["", ""]
 
 

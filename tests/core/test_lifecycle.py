@@ -23,7 +23,7 @@ def lived(*events: Event) -> Lifecycle:
 TO_READING: tuple[Event, ...] = (
     "lease asked for",
     "lease taken",
-    "survey begun",
+    "survey started",
     "survey clear",
     "assigned",
     "opened",

@@ -56,7 +56,7 @@ def test_tokens_of_all_versions_sort_in_stream_order(one: int, other: int) -> No
 def test_tokens_of_two_versions_at_one_cluster_time_are_not_ordered() -> None:
     """Two shards can write at one cluster time; their order is then by the key."""
     other_key = INSERT[1].replace("461E5F6964002B020000", "461E5F6964002B040000")
-    with pytest.raises(FatalError, match="run the former version once more"):
+    with pytest.raises(FatalError, match="run the previous version once more"):
         is_after(INSERT[0], other_key)
     assert not Position(INSERT[0]).precedes(Position(other_key))
     assert is_after(other_key, INSERT[1])  # decided by one version alone
@@ -74,7 +74,7 @@ def test_tokens_of_unknown_formats_only_compare_equal() -> None:
     one, other = (make_token(None, bson.encode({"_data": data})) for data in (b"a", b"b"))
     assert is_same(one, one)
     assert token_data(one) == ""
-    with pytest.raises(FatalError, match="not of MongoDB's form"):
+    with pytest.raises(FatalError, match="not in MongoDB's form"):
         is_after(one, other)
 
 

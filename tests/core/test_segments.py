@@ -172,6 +172,6 @@ def test_any_replay_makes_the_same_segments(replies: list[int], chunks: list[int
         assert got[each.seq] == list(range((each.seq - 1) * 10, each.seq * 10))
 
 
-def test_a_replay_must_begin_at_the_next_segment() -> None:
-    with pytest.raises(AssertionError, match="begins at the next segment"):
+def test_a_replay_must_start_at_the_next_segment() -> None:
+    with pytest.raises(AssertionError, match="starts at the next segment"):
         Segmenter(LIMITS, 1, [intent(2, 5)])

@@ -69,7 +69,7 @@ def test_what_is_reported_within_a_minute(servers: LocalStack, engine: Engine, s
             time.sleep(0.2)
         assert "streams are held up" in log_messages(engine, log_from)
     wait_well(engine)
-    assert b'"streams go on"' in engine.log_path.read_bytes()[log_from:]
+    assert b'"streams resumed"' in engine.log_path.read_bytes()[log_from:]
 
 
 @pytest.mark.skipif("EXPLORE" not in os.environ, reason="takes as long as it says: with EXPLORE=1")

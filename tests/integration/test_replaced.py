@@ -164,7 +164,7 @@ def test_streams_continue_during_a_reload(mongo: Client, config: EngineConfig, l
         mongo[config.name].spare.aggregate([{"$out": "out"}])
         # The second load has a split and a mark; the first had no mark.
         engine.wait_for(lambda s: any(b["splits"] == b["splits_total"] == 2 for b in s["backfills"]), "again")
-        assert "what they have now is to be loaded" in engine.log()
+        assert "their new content will be loaded" in engine.log()
         engine.wait_for(
             lambda s: not any(stream["replaced"] for stream in s["streams"]), "no replaced collections"
         )
