@@ -98,7 +98,7 @@ def test_all_kinds_of_problems_are_in_one_report(tmp_path: Path) -> None:
         '[batch]\nrows = "many"\n[state]\nprefix = ["${NOWHERE}"]\n[telemetry]\nlisten = "8080"\n'
     )
     environ = {"HEADRACE_BATCH_BYTES": "1MiB", "REDIS_URLS": "redis://r", "MONGODB_URI": "mongodb://h"}
-    found = [each.partition("; there are")[0] for each in problems(written(tmp_path, text), environ)]
+    found = [each.partition("; use one of")[0] for each in problems(written(tmp_path, text), environ)]
     assert sorted(found) == [
         "HEADRACE_BATCH_BYTES: no such key; did you mean HEADRACE_BATCH__BYTES?",
         "REDIS_URLS: not read; did you mean REDIS_URL?",
