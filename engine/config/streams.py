@@ -1,9 +1,9 @@
 """The streams of a configuration, and how collections share them.
 
-Each collection has its own stream as long as there are enough readers; a split collection has one stream per part.
-If there are more collections than readers, those that are not split share database-level streams. Which stream a
-collection goes to depends only on its name and the number of readers left for them. The first of these streams also
-carries events of the database as a whole.
+Each collection has its own stream as long as there are enough readers; a split collection has one stream per
+part. If there are more collections than readers, those that are not split share database-level streams. Which
+stream a collection goes to depends only on its name and the number of readers left for them. The first of these
+streams also carries events of the database as a whole.
 """
 
 from __future__ import annotations

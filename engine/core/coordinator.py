@@ -48,7 +48,7 @@ from engine.core.schemas import Schemas
 from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
 from engine.core.splits import Splits
 from engine.core.stream import Settings, Stream
-from engine.errors import ConfigError, FatalError, HeadraceError, error_of_kind
+from engine.errors import ConfigError, FatalError, HeadraceError, StateLostError, error_of_kind
 
 MAX_SLABS = 64
 
@@ -182,7 +182,7 @@ class Coordinator:
             return []
         try:
             decisions = self._answered(answer, now)
-        except ConfigError as error:  # what was read was written by a later version
+        except (ConfigError, StateLostError) as error:  # what was read was written by a later version
             decisions = [End(error)]
         return self._settle(decisions, now)
 

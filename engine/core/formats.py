@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from engine.core.specs import MarkSpec, Spec, SplitSpec, StreamSpec
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StateLostError
 
 FORMAT = 2
 # Ids of streams shared by collections, from before such an id was derived from the collections.
@@ -37,8 +37,12 @@ def format_of_record(fields: Mapping[str, str]) -> int:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
-    return _known(int(fields.get("format", "1")))
+    text = fields.get("format", "1")
+    if not text.isdecimal():
+        raise damaged("a stream's record", f"its format is {text!r}")
+    return _known(int(text))
 
 
 def encode_document(value: Struct) -> str:
@@ -55,12 +59,21 @@ def decode_document(text: str, type_: type[_T], type_v1: type[Any]) -> _T:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
-    format_ = _known(msgspec.json.decode(text, type=_Head).format)
-    if format_ == FORMAT or type_v1 is type_:
-        return msgspec.json.decode(text, type=type_)
-    upgraded: _T = msgspec.json.decode(text, type=type_v1).upgraded()
+    try:
+        format_ = _known(msgspec.json.decode(text, type=_Head).format)
+        if format_ == FORMAT or type_v1 is type_:
+            return msgspec.json.decode(text, type=type_)
+        upgraded: _T = msgspec.json.decode(text, type=type_v1).upgraded()
+    except msgspec.DecodeError as error:
+        raise damaged("a shared document", str(error)) from error
     return upgraded
+
+
+def damaged(what: str, cause: str) -> StateLostError:
+    """The failure for what the state store holds and this engine cannot have written."""
+    return StateLostError("read the state", f"{what} in the state store is damaged: {cause}")
 
 
 def _known(format_: int) -> int:

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.core.formats import FORMAT, SpecV1, format_of_record
+from engine.core.formats import FORMAT, SpecV1, damaged, format_of_record
 from engine.core.ledger import WriteCommit
 from engine.core.messages import Intent
 from engine.core.position import Position
@@ -68,12 +68,29 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged: a field cannot be read, or is missing.
     """
     format_ = format_of_record(fields) if fields else FORMAT
-    intents = (_read_intent(text, format_) for name, text in fields.items() if name.startswith(_INTENT))
+    try:
+        record = _read(fields, format_)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise damaged("a stream's record", str(error)) from error
+    has_begun = record.spec is not None or record.seq or record.intents
+    if has_begun and record.position is None:
+        raise damaged("a stream's record", "it has no position, and had one")
+    if record.position is not None and record.spec is None:
+        raise damaged("a stream's record", "it does not say what the stream selects")
+    numbers = [intent.seq for intent in record.intents]
+    if numbers != list(range(record.seq + 1, record.seq + 1 + len(numbers))):
+        raise damaged("a stream's record", f"intents {numbers} do not follow segment {record.seq}")
+    return record
+
+
+def _read(fields: Mapping[str, str], format_: int) -> StreamRecord:
+    intents = (_read_intent(text) for name, text in fields.items() if name.startswith(_INTENT))
     return StreamRecord(
         format=format_,
-        spec=_read_spec(fields["spec"], format_) if "spec" in fields else None,
+        spec=_read_spec(fields["spec"]) if "spec" in fields else None,
         sink=fields.get("sink"),
         deployment=fields.get("deployment") or None,
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
@@ -90,15 +107,20 @@ def read_record(fields: Mapping[str, str]) -> StreamRecord:
     )
 
 
-def _read_spec(text: str, format_: int) -> Spec:
-    if format_ == 1:
+class _Kind(Struct):
+    kind: str | None = None
+
+
+def _read_spec(text: str) -> Spec:
+    """A spec of any format: an older version that writes one leaves the record's ``format`` as it is."""
+    if msgspec.json.decode(text, type=_Kind).kind is None:
         return msgspec.json.decode(text, type=SpecV1).upgraded()
     return msgspec.json.decode(text, type=Spec)  # type: ignore[no-any-return]
 
 
-def _read_intent(text: str, format_: int) -> Intent:
+def _read_intent(text: str) -> Intent:
     intent = msgspec.json.decode(text, type=Intent)
-    return replace(intent, first_token=intent.first_token or None) if format_ == 1 else intent
+    return replace(intent, first_token=intent.first_token or None)
 
 
 def upgraded(record: StreamRecord) -> Change:

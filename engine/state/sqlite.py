@@ -295,9 +295,7 @@ class SqliteStore:
             except HeadraceError as found:
                 return found
         if name.startswith(_HELD):
-            return TransientError(
-                operation, cause, "Another process is using the file and has it locked: find and end it."
-            )
+            return TransientError(operation, cause, "Another process is using the file and has it locked.")
         if name.startswith(_DISK) or (worked and name.startswith(_REFUSED)):
             return TransientError(operation, cause, _WRITABLE)
         if worked and (name.startswith(_DAMAGED) or "no such table" in str(error)):

@@ -144,7 +144,7 @@ def test_a_lost_record_stops_the_engine(after: Any) -> None:
     surveyed(made, taken(made, "shop.a", {}, 2.0))
     start = Position(time=make_time(100, 1))
     made.from_child(READERS[0], Started(0, start), 3.0)
-    fields: dict[str, str] = {}
+    fields = record(SPECS[0], start.time)
     for seq in (first_segment(start), first_segment(start) + 1):
         fields |= write_segment(made, seq)
     lease_lost(made, "shop.a", 9.0)
@@ -566,4 +566,6 @@ def write_segment(
     for each in actions:
         if isinstance(each, Write):
             fields |= each.change.put
+            for name in each.change.remove:
+                fields.pop(name, None)
     return fields

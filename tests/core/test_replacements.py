@@ -33,7 +33,7 @@ def test_a_commit_records_what_all_its_segments_replaced() -> None:
     assert ledger.published(2) == []
     (commit,) = ledger.published(1)
     assert isinstance(commit, WriteCommit)
-    fields = records.committed(commit, 2).put
+    fields = record(SPECS[0], 1) | records.committed(commit, 2).put
     assert read_record(fields).replaced == {"shop.c1": 1, "shop.c2": 2}
     done = records.loaded(["shop.c1"])
     assert read_record({name: fields[name] for name in fields.keys() - set(done.remove)}).replaced == {
@@ -74,7 +74,7 @@ def test_the_policy_holds_at_the_start_and_at_the_commit(policy: str) -> None:
     made.from_child(READERS[0], Started(0, start), 3.0)
     seq = first_segment(start)
     fields = write_segment(made, seq, replaced=(Replaced("shop.a", TIME),))
-    assert read_record(fields).replaced == {"shop.a": TIME}
+    assert read_record(record(SPECS[0], 1) | fields).replaced == {"shop.a": TIME}
     assert made.reloads == (policy == "reload")
     assert (made.streams["shop.a"].error is not None) == (policy == "fail")
 
