@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from engine import __version__
 from engine.config import Config, InvalidConfigError, load
@@ -54,9 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not is_cut_off(sys.stdout):
             raise
-        # The rest of the buffer cannot be written, and would be tried again when the interpreter exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return CUT_OFF
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:  # what is left of the bars; a closed terminal must not cost the exit code
+            _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Drop what is left in a buffer: it cannot be written, and would be tried again as the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run_command(given: list[str]) -> int:

@@ -26,6 +26,8 @@ _numbers = itertools.count()
 
 # Without compiled modules, every engine that the tests start would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Nor do users run them unbuffered, which hides what cannot be flushed at the end.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # Background jobs of a shell ignore SIGINT. The engines would inherit that, and tests interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
