@@ -154,6 +154,7 @@ def decode_plan(text: str) -> Plan:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
     return decode_document(text, Plan, _PlanV1)
 
@@ -172,6 +173,7 @@ def decode_index(text: str) -> list[str]:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
     if text.startswith("["):
         return msgspec.json.decode(text, type=list[str])

@@ -15,7 +15,8 @@ component, in a fixed order, what has become possible.
     landing       batches, segments, commits
     schemas       the types of the collections' fields
     replacements  collections whose content was replaced
-    children      the processes; grants: their slabs; health: their problems
+    children      the processes; grants: their slabs; health: their problems; pressure: their memory
+    faults        what follows from their errors and deaths
 
 Any failure of a process or a segment is handled in one way: the stream is interrupted and read again from its
 committed position, under a new generation, and its outstanding intents are replayed to the same keys. A stream
@@ -171,9 +172,9 @@ class Coordinator:
             case msg.SchemaWanted():
                 return self._settle(self._schemas.wanted(child, message), now)
             case msg.Sealed() | msg.Published() | msg.Surveyed():
-                return self._settle(self._from_writer(message, now), now)
+                return self._settle(self._from_writer(message), now)
             case _:
-                return self._settle(self._from_reader(child, message, now), now)
+                return self._settle(self._from_reader(child, message), now)
 
     def from_store(self, answer: store.FromStore, now: float) -> list[Action]:
         """An answer from the state store."""
@@ -182,7 +183,7 @@ class Coordinator:
             return []
         try:
             decisions = self._answered(answer, now)
-        except (ConfigError, StateLostError) as error:  # what was read was written by a later version
+        except (ConfigError, StateLostError) as error:  # what was read is damaged, or from a later version
             decisions = [End(error)]
         return self._settle(decisions, now)
 
@@ -211,7 +212,7 @@ class Coordinator:
             case store.RecordLost():
                 return self._leases.record_lost(stream, answer, now)
             case store.Written():
-                return self.landing.written(stream, answer, now)
+                return self.landing.written(stream, answer)
 
     def shut_down(self, now: float) -> list[Action]:
         """Drain: publish and commit what has been read, then exit."""
@@ -249,7 +250,6 @@ class Coordinator:
         self,
         reader: Child,
         message: msg.Started | msg.SlabRequest | msg.BatchReady | msg.SegmentCut | msg.Idle | msg.Finished,
-        now: float,
     ) -> list[Decision]:
         stream = self.readers.stream_of(reader)
         if stream is None or message.generation != stream.generation:
@@ -269,20 +269,20 @@ class Coordinator:
                 return self.landing.cut(stream, message)
             case msg.Idle():
                 self._faults.has_run |= self._faults.sink_seen
-                return self.landing.apply(stream, stream.ledger.idle(message.position), now)
+                return self.landing.apply(stream, stream.ledger.idle(message.position))
             case msg.Finished():
                 stream.life.on("read out")
                 stream.ended_at = message.position
                 self.readers.free(stream)
                 return []
 
-    def _from_writer(self, message: msg.Sealed | msg.Published | msg.Surveyed, now: float) -> list[Decision]:
+    def _from_writer(self, message: msg.Sealed | msg.Published | msg.Surveyed) -> list[Decision]:
         stream = self.streams.get(message.stream)
         if stream is None or message.generation != stream.generation:
             return []
         if isinstance(message, msg.Surveyed):
             return self._leases.surveyed(stream, message.beyond)
-        return self.landing.from_writer(stream, message, now)
+        return self.landing.from_writer(stream, message)
 
     def _is_busy(self, child: Child) -> bool:
         """Whether the child has work, so that silence means that it hangs."""
@@ -299,7 +299,7 @@ class Coordinator:
         actions = self._carry_out(decisions)
         if self._exiting is None:
             for stream in list(self.streams.values()):
-                actions += self._carry_out(self._finish_if_done(stream, now))
+                actions += self._carry_out(self._finish_if_done(stream))
             writers = self.children.ready("writer")
             if not self.draining:
                 self.splits.open_due(lambda spec: actions.append(self._open(spec)))
@@ -372,7 +372,7 @@ class Coordinator:
         loaded = self._replacements.loaded(stream.spec) if isinstance(stream.spec, MarkSpec) else []
         return [Release((stream.name,)), *self._carry_out(loaded)]
 
-    def _finish_if_done(self, stream: Stream, now: float) -> list[Decision]:
+    def _finish_if_done(self, stream: Stream) -> list[Decision]:
         """Finish the stream if everything read of it is committed, or a drain leaves it as it is."""
         if self.draining and stream.is_open and not stream.is_assigned:
             stream.life.on("finished")
@@ -386,7 +386,7 @@ class Coordinator:
         stream.life.on("finished")
         decisions: list[Decision] = []
         if stream.ended_at is not None and not stream.selection_changed:
-            decisions += self.landing.apply(stream, stream.ledger.idle(stream.ended_at), now)
+            decisions += self.landing.apply(stream, stream.ledger.idle(stream.ended_at))
         fields = {"stream": stream.name, "events": stream.counters.events_committed}
         decisions.append(Log(stream.log_level, "stream finished", fields))
         if stream.is_of_backfill and is_end(stream.ledger.committed):

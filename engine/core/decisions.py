@@ -1,8 +1,8 @@
 """Decisions of the coordinator's components: actions for the supervisor, and what concerns a whole stream or the
 engine.
 
-The components (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``) return these in
-order; the coordinator carries out those of the second kind, and returns only actions.
+The components (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``, ``faults``)
+return these in order; the coordinator carries out those of the second kind, and returns only actions.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ def decode_handover(text: str) -> Handover:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
     return decode_document(text, Handover, _HandoverV1)
 

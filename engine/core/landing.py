@@ -1,6 +1,7 @@
 """From batches to committed segments: which writer builds a segment, and how the ledger's effects are carried out.
 
-State: none of its own, only the streams' ledgers and counters. Owner: the coordinator.
+State: the counts of rescued values; everything else is in the streams' ledgers and counters. Owner: the
+coordinator.
 """
 
 from __future__ import annotations
@@ -88,14 +89,14 @@ class Landing:
                     load[segment.writer] += 1
         return Child("writer", min(load, key=lambda index: (load[index], index))) if load else None
 
-    def from_writer(self, stream: Stream, message: Sealed | Published, now: float) -> list[Decision]:
+    def from_writer(self, stream: Stream, message: Sealed | Published) -> list[Decision]:
         """A writer has finished a segment, or published it."""
         if isinstance(message, Published):
-            return self.apply(stream, stream.ledger.published(message.seq), now)
+            return self.apply(stream, stream.ledger.published(message.seq))
         stream.counters.bytes_landed += message.size
         stream.counters.objects += len(message.objects)
         stream.counters.dead_letters += message.dead_letters
-        return self.apply(stream, stream.ledger.sealed(message.seq, message.objects), now)
+        return self.apply(stream, stream.ledger.sealed(message.seq, message.objects))
 
     def serve(self, readers: Readers) -> list[Send]:
         """Grant the slabs that readers wait for, if their streams may have more segments in flight."""
@@ -128,7 +129,7 @@ class Landing:
         at_work = (Phase.CUT, Phase.PUBLISHING)
         return holds_slab or any(each.writer == writer.index and each.phase in at_work for each in segments)
 
-    def written(self, stream: Stream, answer: Written, now: float) -> list[Decision]:
+    def written(self, stream: Stream, answer: Written) -> list[Decision]:
         """A write to the stream's record is durable. Answers arrive in the order of the writes."""
         if answer.kind != "intent":
             stream.written_seq = stream.written_seq if answer.seq is None else answer.seq
@@ -137,9 +138,9 @@ class Landing:
             return []
         assert answer.seq is not None
         stream.durable_seq = stream.written_seq
-        return self.apply(stream, stream.ledger.intent_durable(answer.seq), now)
+        return self.apply(stream, stream.ledger.intent_durable(answer.seq))
 
-    def apply(self, stream: Stream, effects: Iterable[Effect], now: float) -> list[Decision]:
+    def apply(self, stream: Stream, effects: Iterable[Effect]) -> list[Decision]:
         """The ledger's effects as decisions."""
         decisions: list[Decision] = []
         name, generation = stream.name, stream.generation

@@ -107,6 +107,7 @@ class Leases:
 
         Raises:
             ConfigError: the record was written by a later version.
+            StateLostError: it is damaged.
         """
         stream.life.on("lease taken")
         stream.held_by = None
@@ -159,6 +160,7 @@ class Leases:
 
         Raises:
             ConfigError: the plan was written by a later version.
+            StateLostError: it is damaged.
         """
         if document is None:
             cause = f"the state store has lost the plan of the backfill of {stream.namespace}"

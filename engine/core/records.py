@@ -165,6 +165,18 @@ def schema_document(database: str, collection: str) -> str:
     return f"{_SCHEMA}{database}.{collection}"
 
 
+def schema_version(fields: Mapping[str, str], name: str) -> int:
+    """The version in the field ``name`` of a record, without reading the rest of it; 0 if there is none.
+
+    Raises:
+        StateLostError: the field is damaged.
+    """
+    try:
+        return int(fields.get(name, "0"))
+    except ValueError as error:
+        raise damaged("a stream's record", str(error)) from error
+
+
 def intent_field(seq: int) -> str:
     """The name of the field that holds the intent of a segment."""
     return f"{_INTENT}{seq:012d}"

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from engine.core import records
 from engine.core.actions import Child, GrowSchema, ReadState, Send
 from engine.core.backfill import decode_plan, plan_document
 from engine.core.decisions import Decision
 from engine.core.formats import decode_document, encode_document
 from engine.core.messages import Intent, SchemaGiven, SchemaWanted
-from engine.core.records import read_record, schema_document
+from engine.core.records import schema_document, schema_version
 from engine.core.schema import CollectionSchema, grow
 from engine.core.store import SchemaRead, StateRead
 from engine.core.stream import Stream
@@ -88,7 +87,7 @@ class Schemas:
 
     def state_read(self, answer: StateRead) -> list[Decision]:
         """All records, and the plan of the collection: with the version that they require, it may be created."""
-        versions = [read_record(fields).schemas.get(answer.about, 0) for fields, _ in answer.records.values()]
+        versions = [schema_version(fields, answer.about) for fields, _ in answer.records.values()]
         if answer.document is not None:
             versions.append(decode_plan(answer.document).schema or 0)
         version = max([self._known_version(answer.about), *versions])
@@ -105,7 +104,7 @@ class Schemas:
 
     def grown_for(self, stream: Stream, intent: Intent) -> dict[str, int]:
         """The schema versions that the segment's objects were written under and that the record does not have."""
-        names = {records.schema_document(each.database, each.collection) for each in intent.objects}
+        names = {schema_document(each.database, each.collection) for each in intent.objects}
         known = {name: self._versions[name] for name in sorted(names & self._versions.keys())}
         grown = {name: version for name, version in known.items() if version > stream.schemas.get(name, 0)}
         stream.schemas |= grown
@@ -117,6 +116,7 @@ def decode_schema(text: str) -> CollectionSchema:
 
     Raises:
         ConfigError: it was written by a later version.
+        StateLostError: it is damaged.
     """
     return decode_document(text, CollectionSchema, CollectionSchema)
 

@@ -103,11 +103,8 @@ class MarkSpec(_CollectionSpec, frozen=True, tag="mark", tag_field="kind"):
 
 def one_collection(spec: Spec) -> str:
     """The collection that all events of a stream belong to; empty if they may belong to several."""
-    return spec.collections[0] if len(spec.collections) == 1 and not _is_shared(spec) else ""
-
-
-def _is_shared(spec: Spec) -> bool:
-    return isinstance(spec, StreamSpec) and spec.level != "collection"
+    is_shared = isinstance(spec, StreamSpec) and spec.level != "collection"
+    return "" if is_shared else spec.collections[0]
 
 
 BackfillSpec = SplitSpec | MarkSpec

@@ -144,8 +144,10 @@ class Writer:
 
     def _add_copied(self, segment: SegmentBuild, batch: msg.Batch) -> None:
         """Copy the rows out of a slab, which is free again before anything is encoded."""
-        contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
-        self._send(msg.SlabFreed(batch.offset))
+        try:
+            contents = list(read_slab(self._arena.slab(batch.offset, batch.size)))
+        finally:
+            self._send(msg.SlabFreed(batch.offset))
         while contents:  # popped, so that rows that are written at once are not kept alive here
             segment.add(*contents.pop(0))
         for build in list(segment.pending()):
@@ -159,7 +161,7 @@ class Writer:
                 segment.add(content, rows)
             for build in list(segment.pending()):
                 build.flush()
-        except HeadraceError:
+        except Exception:
             segment.discard()  # before the slab is reused
             raise
         finally:

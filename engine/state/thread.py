@@ -157,6 +157,7 @@ class StateThread:
                     for stream in streams:
                         self._fenced(stream, self._store.release)
                         self._leases.pop(stream, None)
+                        self._documents.pop(stream, None)
                 case Write():
                     self._write(operation)
                 case GrowSchema():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
 
@@ -14,9 +15,11 @@ from engine.config.tree import SourceConfig, TelemetryConfig
 from engine.core import messages as msg
 from engine.core.actions import Child
 from engine.core.budget import MIB, divide
+from engine.processes import writer as writer_module
 from engine.processes.child import ChildProcess
 from engine.processes.forks import template
 from engine.processes.link import ChildSettings
+from engine.processes.writer import Writer
 from engine.shared.arena import Arena
 from engine.shared.slab import SlabLayout
 from tests.processes.test_builds import CONTENT, intent, rows
@@ -74,3 +77,28 @@ def await_published(writer: ChildProcess, seq: int) -> None:
         assert not isinstance(message, msg.Failed), message
         if isinstance(message, msg.Published) and message.seq == seq:
             return
+
+
+@pytest.mark.parametrize("size", [None, 1], ids=["copied", "in place"])
+def test_a_bug_with_a_slab_stops_the_stream_and_keeps_no_slab(
+    size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slab that is never freed would be missing for as long as the writer lives."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("a bug of ours")
+
+    monkeypatch.setattr(writer_module, "read_slab", broken)
+    source = SourceConfig(uri=Secret("mongodb://x"), database="shop")
+    config = Config(source=source, sink=SinkConfig(url=f"file://{tmp_path}/lake"))
+    budget = divide(config.memory.limit, 1, 1)
+    ours, theirs = Pipe()
+    writer = Writer(ChildSettings(config, budget, "test"), theirs, Arena.create(1 << 20))
+    writer._handle(msg.Batch("s", 1, 7, 4096, budget.writer_pending if size else 100))
+    said = []
+    while ours.poll(0):
+        said.append(msg.decode_from_child(ours.recv_bytes()))
+    assert [each.offset for each in said if isinstance(each, msg.SlabFreed)] == [4096]
+    (failed,) = [each for each in said if isinstance(each, msg.Failed)]
+    assert (failed.kind, failed.stream, failed.generation) == ("fatal", "s", 1)
+    assert "TypeError: a bug of ours" in failed.cause
