@@ -1,8 +1,8 @@
 """The error classes, and the one place where secrets are removed from text.
 
 Every error names the operation, the cause and the remedy. A library's exception is translated once, at the edge
-where it comes in (``source.failures``, ``sink.failures``, ``state.replies``); everywhere else only these classes
-are used.
+where it comes in (``source.failures``, ``objects.failures``, ``state.replies``); everywhere else only these
+classes are used.
 """
 
 from __future__ import annotations

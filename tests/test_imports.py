@@ -21,7 +21,7 @@ LAYERS = (
     "core",
     "config",
     "logs retries cgroup",
-    "decode",
+    "decode objects",
     "encode shared source sink state",
     "processes",
     "supervisor",

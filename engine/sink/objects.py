@@ -3,7 +3,7 @@
 ``Upload.write`` and ``Upload.seal`` make nothing visible: on S3 a multipart upload is not an object until it is
 completed, and an object smaller than a part stays in memory; on a local disk the bytes go to a hidden file.
 ``Upload.publish`` makes the object visible, replacing an earlier one with the same key, and returns once the store
-has acknowledged it. ``sink.failures`` translates the file system's errors.
+has acknowledged it. ``objects.failures`` translates the file system's errors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import io
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,18 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
 from engine.errors import HeadraceError
+from engine.objects.calls import Calls
+from engine.objects.failures import translated
+from engine.objects.store import ObjectStore
 from engine.owner import is_certainly_dead, this_owner
-from engine.sink.calls import Calls
-from engine.sink.failures import is_refused, translated
 
 PART_SIZE = 6 * 2**20
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
 _PROBE = "_headrace_probe"
 # For hidden files from another machine (or container), whose processes cannot be checked: an engine there may
 # still be writing them, but would not leave one untouched for this long.
@@ -88,7 +85,7 @@ class Sink:
         self._url = config.url.rstrip("/")
         self._proved = False
         with translated(f"open the sink {self._url}"):
-            self._store = Store(config, Calls(beat))
+            self._store = ObjectStore(config, Calls(beat))
         self._root = self._store.root
         self._is_local = isinstance(self._store.filesystem, LocalFileSystem)
 
@@ -230,42 +227,6 @@ class _Page(NamedTuple):
     directories: list[str]
 
 
-class Store:
-    """The file system of a sink, set up again when the store no longer accepts our credentials.
-
-    State: the file system, with the credentials found when it was created. Owner: the sink. Uploads in progress
-    keep the one that they started with, and fail with it. Publishing threads renew it too.
-
-    Args:
-        request: makes each request.
-    """
-
-    def __init__(self, config: SinkConfig, request: Calls) -> None:
-        self.request = request
-        url = config.url.rstrip("/")
-        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
-        self._lock = threading.Lock()
-        self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
-        self.filesystem, self.root = self._make()
-
-    @contextlib.contextmanager
-    def translated(self, operation: str, used: Any, *, proved: bool) -> Iterator[None]:
-        """Like the function of that name, for operations of the file system ``used``."""
-        try:
-            with translated(operation, proved=proved):
-                yield
-        except HeadraceError as error:
-            if proved and is_refused(error.__cause__):
-                self._renew(used)
-            raise
-
-    def _renew(self, refused: Any) -> None:
-        """The store refuses these credentials: read them again, once however many calls were refused."""
-        with self._lock:
-            if self.filesystem is refused:
-                self.filesystem, _ = self._make()
-
-
 class StagedUpload:
     """An object in a store whose fsspec files support ``autocommit=False``, such as s3fs.
 
@@ -275,7 +236,7 @@ class StagedUpload:
         proved: writing to the store has worked before; see ``translated``.
     """
 
-    def __init__(self, store: Store, path: str, *, proved: bool) -> None:
+    def __init__(self, store: ObjectStore, path: str, *, proved: bool) -> None:
         self._store = store
         self._path = path
         self._proved = proved
@@ -458,18 +419,3 @@ def _is_stale(hidden: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):  # another process has removed it
         return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
     return False
-
-
-def _s3_options(config: SinkConfig) -> dict[str, Any]:
-    s3 = config.s3
-    options: dict[str, Any] = {
-        "key": s3.access_key or None,
-        "secret": s3.secret_key or None,
-        "endpoint_url": s3.endpoint_url or None,
-        "client_kwargs": {"region_name": s3.region} if s3.region else {},
-        "config_kwargs": {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
-        "use_listings_cache": False,
-        "skip_instance_cache": True,
-        "fixed_upload_size": True,
-    }
-    return options

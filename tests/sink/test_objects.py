@@ -20,7 +20,7 @@ from s3fs.errors import translate_boto_error
 from bench.local import LocalStack, S3Server
 from engine.config import S3Config, Secret, SinkConfig
 from engine.errors import ConfigError, HeadraceError, TransientError
-from engine.sink.failures import translated
+from engine.objects.failures import translated
 from engine.sink.objects import PART_SIZE, Sink
 from tests.disks import mounted
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from engine.sink.calls import Calls
+from engine.objects.calls import Calls
 
 
 def test_the_owner_sends_heartbeats_while_it_waits() -> None:
