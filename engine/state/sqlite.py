@@ -164,7 +164,7 @@ class SqliteStore:
         return {own: (version, text) for name, version, text in rows if (own := self._own_name(name)) is not None}
 
     def _own_name(self, key: str) -> str | None:
-        """The name of a stream or document under our prefix; None for one of another prefix, such as ours and more.
+        """The name of a stream or document under our prefix; None if it has another prefix.
 
         Streams have no colon in their names; documents have one only behind their kind.
         """
