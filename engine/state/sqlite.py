@@ -37,6 +37,9 @@ _RESTORE = (
     "The footers of the newest objects show the position of the lake."
 )
 
+# How the names of documents start that have a colon.
+_KINDS = ("schema", "backfill")
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS leases (
     stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL, owner TEXT NOT NULL, expires_at REAL NOT NULL
@@ -131,9 +134,8 @@ class SqliteStore:
             known.setdefault(stream, {})[name] = value
         found: dict[str, tuple[dict[str, str], str]] = {}
         for stream, owner, expires_at in leases:
-            if stream.startswith(self._prefix):
-                fields = own_fields(known.get(stream, {}))
-                found[stream.removeprefix(self._prefix)] = (fields, owner if expires_at > now else "")
+            if (name := self._own_name(stream)) is not None:
+                found[name] = (own_fields(known.get(stream, {})), owner if expires_at > now else "")
         return found
 
     def forget(self, streams: Collection[str]) -> None:
@@ -160,6 +162,32 @@ class SqliteStore:
                 return bool(row == (version, text))  # by an attempt whose outcome was unknown
             db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
         return True
+
+    def read_all_shared(self) -> dict[str, tuple[int, str]]:
+        """Every shared document's version and text, by name."""
+        with self._transaction("read the shared documents") as db:
+            rows = db.execute("SELECT name, version, value FROM shared ORDER BY name").fetchall()
+        return {own: (version, text) for name, version, text in rows if (own := self._own_name(name)) is not None}
+
+    def _own_name(self, key: str) -> str | None:
+        """The name of a stream or document under our prefix; None if it has another prefix.
+
+        Streams have no colon in their names; documents have one only behind their kind.
+        """
+        if not key.startswith(self._prefix):
+            return None
+        name = key.removeprefix(self._prefix)
+        kind, colon, _ = name.partition(":")
+        return name if not colon or kind in _KINDS else None
+
+    def put_shared(self, name: str, version: int, text: str) -> None:
+        """Store a shared document as this version, whatever was there; version 0 removes it."""
+        key = self._prefix + name
+        with self._transaction(f"write {name}") as db:
+            if version:
+                db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
+            else:
+                db.execute("DELETE FROM shared WHERE name = ?", (key,))
 
     def check(self) -> list[str]:
         """Check that the file can be written, or created; nothing is changed, and there are no warnings."""

@@ -171,7 +171,7 @@ def test_prefixes_isolate_engines(open_state: Open, unique: str) -> None:
     store, other = open_state(), open_state(prefix=f"{unique}:b")
     store.write(acquired(store, "a").lease, {"x": "1"})
     assert acquired(other, "b").fields == {}
-    assert store.read_all()["s"] == ({"x": "1"}, "a")
+    assert store.read_all() == {"s": ({"x": "1"}, "a")}
 
 
 def test_shared_documents_grow_by_one_version(open_state: Open) -> None:
@@ -200,6 +200,35 @@ def test_only_one_of_many_writers_wins_a_version(open_state: Open) -> None:
     for each in threads:
         each.join()
     assert open_state().read_shared("d")[0] == sum(won)
+
+
+def test_all_shared_documents_are_read_with_their_names(open_state: Open, unique: str) -> None:
+    store, other = open_state(), open_state(prefix=f"{unique}:b")
+    assert store.read_all_shared() == {}
+    names = ["schema:shop.a:b/c é*{}[x]", "backfills", "a" * 200, "schema:Shop.orders", "schema:shop.orders"]
+    for name in names:
+        assert store.write_shared(name, 1, f"of {name}")
+    assert store.write_shared("backfills", 2, "")
+    assert other.write_shared("of another prefix", 1, "x")
+    store.write(acquired(store, "a").lease, {"x": "1"})
+    wanted = {name: (1, f"of {name}") for name in names} | {"backfills": (2, "")}
+    assert open_state().read_all_shared() == wanted
+    assert list(open_state().read_all_shared()) == sorted(wanted)
+
+
+def test_a_shared_document_is_put_in_place_or_removed(open_state: Open) -> None:
+    store = open_state()
+    store.put_shared("d", 7, "seven")
+    assert open_state().read_shared("d") == (7, "seven")
+    assert not store.write_shared("d", 7, "other")
+    assert store.write_shared("d", 8, "eight")
+    store.put_shared("d", 3, "three")
+    assert store.read_all_shared() == {"d": (3, "three")}
+    store.put_shared("d", 0, "")
+    store.put_shared("never was", 0, "")
+    assert open_state().read_shared("d") == (0, "")
+    assert store.read_all_shared() == {}
+    assert store.write_shared("d", 1, "one")
 
 
 @pytest.mark.parametrize(
