@@ -40,7 +40,7 @@ def contradictions(config: Config) -> Iterator[Found]:
     if sink.compression == "gzip" and sink.compression_level > 9:
         yield (*how, "sink.compression_level"), "sink.compression_level: gzip takes 1 to 9"
     if config.state.url == LAKE:
-        if not re.match("(s3|s3a|file)://", sink.url):
+        if "://" in sink.url and not re.match("(s3|s3a|file)://", sink.url):
             problem = 'state.url: "lake" needs a sink at s3:// or file://; set it to redis:// or sqlite://'
             yield ("state.url", "sink.url"), problem
     elif not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
