@@ -18,6 +18,7 @@ from engine.core.backfill import Plan, not_loaded
 from engine.core.naming import is_split
 from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
+from engine.core.specs import Spec, StreamSpec
 from engine.errors import HeadraceError
 from engine.state.opening import open_store
 
@@ -124,7 +125,7 @@ def _shown(
     seconds = split_time(at.time)[0] if at and at.time else 0
     return _Shown(
         stream=name,
-        collections=", ".join(record.spec.collections) if record.spec else "",
+        collections=_collections(record.spec),
         position=_token_json(at.token) if at and at.token else "",
         cluster_time=_iso(seconds),
         seq=record.seq,
@@ -139,6 +140,14 @@ def _shown(
         else None,
         not_loaded=not_loaded(record, plans),
     )
+
+
+def _collections(spec: Spec | None) -> str:
+    if spec is None:
+        return ""
+    excluded = spec.exclude if isinstance(spec, StreamSpec) else ()
+    without = f", without {', '.join(excluded)}" if excluded else ""
+    return ", ".join((*spec.collections, *spec.patterns)) + without
 
 
 def _behind(seconds: float | None) -> str:

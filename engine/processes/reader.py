@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 from msgspec.structs import replace
 
-from engine.config.streams import streams_of
+from engine.config.streams import named_collections, streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, columns_left, grow
@@ -190,7 +190,7 @@ class Reader:
     def _warn_of_absent(self) -> None:
         """Log what does not exist, once for all streams, which otherwise wait for it silently."""
         source = self._settings.config.source
-        for sentence in absent(self._client, source.database, source.collections):
+        for sentence in absent(self._client, source.database, named_collections(source)):
             log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:

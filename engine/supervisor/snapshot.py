@@ -61,7 +61,7 @@ def _of_stream(coordinator: Coordinator, stream: Stream, redact: Callable[[str],
     return StreamStatus(
         stream=stream.name,
         database=stream.spec.database,
-        collections=stream.spec.collections,
+        collections=(*stream.spec.collections, *stream.spec.patterns),
         status=stream.status,
         state=coordinator.health.state_of(stream),
         reading=stream.is_captured and stream.problem is None,

@@ -289,7 +289,7 @@ def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
     yield states
     carried = GaugeMetricFamily(
         "headrace_stream_collection",
-        "1 for each collection that the stream carries; the label is empty if it carries all.",
+        "1 for each collection or pattern that the stream carries; the label is empty if it carries all.",
         labels=["stream", "database", "collection"],
     )
     for stream in streams:
