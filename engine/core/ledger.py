@@ -146,6 +146,13 @@ class Ledger:
             self.segments[seq] = Segment(seq, writer)
         return self.segments[seq]
 
+    def start_of(self, seq: int) -> Position:
+        """The position that a segment in flight follows; those before it have been cut or committed."""
+        before = self.segments.get(seq - 1)
+        position = self.committed if before is None else before.intent and before.intent.end
+        assert position is not None, f"segment {seq} follows one that is not cut"
+        return position
+
     def cut(self, intent: Intent) -> None:
         """The reader has said where the segment ends."""
         segment = self._in_phase(intent.seq, Phase.BUILDING)
@@ -156,7 +163,8 @@ class Ledger:
         segment = self._in_phase(seq, Phase.CUT)
         cut = segment.intent
         assert cut is not None
-        assert set(cut.objects) <= set(objects), "a replay writes at least the objects of its intent"
+        missing = {each.key for each in cut.objects} - {each.key for each in objects}
+        assert not missing, "a replay writes at least the objects of its intent"
         segment.phase = Phase.SEALED
         segment.intent = replace(cut, objects=objects)
         return self._record_prefix()

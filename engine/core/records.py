@@ -11,6 +11,7 @@ A backend stores fields without knowing their meaning, which is defined only her
 | ``position`` | the committed position, as JSON |
 | ``seq`` | the last committed segment |
 | ``rows`` | events committed so far |
+| ``line`` | how often the stream was rewound; segments since then have this number in their footers |
 | ``closed`` | ``1`` if other streams have taken over what this one covered |
 | ``handover`` | the last handover that this record took part in |
 | ``updated`` | when the record was last written, in seconds since 1970 |
@@ -48,6 +49,7 @@ class StreamRecord(Struct, frozen=True):
     position: Position | None = None
     seq: int = 0
     rows: int = 0
+    line: int = 0
     closed: bool = False
     handover: str | None = None
     updated: float | None = None
@@ -96,6 +98,7 @@ def _read(fields: Mapping[str, str], format_: int) -> StreamRecord:
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
         seq=int(fields.get("seq", "0")),
         rows=int(fields.get("rows", "0")),
+        line=int(fields.get("line", "0")),
         closed=fields.get("closed") == "1",
         handover=fields.get("handover"),
         updated=float(fields["updated"]) if "updated" in fields else None,
