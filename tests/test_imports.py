@@ -23,6 +23,7 @@ LAYERS = (
     "logs retries cgroup",
     "decode",
     "encode shared source sink state",
+    "lake",
     "processes",
     "supervisor",
     "backfill",
