@@ -13,7 +13,7 @@ from engine.core.actions import Child, Log, Send, Write
 from engine.core.children import Children
 from engine.core.decisions import Decision, Interrupt
 from engine.core.grants import Grants
-from engine.core.ledger import Effect, Phase, PublishSegment, WriteCommit, WriteIntent
+from engine.core.ledger import MAX_SEGMENTS_PER_STREAM, Effect, Phase, PublishSegment, WriteCommit, WriteIntent
 from engine.core.messages import (
     Batch,
     BatchReady,
@@ -33,8 +33,6 @@ from engine.core.schemas import Schemas
 from engine.core.splits import Splits
 from engine.core.store import Written
 from engine.core.stream import Stream
-
-MAX_SEGMENTS_PER_STREAM = 4
 
 
 class Landing:
@@ -188,7 +186,7 @@ class Landing:
 
 
 def _replaced_up_to(stream: Stream, seq: int) -> tuple[Replaced, ...]:
-    """The collections that the committed segments and those in flight up to this one replace, if not yet loaded."""
+    """The collections that segments up to this one, committed or in flight, replace, if not yet loaded."""
     times = dict(stream.replaced)
     for number, segment in stream.ledger.segments.items():
         if number <= seq and segment.intent is not None:

@@ -34,6 +34,10 @@ from msgspec.structs import replace
 from engine.core.messages import Intent, ObjectName, Replaced
 from engine.core.position import Position, split_time
 
+MAX_SEGMENTS_PER_STREAM = 4
+# A stream's first segment has the number of its start in hundredths of seconds, and this.
+FIRST_OF_SECOND = 1
+
 
 class Phase(Enum):
     """A segment's phase; see the table above."""
@@ -86,7 +90,7 @@ def first_segment(start: Position) -> int:
     If the state store is lost, the stream starts over; a hundred numbers per second keep it from reusing the keys
     of existing objects.
     """
-    return split_time(start.time)[0] * 100 + 1
+    return split_time(start.time)[0] * 100 + FIRST_OF_SECOND
 
 
 class Ledger:
@@ -149,9 +153,11 @@ class Ledger:
     def start_of(self, seq: int) -> Position:
         """The position that a segment in flight follows; those before it have been cut or committed."""
         before = self.segments.get(seq - 1)
-        position = self.committed if before is None else before.intent and before.intent.end
-        assert position is not None, f"segment {seq} follows one that is not cut"
-        return position
+        if before is None:
+            assert self.committed is not None, "a stream has a position before it has a segment"
+            return self.committed
+        assert before.intent is not None, f"segment {seq} follows one that is not cut"
+        return before.intent.end
 
     def cut(self, intent: Intent) -> None:
         """The reader has said where the segment ends."""

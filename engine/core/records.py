@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from engine.core.formats import FORMAT, SpecV1, damaged, format_of_record
 from engine.core.ledger import WriteCommit
-from engine.core.messages import Intent
+from engine.core.messages import Intent, Replaced
 from engine.core.position import Position
 from engine.core.specs import Spec
 
@@ -154,8 +154,18 @@ def intended(intent: Intent, schemas: Mapping[str, int]) -> Change:
 def committed(commit: WriteCommit, rows_total: int) -> Change:
     """Segments are published, or an idle stream has advanced."""
     put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
-    put |= {f"{_REPLACED}{each.namespace}": str(each.time) for each in commit.replaced}
+    put |= replaced_fields(commit.replaced)
     return Change(put, tuple(map(intent_field, commit.seqs)))
+
+
+def replaced_fields(replaced: Iterable[Replaced]) -> dict[str, str]:
+    """The fields that say which collections were replaced."""
+    return {f"{_REPLACED}{each.namespace}": str(each.time) for each in replaced}
+
+
+def rewound(record: StreamRecord, position: Position) -> Change:
+    """The stream continues from an earlier position; what is read again gets new numbers."""
+    return Change({"position": _json(position), "line": str(record.line + 1)})
 
 
 def loaded(namespaces: Iterable[str]) -> Change:

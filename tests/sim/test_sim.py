@@ -20,11 +20,12 @@ from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommi
 from engine.core.messages import Intent, Survey, Surveyed
 from engine.core.segments import SegmentEnd, Segmenter
 from tests.sim import world
-from tests.sim.world import ForgetfulWorld, SplitWorld, World
+from tests.sim.world import ForgetfulWorld, RebuiltWorld, SplitWorld, World
 
 SEEDS = 4_000
 SEEDS_OF_SPLITS = 1_500
 SEEDS_OF_LOSSES = 1_000
+SEEDS_OF_REBUILDS = 1_000
 SEEDS_FOR_BROKEN = 2_000
 
 
@@ -64,6 +65,16 @@ def test_no_seed_continues_from_a_lost_state() -> None:
         played.run()
         refusals += played.refusals
     assert refusals > 10
+
+
+def test_no_seed_loses_or_duplicates_an_event_after_a_rebuild() -> None:
+    assert play_all(SEEDS_OF_REBUILDS, RebuiltWorld) > 100 * SEEDS_OF_REBUILDS
+    rebuilds = 0
+    for seed in range(100):
+        played = RebuiltWorld(seed)
+        played.run()
+        rebuilds += played.rebuilds
+    assert rebuilds > 50
 
 
 def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
@@ -173,5 +184,5 @@ def test_an_unfenced_store_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    for kind in (World, SplitWorld, ForgetfulWorld):
+    for kind in (World, SplitWorld, ForgetfulWorld, RebuiltWorld):
         print(f"{kind.__name__}: {number} seeds, {play_all(number, kind)} steps: exact")

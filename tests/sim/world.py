@@ -25,6 +25,7 @@ import msgspec
 
 from engine.core import actions as act
 from engine.core import messages as msg
+from engine.core import rebuild, records
 from engine.core.actions import Child
 from engine.core.backfill import END, Plan, Selection, encode_plan, is_end, make_place, plan_document, split_place
 from engine.core.coordinator import Coordinator
@@ -32,7 +33,7 @@ from engine.core.ledger import first_segment
 from engine.core.lifecycle import Stage
 from engine.core.messages import ObjectName
 from engine.core.naming import is_split, number_in, object_key, partition_of, split_id
-from engine.core.position import Position, make_time
+from engine.core.position import Position, make_time, position_at
 from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
 from engine.core.segments import Limits, SegmentEnd, Segmenter
@@ -168,21 +169,35 @@ Landed = tuple[str, int]
 
 
 class Lake:
-    """Objects and their events, by stream and number; fails at once if an event is in two."""
+    """Objects, their footers, and their events, by stream and number; fails at once if an event is in two.
+
+    An event that was read again after a rewind is in one object for each line.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[Landed, ...]] = {}
+        self.footers: dict[str, rebuild.Landed] = {}
 
-    def put(self, key: str, events: Sequence[Landed]) -> None:
-        self.objects[key] = tuple(events)
-        seen: dict[Landed, str] = {}
+    def put(self, key: str, events: Sequence[Landed], footer: rebuild.Landed) -> None:
+        self.objects[key], self.footers[key] = tuple(events), footer
+        seen: dict[tuple[Landed, int], str] = {}
         for other, others in self.objects.items():
             for event in others:
-                assert event not in seen, f"{event} is in {seen[event]} and in {other}"
-                seen[event] = other
+                line = self.line_of(other)
+                assert (event, line) not in seen, f"{event} is in {seen[event, line]} and in {other}"
+                seen[event, line] = other
 
-    def events(self) -> set[Landed]:
-        return {event for events in self.objects.values() for event in events}
+    def line_of(self, key: str) -> int:
+        footer = self.footers[key].footer
+        return footer.line if footer else 0
+
+    def events(self, line: int | None = None) -> set[Landed]:
+        return {
+            event
+            for key, events in self.objects.items()
+            if line is None or self.line_of(key) == line
+            for event in events
+        }
 
 
 class PlayedReader:
@@ -309,7 +324,8 @@ class PlayedWriter:
         outbox.append(msg.WriterReady())
         self._open: dict[tuple[str, int, int], list[Event]] = {}
         self._sealed: dict[tuple[str, int, int], dict[str, list[Landed]]] = {}
-        self.uploads: deque[tuple[str, list[Landed]] | msg.Published] = deque()
+        self._footers: dict[tuple[str, int, int], rebuild.Footer] = {}
+        self.uploads: deque[tuple[str, list[Landed], rebuild.Landed] | msg.Published] = deque()
 
     def receive(self, message: msg.ToChild) -> None:
         match message:
@@ -320,13 +336,18 @@ class PlayedWriter:
             case msg.Seal():
                 self._seal(message)
             case msg.Publish():
-                objects = self._sealed.pop((message.stream, message.generation, message.seq))
-                self.uploads.extend(objects.items())
+                segment = message.stream, message.generation, message.seq
+                objects, footer = self._sealed.pop(segment), self._footers.pop(segment)
+                names = {key: ObjectName(key, "shop", key.partition("collection=")[2]) for key in objects}
+                self.uploads.extend(
+                    (key, events, rebuild.Landed(message.seq, names[key], footer))
+                    for key, events in objects.items()
+                )
                 self.uploads.append(msg.Published(message.stream, message.generation, message.seq))
             case msg.Survey():
                 self._survey(message)
             case msg.Abandon():
-                for table in (self._open, self._sealed):
+                for table in (self._open, self._sealed, self._footers):
                     for key in [key for key in table if key[0] == message.stream and key[1] < message.generation]:
                         del table[key]  # type: ignore[attr-defined]
 
@@ -345,6 +366,14 @@ class PlayedWriter:
             objects.setdefault(key, []).append((message.stream, event.number))
             names.setdefault(key, ObjectName(key, "shop", event.collection))
         self._sealed[message.stream, message.generation, message.intent.seq] = objects
+        self._footers[message.stream, message.generation, message.intent.seq] = rebuild.Footer(
+            message.intent.first_token,
+            message.intent.end,
+            message.after,
+            len(objects),
+            message.line,
+            message.replaced,
+        )
         listed = tuple(sorted(names.values()))
         size = len(rows)
         self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size))
@@ -634,6 +663,9 @@ class World:
         """All events that a stream will ever have."""
         return self.mongo.events
 
+    def after_step(self) -> None:
+        """Called after each step."""
+
     def run(self, steps_max: int = 20_000) -> None:
         """Run until everything has landed; then every event must be in the lake once."""
         while self.steps_taken < steps_max:
@@ -649,6 +681,7 @@ class World:
                 self.rng.choice(steps)()
             for engine in [engine for engine in self.engines if engine.exited]:
                 self._end_engine(engine)
+            self.after_step()
             if self._faults_left and self.rng.random() < 0.02:
                 self._faults_left -= 1
                 self._fault()
@@ -841,3 +874,87 @@ class ForgetfulWorld(World):
     def _is_done(self) -> bool:
         accepted = all(engine.coordinator.streams[STREAM].stage not in UNSURVEYED for engine in self.engines)
         return (self._truth is None or accepted) and super()._is_done()
+
+
+class RebuiltWorld(World):
+    """All processes end and the state is lost, often just after an object of several was published.
+
+    It is rebuilt from the footers of what is in the lake, which sometimes are those of an earlier version.
+    Sometimes the stream is rewound.
+
+    State: the last event before the place to which it was last rewound; whether a rebuild has skipped segments.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._is_older = random.Random(seed).random() < 0.2
+        self._rewound_to = -1
+        self._line = self._objects = 0
+        self._losses_left = 3
+        self.rebuilds = self.skips = 0
+        super().__init__(seed, faults=8)
+
+    def after_step(self) -> None:
+        """Lose the state at times, once something new is in the lake."""
+        is_new = len(self.lake.objects) != self._objects
+        self._objects = len(self.lake.objects)
+        if is_new and self._losses_left and self.rng.random() < 0.15:
+            self._losses_left -= 1
+            self._restart(self._lose)
+
+    def _fault(self) -> None:
+        if self.rng.random() < 0.2:
+            self._restart(self._rewind)
+        else:
+            super()._fault()
+
+    def _restart(self, meanwhile: Callable[[], None]) -> None:
+        self.engines.clear()
+        self.orphans.clear()
+        self.orphan_stores.clear()
+        meanwhile()
+        for stored in self.records.values():
+            stored.owner = ""
+        self._start_engine()
+
+    def _lose(self) -> None:
+        self.records = defaultdict(StoredStream)
+        found = [self._seen(each) for each in self.lake.footers.values()]
+        wanted = rebuild.decisive(each.seq for each in found) if found else []
+        if not found:
+            self._rewound_to, self._line = -1, 0
+            return
+        stands = rebuild.rebuilt(each for each in found if each.seq in wanted)
+        assert stands.line == self._line or (stands.line < self._line and not self.lake.events(self._line))
+        if stands.line < self._line:  # nothing was read since the rewind
+            self._line, self._rewound_to = stands.line, len(self.mongo.events)
+        (spec,) = self.streams()
+        self.records[STREAM].fields = stands.fields(spec, "lake", {}, "rs0")
+        read_record(self.records[STREAM].fields)
+        self.rebuilds += 1
+        if stands.skipped:
+            self.skips += 1
+            self._rewound_to = len(self.mongo.events)
+
+    def _seen(self, landed: rebuild.Landed) -> rebuild.Landed:
+        assert landed.footer is not None
+        older = msgspec.structs.replace(landed.footer, after=None, objects=None)
+        return msgspec.structs.replace(landed, footer=older) if self._is_older else landed
+
+    def _rewind(self) -> None:
+        record = read_record(self.records[STREAM].fields)
+        if record.position is None or record.intents or self._is_older:
+            return
+        reached = self.reached(STREAM, record.position)
+        earlier = [token for token, number in self.mongo.given.items() if -1 < number < reached]
+        if earlier:
+            token = self.rng.choice(earlier)
+            self._rewound_to, self._line = self.mongo.given[token], record.line + 1
+            self.records[STREAM].fields |= records.rewound(record, position_at(token)).put
+
+    def _is_done(self) -> bool:
+        if not super()._is_done():
+            return False
+        late = {(STREAM, each.number) for each in self.mongo.events if each.number > self._rewound_to}
+        missing = late - self.lake.events(self._line)
+        assert not {each for each in missing if not self.mongo.events[each[1]].fickle}, missing
+        return True
