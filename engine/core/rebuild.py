@@ -3,8 +3,8 @@
 Segments are committed in order, and at most ``MAX_SEGMENTS_PER_STREAM`` are in flight. So of those in the lake all
 but the newest few are committed; and of these few, one that is entirely in the lake may count as committed if all
 before it do. The position is the end of the last such segment. Every later one of which something is in the lake,
-and every one missing in between, becomes an *intent* again: the engine replays it to the same keys, and so completes
-it. This is exact, because
+and every one missing in between, becomes an *intent* again: the engine replays it to the same keys, which
+completes it. This is exact, because
 
 - a footer says how many objects the segment has, so a segment that was published in part is not taken for a whole;
 - an intent ends where the footers say, and takes everything since the end of the one before it. A missing segment

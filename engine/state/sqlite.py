@@ -54,10 +54,16 @@ CREATE TABLE IF NOT EXISTS shared (
 
 
 class SqliteStore:
-    """See ``engine.state.seam.StateStore``. Streams are prefixed, so that several engines can share a file."""
+    """See ``engine.state.seam.StateStore``. Streams are prefixed, so that several engines can share a file.
 
-    def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
+    Args:
+        read_only: the file is only looked at, and neither created nor changed.
+        makes_directory: create the file's directory if it is missing.
+    """
+
+    def __init__(self, config: StateConfig, *, read_only: bool = False, makes_directory: bool = False) -> None:
         self._read_only = read_only
+        self._makes_directory = makes_directory
         parts = urlsplit(config.url)
         # sqlite:///relative.db and sqlite:////absolute.db, as in SQLAlchemy
         self._path = Path(unquote(parts.netloc + parts.path.removeprefix("/")))
@@ -187,7 +193,8 @@ class SqliteStore:
         """Check that the file can be written, or created; nothing is changed, and there are no warnings."""
         operation = "write the state"
         if not self._path.exists():
-            self._refuse_directory(operation)
+            if not self._makes_directory:
+                self._refuse_directory(operation)
             return []
         try:
             with closing(sqlite3.connect(self._uri("rw"), BUSY_TIMEOUT_S, isolation_level=None, uri=True)) as db:
@@ -207,6 +214,12 @@ class SqliteStore:
         if not os.access(directory, os.W_OK | os.X_OK):
             remedy = "Let the engine's user write there, or correct state.url."
             raise ConfigError(operation, f"{directory} cannot be written", remedy)
+
+    def _make_directory(self, operation: str) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(operation, f"{self._path.parent}: {error.strerror}", _WRITABLE) from error
 
     def _uri(self, mode: str) -> str:
         return f"{self._path.absolute().as_uri()}?mode={mode}"
@@ -262,6 +275,8 @@ class SqliteStore:
         if self._connection is None:
             if self._file:
                 self._refuse_other_file(operation)
+            if self._makes_directory:
+                self._make_directory(operation)
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
