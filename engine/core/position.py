@@ -79,6 +79,11 @@ def make_token(data: str | None, document: bytes) -> str:
     return f"{data or ''}{_MORE}{document.hex()}"
 
 
+def is_token(data: str) -> bool:
+    """Whether this is the ``_data`` of a resume token of a known version."""
+    return _parsed(data) is not None
+
+
 def token_data(token: str) -> str:
     """The token's ``_data``, which orders it; empty for a token that is not of MongoDB's form."""
     return token.partition(_MORE)[0]
