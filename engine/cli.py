@@ -52,8 +52,8 @@ the lake is refused when the engine starts.
 """
 _REWIND = """\
 Let streams continue from an earlier position. Nothing in the lake is changed: what is read again lands a second
-time under new keys, with a higher headrace.line in the footers. The rows of one event then have the same _cdc_token
-and different _cdc_seq. Views of current documents are not affected. The oplog must reach back that far.
+time under new keys, with a higher headrace.line in the footers. The rows of one event then have the same
+_cdc_token and different _cdc_seq. Views of current documents are not affected. The oplog must reach back that far.
 
   headrace state rewind --config prod.toml --to 2026-05-01T07:00:00Z         show what would be done
   headrace state rewind --config prod.toml --to 2026-05-01T07:00:00Z --yes   do it

@@ -36,8 +36,8 @@ from engine.state.opening import location, open_retrying
 _OPERATION = "rebuild the state"
 _INDEX = "backfills"
 _AFTERWARDS = """\
-The next run completes what is incomplete. If the oplog no longer reaches back to a position, that run stops and says
-so; source.on_history_lost then decides: "snapshot" loads the collections again."""
+The next run completes what is incomplete. If the oplog no longer reaches back to a position, that run stops and
+says so; source.on_history_lost then decides: "snapshot" loads the collections again."""
 
 
 def rebuild_state(config: Config, *, yes: bool) -> int:
@@ -166,8 +166,8 @@ class _Rebuild:
         if backfill.loaded is None:
             self.told.append(
                 f"{namespace}: {backfill.splits} splits of the backfill {backfill.plan} are in the lake. Whether "
-                "it was finished is not known, and nothing loads it again by itself. To load it again, with a mark "
-                "at the end that voids the older rows: headrace backfill --restart."
+                "it was finished is not known, and nothing loads it again by itself. To load it again, with a "
+                "mark at the end that voids the older rows: headrace backfill --restart."
             )
             return
         before = self._plans.get(namespace)

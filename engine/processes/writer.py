@@ -233,6 +233,7 @@ class Writer:
                 del under_way[each]
                 failed = failed or each.exception()
                 self._progress += 1
+                failpoint("between_objects")
             self._beat("publishing")
         if failed is not None:
             raise failed
