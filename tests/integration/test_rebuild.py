@@ -17,6 +17,7 @@ import pytest
 import redis
 from bson.decimal128 import Decimal128
 from bson.int64 import Int64
+from bson.timestamp import Timestamp
 from pymongo import MongoClient
 
 from bench.local import LocalStack
@@ -117,3 +118,93 @@ def test_a_segment_published_in_part_is_completed(
     assert lake.check_no_token_twice() == plain.stop()
     check_types(lake)
     assert "lacks nothing" in run_engine(config, "state", "rebuild").stdout
+
+
+def copied(config: EngineConfig) -> Callable[[], None]:
+    """Copy the state; returns what puts the copy back in place of whatever is there."""
+    files = {path: path.read_bytes() for path in config.directory.glob("state.db*")}
+    with redis.Redis(port=config.stack.valkey.port) as client:
+        keys = {key: client.dump(key) for key in client.scan_iter(f"{config.name}:*")}
+
+    def restore() -> None:
+        lose_state(config)
+        for path, content in files.items():
+            path.write_bytes(content)
+        with redis.Redis(port=config.stack.valkey.port) as client:
+            for key, value in keys.items():
+                client.restore(key, 0, value)
+
+    return restore
+
+
+def test_a_state_lost_while_running_or_replaced_by_an_older_one(
+    mongo: Client, stack: LocalStack, config: EngineConfig
+) -> None:
+    """With a split collection and a finished backfill, then a half finished one."""
+    rng = random.Random(2)
+    config.set("source", collections=["orders", "items"], split={"orders": 2}, start="snapshot")
+    config.set("backfill", split_size="64KiB", readers=1)
+    database = mongo[config.name]
+    database.orders.insert_many([{"n": n, "text": "x" * 500} for n in range(400)])
+    lake = Lake(stack, config.name)
+    loaded_at = operation_time(mongo)
+    plain = PlainStream(mongo, config.name, Timestamp(loaded_at.time, loaded_at.inc + 1))
+    catch_up(config)
+    restore = copied(config)
+    for name in ("orders", "items"):
+        database[name].insert_many([{"n": n, "list": [bson.ObjectId()]} for n in range(300)])
+    with Engine(config) as engine:
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 600, "events"
+        )
+        lose_state(config)
+        database.orders.insert_many([{"n": n} for n in range(rng.randrange(100, 200))])
+        assert engine.end() == 1
+        assert "headrace state rebuild" in engine.log_tail()
+    restore()
+    assert run_engine(config, "run", "--until-caught-up").returncode == 1
+    said = rebuild(config)
+    assert said.count("its record is replaced: it knows of no segment after") == 3, said
+    database["items"].insert_many([{"n": n, "list": [bson.ObjectId()]} for n in range(50)])
+    catch_up(config)
+    check_streamed(lake, plain.stop(), loaded=400)
+
+
+def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
+    """Each of these events is in the lake once, and so is each loaded document."""
+    rows = lake.rows()
+    read = [row["_id"] for row in rows if row["_cdc_op"] == "read"]
+    assert len(set(read)) == len(read) == loaded
+    streamed = [row["_cdc_token"] for row in rows if row["_cdc_op"] not in ("read", "loaded")]
+    assert len(streamed) == len(set(streamed))
+    assert set(streamed) == tokens
+    check_types(lake)
+
+
+@pytest.mark.skipif(not EXPLORE, reason="EXPLORE=1")
+@pytest.mark.parametrize("seed", range(3))
+def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, seed: int) -> None:
+    rng = random.Random(seed)
+    config.set("source", watch=rng.choice(["database", "collections"]), max_readers=3, split={"orders": 2})
+    if config.sections["source"]["watch"] == "database":
+        config.set("source", collections=[], split={})
+    config.set("batch", rows=rng.choice([30, 200]))
+    lake, plain = Lake(stack, config.name), PlainStream(mongo, config.name, operation_time(mongo))
+    replays = 0
+    for number in range(6):
+        write(mongo, config, 100 * number, rng)
+        before = lake.object_keys()
+        environment = {VARIABLE: f"between_objects:{rng.randrange(1, 9)}"} if rng.random() < 0.7 else {}
+        with Engine(config, environment=environment) as engine:
+            while len(lake.object_keys()) <= len(before):
+                assert engine.process.poll() is None, engine.log_tail()
+                write(mongo, config, 100 * number + 50, rng) if rng.random() < 0.01 else None
+            time.sleep(rng.random() * 3)
+            engine.kill_tree()
+        lose_state(config)
+        replays += rebuild(config).count("will be completed")
+        lake.check_no_token_twice()
+    catch_up(config)
+    assert lake.check_no_token_twice() == plain.stop()
+    check_types(lake)
+    print(f"{replays} segments replayed")
