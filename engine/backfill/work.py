@@ -95,7 +95,7 @@ def prepare(
         for made in planner.call(make_plans, config, fresh, selection, not is_asked_for) if fresh else []:
             namespace = made.database, made.collection
             before = existing[namespace]
-            has_older = before is not None or _is_streamed(made, known)
+            has_older = restart or before is not None or _is_streamed(made, known)
             plan = made if has_older else replace(made, since=None)  # there is nothing for a mark to void
             found[namespace] = plans.save(plan, before)
             if found[namespace] != plan and (restart or found[namespace].selection != selection):
@@ -152,8 +152,8 @@ def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigE
     known = "is older than that" if plan else "knows of no backfill"
     cause = f"the lake holds {key}, and the state store {known}: documents would be loaded twice"
     remedy = (
-        "Restore the newest state. Or delete the collection's backfill objects (their names contain ~read), "
-        "or keep them and load everything again with --restart."
+        "Restore the newest state; headrace state rebuild can tell whether the backfill was finished. Or load "
+        "everything again with --restart: a mark then voids the older rows."
     )
     return ConfigError(f"load {namespace}", cause, remedy)
 

@@ -233,12 +233,19 @@ class Batch(Struct, frozen=True, tag=True):
 class Seal(Struct, frozen=True, tag=True):
     """The segment has all its rows. Finish its objects without making them visible; answer ``Sealed``.
 
-    ``intent.objects`` are those of an earlier attempt: all of them must be written, with or without rows.
+    Attributes:
+        intent: its objects are those of an earlier attempt: all of them must be written, with or without rows.
+        after: the position that the segment follows: it has what comes after it, up to the intent's end.
+        line: how often the stream was rewound before.
+        replaced: the collections that it and earlier segments replace and whose content has not been loaded.
     """
 
     stream: str
     generation: int
     intent: Intent
+    after: Position = Position()
+    line: int = 0
+    replaced: tuple[Replaced, ...] = ()
 
 
 class Publish(Struct, frozen=True, tag=True):

@@ -52,6 +52,8 @@ METADATA_COLUMNS: dict[str, pa.DataType] = {
 RAW_COLUMN = "_cdc_raw"
 # In the metadata of an Arrow field: the name of the document's field.
 NAME_KEY = "bson.name"
+# The kind of its type, and the subtype of a binary.
+KIND_KEY, SUBTYPE_KEY = "bson.type", "bson.subtype"
 # The most milliseconds before or after 1970 that a column can hold (the years -290308 to 294247). DuckDB and Spark
 # read timestamps as microseconds in an int64, and every query of a column with a value beyond that fails.
 MAX_MS = (2**63 - 1) // 1000
@@ -276,11 +278,11 @@ _ARROW: dict[Kind, pa.DataType] = {
 
 def arrow_field(field: Field) -> pa.Field:
     """A field with its type; the metadata has its own name, if the column's differs, and a binary's subtype."""
-    metadata: dict[str, str] = {"bson.type": field.type.kind}
+    metadata: dict[str, str] = {KIND_KEY: field.type.kind}
     if field.column:
         metadata[NAME_KEY] = field.name
     if field.type.kind == "binary":
-        metadata["bson.subtype"] = str(field.type.subtype)
+        metadata[SUBTYPE_KEY] = str(field.type.subtype)
     return pa.field(field.column_name, arrow_type(field.type), metadata=metadata)
 
 
