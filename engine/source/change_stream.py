@@ -203,6 +203,7 @@ class ChangeStream:
             what = "an event past 16 MiB has landed without what was looked up for it"
             log.warning(what, extra={"fields": {"stream": self._spec.stream} | fields})
             self._truncates = False
+            reply.truncated += 1
         if not self._truncates:
             self._cursor.end()
 
