@@ -62,8 +62,9 @@ _UNKNOWN = f"The store does not accept these credentials: correct access key and
 _EXPIRED = f"The credentials have expired: renew them {_CHAIN}."
 _DENIED = (
     "These credentials are valid but lack a right: grant them s3:ListBucket on the bucket, and on the objects "
-    "s3:PutObject and s3:AbortMultipartUpload to write and s3:GetObject to read (with sink.s3.tags also "
-    "s3:PutObjectTagging; with SSE-KMS also kms:GenerateDataKey and kms:Decrypt on the key)."
+    "s3:PutObject and s3:AbortMultipartUpload to write and s3:GetObject to read (in _headrace/ all of these and "
+    "s3:DeleteObject; with sink.s3.tags also s3:PutObjectTagging; with SSE-KMS also kms:GenerateDataKey and "
+    "kms:Decrypt on the key)."
 )
 _SKEWED = "This machine's clock differs too much from the store's: synchronize it (NTP)."
 _REGION = "The bucket is in another region: set sink.s3.region to it."
