@@ -23,6 +23,7 @@ LAYERS = (
     "logs retries cgroup",
     "decode objects",
     "encode shared source sink state",
+    "lake",
     "processes",
     "supervisor",
     "backfill",

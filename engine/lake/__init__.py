@@ -1,0 +1,1 @@
+"""The lake read back: which objects there are, what they say of themselves, and their rows as documents."""
