@@ -55,6 +55,17 @@ _READ = "~read"
 _DATABASE_MAX, _COLLECTION_MAX, _STEM_MAX, _OWN_MIN = 60, 100, 200, 26
 # What follows the name of the selection in a stream's id.
 _SUFFIX = re.compile(r"(~\d+of\d+|~[0-9a-f]{12}|~read[0-9a-z]+-\d+)?")
+# Keys as ``object_key`` writes them. A stream's id has no ``~~``, and a name after one does not begin with ``~``.
+_DEAD_LETTER_SUFFIX = ".bson.zst"
+_KEY = re.compile(
+    rf"(?P<dead>{DEAD_LETTER_PREFIX}/)?(?P<shard>[0-9a-f]{{4}}/)?"
+    rf"(?:(?P<new>{DIRECTORIES.database}=[^/]+/{DIRECTORIES.collection}=[^/]+/)"
+    r"(?P<new_time>cdc_date=\d{4}-\d\d-\d\d/(?:cdc_hour=\d\d/)?)?"
+    rf"|(?P<old>{OLD_DIRECTORIES.database}=[^/]+/{OLD_DIRECTORIES.collection}=[^/]+/)"
+    r"(?P<old_time>year=\d{4}/month=\d\d/day=\d\d/(?:hour=\d\d/)?)?)?"
+    r"(?P<stem>[^/._][^/]*)-(?P<seq>\d{12,})(?P<suffix>\.(?:parquet|avro|(?:jsonl|csv|bson)(?:\.[a-z0-9]+)?))"
+)
+_NAMED_STEM = re.compile("(?P<stream>.*)~~(?P<own>[^~].*)")
 _HASH_DIGITS = 16
 _SHARED_DIGITS = 12
 
@@ -165,6 +176,60 @@ def object_key(
     times = "" if partition in ("none", "collection") else f"{partition}/"
     shard = f"{zlib.crc32(f'{directory}{times}{name}'.encode()) % shards:04x}/" if shards else ""
     return f"{shard}{directory}{times}{name}"
+
+
+class KeyParts(NamedTuple):
+    """What a key shows of its object; the inverse of ``object_key``, except for names that were shortened.
+
+    Attributes:
+        stream, seq: the segment that the object belongs to.
+        partition: as for ``object_key``; ``none`` for a dead letter.
+        suffix: the format's file name extension.
+        directories: the names of its directories.
+        shard: the prefix that ``sink.prefix_shards`` has put in front, with its ``/``; empty for none.
+        directory: the collection's directory; empty where ``partition`` is ``none``.
+        dead_letter: whether it holds raw events that could not be decoded.
+    """
+
+    stream: str
+    seq: int
+    partition: str
+    suffix: str
+    directories: Directories = DIRECTORIES
+    shard: str = ""
+    directory: str = ""
+    dead_letter: bool = False
+
+    def key_for(self, database: str, collection: str) -> str:
+        """The key, without its shard, that the object of this collection in the same segment and partition has."""
+        return object_key(
+            self.stream,
+            self.seq,
+            database,
+            collection,
+            self.partition,
+            suffix=self.suffix,
+            dead_letter=self.dead_letter,
+            directories=self.directories,
+        )
+
+
+def parts_of(key: str) -> KeyParts | None:
+    """What a key shows of its object; None for a key that the engine does not write."""
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    part = match.groupdict(default="")
+    number = int(part["seq"])
+    if part["dead"]:
+        is_letter = not (part["shard"] or part["new"] or part["old"]) and part["suffix"] == _DEAD_LETTER_SUFFIX
+        return KeyParts(part["stem"], number, "none", part["suffix"], dead_letter=True) if is_letter else None
+    directories = OLD_DIRECTORIES if part["old"] else DIRECTORIES
+    directory = part["new"] or part["old"]
+    partition = (part["new_time"] or part["old_time"]).rstrip("/") or "collection" if directory else "none"
+    named = _NAMED_STEM.fullmatch(part["stem"]) if partition == "none" else None
+    stream = named["stream"] if named else part["stem"]
+    return KeyParts(stream, number, partition, part["suffix"], directories, part["shard"], directory)
 
 
 def number_in(key: str, stream: str) -> int | None:

@@ -106,7 +106,8 @@ class ObjectBuild:
     def seal(self, facts: dict[str, str]) -> None:
         """Write everything including the footer, without making it visible."""
         self.flush()
-        self._open().close(facts | {"headrace.schema_version": str(self.schema.version)})
+        own = {"headrace.schema_version": str(self.schema.version), "headrace.rows": str(self.rows)}
+        self._open().close(facts | own)
         self._file = None  # a sealed object may wait long to be published, and should hold little memory
         self.upload.seal()
 
@@ -181,6 +182,8 @@ class SegmentBuild:
             "headrace.first_token": self._footer_token(intent.first_token),
             "headrace.last_token": self._footer_token(intent.end.token),
             "headrace.version": version,
+            # Published one by one: without their number, a partly published segment looks like a whole one.
+            "headrace.objects": str(len(self.objects)),
         }
         for build in self.objects.values():
             build.seal(facts)

@@ -110,7 +110,7 @@ def ranges(sink: Sink, config: SinkConfig, spec: Spec, since: int | None) -> Ite
     Without a time, nothing is known about them, not even that they have the present layout.
     """
     yield Range(f"{DEAD_LETTER_PREFIX}/{spec.stream}")
-    for shard in _shards(config) if since else _all_shards(sink):
+    for shard in _shards(config) if since else all_shards(sink):
         if config.partition_by == "none" or not since:
             yield Range(shard + spec.stream)
         if config.partition_by == "none" and since:
@@ -129,7 +129,7 @@ def _shards(config: SinkConfig) -> list[str]:
     return [f"{number:04x}/" for number in range(config.prefix_shards)] or [""]
 
 
-def _all_shards(sink: Sink) -> list[str]:
+def all_shards(sink: Sink) -> list[str]:
     """Those of any ``sink.prefix_shards`` that was ever used."""
     return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 

@@ -168,11 +168,27 @@ class Sink:
 
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         """The keys that start with ``prefix`` and sort after ``after``, ascending; relative to the sink's URL."""
+        return (key for key, _ in self.entries(prefix, after))
+
+    def entries(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        """As ``keys``, each with the object's size in bytes."""
         with self._translated(f"list {self._url}/{prefix}"):
             if hasattr(self._store.filesystem, "call_s3"):
-                yield from (key for page in self._pages(prefix, after) for key in page.keys)
+                yield from (entry for page in self._pages(prefix, after) for entry in page.entries)
             else:
-                yield from sorted(key for key in self._find(prefix) if key > after)
+                size = self._store.filesystem.size
+                for key in sorted(key for key in self._find(prefix) if key > after):
+                    yield key, int(size(f"{self._root}/{key}"))
+
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        """The bytes of an object from ``start`` up to but excluding ``stop``, in one request.
+
+        Raises:
+            ConfigError: there is no such object, or no right to read it.
+        """
+        with self._translated(f"read {self._url}/{key}"):
+            read = partial(self._store.filesystem.cat_file, f"{self._root}/{key}", start=start, end=stop)
+            return bytes(self._store.request(read))
 
     def directories(self, prefix: str) -> list[str]:
         """The directories that start with ``prefix``, up to and including the next ``/``."""
@@ -191,8 +207,9 @@ class Sink:
         asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
         while True:
             answer = self._store.request(partial(self._store.filesystem.call_s3, "list_objects_v2", **asked))
-            keys = [each["Key"].removeprefix(base) for each in answer.get("Contents", ())]
-            yield _Page(keys, [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())])
+            entries = [(each["Key"].removeprefix(base), int(each["Size"])) for each in answer.get("Contents", ())]
+            directories = [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())]
+            yield _Page(entries, directories)
             if not answer.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = answer["NextContinuationToken"]
@@ -221,9 +238,9 @@ def _files(directory: str) -> Iterator[str]:
 
 
 class _Page(NamedTuple):
-    """One answer of a listing."""
+    """One answer of a listing; the entries are keys with sizes."""
 
-    keys: list[str]
+    entries: list[tuple[str, int]]
     directories: list[str]
 
 

@@ -8,12 +8,16 @@ from typing import NamedTuple
 import pytest
 
 from engine.core.naming import (
+    DIRECTORIES,
     NO_NAME,
+    OLD_DIRECTORIES,
+    Directories,
     Partitioning,
     is_temporary,
     number_in,
     object_key,
     partition_of,
+    parts_of,
     safe_name,
     shared_stream_id,
     split_id,
@@ -58,6 +62,56 @@ def test_dead_letters_have_a_directory_of_their_own() -> None:
 def test_shards_go_in_front() -> None:
     keys = {object_key("s", seq, "d", "c", "collection", shards=8).split("/")[0] for seq in range(100)}
     assert keys == {f"{number:04x}" for number in range(8)}
+
+
+NAMES = ["orders", "a.b", "", "~", "a~~b", "deployment~", "-000000000007", "_x", "ü" * 80, "a/b", "cdc_database=x"]
+
+
+@pytest.mark.parametrize("directories", [DIRECTORIES, OLD_DIRECTORIES])
+@pytest.mark.parametrize("partitioning", ["hour", "day", "collection", "none"])
+@pytest.mark.parametrize("shards", [0, 8])
+def test_a_key_shows_what_it_was_made_of(
+    directories: Directories, partitioning: Partitioning, shards: int
+) -> None:
+    partition = partition_of(SEVEN, partitioning, directories)
+    for collection in NAMES:
+        for stream in (
+            stream_id(),
+            stream_id("shop"),
+            stream_id("shop", collection, 1, 2),
+            split_id("shop", collection, "1f3a5c7e", 12),
+            shared_stream_id("shop", ["a", "b"], carries_database=True),
+        ):
+            for suffix in (".parquet", ".jsonl.zst", ".bson.zst", ".csv", ".avro"):
+                options = {"shards": shards, "suffix": suffix, "directories": directories}
+                key = object_key(stream, 7, "shop", collection, partition, **options)  # type: ignore[arg-type]
+                parts = parts_of(key)
+                assert parts is not None, key
+                assert (parts.stream, parts.seq, parts.partition, parts.suffix) == (stream, 7, partition, suffix)
+                assert not parts.dead_letter
+                assert parts.shard + parts.key_for("shop", collection) == key
+                assert bool(parts.shard) == bool(shards)
+
+
+def test_what_is_no_key_of_ours_shows_nothing() -> None:
+    letter = object_key("shop", 7, "shop", "", "none", suffix=".bson.zst", dead_letter=True)
+    parts = parts_of(letter)
+    assert parts is not None
+    assert parts.dead_letter
+    assert (parts.stream, parts.seq) == ("shop", 7)
+    for key in (
+        "_headrace/streams/shop.orders.json",
+        "_headrace/shop.orders-000000000007.parquet",
+        "_dead_letter/shop-000000000007.parquet",
+        "readme.txt",
+        "shop.orders.parquet",
+        "shop.orders-7.parquet",
+        "elsewhere/shop.orders-000000000007.parquet",
+        "cdc_database=shop/cdc_collection=orders/hour=07/shop.orders-000000000007.parquet",
+        "cdc_database=shop/cdc_collection=orders/.headrace_1-000000000007.parquet",
+        "cdc_database=shop/cdc_collection=orders/shop.orders-000000000007.parquet.tmp",
+    ):
+        assert parts_of(key) is None, key
 
 
 def test_an_event_without_a_collection_is_in_the_null_partition() -> None:

@@ -1,0 +1,238 @@
+"""The objects of a lake, and what their footers say.
+
+An object belongs to the lake if its key is one that ``core.naming`` makes, of any version and under any setting of
+``sink.partition_by``, ``sink.prefix_shards`` and ``sink.format``. Everything else below ``sink.url`` is ignored.
+Only Parquet files have a footer; it is read without the rest of the object.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from msgspec import Struct
+
+from engine.config.tree import SinkConfig
+from engine.core.naming import (
+    DIRECTORIES,
+    OLD_DIRECTORIES,
+    KeyParts,
+    collection_directory,
+    is_split,
+    parts_of,
+    stream_id,
+)
+from engine.core.position import make_token
+from engine.errors import HeadraceError
+from engine.rawbson.elements import STRING, MalformedBSON, find
+from engine.sink.lake import all_shards
+from engine.sink.objects import Sink
+
+PARQUET = ".parquet"
+# How many footers are read at once. Each takes one request of 64 KiB, and the memory of its decoded metadata.
+THREADS = 16
+
+
+class LakeObject(Struct, frozen=True):
+    """An object of the lake: its key below ``sink.url``, what the key shows, and the size in bytes."""
+
+    key: str
+    parts: KeyParts
+    size: int
+
+    @property
+    def has_footer(self) -> bool:
+        """Whether its format has a footer."""
+        return self.parts.suffix == PARQUET
+
+
+class Footer(Struct, frozen=True):
+    """What the footer of an object says.
+
+    Attributes:
+        stream, seq: the segment that the object is of.
+        first_token, last_token: the tokens of the segment's first and last events, as in ``core.position``, or the
+            places of a split (``core.backfill``); ``first_token`` is empty for a segment without events.
+        rows: the number of rows that the file has.
+        rows_written: the number that was written; None in objects of version 0.2 and before.
+        objects: how many objects the segment was published as, dead letters included; None likewise.
+        line: how often the stream had been rewound before.
+        schema_version: the version of the collection's schema.
+        version: the engine's version.
+    """
+
+    stream: str
+    seq: int
+    first_token: str
+    last_token: str
+    rows: int
+    rows_written: int | None = None
+    objects: int | None = None
+    line: int = 0
+    schema_version: int = 0
+    version: str = ""
+
+
+class UnreadableError(Exception):
+    """An object is not what the engine writes: damaged, cut short, or without the engine's metadata."""
+
+
+class Objects:
+    """Lists and reads the objects of a lake.
+
+    Raises (by every method):
+        ConfigError, TransientError: of the store; see ``Sink``.
+    """
+
+    def __init__(self, config: SinkConfig) -> None:
+        self._sink = Sink(config)
+
+    def all(self, *, dead_letters: bool = False) -> Iterator[LakeObject]:
+        """Every object of the lake, in the order of keys."""
+        return (each for each in self._below("") if dead_letters or not each.parts.dead_letter)
+
+    def of_stream(self, stream: str, *, dead_letters: bool = False) -> Iterator[LakeObject]:
+        """The objects of one stream; lists the whole lake, since they may be of any collection."""
+        return (each for each in self.all(dead_letters=dead_letters) if each.parts.stream == stream)
+
+    def of_collection(self, database: str, collection: str) -> Iterator[LakeObject]:
+        """The objects with rows of one collection, without dead letters; lists only where they can be."""
+        for shard in all_shards(self._sink):
+            for directories in (DIRECTORIES, OLD_DIRECTORIES):
+                yield from self._below(shard + collection_directory(database, collection, directories))
+            # Without directories, files have the name of their stream, then that of the collection.
+            for prefix in (stream_id(database), stream_id()):
+                for each in self._below(shard + prefix):
+                    if each.parts.partition == "none" and is_of(each, database, collection):
+                        yield each
+
+    def _below(self, prefix: str) -> Iterator[LakeObject]:
+        for key, size in self._sink.entries(prefix):
+            parts = parts_of(key)
+            if parts is not None:
+                yield LakeObject(key, parts, size)
+
+    def footers(self, objects: Iterable[LakeObject]) -> Iterator[tuple[LakeObject, Footer | UnreadableError]]:
+        """The footers of these objects, in their order, as far as they have one; at most ``THREADS`` are held."""
+        wanted = (each for each in objects if each.has_footer)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="footers") as pool:
+            begun: deque[tuple[LakeObject, Future[Footer | UnreadableError]]] = deque()
+            try:
+                for each in wanted:
+                    begun.append((each, pool.submit(self._footer, each)))
+                    if len(begun) == THREADS:
+                        done, answer = begun.popleft()
+                        yield done, answer.result()
+                while begun:
+                    done, answer = begun.popleft()
+                    yield done, answer.result()
+            finally:
+                for _, answer in begun:
+                    answer.cancel()
+
+    def _footer(self, object_: LakeObject) -> Footer | UnreadableError:
+        try:
+            return self.footer(object_)
+        except UnreadableError as error:
+            return error
+
+    def footer(self, object_: LakeObject) -> Footer:
+        """The footer of one object.
+
+        Raises:
+            UnreadableError: it has none that can be read.
+        """
+        try:
+            metadata = pq.read_metadata(self.open(object_))
+            return read_footer(metadata.metadata or {}, metadata.num_rows)
+        except HeadraceError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+    def open(self, object_: LakeObject) -> io.RawIOBase:
+        """The object as a file, each read of which is a request of its own."""
+        return _Ranged(self._sink, object_)
+
+
+class _Ranged(io.RawIOBase):
+    """A file whose reads are ranged requests."""
+
+    def __init__(self, sink: Sink, object_: LakeObject) -> None:
+        self._sink = sink
+        self._object = object_
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._object.size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        stop = self._object.size if size < 0 else min(self._object.size, self._at + size)
+        if stop <= self._at:
+            return b""
+        data = self._sink.read(self._object.key, self._at, stop)
+        self._at += len(data)
+        return data
+
+
+def read_footer(metadata: Mapping[bytes, bytes], rows: int) -> Footer:
+    """A footer from its key-value metadata and the file's number of rows.
+
+    Raises:
+        KeyError, ValueError: something is missing or cannot be read.
+    """
+    text = {name.decode(): value.decode() for name, value in metadata.items() if name.startswith(b"headrace.")}
+    stream = text["headrace.stream"]
+    optional = {
+        name: int(text[key]) if key in text else None
+        for name, key in (("rows_written", "headrace.rows"), ("objects", "headrace.objects"))
+    }
+    return Footer(
+        stream=stream,
+        seq=int(text["headrace.seq"]),
+        first_token=_token(text["headrace.first_token"], stream),
+        last_token=_token(text["headrace.last_token"], stream),
+        rows=rows,
+        line=int(text.get("headrace.line", "0")),
+        schema_version=int(text["headrace.schema_version"]),
+        version=text["headrace.version"],
+        **optional,
+    )
+
+
+def _token(text: str, stream: str) -> str:
+    """A footer's token as in ``core.position``: it is the whole token as BSON, in hexadecimal, or a place.
+
+    Version 0.1 wrote ``_data`` alone.
+    """
+    if not text or is_split(stream):
+        return text
+    document = bytes.fromhex(text)
+    if int.from_bytes(document[:4], "little") != len(document):
+        return text
+    try:
+        data = find(document, 0, b"_data")
+    except MalformedBSON as error:
+        raise ValueError(f"a damaged token: {text}") from error
+    is_text = data is not None and data[0] == STRING
+    return make_token(document[data[1] + 4 : data[2] - 1].decode() if data and is_text else None, document)
+
+
+def is_of(object_: LakeObject, database: str, collection: str) -> bool:
+    """Whether this key is one that an object of this collection has."""
+    return object_.key.removeprefix(object_.parts.shard) == object_.parts.key_for(database, collection)
