@@ -1,0 +1,146 @@
+"""``restore``: collections as they stood, compared with what a plain driver had copied at that cluster time."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import bson
+import pytest
+import zstandard
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+
+from bench.local import LocalStack
+from engine.lake.comparison import normal_form
+from tests.decode.lake import document_tree
+from tests.integration.harness import Engine, EngineConfig, catch_up, run_engine
+from tests.integration.workload import a_document, a_value, an_id
+
+Client = MongoClient[dict[str, Any]]
+RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+LAST = {"at": ""}
+
+
+def write(client: Client, database: str, rng: random.Random, keys: list[Any], count: int) -> None:
+    """A seeded workload of all types on the collection ``orders``; ``keys`` are those that are there."""
+    target = client[database]["orders"]
+    for number in range(count):
+        roll = rng.random()
+        if roll < 0.5 or not keys:
+            key = an_id(rng)
+            if target.find_one({"_id": {"$eq": key}}) is None:
+                target.insert_one({"_id": key} | a_document(rng))
+                keys.append(key)
+        elif roll < 0.75:
+            changed = {"changed": a_value(rng), f"f{rng.randrange(8)}": number}
+            target.update_one({"_id": {"$eq": rng.choice(keys)}}, {"$set": changed})
+        elif roll < 0.85:
+            target.replace_one({"_id": {"$eq": rng.choice(keys)}}, a_document(rng))
+        else:
+            target.delete_one({"_id": {"$eq": keys.pop(rng.randrange(len(keys)))}})
+
+
+def copied(client: Client, database: str) -> tuple[str, list[bytes]]:
+    """The collection as a plain driver reads it in a snapshot, and the snapshot's cluster time."""
+    with client.start_session(snapshot=True) as session:
+        found = raws(client[database].get_collection("orders", RAW).find({}, session=session))
+        at: Any = session._snapshot_time  # what the server chose
+    return f"{at.time}:{at.inc}", found
+
+
+def raws(found: Any) -> list[bytes]:
+    """Documents as the server sent them."""
+    return [bytes(each.raw) for each in found]
+
+
+def trees(documents: list[bytes]) -> dict[str, Any]:
+    """Documents by ``_id``, as far as the columns tell, by the tests' own code."""
+    found = {}
+    for each in documents:
+        tree = document_tree(each)
+        key = repr(tree["_id"] if isinstance(tree, dict) else each)
+        assert key not in found
+        found[key] = tree
+    return found
+
+
+def ids(documents: list[bytes]) -> set[bytes]:
+    return {bson.encode({"": each.get("_id")}) for each in (RawBSONDocument(doc, RAW) for doc in documents)}
+
+
+def restored(config: EngineConfig, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run the command; its report, or its error."""
+    done = run_engine(config, "restore", *arguments)
+    assert done.returncode == code, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((done.stderr if code else done.stdout).splitlines()[-1])
+    return found
+
+
+def in_file(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        data = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read() or b""
+    found, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        found.append(data[at : at + size])
+        at += size
+    return found
+
+
+def in_server(client: Client, database: str, collection: str) -> list[bytes]:
+    return raws(client[database].get_collection(collection, RAW).find())
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["columns", "raw"])
+def test_three_moments_of_a_live_workload(
+    raw: bool, stack: LocalStack, tmp_path: Path, unique: str, mongo: Client
+) -> None:
+    """With post-images, every moment comes back; with raw, to the byte."""
+    mongo[unique].create_collection("orders", changeStreamPreAndPostImages={"enabled": True})
+    rng, keys = random.Random(7), list[Any]()
+    write(mongo, unique, rng, keys, 150)  # what the backfill reads
+    source = {"full_document": "required", "start": "snapshot"}
+    config = EngineConfig(stack, tmp_path, unique, {"source": source, "schema": {"raw": raw}})
+    moments = []
+    with Engine(config) as engine:
+        engine.wait_for(loaded, "loaded")
+        for _ in range(3):
+            write(mongo, unique, rng, keys, 150)
+            moments.append(copied(mongo, unique))
+        write(mongo, unique, rng, keys, 50)
+        assert engine.terminate() == 0
+    catch_up(config)
+    for number, (at, expected) in enumerate(moments):
+        path = tmp_path / f"{number}.bson.zst"
+        report = restored(config, "--at", at, "--to", str(path))
+        assert report["documents"] == len(expected)
+        assert bool(report["untold"]) is not raw
+        doubts = {name for name in ("pending", "missing", "newer", "unknown") if report[name]["count"]}
+        assert doubts <= {"newer"}  # a backfill read them less than a minute before they changed
+        assert not report["notes"]
+        check(in_file(path), expected, raw=raw)
+        restored(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy{number}")
+        check(in_server(mongo, unique, f"copy{number}"), expected, raw=raw)
+    assert "headrace_restores" not in mongo[unique].list_collection_names()
+
+
+def loaded(status: dict[str, Any]) -> bool:
+    found = status.get("backfills")
+    return bool(found) and all(each["splits"] == each["splits_total"] for each in found)
+
+
+def stack_uri(stack: LocalStack) -> str:
+    assert stack.mongo is not None
+    return stack.mongo.uri
+
+
+def check(found: list[bytes], expected: list[bytes], *, raw: bool) -> None:
+    if raw:
+        assert sorted(found) == sorted(expected)
+        return
+    assert trees(found) == trees(expected)
+    assert {normal_form(each) for each in found} == {normal_form(each) for each in expected}
