@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.core.restoring import EXAMPLES, Doubts, Job, told
 from engine.core.schemas import decode_schema
 from engine.decode.schema import arrow_schema
 from engine.errors import ConfigError, FatalError, url_without_password
+from engine.failpoints import failpoint
 from engine.lake.bson_file import BsonFile
 from engine.lake.documents import UNTOLD
 from engine.lake.folding import PARTITIONS, Current, Fold
@@ -35,6 +37,8 @@ from engine.state.opening import open_store
 
 # Documents that are written at once: so many, or so many bytes.
 _DOCUMENTS, _BYTES = 1000, 16 * 2**20
+# How often it is recorded which parts are written.
+_SAVE_EVERY_S = 2.0
 # With these, what an update shows as its document is the one right after it.
 _POST_IMAGES = ("required", "when_available")
 _ENDING = ".bson.zst"
@@ -231,15 +235,20 @@ class _Restore:
             for rows in rows_until(Objects(self._config.sink), *namespace, job.at):
                 fold.add(rows)
                 self._watch("read rows", fold.rows, 0)
+        next_at = 0.0
         for partition in fold.partitions():
             for documents in _chunks(map(self._seen, partition.documents)):
                 self._target.write(documents)
+                failpoint("restore_written")
                 job.documents += len(documents)
                 job.bytes += sum(map(len, documents))
             for id_ in partition.unknown:
                 job.unknown.add(id_)
             job.done.append(partition.number)
-            self._target.save(job)
+            if time.monotonic() >= next_at:
+                self._target.save(job)
+                failpoint("restore_saved")
+                next_at = time.monotonic() + _SAVE_EVERY_S
             self._watch("write parts", len(job.done), PARTITIONS)
         self._target.finish()
 

@@ -1,6 +1,6 @@
 """A restore into a file: BSON documents one after another, compressed with zstd, as ``mongorestore`` reads them.
 
-Each partition is one frame of zstd, and is synced to disk before the record beside the file says that it is done.
+What is written ends a frame of zstd and is synced to disk before the record beside the file says that it is done.
 What a killed restore wrote after that is cut off. Until the end the file has another name.
 """
 
@@ -68,14 +68,18 @@ class BsonFile:
 
     def save(self, job: Job) -> None:
         """What was written so far is done; ``job`` says so."""
+        job.size = self._synced()
+        self._save(job)
+
+    def _synced(self) -> int:
+        """End the frame, and sync; returns the size of the file."""
         assert self._file is not None
         if self._frame is not None:
             self._frame.flush(zstandard.FLUSH_FRAME)
             self._frame = None
         self._file.flush()
         os.fsync(self._file.fileno())
-        job.size = self._file.tell()
-        self._save(job)
+        return self._file.tell()
 
     def _save(self, job: Job) -> None:
         new = self._record.with_name(f"{self._record.name}.new")
@@ -87,6 +91,7 @@ class BsonFile:
 
     def finish(self) -> None:
         """Everything is written."""
+        self._synced()
         self.close()
         self._partial.replace(self._path)
         self._record.unlink()

@@ -119,7 +119,6 @@ class MongoTarget:
     def save(self, job: Job) -> None:
         """What was written so far is done; ``job`` says so."""
         self._call(lambda: self._put(job))
-        self._may_be_there = False
 
     def _put(self, job: Job) -> None:
         self._records.replace_one({"_id": self._name}, {"job": msgspec.to_builtins(job)}, upsert=True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from engine.failpoints import VARIABLE
 from engine.lake.comparison import normal_form
 from tests.decode.lake import document_tree
 from tests.integration.harness import Engine, EngineConfig, catch_up, run_engine
@@ -62,7 +67,7 @@ def trees(documents: list[bytes]) -> dict[str, Any]:
     found = {}
     for each in documents:
         tree = document_tree(each)
-        key = repr(tree["_id"] if isinstance(tree, dict) else each)
+        key = repr(tree.get("_id") if isinstance(tree, dict) else each)
         assert key not in found
         found[key] = tree
     return found
@@ -123,13 +128,14 @@ def test_three_moments_of_a_live_workload(
         assert doubts <= {"newer"}  # a backfill read them less than a minute before they changed
         assert not report["notes"]
         check(in_file(path), expected, raw=raw)
-        restored(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy{number}")
-        check(in_server(mongo, unique, f"copy{number}"), expected, raw=raw)
+    at, expected = moments[1]
+    restored(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy")
+    check(in_server(mongo, unique, "copy"), expected, raw=raw)
     assert "headrace_restores" not in mongo[unique].list_collection_names()
 
 
 def loaded(status: dict[str, Any]) -> bool:
-    found = status.get("backfills")
+    found = status.get("backfills") or []
     return bool(found) and all(each["splits"] == each["splits_total"] for each in found)
 
 
@@ -144,3 +150,74 @@ def check(found: list[bytes], expected: list[bytes], *, raw: bool) -> None:
         return
     assert trees(found) == trees(expected)
     assert {normal_form(each) for each in found} == {normal_form(each) for each in expected}
+
+
+def test_the_newest_of_documents_that_were_looked_up(
+    stack: LocalStack, tmp_path: Path, unique: str, mongo: Client
+) -> None:
+    """Exact for the newest moment; of an earlier one it is said which documents may be newer."""
+    rng, keys = random.Random(9), list[Any]()
+    config = EngineConfig(stack, tmp_path, unique)
+    write(mongo, unique, rng, keys, 150)
+    mongo[unique]["orders"].insert_one({"_id": "twice", "n": 0})
+    mongo[unique]["orders"].update_one({"_id": "twice"}, {"$set": {"n": 1}})
+    earlier, expected = copied(mongo, unique)
+    mongo[unique]["orders"].update_one({"_id": "twice"}, {"$set": {"n": 2}})
+    newest = copied(mongo, unique)[1]
+    mongo[unique]["other"].insert_one({})  # the stream must pass the last event
+    catch_up(config)
+    report = restored(config, "--to", str(tmp_path / "newest.bson.zst"))
+    assert report["exact"]
+    assert "no backfill" in report["notes"][0]
+    check(in_file(tmp_path / "newest.bson.zst"), newest, raw=False)
+    report = restored(config, "--to", str(tmp_path / "earlier.bson.zst"), "--at", earlier)
+    assert '"twice"' in report["newer"]["examples"]
+    assert not report["exact"]
+    found, wanted = trees(in_file(tmp_path / "earlier.bson.zst")), trees(expected)
+    newer = {key for key in wanted if found[key] != wanted[key]}
+    assert found.keys() == wanted.keys()
+    assert len(newer) <= report["newer"]["count"]
+
+
+def test_killed_half_way_it_continues(stack: LocalStack, tmp_path: Path, unique: str, mongo: Client) -> None:
+    """Into a server and into a file: nothing is missing and nothing is there twice."""
+    documents = [{"_id": number, "text": "x" * 50} for number in range(3000)]
+    mongo[unique]["orders"].insert_many(documents)
+    mongo[unique]["other"].insert_one({})  # the stream must pass the last event
+    config = EngineConfig(stack, tmp_path, unique)
+    catch_up(config)
+    for to in (stack_uri(stack), str(tmp_path / "f.bson.zst")):
+        arguments = ("--to", to, "--as", f"{unique}.copy")
+        for point in ("restore_written:20", "restore_saved:1", "restore_written:5"):
+            assert run_restore(config, *arguments, point=point).returncode == -signal.SIGKILL
+        assert "an unfinished restore" in restored(config, *arguments, "--at", "1:1", code=2)["error"]
+        assert restored(config, *arguments)["documents"] == 3000
+    expected = [bson.encode(each) for each in documents]
+    assert sorted(in_server(mongo, unique, "copy")) == sorted(expected)
+    assert sorted(in_file(tmp_path / "f.bson.zst")) == sorted(expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"f.bson.zst", config.path.name}
+    refusals(config, unique, tmp_path, stack_uri(stack))
+
+
+def refusals(config: EngineConfig, name: str, directory: Path, uri: str) -> None:
+    """A target that is in use is left alone, and so on."""
+    file = str(directory / "f.bson.zst")
+    there = ("--to", uri, "--as", f"{name}.copy")
+    for arguments, words in [
+        (there, "the collection is not empty"),
+        (("--to", file), "the file exists"),
+        (("--to", "here.bson"), "ends in .bson.zst"),
+        (("--to", "${NO_SUCH}"), "is not set"),
+        (("--to", file, "--at", "2100-01-01T00:00:00Z"), "has committed up to"),
+        (("--to", file, "--collection", f"{name}.none"), "knows no stream"),
+        (("--to", file, "--collection", "none"), "is not <database>.<collection>"),
+    ]:
+        code = 1 if "knows no" in words else 2
+        assert words in restored(config, *arguments, code=code)["error"]
+    assert restored(config, *there, "--drop")["documents"] == 3000
+    assert restored(config, "--to", file, "--drop")["documents"] == 3000
+
+
+def run_restore(config: EngineConfig, *arguments: str, point: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "engine", "restore", "--config", str(config.path), *arguments]
+    return subprocess.run(command, env=os.environ | {VARIABLE: point}, capture_output=True, text=True, check=False)
