@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -19,10 +21,14 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from engine.commands.restore import Options, restore
+from engine.config import load
+from engine.core.restoring import parse_moment
+from engine.errors import ConfigError, HeadraceError
 from engine.failpoints import VARIABLE
 from engine.lake.comparison import normal_form
 from tests.decode.lake import document_tree
-from tests.integration.harness import Engine, EngineConfig, catch_up, run_engine
+from tests.integration.harness import Engine, EngineConfig, catch_up
 from tests.integration.workload import a_document, a_value, an_id
 
 Client = MongoClient[dict[str, Any]]
@@ -77,12 +83,20 @@ def ids(documents: list[bytes]) -> set[bytes]:
     return {bson.encode({"": each.get("_id")}) for each in (RawBSONDocument(doc, RAW) for doc in documents)}
 
 
-def restored(config: EngineConfig, *arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run the command; its report, or its error."""
-    done = run_engine(config, "restore", *arguments)
-    assert done.returncode == code, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((done.stderr if code else done.stdout).splitlines()[-1])
+def restored(config: EngineConfig, to: Path | str, **options: Any) -> dict[str, Any]:
+    """Restore in this process; the report."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = restore(load(config.path), Options(str(to), **options), as_json=True)
+    assert code == 0
+    found: dict[str, Any] = json.loads(printed.getvalue())
     return found
+
+
+def by_command(config: EngineConfig, *arguments: str, point: str = "") -> subprocess.CompletedProcess[str]:
+    """Restore as a process, which is killed at a point."""
+    command = [sys.executable, "-m", "engine", "restore", "--config", str(config.path), *arguments]
+    return subprocess.run(command, env=os.environ | {VARIABLE: point}, capture_output=True, text=True, check=False)
 
 
 def in_file(path: Path) -> list[bytes]:
@@ -121,7 +135,7 @@ def test_three_moments_of_a_live_workload(
     catch_up(config)
     for number, (at, expected) in enumerate(moments):
         path = tmp_path / f"{number}.bson.zst"
-        report = restored(config, "--at", at, "--to", str(path))
+        report = restored(config, path, at=parse_moment(at))
         assert report["documents"] == len(expected)
         assert bool(report["untold"]) is not raw
         doubts = {name for name in ("pending", "missing", "newer", "unknown") if report[name]["count"]}
@@ -129,7 +143,8 @@ def test_three_moments_of_a_live_workload(
         assert not report["notes"]
         check(in_file(path), expected, raw=raw)
     at, expected = moments[1]
-    restored(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy")
+    done = by_command(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy")
+    assert json.loads(done.stdout)["documents"] == len(expected), done.stderr
     check(in_server(mongo, unique, "copy"), expected, raw=raw)
     assert "headrace_restores" not in mongo[unique].list_collection_names()
 
@@ -166,11 +181,11 @@ def test_the_newest_of_documents_that_were_looked_up(
     newest = copied(mongo, unique)[1]
     mongo[unique]["other"].insert_one({})  # the stream must pass the last event
     catch_up(config)
-    report = restored(config, "--to", str(tmp_path / "newest.bson.zst"))
+    report = restored(config, tmp_path / "newest.bson.zst")
     assert report["exact"]
     assert "no backfill" in report["notes"][0]
     check(in_file(tmp_path / "newest.bson.zst"), newest, raw=False)
-    report = restored(config, "--to", str(tmp_path / "earlier.bson.zst"), "--at", earlier)
+    report = restored(config, tmp_path / "earlier.bson.zst", at=parse_moment(earlier))
     assert '"twice"' in report["newer"]["examples"]
     assert not report["exact"]
     found, wanted = trees(in_file(tmp_path / "earlier.bson.zst")), trees(expected)
@@ -186,38 +201,33 @@ def test_killed_half_way_it_continues(stack: LocalStack, tmp_path: Path, unique:
     mongo[unique]["other"].insert_one({})  # the stream must pass the last event
     config = EngineConfig(stack, tmp_path, unique)
     catch_up(config)
+    name = f"{unique}.copy"
     for to in (stack_uri(stack), str(tmp_path / "f.bson.zst")):
-        arguments = ("--to", to, "--as", f"{unique}.copy")
-        for point in ("restore_written:20", "restore_saved:1", "restore_written:5"):
-            assert run_restore(config, *arguments, point=point).returncode == -signal.SIGKILL
-        assert "an unfinished restore" in restored(config, *arguments, "--at", "1:1", code=2)["error"]
-        assert restored(config, *arguments)["documents"] == 3000
+        for point in ("restore_written:20", "restore_written:5"):
+            assert by_command(config, "--to", to, "--as", name, point=point).returncode == -signal.SIGKILL
+        with pytest.raises(ConfigError, match="an unfinished restore"):
+            restored(config, to, name=name, at=1)
+        assert restored(config, to, name=name)["documents"] == 3000
     expected = [bson.encode(each) for each in documents]
     assert sorted(in_server(mongo, unique, "copy")) == sorted(expected)
     assert sorted(in_file(tmp_path / "f.bson.zst")) == sorted(expected)
     assert {path.name for path in tmp_path.iterdir()} == {"f.bson.zst", config.path.name}
-    refusals(config, unique, tmp_path, stack_uri(stack))
+    refusals(config, unique, tmp_path / "f.bson.zst", stack_uri(stack))
 
 
-def refusals(config: EngineConfig, name: str, directory: Path, uri: str) -> None:
+def refusals(config: EngineConfig, name: str, file: Path, uri: str) -> None:
     """A target that is in use is left alone, and so on."""
-    file = str(directory / "f.bson.zst")
-    there = ("--to", uri, "--as", f"{name}.copy")
-    for arguments, words in [
-        (there, "the collection is not empty"),
-        (("--to", file), "the file exists"),
-        (("--to", "here.bson"), "ends in .bson.zst"),
-        (("--to", "${NO_SUCH}"), "is not set"),
-        (("--to", file, "--at", "2100-01-01T00:00:00Z"), "has committed up to"),
-        (("--to", file, "--collection", f"{name}.none"), "knows no stream"),
-        (("--to", file, "--collection", "none"), "is not <database>.<collection>"),
-    ]:
-        code = 1 if "knows no" in words else 2
-        assert words in restored(config, *arguments, code=code)["error"]
-    assert restored(config, *there, "--drop")["documents"] == 3000
-    assert restored(config, "--to", file, "--drop")["documents"] == 3000
-
-
-def run_restore(config: EngineConfig, *arguments: str, point: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "engine", "restore", "--config", str(config.path), *arguments]
-    return subprocess.run(command, env=os.environ | {VARIABLE: point}, capture_output=True, text=True, check=False)
+    wrong: list[tuple[str, dict[str, Any], str]] = [
+        (uri, {"name": f"{name}.copy"}, "the collection is not empty"),
+        (str(file), {}, "the file exists"),
+        ("here.bson", {}, r"ends in \.bson\.zst"),
+        ("${NO_SUCH}", {}, "is not set"),
+        (str(file), {"at": parse_moment("2100-01-01T00:00:00Z")}, "has committed up to"),
+        (str(file), {"collection": f"{name}.none"}, "knows no stream"),
+        (str(file), {"collection": "none"}, "is not <database>.<collection>"),
+    ]
+    for to, options, words in wrong:
+        with pytest.raises(HeadraceError, match=words):
+            restored(config, to, **options)
+    assert restored(config, uri, name=f"{name}.copy", drop=True)["documents"] == 3000
+    assert restored(config, file, drop=True)["documents"] == 3000

@@ -20,9 +20,8 @@ def stream(
 ) -> StreamRecord:
     spec = StreamSpec(f"shop.orders~{part}", "collection", "shop", ("orders",), part, parts)
     position = None if time is None else Position("82", time)
-    return StreamRecord(
-        spec=spec, position=position, closed=closed, replaced={"shop.orders": replaced} if replaced else {}
-    )
+    times = {"shop.orders": replaced} if replaced else {}
+    return StreamRecord(spec=spec, position=position, closed=closed, replaced=times)
 
 
 def plan(*, begun: int, finished: float | None = None) -> Plan:
