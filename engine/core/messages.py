@@ -127,6 +127,18 @@ class ReaderReady(Struct, frozen=True, tag=True):
     server_time: int
 
 
+class OplogSeen(Struct, frozen=True, tag=True):
+    """The cluster times of the oplog's first and last entries.
+
+    Attributes:
+        error: why they are not known, if they cannot be.
+    """
+
+    first: int = 0
+    last: int = 0
+    error: str | None = None
+
+
 class Started(Struct, frozen=True, tag=True):
     """The stream is open; ``start`` is where it started, if the assignment left that open."""
 
@@ -159,7 +171,7 @@ class Rescued(Struct, frozen=True):
 
 
 class BatchReady(Struct, frozen=True, tag=True):
-    """A slab is filled with events of segment ``seq``."""
+    """A slab is filled with events of segment ``seq``; the server could not send ``truncated`` of them whole."""
 
     generation: int
     seq: int
@@ -168,6 +180,7 @@ class BatchReady(Struct, frozen=True, tag=True):
     rows: int
     raw_bytes: int
     rescued: tuple[Rescued, ...] = ()
+    truncated: int = 0
 
 
 class SegmentCut(Struct, frozen=True, tag=True):
@@ -221,12 +234,19 @@ class Batch(Struct, frozen=True, tag=True):
 class Seal(Struct, frozen=True, tag=True):
     """The segment has all its rows. Finish its objects without making them visible; answer ``Sealed``.
 
-    ``intent.objects`` are those of an earlier attempt: all of them must be written, with or without rows.
+    Attributes:
+        intent: its objects are those of an earlier attempt: all of them must be written, with or without rows.
+        after: the position that the segment follows: it has what comes after it, up to the intent's end.
+        line: how often the stream was rewound before.
+        replaced: the collections that it and earlier segments replace and whose content has not been loaded.
     """
 
     stream: str
     generation: int
     intent: Intent
+    after: Position = Position()
+    line: int = 0
+    replaced: tuple[Replaced, ...] = ()
 
 
 class Publish(Struct, frozen=True, tag=True):
@@ -344,6 +364,7 @@ class Stop(Struct, frozen=True, tag=True):
 ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop
 FromReader = (
     ReaderReady
+    | OplogSeen
     | Started
     | SlabRequest
     | BatchReady

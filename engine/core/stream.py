@@ -66,6 +66,7 @@ class Counters(Struct):
     objects: int = 0
     segments: int = 0
     dead_letters: int = 0
+    truncated_events: int = 0
     rescued_values: int = 0
     restarts: int = 0
 
@@ -137,6 +138,11 @@ class Stream(Struct):
     def holds_lease(self) -> bool:
         """Whether its lease is ours."""
         return self.life.lease is Lease.HELD
+
+    @property
+    def standing(self) -> Position | None:
+        """Its committed position; None if there is none, or if another engine may have moved it since."""
+        return self.ledger.committed if self.holds_lease or self.error is not None else None
 
     @property
     def is_open(self) -> bool:

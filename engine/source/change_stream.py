@@ -30,6 +30,7 @@ from engine.source import large_events, watchable
 from engine.source.failures import translate
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
+from engine.source.selection import selection_stage
 from engine.source.session import Client, Members
 
 # How long the server waits for events before it returns an empty reply; shorter when reading up to a known end.
@@ -40,6 +41,12 @@ _UNRECOGNIZED_STAGE = 40324
 # InvalidResumeToken, ChangeStreamFatalError; and the errors of a server that cannot parse a token's KeyString.
 _TOKEN_REFUSED = {260, 280}
 _KEY_STRING_ERRORS = range(50790, 50900)
+_NO_IMAGE = 47  # NoMatchingDocument
+_IMAGE_REMEDY = (
+    'Set source.{key} to "when_available": the event then lands without that document. Images are kept from when '
+    "the collection's changeStreamPreAndPostImages was enabled, for as long as the cluster's "
+    "expireAfterSeconds allows: see to both before you require them again."
+)
 _FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
 
 log = logging.getLogger("headrace")
@@ -107,9 +114,18 @@ class ChangeStream:
         code = error.code if isinstance(error, OperationFailure) else None
         if code == large_events.TOO_LARGE:
             return FatalError(self._operation, f"an event is too large (code {code})", large_events.REMEDY)
+        if code == _NO_IMAGE and (missing := self._required_image(translated.cause)):
+            # No retry brings it back, also of a stream that has been read before.
+            return FatalError(self._operation, translated.cause, _IMAGE_REMEDY.format(key=missing))
         if code == watchable.NOT_SUPPORTED_ON_VIEW:
             return ConfigError(self._operation, translated.cause, watchable.REMEDY)
         return translated
+
+    def _required_image(self, cause: str) -> str | None:
+        """The key that requires the document that the server does not have; None if none does."""
+        before, full = "full_document_before_change", "full_document"
+        required = [key for key in (before, full) if getattr(self._spec, key) == "required"]
+        return before if before in required and "pre-image" in cause else required[-1] if required else None
 
     def _has_passed(self, reply: Reply) -> bool:
         """Whether the server is past what was already read; at the token itself more fragments may follow."""
@@ -187,6 +203,7 @@ class ChangeStream:
             what = "an event past 16 MiB has landed without what was looked up for it"
             log.warning(what, extra={"fields": {"stream": self._spec.stream} | fields})
             self._truncates = False
+            reply.truncated += 1
         if not self._truncates:
             self._cursor.end()
 
@@ -206,8 +223,8 @@ class ChangeStream:
         if spec.level == "deployment":
             options["allChangesForCluster"] = True
         stages: list[dict[str, Any]] = [{"$changeStream": options}]
-        if spec.level == "database" and spec.collections:
-            stages.append(_collections_stage(spec))
+        if spec.level != "collection" and (spec.collections or spec.patterns):
+            stages.append(selection_stage(spec))
         elif spec.parts > 1:
             stages.append(_split_stage(spec.part, spec.parts))
         stages += json_util.loads(spec.pipeline)
@@ -228,18 +245,6 @@ def _start_option(position: Position) -> dict[str, Any]:
         return {"startAtOperationTime": Timestamp(*split_time(position.time))}
     name = "startAfter" if position.after_invalidate else "resumeAfter"
     return {name: RawBSONDocument(token_document(position.token))}
-
-
-def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
-    """Only these collections; events of the database as a whole go to one of the streams that share it.
-
-    A rename of another collection to one of these names belongs here too: only rename events have ``to``.
-    """
-    names = {"$in": list(spec.collections)}
-    wanted: list[dict[str, Any]] = [{"ns.coll": names}, {"to.coll": names}]
-    if spec.carries_database:
-        wanted.append({"ns.coll": {"$exists": False}})
-    return {"$match": {"$or": wanted}}
 
 
 def _split_stage(part: int, parts: int) -> dict[str, Any]:
