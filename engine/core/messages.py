@@ -127,6 +127,18 @@ class ReaderReady(Struct, frozen=True, tag=True):
     server_time: int
 
 
+class OplogSeen(Struct, frozen=True, tag=True):
+    """The cluster times of the oplog's first and last entries.
+
+    Attributes:
+        error: why they are not known, if they cannot be.
+    """
+
+    first: int = 0
+    last: int = 0
+    error: str | None = None
+
+
 class Started(Struct, frozen=True, tag=True):
     """The stream is open; ``start`` is where it started, if the assignment left that open."""
 
@@ -351,6 +363,7 @@ class Stop(Struct, frozen=True, tag=True):
 ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop
 FromReader = (
     ReaderReady
+    | OplogSeen
     | Started
     | SlabRequest
     | BatchReady

@@ -292,6 +292,20 @@ class LakeStore:
                 raise _contended(f"write {name}")  # nobody was faster: it is worth another attempt
         return (found, found_text) == (version, text)  # by an attempt whose answer was lost
 
+    def read_all_shared(self) -> dict[str, tuple[int, str]]:
+        """Every shared document's version and text, by name."""
+        stored = self._objects.get_all(sorted(self._objects.listed("shared/")))
+        found = [_decode(each.body, _Document, key) for key, each in stored.items()]
+        return {each.name: (each.version, each.text) for each in sorted(found, key=lambda each: each.name)}
+
+    def put_shared(self, name: str, version: int, text: str) -> None:
+        """Store a shared document as this version, whatever was there; version 0 removes it."""
+        key = _key("shared", name)
+        if version:
+            self._objects.put_always(key, msgspec.json.encode(_Document(name, version, text)))
+        else:
+            self._objects.delete(key)
+
     def check(self) -> list[str]:
         """Prove that the store honours the conditions of writes; leaves nothing behind."""
         self._proved = False

@@ -190,17 +190,19 @@ def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, 
         config.set("source", collections=[], split={})
     config.set("batch", rows=rng.choice([30, 200]))
     lake, plain = Lake(stack, config.name), PlainStream(mongo, config.name, operation_time(mongo))
-    replays = 0
-    for number in range(6):
-        write(mongo, config, 100 * number, rng)
+    replays, start = 0, 0
+    for _ in range(6):
+        write(mongo, config, start, rng)
         before = lake.object_keys()
         environment = {VARIABLE: f"between_objects:{rng.randrange(1, 9)}"} if rng.random() < 0.7 else {}
         with Engine(config, environment=environment) as engine:
             while len(lake.object_keys()) <= len(before):
                 assert engine.process.poll() is None, engine.log_tail()
-                write(mongo, config, 100 * number + 50, rng) if rng.random() < 0.01 else None
+                start += 50
+                write(mongo, config, start, rng)
             time.sleep(rng.random() * 3)
             engine.kill_tree()
+        start += 50
         lose_state(config)
         replays += rebuild(config).count("will be completed")
         lake.check_no_token_twice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -63,6 +64,22 @@ def config(config: EngineConfig) -> EngineConfig:
 @pytest.fixture
 def state(lake: Lake, config: EngineConfig) -> State:
     return State(lake, config.name)
+
+
+def test_commands_see_it(mongo: Client, config: EngineConfig, state: State, lake: Lake) -> None:
+    done = run_engine(config, "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/_headrace: there is no state yet" in done.stdout or "there is no state yet at" in done.stdout
+    assert state.objects() == {}
+    assert lake.object_keys() == []
+    done = run_engine(config, "status")
+    assert (done.returncode, "there is no state yet at" in done.stderr) == (1, True), done.stderr
+    mongo[config.name].orders.insert_one({"n": 1})
+    catch_up(config)
+    done = run_engine(config, "status")
+    assert json.loads(done.stdout.splitlines()[0])["events"] == 1
+    done = run_engine(config, "check")
+    assert "/_headrace knows 1 stream(s), and can be written" in done.stdout
 
 
 def records(objects: Objects) -> Objects:
