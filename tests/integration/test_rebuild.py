@@ -185,10 +185,12 @@ def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, seed: int) -> None:
     rng = random.Random(seed)
-    config.set("source", watch=rng.choice(["database", "collections"]), max_readers=3, split={"orders": 2})
-    if config.sections["source"]["watch"] == "database":
+    config.set(
+        "source", watch=rng.choice(["database", "database", "collections"]), max_readers=3, split={"orders": 2}
+    )
+    if watch == "database":
         config.set("source", collections=[], split={})
-    config.set("batch", rows=rng.choice([30, 200]))
+    config.set("batch", rows=rng.choice([200, 2000]))
     lake, plain = Lake(stack, config.name), PlainStream(mongo, config.name, operation_time(mongo))
     replays, start = 0, 0
     for _ in range(6):
