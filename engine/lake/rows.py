@@ -1,0 +1,30 @@
+"""The rows of one collection, from all of its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from engine.lake.objects import LakeObject, Objects, UnreadableError
+
+_BATCH_ROWS = 4096
+
+
+def rows_of(
+    objects: Objects, database: str, collection: str, unreadable: Callable[[LakeObject, UnreadableError], None]
+) -> Iterator[pa.RecordBatch]:
+    """All rows of a collection, in any order, a few at a time.
+
+    Args:
+        unreadable: called for an object that cannot be read, whose other rows are left out.
+
+    Raises:
+        HeadraceError: of the store.
+    """
+    for each in objects.of_collection(database, collection):
+        if each.has_footer:
+            try:
+                yield from objects.batches(each, _BATCH_ROWS)
+            except UnreadableError as error:
+                unreadable(each, error)
