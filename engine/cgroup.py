@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config import Config
+from engine.config.tree import LAKE
 from engine.core.budget import Budget, divide, refuse_above
 
 # Version 1 expresses "no limit" as the largest number of pages that it can count.
@@ -26,7 +27,8 @@ def divide_within(config: Config, readers: int) -> Budget:
     Raises:
         ConfigError: it exceeds it, or is too small for this many readers.
     """
-    budget = divide(config.memory.limit, readers, config.writers.processes)
+    state_on_s3 = config.state.url == LAKE and not config.sink.url.startswith("file:")
+    budget = divide(config.memory.limit, readers, config.writers.processes, state_on_s3=state_on_s3)
     if (limit := memory_limit()) is not None:
         refuse_above(limit, budget)
     return budget

@@ -144,7 +144,7 @@ class Plans:
 @contextmanager
 def plans_of(config: Config) -> Iterator[Plans]:
     """The plans of the configured state store."""
-    store = open_retrying(config.state, config.retry)
+    store = open_retrying(config.state, config.sink, config.retry)
     try:
         yield Plans(store)
     finally:

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from engine.backfill.plans import plans_of
 from engine.backfill.work import Work
 from engine.config import Config, Size
+from engine.config.tree import LAKE
 from engine.core.specs import BackfillSpec, MarkSpec, SplitSpec
 from engine.errors import ConfigError, EngineEnded, FatalError, HeadraceError, TransientError
 from engine.retries import retrying
@@ -87,9 +88,11 @@ def _await(ray: Any, pending: list[Any], config: Config, work: Work, watch: Watc
 
 def _connect(config: Config) -> Any:
     operation, address = "reach the Ray cluster", config.backfill.ray_address
-    if config.state.url.startswith("sqlite:"):
+    if config.state.url.startswith("sqlite:") or (
+        config.state.url == LAKE and config.sink.url.startswith("file:")
+    ):
         cause = "state.url is a file, which the cluster's other machines cannot access"
-        raise ConfigError(operation, cause, "Use redis://.")
+        raise ConfigError(operation, cause, "Use redis://, or a sink on S3 with the state in the lake.")
     try:
         import ray
     except ImportError:

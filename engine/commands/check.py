@@ -16,8 +16,8 @@ from engine.core.handover import find_succession
 from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostError, url_without_password
-from engine.state.opening import open_store
+from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostError
+from engine.state.opening import location, open_store
 
 if TYPE_CHECKING:
     from engine.source.session import Members
@@ -72,8 +72,8 @@ def _each(findings: Findings) -> Findings:
 
 def _check_state(config: Config, records: Records) -> Findings:
     """Also fills ``records`` for the next steps."""
-    where = url_without_password(config.state.url)
-    store = open_store(config.state, read_only=True)
+    where = location(config.state, config.sink)
+    store = open_store(config.state, config.sink, read_only=True)
     try:
         try:
             records |= {name: read_record(fields) for name, (fields, _) in store.read_all().items()}

@@ -42,7 +42,7 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
     Raises:
         ConfigError: another engine runs one of the streams.
     """
-    store = open_retrying(config.state, config.retry)
+    store = open_retrying(config.state, config.sink, config.retry)
     try:
         _carry_out_pending(store, config)
         version, _ = store.read_shared(_DOCUMENT)

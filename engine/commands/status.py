@@ -47,7 +47,7 @@ def show_state(config: Config, *, as_json: bool) -> int:
     Raises:
         NoStateError: nothing has run yet.
     """
-    store = open_store(config.state, read_only=True)
+    store = open_store(config.state, config.sink, read_only=True)
     try:
         known = store.read_all()
         backfills = Plans(store).progress()

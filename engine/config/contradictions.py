@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from engine.config.streams import streams_of
-from engine.config.tree import Config, SourceConfig, parse_start
+from engine.config.tree import LAKE, Config, SourceConfig, parse_start
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
@@ -39,8 +39,12 @@ def contradictions(config: Config) -> Iterator[Found]:
         yield ("sink.format",), "sink.format: avro needs fastavro: pip install 'headrace[avro]'"
     if sink.compression == "gzip" and sink.compression_level > 9:
         yield (*how, "sink.compression_level"), "sink.compression_level: gzip takes 1 to 9"
-    if not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
-        yield ("state.url",), "state.url: expected redis://, rediss://, redis+sentinel:// or sqlite://"
+    if config.state.url == LAKE:
+        if "://" in sink.url and not re.match("(s3|s3a|file)://", sink.url):
+            problem = 'state.url: "lake" needs a sink at s3:// or file://; set it to redis:// or sqlite://'
+            yield ("state.url", "sink.url"), problem
+    elif not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
+        yield ("state.url",), 'state.url: expected "lake", redis://, rediss://, redis+sentinel:// or sqlite://'
     if config.telemetry.listen and not re.fullmatch(r".*:\d{1,5}", config.telemetry.listen):
         yield ("telemetry.listen",), 'telemetry.listen: expected "host:port", or "" for none'
 

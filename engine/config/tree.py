@@ -256,16 +256,21 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
 
+# The value of ``state.url`` for a state beside the data.
+LAKE = "lake"
+
+
 class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where tokens, intents and leases are kept."""
 
     url: Annotated[
         Secret,
         Meta(
-            description="`redis://`, `rediss://`, `redis+sentinel://host:port,host:port/service/db`, "
-            "or `sqlite:///path` for a single machine."
+            description="`lake`: beside the data, in `_headrace/` below `sink.url`; an S3 store must honour "
+            "conditional writes, and a `file://` sink has a SQLite file there. Or `redis://`, `rediss://`, "
+            "`redis+sentinel://host:port,host:port/service/db`, or `sqlite:///path` for a single machine."
         ),
-    ] = Secret("sqlite:///headrace-state.db")
+    ] = Secret(LAKE)
     prefix: Annotated[
         str,
         Meta(

@@ -22,6 +22,8 @@ MIB = 2**20
 # value of 16 MiB as a page, compressed, as a page again, and as output: 136 MiB in total, 20 MiB more than the
 # term and the pending rows, which the supervisor's, the template's and the shared libraries' terms had to spare.
 SUPERVISOR = 52 * MIB
+# What the supervisor needs more when it keeps the state on S3: the client library, with its description of S3.
+STATE_ON_S3 = 32 * MIB
 TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
@@ -56,12 +58,14 @@ class Budget(Struct, frozen=True):
     writer_pending: int
     readers: int
     writers: int
+    state_on_s3: bool = False
 
     def terms(self) -> list[tuple[str, int]]:
         """The terms of the limit, with a description of each."""
         readers, writers = self.readers, self.writers
         return [
             ("supervisor", SUPERVISOR),
+            *([("its client for the state on S3", STATE_ON_S3)] if self.state_on_s3 else []),
             ("template process", TEMPLATE),
             ("shared libraries", SHARED),
             (f"{readers} reader(s) x {format_size(READER)}", readers * READER),
@@ -78,14 +82,17 @@ class Budget(Struct, frozen=True):
         ]
 
 
-def divide(limit: int, readers: int, writers: int) -> Budget:
+def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False) -> Budget:
     """Divide a limit.
+
+    Args:
+        state_on_s3: whether the supervisor keeps the state there itself.
 
     Raises:
         ConfigError: it is below the minimum that these processes need; the sum is in the message.
     """
     limit = int(limit)
-    minimum = Budget(limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers)
+    minimum = Budget(limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers, state_on_s3)
     needed = sum(size for _, size in minimum.terms())
     if needed > limit:
         cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{_sum(minimum)}"
@@ -95,7 +102,7 @@ def divide(limit: int, readers: int, writers: int) -> Budget:
     reply = min(MAX_REPLY, MIN_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
     arena = min(MAX_ARENA, MIN_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MAX_PENDING, MIN_PENDING + spare * 4 // 10 // writers)
-    return Budget(limit, arena, reply, pending, readers, writers)
+    return Budget(limit, arena, reply, pending, readers, writers, state_on_s3)
 
 
 def refuse_above(max_limit: int, budget: Budget) -> None:
@@ -114,7 +121,7 @@ def refuse_above(max_limit: int, budget: Budget) -> None:
         f"{format_size(max_limit)}:{_sum(budget)}"
     )
     try:
-        divide(max_limit, budget.readers, budget.writers)
+        divide(max_limit, budget.readers, budget.writers, state_on_s3=budget.state_on_s3)
         remedy = f"Set memory.limit to at most {format_size(max_limit)}, or give the container more memory."
     except ConfigError as error:
         remedy = (

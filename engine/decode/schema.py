@@ -251,7 +251,7 @@ def arrow_type(type_: DataType) -> pa.DataType:
             return pa.struct([arrow_field(field) for field in type_.fields if field.type.kind != "drop"])
         case "list":
             assert type_.item is not None
-            return pa.list_(pa.field("element", arrow_type(type_.item)))
+            return pa.list_(pa.field("element", arrow_type(type_.item), metadata=_metadata(type_.item)))
         case "decimal128":
             return pa.decimal128(type_.precision, type_.scale)
         case _:
@@ -276,12 +276,15 @@ _ARROW: dict[Kind, pa.DataType] = {
 
 def arrow_field(field: Field) -> pa.Field:
     """A field with its type; the metadata has its own name, if the column's differs, and a binary's subtype."""
-    metadata: dict[str, str] = {"bson.type": field.type.kind}
+    metadata = _metadata(field.type)
     if field.column:
         metadata[NAME_KEY] = field.name
-    if field.type.kind == "binary":
-        metadata["bson.subtype"] = str(field.type.subtype)
     return pa.field(field.column_name, arrow_type(field.type), metadata=metadata)
+
+
+def _metadata(type_: DataType) -> dict[str, str]:
+    """What the Arrow type of a field, or of an array's elements, does not say of its BSON type."""
+    return {"bson.type": type_.kind} | ({"bson.subtype": str(type_.subtype)} if type_.kind == "binary" else {})
 
 
 def arrow_schema(schema: CollectionSchema, *, raw: bool = False) -> pa.Schema:

@@ -136,7 +136,7 @@ _BUSY_CODES = {
 }
 
 
-def _code(error: BaseException | None) -> str:
+def error_code(error: BaseException | None) -> str:
     """The S3 store's error code; empty for an error that is not from a store."""
     while error is not None:
         if isinstance(response := getattr(error, "response", None), dict):
@@ -151,11 +151,11 @@ def is_refused(error: BaseException | None) -> bool:
 
 
 def _refusal(error: BaseException | None) -> str:
-    return _REFUSED.get(_code(error), "") or _REFUSED.get(type(error).__name__, "")
+    return _REFUSED.get(error_code(error), "") or _REFUSED.get(type(error).__name__, "")
 
 
 def _translate(operation: str, error: Exception, *, proved: bool) -> HeadraceError:
-    code = _code(error)
+    code = error_code(error)
     cause = f"{type(error).__name__}: {error}"
     if code and code not in cause:
         cause += f" ({code})"
@@ -178,7 +178,7 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
         return TransientError, _BUSY
     if isinstance(error, FileNotFoundError) and code == "NoSuchUpload":
         return TransientError, "Its upload was aborted, by a rule of the bucket or by hand; it is repeated."
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or code == "NoSuchBucket":
         return lasting, "Create the bucket (or directory), or correct sink.url."
     if isinstance(error, PermissionError):
         return lasting, _DENIED if code else "Let the engine's user write there, or correct sink.url."

@@ -68,3 +68,8 @@ def _s3_options(config: SinkConfig) -> dict[str, Any]:
         "fixed_upload_size": True,
     }
     return options
+
+
+def put_parameters(config: SinkConfig) -> dict[str, str]:
+    """The parameters that every object is created with, of ``PutObject`` and of ``CreateMultipartUpload``."""
+    return {}

@@ -233,6 +233,31 @@ class RedisStore:
         (written,) = self._change(f"write {name}", ask)
         return bool(written)
 
+    def read_all_shared(self) -> dict[str, tuple[int, str]]:
+        """Every shared document's version and text, by name; found by scanning all keys."""
+
+        def act(client: redis.Redis) -> Any:
+            names = self._scanned(client, "shared")
+            with client.pipeline(transaction=False) as batch:
+                for name in names:
+                    batch.hmget(self._shared(name), ["version", "text"])
+                replies = batch.execute()
+            pairs = zip(names, replies, strict=True)
+            return {name: (int(version), text or "") for name, (version, text) in pairs if version}
+
+        return self._run("read the shared documents", act)  # type: ignore[no-any-return]
+
+    def put_shared(self, name: str, version: int, text: str) -> None:
+        """Store a shared document as this version, whatever was there; version 0 removes it."""
+
+        def ask(batch: Pipeline) -> None:
+            if version:
+                batch.hset(self._shared(name), mapping={"version": str(version), "text": text})
+            else:
+                batch.delete(self._shared(name))
+
+        self._change(f"write {name}", ask)
+
     def check(self) -> list[str]:
         """Do what a run does, with a temporary record; returns warnings about the server's settings."""
         stream = f"check~{uuid.uuid4().hex}"
@@ -312,17 +337,18 @@ class RedisStore:
         streams have covered would be unknown.
         """
 
-        def act(client: redis.Redis) -> list[str]:
-            beginning, end = f"{self._prefix}:{{", "}:record"
-            found = client.scan_iter(f"{_escaped(beginning)}*{end}", count=1000)
-            return [key.removeprefix(beginning).removesuffix(end) for key in found]
-
         operation = "rebuild the list of streams"
-        streams: list[str] = self._run(operation, act)
+        streams: list[str] = self._run(operation, lambda client: self._scanned(client, "record"))
         if streams and not self._read_only:
             self._change(operation, lambda batch: batch.sadd(self._index, *streams))
             log.warning("the state store had lost its list of streams; it has been rebuilt")
         return streams
+
+    def _scanned(self, client: redis.Redis, kind: str) -> list[str]:
+        """The names of all keys of this kind, which may come more than once from the server."""
+        beginning, end = f"{self._prefix}:{{", f"}}:{kind}"
+        found = client.scan_iter(f"{_escaped(beginning)}*{end}", count=1000)
+        return sorted({key.removeprefix(beginning).removesuffix(end) for key in found})
 
     def _change(self, operation: str, ask: Callable[[Pipeline], object]) -> list[Any]:
         """The replies to the commands that ``ask`` queues, once enough replicas have executed them.

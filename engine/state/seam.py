@@ -8,7 +8,7 @@ A store remembers what its server has acknowledged, and raises an error when it 
 recreates a record that is gone. Any call can be repeated after a ``TransientError``, whether or not the failed
 attempt took effect.
 
-Both stores pass the same conformance suite (``tests/state/test_stores.py``); a third one needs these ten methods.
+All stores pass the same conformance suite (``tests/state/test_stores.py``); another one needs these methods.
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ class StateStore(Protocol):
 
     def write_shared(self, name: str, version: int, text: str) -> bool:
         """Store ``text`` as ``version`` if the current version is the one before; whether it is stored now."""
+
+    def read_all_shared(self) -> dict[str, tuple[int, str]]:
+        """Every shared document's version and text, by name, in the order of the names."""
+
+    def put_shared(self, name: str, version: int, text: str) -> None:
+        """Store a shared document as this version, whatever was there; version 0, with no text, removes it.
+
+        Only for commands that put a whole state in place: an engine changes documents by ``write_shared``.
+        """
 
     def check(self) -> list[str]:
         """Check that a run can use the store, and leave nothing behind; returns warnings about its settings."""

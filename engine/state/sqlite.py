@@ -37,6 +37,9 @@ _RESTORE = (
     "The footers of the newest objects show the position of the lake."
 )
 
+# How the names of documents start that have a colon.
+_KINDS = ("schema", "backfill")
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS leases (
     stream TEXT PRIMARY KEY, epoch INTEGER NOT NULL, owner TEXT NOT NULL, expires_at REAL NOT NULL
@@ -51,10 +54,16 @@ CREATE TABLE IF NOT EXISTS shared (
 
 
 class SqliteStore:
-    """See ``engine.state.seam.StateStore``. Streams are prefixed, so that several engines can share a file."""
+    """See ``engine.state.seam.StateStore``. Streams are prefixed, so that several engines can share a file.
 
-    def __init__(self, config: StateConfig, *, read_only: bool = False) -> None:
+    Args:
+        read_only: the file is only looked at, and neither created nor changed.
+        makes_directory: create the file's directory if it is missing.
+    """
+
+    def __init__(self, config: StateConfig, *, read_only: bool = False, makes_directory: bool = False) -> None:
         self._read_only = read_only
+        self._makes_directory = makes_directory
         parts = urlsplit(config.url)
         # sqlite:///relative.db and sqlite:////absolute.db, as in SQLAlchemy
         self._path = Path(unquote(parts.netloc + parts.path.removeprefix("/")))
@@ -125,9 +134,8 @@ class SqliteStore:
             known.setdefault(stream, {})[name] = value
         found: dict[str, tuple[dict[str, str], str]] = {}
         for stream, owner, expires_at in leases:
-            if stream.startswith(self._prefix):
-                fields = own_fields(known.get(stream, {}))
-                found[stream.removeprefix(self._prefix)] = (fields, owner if expires_at > now else "")
+            if (name := self._own_name(stream)) is not None:
+                found[name] = (own_fields(known.get(stream, {})), owner if expires_at > now else "")
         return found
 
     def forget(self, streams: Collection[str]) -> None:
@@ -155,11 +163,38 @@ class SqliteStore:
             db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
         return True
 
+    def read_all_shared(self) -> dict[str, tuple[int, str]]:
+        """Every shared document's version and text, by name."""
+        with self._transaction("read the shared documents") as db:
+            rows = db.execute("SELECT name, version, value FROM shared ORDER BY name").fetchall()
+        return {own: (version, text) for name, version, text in rows if (own := self._own_name(name)) is not None}
+
+    def _own_name(self, key: str) -> str | None:
+        """The name of a stream or document under our prefix; None if it has another prefix.
+
+        Streams have no colon in their names; documents have one only behind their kind.
+        """
+        if not key.startswith(self._prefix):
+            return None
+        name = key.removeprefix(self._prefix)
+        kind, colon, _ = name.partition(":")
+        return name if not colon or kind in _KINDS else None
+
+    def put_shared(self, name: str, version: int, text: str) -> None:
+        """Store a shared document as this version, whatever was there; version 0 removes it."""
+        key = self._prefix + name
+        with self._transaction(f"write {name}") as db:
+            if version:
+                db.execute("REPLACE INTO shared VALUES (?, ?, ?)", (key, version, text))
+            else:
+                db.execute("DELETE FROM shared WHERE name = ?", (key,))
+
     def check(self) -> list[str]:
         """Check that the file can be written, or created; nothing is changed, and there are no warnings."""
         operation = "write the state"
         if not self._path.exists():
-            self._refuse_directory(operation)
+            if not self._makes_directory:
+                self._refuse_directory(operation)
             return []
         try:
             with closing(sqlite3.connect(self._uri("rw"), BUSY_TIMEOUT_S, isolation_level=None, uri=True)) as db:
@@ -179,6 +214,12 @@ class SqliteStore:
         if not os.access(directory, os.W_OK | os.X_OK):
             remedy = "Let the engine's user write there, or correct state.url."
             raise ConfigError(operation, f"{directory} cannot be written", remedy)
+
+    def _make_directory(self, operation: str) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(operation, f"{self._path.parent}: {error.strerror}", _WRITABLE) from error
 
     def _uri(self, mode: str) -> str:
         return f"{self._path.absolute().as_uri()}?mode={mode}"
@@ -234,6 +275,8 @@ class SqliteStore:
         if self._connection is None:
             if self._file:
                 self._refuse_other_file(operation)
+            if self._makes_directory:
+                self._make_directory(operation)
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )

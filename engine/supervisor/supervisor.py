@@ -190,7 +190,7 @@ class Supervisor:
         if self._config.telemetry.listen:
             address = self._telemetry.serve(self._config.telemetry.listen)
             log.info("listening", extra={"fields": {"address": address}})
-        store = open_store(self._config.state)
+        store = open_store(self._config.state, self._config.sink)
         self._state = StateThread(
             store,
             this_owner(),

@@ -21,6 +21,7 @@ from tests.config.files import MINIMAL, problems, written
         (('["c"]\n', '["c"]\nwatch = "database"\n'), "not used with watch"),
         (('["c"]\n', '["c"]\nstart = "2026-05-01T00:00:00"\n'), "source.start: got '2026-05-01T00:00:00'"),
         (("file:///lake", "/lake"), "sink.url: expected a URL"),
+        (("file:///lake", "gs://lake"), 'state.url: "lake" needs a sink at s3:// or file://'),
         (('"file:///lake"', '"file:///x"\ncompression = "gzip"\ncompression_level = 12'), "gzip takes 1 to 9"),
     ],
 )

@@ -15,7 +15,7 @@ def test_defaults(tmp_path: Path) -> None:
     config = load(written(tmp_path, MINIMAL), {})
     assert config.batch.bytes == 128 * 2**20
     assert format_duration(config.lease.ttl) == "30s"
-    assert config.state.url == "sqlite:///headrace-state.db"
+    assert config.state.url == "lake"
 
 
 def test_everything_from_the_environment() -> None:

@@ -112,7 +112,7 @@ class Engine:
                 [sys.executable, "-m", "engine", command, "--config", str(config.path), *arguments],
                 stdout=log,
                 stderr=log,
-                env=os.environ | dict(environment or {}),
+                env=os.environ | {"PYTHONFAULTHANDLER": "1"} | dict(environment or {}),
                 process_group=0,
             )
         for each, handler in before.items():
@@ -193,8 +193,13 @@ class Engine:
         return children
 
     def end(self, timeout_s: float = 60) -> int:
-        """Wait for the engine to exit; the exit code."""
-        return self.process.wait(timeout_s)
+        """Wait for the engine to exit; the exit code. One that does not says what it was doing."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks of all threads
+            self.process.wait(10)
+            raise AssertionError(f"not ended after {timeout_s} s: {self.log_tail(20_000)}") from None
 
     def terminate(self, timeout_s: float = 60) -> int:
         """SIGTERM, and wait for the engine to exit; the exit code."""
@@ -253,8 +258,8 @@ class Lake:
     """The objects below a prefix, and the tokens in each; an object is read again only if it has changed."""
 
     def __init__(self, stack: LocalStack, prefix: str) -> None:
-        self._fs = stack.s3.filesystem()
-        self._root = f"{stack.bucket}/{prefix}"
+        self.filesystem = stack.s3.filesystem()
+        self.root = f"{stack.bucket}/{prefix}"
         self._known: dict[str, tuple[str, list[str]]] = {}
 
     def object_keys(self) -> list[str]:
@@ -262,11 +267,11 @@ class Lake:
         return sorted(self._find())
 
     def _find(self) -> dict[str, str]:
-        found: dict[str, Any] = self._fs.find(self._root, detail=True)
+        found: dict[str, Any] = self.filesystem.find(self.root, detail=True)
         # Before there is any object, an upload in progress may be listed as a directory, which has no tag.
-        return {
-            path.removeprefix(self._root + "/"): info["ETag"] for path, info in found.items() if "ETag" in info
-        }
+        # What the engine keeps there for itself is not data.
+        keys = {path.removeprefix(self.root + "/"): info for path, info in found.items() if "ETag" in info}
+        return {key: info["ETag"] for key, info in keys.items() if not key.startswith("_headrace/")}
 
     def tokens(self) -> dict[str, list[str]]:
         """The tokens of each Parquet object."""
@@ -283,27 +288,27 @@ class Lake:
 
     def table(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """One object."""
-        with self._fs.open(f"{self._root}/{key}", "rb") as file:
+        with self.filesystem.open(f"{self.root}/{key}", "rb") as file:
             return pq.ParquetFile(file).read(columns=columns)
 
     def remove(self, key: str) -> None:
         """Delete one object."""
-        self._fs.rm(f"{self._root}/{key}")
+        self.filesystem.rm(f"{self.root}/{key}")
 
     def move(self, key: str, to: str) -> None:
         """Rename one object."""
-        self._fs.mv(f"{self._root}/{key}", f"{self._root}/{to}")
+        self.filesystem.mv(f"{self.root}/{key}", f"{self.root}/{to}")
 
     def content(self, key: str) -> bytes:
         """The bytes of one object."""
-        found: bytes = self._fs.cat_file(f"{self._root}/{key}")
+        found: bytes = self.filesystem.cat_file(f"{self.root}/{key}")
         return found
 
     def query(self, script: str, query: str) -> pa.Table:
         """Run a script in DuckDB, with the lake for ``{{url}}``, and a query; the result of the query."""
         with duckdb.connect() as database:
-            database.register_filesystem(self._fs)
-            database.execute(script.replace("{{url}}", f"s3://{self._root}"))
+            database.register_filesystem(self.filesystem)
+            database.execute(script.replace("{{url}}", f"s3://{self.root}"))
             return database.sql(query).to_arrow_table()
 
     def rows(self) -> list[dict[str, Any]]:

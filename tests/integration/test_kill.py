@@ -18,6 +18,7 @@ import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from engine.config.tree import LAKE
 from engine.failpoints import POINTS, VARIABLE
 from tests.integration import workload
 from tests.integration.harness import (
@@ -36,7 +37,7 @@ KILLS = 40 if EXPLORE else 15
 VICTIMS = ["tree", "supervisor", "template", "reader", "writer"]
 COLLECTIONS = ["orders", "items"]
 # More with EXPLORE=1: each seed with each state store.
-RUNS = [(1, "redis"), (2, "sqlite"), *([(2, "redis"), (1, "sqlite")] if EXPLORE else [])]
+RUNS = [(1, "redis"), (2, "sqlite"), (3, "lake"), *([(2, "redis"), (1, "sqlite")] if EXPLORE else [])]
 
 
 @pytest.fixture
@@ -65,6 +66,8 @@ def test_killed_at_random(
     rng = random.Random(seed)
     if state == "sqlite":
         config.set("state", url=f"sqlite:///{config.directory}/state.db")
+    elif state == "lake":
+        config.set("state", url=LAKE)
     lake = Lake(stack, config.name)
     plain = PlainStream(mongo, config.name, operation_time(mongo))
     engine: Engine | None = None

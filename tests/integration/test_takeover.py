@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from engine.config.tree import LAKE
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 from tests.integration.test_kill import COLLECTIONS, writing
 
@@ -19,13 +21,17 @@ def second_engine_config(config: EngineConfig) -> EngineConfig:
     """The same configuration for a second engine, with another HTTP port."""
     directory = config.directory / "second"
     directory.mkdir(exist_ok=True)
-    return EngineConfig(config.stack, directory, config.name, {"source": {"collections": COLLECTIONS}})
+    shared = {each: config.sections[each] for each in ("source", "state")}
+    return EngineConfig(config.stack, directory, config.name, shared)
 
 
+@pytest.mark.parametrize("state", ["redis", "lake"])
 def test_an_engine_paused_past_its_lease_is_taken_over(
-    stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str, state: str
 ) -> None:
     config = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
+    if state == "lake":
+        config.set("state", url=LAKE)
     lake = Lake(stack, unique)
     plain = PlainStream(mongo, unique, operation_time(mongo))
     with Engine(config) as first, Engine(second_engine_config(config)) as second:

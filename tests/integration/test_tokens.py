@@ -67,7 +67,7 @@ def test_footers_contain_complete_tokens(server: Client, config: EngineConfig, l
     server[config.name].orders.insert_one({"_id": 70.5})
     catch_up(config)
     (key,) = lake.object_keys()
-    with lake._fs.open(f"{lake._root}/{key}", "rb") as file:
+    with lake.filesystem.open(f"{lake.root}/{key}", "rb") as file:
         facts = pq.ParquetFile(file).metadata.metadata
     stages: list[dict[str, Any]] = [{"$changeStreamSplitLargeEvent": {}}] if splits(server) else []
     with server[config.name].watch(stages, start_at_operation_time=start) as stream:

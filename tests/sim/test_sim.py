@@ -19,12 +19,16 @@ from engine.core.actions import Acquire
 from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommit, WriteIntent
 from engine.core.messages import Intent, Survey, Surveyed
 from engine.core.segments import SegmentEnd, Segmenter
+from engine.state.lake import LakeStore
+from engine.state.seam import Lease
 from tests.sim import world
-from tests.sim.world import ForgetfulWorld, SplitWorld, World
+from tests.sim.conditional import ChaoticObjects, Write
+from tests.sim.world import ForgetfulWorld, LakeWorld, SplitWorld, World
 
 SEEDS = 4_000
 SEEDS_OF_SPLITS = 1_500
 SEEDS_OF_LOSSES = 1_000
+SEEDS_IN_THE_LAKE = 1_000
 SEEDS_FOR_BROKEN = 2_000
 
 
@@ -64,6 +68,33 @@ def test_no_seed_continues_from_a_lost_state() -> None:
         played.run()
         refusals += played.refusals
     assert refusals > 10
+
+
+def test_no_seed_is_led_astray_by_conditional_writes() -> None:
+    assert play_all(SEEDS_IN_THE_LAKE, LakeWorld) > 100 * SEEDS_IN_THE_LAKE
+
+
+def replaces_whatever_is_there(self: ChaoticObjects, write: Write) -> str | None:
+    return APPLY(self, (*write[:3], True))
+
+
+def takes_no_for_yes(self: LakeStore, operation: str, lease: Lease) -> Any:
+    return self._read(lease.stream)
+
+
+APPLY = ChaoticObjects.apply
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [(ChaoticObjects, "apply", replaces_whatever_is_there), (LakeStore, "_ours", takes_no_for_yes)],
+)
+def test_a_broken_fence_is_caught(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN), LakeWorld)
 
 
 def commits_before_acknowledgement(self: Ledger, seq: int) -> list[Effect]:
@@ -173,5 +204,5 @@ def test_an_unfenced_store_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    for kind in (World, SplitWorld, ForgetfulWorld):
+    for kind in (World, SplitWorld, ForgetfulWorld, LakeWorld):
         print(f"{kind.__name__}: {number} seeds, {play_all(number, kind)} steps: exact")

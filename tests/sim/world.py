@@ -39,6 +39,10 @@ from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
 from engine.core.store import FromStore, LeaseDenied, LeaseLost, LeaseTaken, StateRead, Written
 from engine.core.stream import Settings
+from engine.errors import LeaseLostError, TransientError
+from engine.state.lake import LakeStore
+from engine.state.seam import HeldElsewhere, Lease
+from tests.sim.conditional import ChaoticObjects, Connection
 
 STREAM = "shop.orders"
 LEASE_TTL_S = 10.0
@@ -581,13 +585,14 @@ class World:
         self.slow = rng.choice(("", "store", "reader", "writer", "pipes"))
         self._faults_left = rng.randrange(faults + 1)
         self.pipeline = "[]"
-        self.engines = [Engine(self, "engine-0", self._writers)]
+        self.engines = [self.engine_kind(self, "engine-0", self._writers)]
         self.orphans: list[Orphan] = []
         self.orphan_stores: list[Engine] = []
         self.steps_taken = 0
         self.refusals = 0
 
     pool = 0
+    engine_kind: type[Engine] = Engine
     documents: Mapping[str, str] = {}  # shared documents, by name
 
     def streams(self) -> list[StreamSpec]:
@@ -630,6 +635,10 @@ class World:
             told = read_record(self.records[stream].fields).replaced.get(REPLACED, 0)
             assert told >= last, f"event {last} has replaced a collection, but the record does not say so"
 
+    def known_streams(self) -> Sequence[str]:
+        """The streams that have a record."""
+        return list(self.records)
+
     def events_of(self, _: str) -> Sequence[Event]:
         """All events that a stream will ever have."""
         return self.mongo.events
@@ -656,7 +665,7 @@ class World:
                 break
         else:
             raise AssertionError(f"not done after {steps_max} steps: {self.engines[-1].coordinator.streams}")
-        events = [(stream, event) for stream in self.records for event in self.events_of(stream)]
+        events = [(stream, event) for stream in self.known_streams() for event in self.events_of(stream)]
         missing = {(stream, event.number) for stream, event in events if not event.fickle} - self.lake.events()
         assert not missing, f"missing from the lake: {sorted(missing)}"
 
@@ -708,7 +717,7 @@ class World:
         """Start an engine, sometimes with another selection (which selects the same events)."""
         if self.rng.random() < 0.2:
             self.pipeline = f'[{{"$match": {{"number": {self.rng.random()}}}}}]'
-        self.engines.append(Engine(self, f"engine-{self.rng.random()}", self._writers))
+        self.engines.append(self.engine_kind(self, f"engine-{self.rng.random()}", self._writers))
 
     def _is_done(self) -> bool:
         if any(engine.paused_until > self.now for engine in self.engines):
@@ -841,3 +850,111 @@ class ForgetfulWorld(World):
     def _is_done(self) -> bool:
         accepted = all(engine.coordinator.streams[STREAM].stage not in UNSURVEYED for engine in self.engines)
         return (self._truth is None or accepted) and super()._is_done()
+
+
+class LakeEngine(Engine):
+    """An engine whose state is in the lake: the real store, on an object store that misbehaves.
+
+    State: what it has been doing in the store; a request may let other engines in, but not this one.
+    """
+
+    world: LakeWorld
+
+    def __init__(self, world: LakeWorld, name: str, writers: int) -> None:
+        objects = Connection(world.objects)
+        self.store = LakeStore(objects, "lake", clock=lambda: world.now, prove=False)
+        self.leases: dict[str, Lease] = {}
+        self.busy = False
+        super().__init__(world, name, writers)
+
+    def _store_step(self) -> None:
+        if self.busy:
+            return
+        self.busy = True
+        action = self.store_queue[0]
+        try:
+            self._attempt(action)
+        except TransientError:
+            return  # it stays the next one
+        finally:
+            self.busy = False
+        if self.store_queue and self.store_queue[0] is action:  # an engine that dies drops what it has queued
+            self.store_queue.popleft()
+
+    def _attempt(self, action: act.Action) -> None:
+        match action:
+            case act.Acquire(stream, document):
+                found = self.store.acquire(stream, self.name, LEASE_TTL_S)
+                if isinstance(found, HeldElsewhere):
+                    self.store_results.append(LeaseDenied(stream, found.holder, found.expires_in_s))
+                    return
+                self.leases[stream] = found.lease
+                text = self.world.documents.get(document or "")
+                self.store_results.append(LeaseTaken(stream, found.fields, text))
+            case act.Renew(streams):
+                for stream in streams:
+                    self._fenced(stream, lambda lease: self.store.renew(lease, LEASE_TTL_S))
+            case act.Release(streams):
+                for stream in streams:
+                    self._fenced(stream, self.store.release)
+                    self.leases.pop(stream, None)
+            case act.ReadState(about):
+                self.store_results.append(StateRead(about, self.store.read_all()))
+            case act.Write(stream, generation, change, kind, seq):
+                before = self.world.records[stream].fields.get("position")
+                if self._fenced(stream, lambda lease: self.store.write(lease, change.put, change.remove)):
+                    self.world.check_commit(stream, before)
+                    self.store_results.append(Written(stream, generation, kind, seq))
+
+    def _fenced(self, stream: str, do: Callable[[Lease], None]) -> bool:
+        lease = self.leases.get(stream)
+        if lease is None:
+            return False
+        try:
+            do(lease)
+        except LeaseLostError:
+            del self.leases[stream]
+            self.store_results.append(LeaseLost(stream))
+            return False
+        return True
+
+
+class Records(dict[str, StoredStream]):
+    """The records as they are in the lake."""
+
+    def __init__(self, objects: ChaoticObjects) -> None:
+        super().__init__()
+        self._objects = objects
+
+    def __missing__(self, stream: str) -> StoredStream:
+        stored = self._objects.objects.get(f"streams/{stream}.json")
+        if stored is None:
+            return StoredStream()
+        found = msgspec.json.decode(stored.body)
+        return StoredStream(found["epoch"], found["owner"], 0.0, found["fields"])
+
+
+class LakeWorld(World):
+    """The state is in the lake, whose conditional writes lose their answers and arrive late."""
+
+    engine_kind = LakeEngine
+
+    def __init__(self, seed: int) -> None:
+        self.objects = ChaoticObjects(random.Random(-seed - 1), self._let_others_in)
+        self.engines = []
+        super().__init__(seed)
+        self.objects.now = lambda: self.now
+        self.records = Records(self.objects)
+
+    def known_streams(self) -> Sequence[str]:
+        """The only one."""
+        return [STREAM]
+
+    def _let_others_in(self) -> None:
+        idle = [each for each in self._stores() if each.store_queue and not each.busy]
+        if idle:
+            self.objects.rng.choice(idle)._store_step()
+
+    def _stores(self) -> list[LakeEngine]:
+        engines = [*self.engines, *getattr(self, "orphan_stores", ())]
+        return [each for each in engines if isinstance(each, LakeEngine)]

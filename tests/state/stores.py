@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import redis
 
+from bench.local import LocalStack
 from bench.local.servers import Process, Valkey, free_ports, valkey_path
-from engine.state.seam import Acquired, Lease, StateStore
+from engine.config.tree import S3Config, SinkConfig
+from engine.quantities import Secret
+from engine.state.seam import Acquired, HeldElsewhere, Lease, StateStore
 
 TTL_S = 30.0
 
@@ -46,6 +50,25 @@ def acquired(store: StateStore, owner: str, ttl_s: float = TTL_S, **options: str
     found = store.acquire("s", owner, ttl_s, **options)
     assert isinstance(found, Acquired), found
     return found
+
+
+def acquired_after(store: StateStore, owner: str, ttl_s: float) -> Acquired:
+    """Acquire a lease of this duration from an owner that no longer renews it.
+
+    Some stores have a clock of their own; others must have seen the lease unchanged for so long.
+    """
+    deadline = time.monotonic() + ttl_s + 10
+    while isinstance(found := store.acquire("s", owner, TTL_S), HeldElsewhere):
+        assert time.monotonic() < deadline, found
+        time.sleep(min(max(found.expires_in_s, 0.01), ttl_s))
+    return found
+
+
+def s3_sink(stack: LocalStack, name: str) -> SinkConfig:
+    """A sink of this name on the local S3 server."""
+    s3 = stack.s3
+    keys = S3Config("us-east-1", s3.endpoint_url, Secret(s3.access_key), Secret(s3.secret_key))
+    return SinkConfig(f"s3://{stack.bucket}/{name}", s3=keys)
 
 
 def every_act(store: StateStore, lease: Lease) -> list[Callable[[], object]]:

@@ -21,7 +21,7 @@ PLAN = Plan("p", "shop", "orders", Selection(), "", "", (), 0, 0, 1.0)
 
 def opened(server: Valkey, attempts: int) -> StateStore:
     retry = RetryConfig(max_attempts=attempts, initial_delay=0.01, max_delay=0.05)  # type: ignore[arg-type]
-    return open_retrying(StateConfig(url=Secret(server.url)), retry)
+    return open_retrying(StateConfig(url=Secret(server.url)), None, retry)
 
 
 def test_a_plan_is_kept_when_the_store_is_back(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:

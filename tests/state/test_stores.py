@@ -14,25 +14,25 @@ import trustme
 
 from bench.local import LocalStack
 from engine.config import Secret
-from engine.config.tree import StateConfig
+from engine.config.tree import LAKE, SinkConfig, StateConfig
 from engine.errors import ConfigError, LeaseLostError, TransientError
 from engine.state.opening import open_store
 from engine.state.seam import Acquired, HeldElsewhere, StateStore
-from tests.state.stores import TTL_S, Open, acquired, sentinel_before
+from tests.state.stores import TTL_S, Open, acquired, acquired_after, s3_sink, sentinel_before
 from tests.tls import tls_in_front_of
 
 SHORT_TTL_S = 0.2
 
 
-@pytest.fixture(params=["sqlite", "redis", "redis-acl", "rediss", "sentinel"])
+@pytest.fixture(params=["lake", "lake-file", "sqlite", "redis", "redis-acl", "rediss", "sentinel"])
 def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Open]:
     """Opens the same store any number of times."""
     opened: list[StateStore] = []
 
-    def opener(url: str) -> Open:
+    def opener(url: str, sink: SinkConfig | None = None) -> Open:
         def open_it(*, read_only: bool = False, **changes: object) -> StateStore:
             settings = {"url": Secret(url), "prefix": unique} | changes
-            store = open_store(StateConfig(**settings), read_only=read_only)  # type: ignore[arg-type]
+            store = open_store(StateConfig(**settings), sink, read_only=read_only)  # type: ignore[arg-type]
             opened.append(store)
             return store
 
@@ -40,6 +40,10 @@ def open_state(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path
 
     port = stack.valkey.port
     match request.param:
+        case "lake":
+            yield opener(LAKE, s3_sink(stack, unique))
+        case "lake-file":
+            yield opener(LAKE, SinkConfig(f"file://{tmp_path}/la ke%20?#"))
         case "sqlite":
             yield opener(f"sqlite:///{tmp_path}/state.db")
         case "redis":
@@ -111,8 +115,7 @@ def test_the_owner_may_acquire_again(open_state: Open) -> None:
 def test_an_expired_lease_is_free_and_the_epoch_grows(open_state: Open) -> None:
     store = open_state()
     first = acquired(store, "a", SHORT_TTL_S).lease
-    time.sleep(2 * SHORT_TTL_S)
-    assert acquired(store, "b").lease.epoch > first.epoch
+    assert acquired_after(store, "b", SHORT_TTL_S).lease.epoch > first.epoch
 
 
 def test_renewal_keeps_a_lease(open_state: Open) -> None:
@@ -140,8 +143,7 @@ def test_a_holder_other_than_the_named_one_is_not_replaced(open_state: Open) -> 
 def test_the_loser_of_a_lease_can_do_nothing(open_state: Open) -> None:
     store = open_state()
     lost = acquired(store, "a", SHORT_TTL_S).lease
-    time.sleep(2 * SHORT_TTL_S)
-    kept = acquired(open_state(), "b").lease
+    kept = acquired_after(open_state(), "b", SHORT_TTL_S).lease
     store.write(kept, {"x": "kept"})
     for act in (lambda: store.write(lost, {"x": "lost"}, ["x"]), lambda: store.renew(lost, TTL_S)):
         with pytest.raises(LeaseLostError):
@@ -169,7 +171,7 @@ def test_prefixes_isolate_engines(open_state: Open, unique: str) -> None:
     store, other = open_state(), open_state(prefix=f"{unique}:b")
     store.write(acquired(store, "a").lease, {"x": "1"})
     assert acquired(other, "b").fields == {}
-    assert store.read_all()["s"] == ({"x": "1"}, "a")
+    assert store.read_all() == {"s": ({"x": "1"}, "a")}
 
 
 def test_shared_documents_grow_by_one_version(open_state: Open) -> None:
@@ -198,6 +200,35 @@ def test_only_one_of_many_writers_wins_a_version(open_state: Open) -> None:
     for each in threads:
         each.join()
     assert open_state().read_shared("d")[0] == sum(won)
+
+
+def test_all_shared_documents_are_read_with_their_names(open_state: Open, unique: str) -> None:
+    store, other = open_state(), open_state(prefix=f"{unique}:b")
+    assert store.read_all_shared() == {}
+    names = ["schema:shop.a:b/c é*{}[x]", "backfills", "a" * 200, "schema:Shop.orders", "schema:shop.orders"]
+    for name in names:
+        assert store.write_shared(name, 1, f"of {name}")
+    assert store.write_shared("backfills", 2, "")
+    assert other.write_shared("of another prefix", 1, "x")
+    store.write(acquired(store, "a").lease, {"x": "1"})
+    wanted = {name: (1, f"of {name}") for name in names} | {"backfills": (2, "")}
+    assert open_state().read_all_shared() == wanted
+    assert list(open_state().read_all_shared()) == sorted(wanted)
+
+
+def test_a_shared_document_is_put_in_place_or_removed(open_state: Open) -> None:
+    store = open_state()
+    store.put_shared("d", 7, "seven")
+    assert open_state().read_shared("d") == (7, "seven")
+    assert not store.write_shared("d", 7, "other")
+    assert store.write_shared("d", 8, "eight")
+    store.put_shared("d", 3, "three")
+    assert store.read_all_shared() == {"d": (3, "three")}
+    store.put_shared("d", 0, "")
+    store.put_shared("never was", 0, "")
+    assert open_state().read_shared("d") == (0, "")
+    assert store.read_all_shared() == {}
+    assert store.write_shared("d", 1, "one")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,214 @@
+"""Rows of the fold in bounded memory: divided by a hash of their id, reduced, and put on disk when there are many.
+
+A row of the fold has ``ID``, ``TIME`` and ``LATER`` besides the columns of the lake. ``reduced`` keeps what can
+still count, whatever else there is: of each id, the last row that counts, the updates without a document after it,
+and the first of the rows that are later than what is folded.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ID, TIME, LATER = "_cdc_fold_id", "_cdc_fold_time", "_cdc_fold_later"
+
+Rows = Sequence[pa.RecordBatch]
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+# A part that is larger than memory is divided into so many, by other bits of the hash, and these again. What is
+# too large at the deepest level are the updates without a document of a few ids.
+_WAYS, _DEEPEST = 16, 3
+
+
+class Parts:
+    """Rows divided into parts.
+
+    State: of each part, the rows that are in memory, at most ``memory`` bytes in all, and a file with the others.
+    Owner: the fold, or the part of it that is divided here.
+
+    Args:
+        directory: where the files are; must be empty.
+        number_of: the part of an id, from its hash; None for one that is not wanted.
+    """
+
+    def __init__(
+        self, directory: Path, memory: int, number_of: Callable[[int], int | None], level: int = 0
+    ) -> None:
+        self._directory = directory
+        self._memory = memory
+        self._number_of = number_of
+        self._level = level
+        self._held: dict[int, list[pa.RecordBatch]] = {}
+        self._held_bytes = 0
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Add rows."""
+        numbers = [self._number_of(hash_of(id_)) for id_ in rows.column(ID).to_pylist()]
+        found = np.array([-1 if each is None else each for each in numbers], np.int64)
+        order = np.argsort(found, kind="stable")
+        starts = np.flatnonzero(np.diff(found[order], prepend=-2))
+        for indices in np.split(order, starts[1:]) if len(order) else []:
+            if (number := int(found[indices[0]])) >= 0:
+                part = rows.take(pa.array(indices))
+                self._held.setdefault(number, []).append(part)
+                self._held_bytes += part.nbytes
+        if self._held_bytes > self._memory:
+            self.spill()
+
+    def spill(self) -> None:
+        """Put what is in memory on disk."""
+        for number, rows in self._held.items():
+            with self._file(number).open("ab") as file:
+                for batch in reduced(rows):
+                    with pa.ipc.new_stream(file, batch.schema) as stream:
+                        stream.write_batch(batch)
+        self._held, self._held_bytes = {}, 0
+
+    @property
+    def spilled(self) -> bool:
+        """Whether there is anything on disk."""
+        return any(self._directory.iterdir())
+
+    def take(self, number: int) -> Iterator[Rows]:
+        """The rows of a part, reduced, in groups; all rows of an id are in one. Call it once for each part."""
+        path = self._file(number)
+        if not path.exists():
+            yield reduced(self._held.pop(number, []))
+            return
+        size = path.stat().st_size
+        if size <= self._memory or self._level == _DEEPEST:
+            yield self._all(path)
+            path.unlink()
+            return
+        below = self._directory / f"{number}.parts"
+        below.mkdir()
+        inner = Parts(below, self._memory, self._number_below, self._level + 1)
+        for batch in _read(path):
+            inner.add(batch)
+        path.unlink()
+        inner.spill()
+        for each in range(_WAYS):
+            yield from inner.take(each)
+        below.rmdir()
+
+    def _number_below(self, hash_: int) -> int:
+        return (hash_ >> (8 + 4 * self._level)) % _WAYS
+
+    def _all(self, path: Path) -> Rows:
+        """A part from its file, without ever holding many more rows than can count."""
+        found: list[pa.RecordBatch] = []
+        size = 0
+        for batch in _read(path):
+            found.append(batch)
+            size += batch.nbytes
+            if size > self._memory:
+                found = list(reduced(found))
+                size = sum(each.nbytes for each in found) // 2
+        return reduced(found)
+
+    def _file(self, number: int) -> Path:
+        return self._directory / f"{number}.arrow"
+
+
+def hash_of(id_: str) -> int:
+    """The hash of a ``_cdc_id``: 32 bits, the same in every process."""
+    return zlib.crc32(id_.encode())
+
+
+def _read(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a file, which is one stream after another, as each may have columns of its own."""
+    size = path.stat().st_size
+    with pa.OSFile(str(path)) as file:
+        while file.tell() < size:
+            with pa.ipc.open_stream(file) as stream:
+                yield from stream
+
+
+def reduced(rows: Rows) -> Rows:
+    """The rows that can still count, in their batches."""
+    rows = [batch for batch in rows if batch.num_rows]
+    if not rows:
+        return []
+    ids = pa.chunked_array([batch.column(ID) for batch in rows]).combine_chunks().dictionary_encode()
+    codes: Ints = ids.indices.to_numpy().astype(np.int64)
+    later: Bools = _of_all(rows, LATER)
+    kept = np.concatenate([_last(rows, codes, ~later), _first(rows, codes, later)])
+    return _taken(rows, np.sort(kept))
+
+
+def _of_all(rows: Rows, name: str) -> np.ndarray[tuple[int], np.dtype[Any]]:
+    return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in rows])
+
+
+def _last(rows: Rows, codes: Ints, chosen: Bools) -> Ints:
+    """Of each id, the last row that counts, and the updates after it."""
+    tokens = pa.chunked_array([_column(batch, "_cdc_token") for batch in rows]).combine_chunks()
+    indices = np.flatnonzero(chosen)
+    if not len(indices):
+        return indices
+    keys = {
+        "code": pa.array(codes[indices]),
+        "time": pa.array(_of_all(rows, TIME)[indices]),
+        "read": pa.array(np.concatenate([is_read(batch) for batch in rows])[indices].astype(np.int8)),
+        "token": tokens.take(pa.array(indices)),
+    }
+    # Nulls come last: a row without a token is the earliest.
+    by = [("code", "ascending"), ("time", "descending"), ("read", "descending"), ("token", "descending")]
+    order = pc.sort_indices(pa.table(keys), sort_keys=by).to_numpy()
+    indices = indices[order]
+    whole = np.concatenate([is_whole(batch) for batch in rows])[indices].astype(np.int64)
+    before = np.cumsum(whole) - whole
+    starts = np.flatnonzero(np.diff(codes[indices], prepend=-1))
+    counts = np.diff(starts, append=len(indices))
+    kept: Ints = indices[before == np.repeat(before[starts], counts)]
+    return kept
+
+
+def _first(rows: Rows, codes: Ints, chosen: Bools) -> Ints:
+    """Of each id, the first of the later rows."""
+    indices = np.flatnonzero(chosen)
+    order = np.lexsort((_of_all(rows, TIME)[indices], codes[indices]))
+    indices = indices[order]
+    kept: Ints = indices[np.diff(codes[indices], prepend=-1) != 0]
+    return kept
+
+
+def _taken(rows: Rows, kept: Ints) -> Rows:
+    edges = np.cumsum([0, *(batch.num_rows for batch in rows)])
+    bounds = np.searchsorted(kept, edges)
+    found = []
+    for batch, start, at, stop in zip(rows, edges[:-1], bounds[:-1], bounds[1:], strict=True):
+        if stop - at == batch.num_rows:
+            found.append(batch)
+        elif stop > at:
+            found.append(batch.take(pa.array(kept[at:stop] - start)))
+    return found
+
+
+def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
+    return rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, pa.string())
+
+
+def is_read(rows: pa.RecordBatch) -> Bools:
+    """Which rows are documents that a backfill read."""
+    return _true(pc.equal(rows.column("_cdc_op"), "read"))
+
+
+def is_whole(rows: pa.RecordBatch) -> Bools:
+    """Which rows count: all but updates that came without their document."""
+    if "_cdc_has_document" not in rows.schema.names:
+        return np.ones(rows.num_rows, bool)
+    bare = pc.and_kleene(pc.equal(rows.column("_cdc_op"), "update"), pc.invert(rows.column("_cdc_has_document")))
+    return ~_true(bare)
+
+
+def _true(found: pa.Array) -> Bools:
+    result: Bools = pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+    return result
