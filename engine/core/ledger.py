@@ -77,6 +77,9 @@ class WriteCommit(Struct, frozen=True):
     replaced: tuple[Replaced, ...] = ()
 
 
+# See ``first_segment``.
+NUMBERS_PER_SECOND = 100
+
 Effect = WriteIntent | PublishSegment | WriteCommit
 
 
@@ -86,7 +89,7 @@ def first_segment(start: Position) -> int:
     If the state store is lost, the stream starts over; a hundred numbers per second keep it from reusing the keys
     of existing objects.
     """
-    return split_time(start.time)[0] * 100 + 1
+    return split_time(start.time)[0] * NUMBERS_PER_SECOND + 1
 
 
 class Ledger:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
+from engine.core.ledger import NUMBERS_PER_SECOND
 from engine.core.naming import is_split
 from engine.core.position import is_after, split_time, token_data, token_time
 from engine.core.records import StreamRecord
@@ -94,18 +95,37 @@ class Segments:
         self.letters += sum(each.object.parts.dead_letter for each in own)
 
     def end(self) -> Iterator[Finding]:
-        """What is missing after the last segment."""
-        if self._known is not None:
-            yield from self._gap(self._known.committed + 1)
+        """What is missing after the last segment, or altogether."""
+        if self._known is None or self._known.before is None:
+            return
+        committed = self._known.committed
+        if self._previous is not None:
+            yield from self._gap(committed + 1)
+        elif self._known.before.rows and self._from_start:
+            yield self._finding("segment_missing", committed, "there is no object of this stream")
+            return
+        rows = self._known.before.rows
+        if self._from_start and self.rows < rows and not self.letters:
+            what = f"its segments have {self.rows} rows of the {rows} events that were committed"
+            yield Finding("rows_lost", self._stream, what)
 
     def _gap(self, seq: int) -> Iterator[Finding]:
         """The segments that should be before this one and are not."""
-        previous = self._previous[0] if self._previous else 0
         if self._known is not None and self._is_in_flight(seq):
             seq = self._known.committed + 1
-        if previous + 1 < seq and (self._previous or self._from_start):
-            numbers = f"segment {seq - 1}" if previous + 2 == seq else f"segments {previous + 1} to {seq - 1}"
+        if self._previous is None:
+            if self._from_start and not _is_first(seq):
+                yield self._finding("segment_missing", seq, "there is no object of the segments before it")
+            return
+        last = self._previous[0]
+        if last + 1 < seq and not (_is_first(seq) and self._may_have_started_over(seq)):
+            numbers = f"segment {seq - 1}" if last + 2 == seq else f"segments {last + 1} to {seq - 1}"
             yield self._finding("segment_missing", seq - 1, f"there is no object of {numbers}")
+
+    def _may_have_started_over(self, seq: int) -> bool:
+        """Whether the stream may have lost its record, and begun with this segment; see ``core.ledger``."""
+        time = token_time(self._previous[1]) if self._previous else None
+        return time is not None and split_time(time)[0] <= seq // NUMBERS_PER_SECOND
 
     def _unknown(self, seq: int, entries: Sequence[Entry]) -> Iterator[Finding]:
         if self._known is None or self._is_split:  # the record of a split goes when its backfill is finished
@@ -179,6 +199,11 @@ class Segments:
     def _finding(self, kind: Kind, seq: int, what: str, entry: Entry | None = None) -> Finding:
         where = f"segment {seq} of {self._stream}"
         return Finding(kind, where, what, entry.object.key if entry else "")
+
+
+def _is_first(seq: int) -> bool:
+    """Whether a stream may begin with this number."""
+    return seq % NUMBERS_PER_SECOND == 1
 
 
 def _is_at_home(entry: Entry) -> bool:
