@@ -125,15 +125,18 @@ class _Verification:
         return _Report(not self.findings, counts, audited, compared, self._notes)
 
     def _state(self) -> State:
-        def read() -> State:
-            try:
-                records = {name: read_record(fields) for name, (fields, _) in self._store.read_all().items()}
-                return records, Plans(self._store).read_all()
-            except NoStateError:
-                return {}, []
+        try:
+            plans: Sequence[Plan] = self._retry(Plans(self._store).read_all)
+        except NoStateError:
+            plans = ()
+        return self._records(), plans
 
-        found: State = self._retry(read)
-        return found
+    def _records(self) -> dict[str, StreamRecord]:
+        try:
+            known = self._retry(self._store.read_all)
+        except NoStateError:
+            return {}
+        return {name: read_record(fields) for name, (fields, _) in known.items()}
 
     # --- the source --------------------------------------------------------------------------------------
 
@@ -196,7 +199,7 @@ class _Verification:
         def passed() -> int | None:
             positions = [
                 (name, record.position)
-                for name, record in self._state()[0].items()
+                for name, record in self._records().items()
                 if isinstance(record.spec, StreamSpec) and record.spec.covers(*namespace) and not record.closed
             ]
             for name, position in positions:

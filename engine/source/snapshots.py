@@ -65,9 +65,14 @@ class SnapshotScan(SplitScan):
     def _find(self, query: dict[str, Any], options: dict[str, Any]) -> Documents:
         self._opened_at = time.monotonic()
         command = {"find": self._collection, "filter": query, "batchSize": self._batch_size, **options}
-        raw = self._cursor.open(command | {"readConcern": _concern(self._at())})
-        self.time = _time_of(raw)
-        return self._documents(raw)
+        at = self._at()
+        raw = self._cursor.open(command | {"readConcern": _concern(at)})
+        reply, time_of_reply = self._documents(raw), _time_of(raw)
+        if time_of_reply is None and len(reply):  # of a collection that does not exist it says none
+            remedy = "Use MongoDB 5.0 or later, a replica set or a sharded cluster; or use --lake-only."
+            raise ConfigError(self._operation, "the server does not say of which time its snapshot is", remedy)
+        self.time = time_of_reply or at or 0
+        return reply
 
     def _translated(self, error: PyMongoError) -> HeadraceError:
         return _translated(self._operation, error) or super()._translated(error)
@@ -133,12 +138,11 @@ def _concern(at: int | None) -> dict[str, Any]:
     return {"level": "snapshot"} | ({} if at is None else {"atClusterTime": Timestamp(*split_time(at))})
 
 
-def _time_of(raw: bytes) -> int:
+def _time_of(raw: bytes) -> int | None:
     cursor = find(raw, 0, b"cursor")
     found = find(raw, cursor[1], b"atClusterTime") if cursor is not None else None
     if found is None or found[0] != TIMESTAMP:
-        remedy = "Use MongoDB 5.0 or later, a replica set or a sharded cluster."
-        raise ConfigError("read a snapshot", "the server does not say of which cluster time it is", remedy)
+        return None
     increment, seconds = (int.from_bytes(raw[found[1] + at : found[1] + at + 4], "little") for at in (0, 4))
     return make_time(seconds, increment)
 

@@ -1,4 +1,4 @@
-"""The memory of ``verify`` on a large collection: ``EXPLORE=1``, and ``DOCUMENTS`` for another number than 5 million.
+"""The memory of ``verify`` on a large collection: ``EXPLORE=1``; ``DOCUMENTS`` is how many, 5 million by default.
 
 It takes a few minutes, most of them for making the collection and loading it.
 """
