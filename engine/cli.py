@@ -40,6 +40,33 @@ examples:
 
 Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
 """
+_EXPORT = """\
+Write the whole state, without leases, as JSON lines: the position of each stream, schemas, plans of backfills.
+There are no secrets in it. Moving to another state store, while no engine runs:
+
+  headrace state export --config old.toml | headrace state import - --config new.toml
+"""
+_IMPORT = """\
+Put an exported state in place, under the configured state.prefix. A state that is there is only replaced with
+--yes, and never while an engine runs. An export is only good until an engine goes on: a state that is older than
+the lake is refused when the engine starts.
+"""
+_REWIND = """\
+Let streams continue from an earlier position. Nothing in the lake is changed: what is read again lands a second
+time under new keys, with a higher headrace.line in the footers. The rows of one event then have the same
+_cdc_token and different _cdc_seq. Views of current documents are not affected. The oplog must reach back that far.
+
+  headrace state rewind --config prod.toml --to 2026-05-01T07:00:00Z         show what would be done
+  headrace state rewind --config prod.toml --to 2026-05-01T07:00:00Z --yes   do it
+"""
+_REBUILD = """\
+When the state is lost or older than the lake: make it again from the footers of the Parquet files. Streams whose
+record accounts for all that is in the lake are left alone. Segments that may be incomplete are replayed to the
+same keys by the next run, so that each event is in the lake once. What the footers cannot say (where a stream
+without any object was, whether a backfill was finished) is printed, with what to do.
+
+First stop every engine, on every machine, for good: one that is only paused could still publish.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     show = state_commands.add_parser("show", parents=[shared], help="position of each stream")
     show.add_argument("--json", action="store_true", help="one JSON object per stream (the default in a pipe)")
     show.set_defaults(act=_state_show)
+    _add_state_commands(state_commands, shared)
     return parser
 
 
@@ -261,6 +289,59 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _add_state_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    text = argparse.RawDescriptionHelpFormatter
+    export = commands.add_parser(
+        "export",
+        parents=[shared],
+        help="write the whole state as JSON lines",
+        description=_EXPORT,
+        formatter_class=text,
+    )
+    export.add_argument("file", nargs="?", default="-", metavar="FILE", help="- (the default): standard output")
+    export.set_defaults(act=_state_export)
+
+    import_ = commands.add_parser(
+        "import",
+        parents=[shared],
+        help="put an exported state in place",
+        description=_IMPORT,
+        formatter_class=text,
+    )
+    import_.add_argument("file", metavar="FILE", help="what state export has written; -: standard input")
+    import_.add_argument("--yes", action="store_true", help="replace the state that is there")
+    import_.add_argument(
+        "--moved-lake", action="store_true", help="the lake was moved, as it was, to the configured sink.url"
+    )
+    import_.set_defaults(act=_state_import)
+
+    rewind = commands.add_parser(
+        "rewind",
+        parents=[shared],
+        help="continue from an earlier position",
+        description=_REWIND,
+        formatter_class=text,
+    )
+    rewind.add_argument(
+        "--to", required=True, metavar="TIME|TOKEN", help="RFC 3339, for example 2026-05-01T07:00:00Z; or a token"
+    )
+    rewind.add_argument("--stream", action="append", default=[], metavar="S", help="repeatable (default: all)")
+    rewind.add_argument("--yes", action="store_true", help="do it; otherwise it is only shown")
+    rewind.set_defaults(act=_state_rewind)
+
+    rebuild = commands.add_parser(
+        "rebuild",
+        parents=[shared],
+        help="make a lost or older state again, from the lake",
+        description=_REBUILD,
+        formatter_class=text,
+    )
+    rebuild.add_argument("--yes", action="store_true", help="write it; otherwise it is only shown")
+    rebuild.set_defaults(act=_state_rebuild)
+
+
 def _time(text: str) -> str:
     try:
         time = datetime.fromisoformat(text)
@@ -296,6 +377,30 @@ def _verify(config: Config, options: argparse.Namespace) -> int:
 
     wanted = Options(options.collections, options.since, options.until, options.lake_only, options.examples)
     return verify(config, wanted, as_json=options.json or not sys.stdout.isatty())
+
+
+def _state_export(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.state import export_state
+
+    return export_state(config, options.file)
+
+
+def _state_import(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.state import import_state
+
+    return import_state(config, options.file, yes=options.yes, moved_lake=options.moved_lake)
+
+
+def _state_rewind(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.rewind import rewind
+
+    return rewind(config, options.to, options.stream, yes=options.yes)
+
+
+def _state_rebuild(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.rebuild import rebuild_state
+
+    return rebuild_state(config, yes=options.yes)
 
 
 def _state_show(config: Config, options: argparse.Namespace) -> int:

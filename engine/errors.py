@@ -13,8 +13,9 @@ from typing import Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 _RESTORE = (
-    "Restore the store's data, and make sure that it is durable and never evicts (Redis: appendonly and "
-    "maxmemory-policy noeviction). The footers of the newest objects show the position of the lake."
+    "Restore the store's newest data, or stop every engine and make the state again from the lake (headrace state "
+    "rebuild). Make sure that the store is durable and never evicts (Redis: appendonly and maxmemory-policy "
+    "noeviction)."
 )
 
 FailureKind = Literal["config", "transient", "stream_lost", "lease_lost", "fatal"]

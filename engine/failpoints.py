@@ -19,6 +19,7 @@ Point = Literal[
     "before_intent",
     "after_intent",
     "before_publish",
+    "between_objects",
     "after_publish",
     "before_acknowledge",
     "after_acknowledge",

@@ -8,6 +8,8 @@ This is the only place where the rule is defined:
 - An update without its document (looked up too late, over 16 MiB, or not requested) never counts as that
   row, because its columns are null. Its changes are in ``_cdc_pending``: the ``_cdc_update`` of such updates after
   the row that counts, in order; null if there are none.
+- After a rewind one event has several rows, with the same token. One with a document comes after one without; then
+  the greater ``_cdc_seq`` decides, because that one was read later.
 - ``drop``, ``rename`` and ``loaded`` void everything before them in the collection, whichever stream they are
   in: a drop is an event of only one part of a split collection. ``loaded`` is the mark of a backfill that has read
   the whole collection (``core.backfill``): what it did not see was gone when it started.
@@ -54,7 +56,8 @@ class Dialect(NamedTuple):
 DUCKDB = Dialect(
     older="""
     UNION ALL BY NAME
-    SELECT NULL::VARCHAR AS _cdc_id, NULL::BIGINT AS _cdc_timestamp, NULL::BOOLEAN AS _cdc_has_document
+    SELECT NULL::VARCHAR AS _cdc_id, NULL::BIGINT AS _cdc_timestamp, NULL::BOOLEAN AS _cdc_has_document,
+        NULL::BIGINT AS _cdc_seq
     WHERE false""",
     key="CAST(json_extract(_cdc_key, '$._id') AS VARCHAR)",
     token_time="CAST('0x' || substr(_cdc_token, 3, 16) AS BIGINT)",
@@ -112,6 +115,10 @@ _cdc_counted AS (
     SELECT
         *,
         row_number() OVER _cdc_backwards AS _cdc_fold_row,
+        lag(_cdc_token) OVER (
+            PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id
+            ORDER BY {order}
+        ) AS _cdc_fold_later,
         sum(_cdc_fold_whole) OVER _cdc_backwards AS _cdc_fold_so_far,
         sum(_cdc_fold_whole) OVER _cdc_whole AS _cdc_fold_in_all
     FROM _cdc_living
@@ -119,7 +126,7 @@ _cdc_counted AS (
         _cdc_whole AS (PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id),
         _cdc_backwards AS (
             PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id
-            ORDER BY _cdc_fold_time DESC, _cdc_fold_read DESC, _cdc_token DESC NULLS LAST
+            ORDER BY {order}
             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
         )
 ),
@@ -128,7 +135,7 @@ _cdc_updates AS (
         _cdc_database, _cdc_collection, _cdc_fold_id,
         {updates} AS _cdc_pending
     FROM _cdc_counted
-    WHERE _cdc_fold_so_far = 0
+    WHERE _cdc_fold_so_far = 0 AND _cdc_token IS DISTINCT FROM _cdc_fold_later
     GROUP BY _cdc_database, _cdc_collection, _cdc_fold_id
 )
 SELECT * {without}
@@ -139,7 +146,9 @@ WHERE _cdc_op <> 'delete'
         (_cdc_fold_so_far = 1 AND _cdc_fold_whole = 1)
         OR (_cdc_fold_in_all = 0 AND _cdc_fold_row = 1)
     )"""
-_HELPERS = ("id", "time", "read", "whole", "end", "row", "so_far", "in_all")
+_ORDER = """_cdc_fold_time DESC, _cdc_fold_read DESC, _cdc_token DESC NULLS LAST,
+                _cdc_fold_whole DESC, _cdc_seq DESC NULLS LAST"""
+_HELPERS = ("id", "time", "read", "whole", "end", "row", "later", "so_far", "in_all")
 
 
 def fold_sql(rows: str, dialect: Dialect) -> str:
@@ -150,7 +159,8 @@ def fold_sql(rows: str, dialect: Dialect) -> str:
     """
     helpers = ", ".join(f"_cdc_fold_{each}" for each in _HELPERS)
     parts = dialect._replace(without=dialect.without.format(helpers))
-    return _FOLD.format(rows=rows, endings=", ".join(f"'{each}'" for each in ENDINGS), **parts._asdict())
+    endings = ", ".join(f"'{each}'" for each in ENDINGS)
+    return _FOLD.format(rows=rows, endings=endings, order=_ORDER, **parts._asdict())
 
 
 _DUCKDB_FILE = """\

@@ -22,7 +22,8 @@ CREATE OR REPLACE MACRO current_state(files) AS TABLE
 WITH _cdc_rows AS (
     SELECT * FROM read_parquet(files, union_by_name = true, hive_partitioning = false)
     UNION ALL BY NAME
-    SELECT NULL::VARCHAR AS _cdc_id, NULL::BIGINT AS _cdc_timestamp, NULL::BOOLEAN AS _cdc_has_document
+    SELECT NULL::VARCHAR AS _cdc_id, NULL::BIGINT AS _cdc_timestamp, NULL::BOOLEAN AS _cdc_has_document,
+        NULL::BIGINT AS _cdc_seq
     WHERE false
 ),
 _cdc_placed AS (
@@ -59,6 +60,11 @@ _cdc_counted AS (
     SELECT
         *,
         row_number() OVER _cdc_backwards AS _cdc_fold_row,
+        lag(_cdc_token) OVER (
+            PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id
+            ORDER BY _cdc_fold_time DESC, _cdc_fold_read DESC, _cdc_token DESC NULLS LAST,
+                _cdc_fold_whole DESC, _cdc_seq DESC NULLS LAST
+        ) AS _cdc_fold_later,
         sum(_cdc_fold_whole) OVER _cdc_backwards AS _cdc_fold_so_far,
         sum(_cdc_fold_whole) OVER _cdc_whole AS _cdc_fold_in_all
     FROM _cdc_living
@@ -66,7 +72,8 @@ _cdc_counted AS (
         _cdc_whole AS (PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id),
         _cdc_backwards AS (
             PARTITION BY _cdc_database, _cdc_collection, _cdc_fold_id
-            ORDER BY _cdc_fold_time DESC, _cdc_fold_read DESC, _cdc_token DESC NULLS LAST
+            ORDER BY _cdc_fold_time DESC, _cdc_fold_read DESC, _cdc_token DESC NULLS LAST,
+                _cdc_fold_whole DESC, _cdc_seq DESC NULLS LAST
             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
         )
 ),
@@ -75,10 +82,10 @@ _cdc_updates AS (
         _cdc_database, _cdc_collection, _cdc_fold_id,
         list(_cdc_update ORDER BY _cdc_fold_time, _cdc_token) AS _cdc_pending
     FROM _cdc_counted
-    WHERE _cdc_fold_so_far = 0
+    WHERE _cdc_fold_so_far = 0 AND _cdc_token IS DISTINCT FROM _cdc_fold_later
     GROUP BY _cdc_database, _cdc_collection, _cdc_fold_id
 )
-SELECT * EXCLUDE (_cdc_fold_id, _cdc_fold_time, _cdc_fold_read, _cdc_fold_whole, _cdc_fold_end, _cdc_fold_row, _cdc_fold_so_far, _cdc_fold_in_all)
+SELECT * EXCLUDE (_cdc_fold_id, _cdc_fold_time, _cdc_fold_read, _cdc_fold_whole, _cdc_fold_end, _cdc_fold_row, _cdc_fold_later, _cdc_fold_so_far, _cdc_fold_in_all)
 FROM _cdc_counted
 LEFT JOIN _cdc_updates USING (_cdc_database, _cdc_collection, _cdc_fold_id)
 WHERE _cdc_op <> 'delete'

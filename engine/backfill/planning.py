@@ -19,6 +19,7 @@ from bson.errors import InvalidId
 from pymongo.errors import OperationFailure
 
 from engine.config import Config
+from engine.config.streams import named_collections, streams_of
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
@@ -65,12 +66,13 @@ def server_clock(config: Config) -> str:
 def absentees(config: Config) -> list[str]:
     """A sentence for each thing that the configuration names but does not exist."""
     with connect(config.source.uri) as client:
-        return absent(client, config.source.database, config.source.collections)
+        return absent(client, config.source.database, named_collections(config.source))
 
 
 def list_collections(config: Config) -> list[Namespace]:
-    """The collections of the watched database, or of all of them, without views and system collections."""
+    """The existing collections that the configuration captures, without views and system collections."""
     source = config.source
+    specs = streams_of(source)
     with connect(config.source.uri) as client, translated("list the collections"):
         databases = [source.database]
         if source.watch == "deployment":
@@ -80,6 +82,7 @@ def list_collections(config: Config) -> list[Namespace]:
             for database in databases
             for entry in sorted(_entries(client, database), key=lambda entry: str(entry["name"]))
             if entry["type"] != "view" and not entry["name"].startswith("system.")
+            if any(spec.covers(database, entry["name"]) for spec in specs)
         ]
 
 

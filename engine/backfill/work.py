@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from engine.backfill.planner import Planner
 from engine.backfill.plans import Plans, plans_of
 from engine.config import Config
+from engine.config.streams import streams_of
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
 from engine.core.handover import overlap
 from engine.core.ledger import Ledger
@@ -54,7 +55,7 @@ NOTHING = Work()
 def prepare(
     config: Config,
     planner: Planner,
-    names: Sequence[str],
+    wanted: Sequence[tuple[str, str]],
     selection: Selection,
     *,
     restart: bool = False,
@@ -63,7 +64,7 @@ def prepare(
     """The remaining work to load these collections; makes plans where there are none.
 
     Args:
-        names: collections of the configured database; if empty, all existing ones that the configuration watches.
+        wanted: the collections; if empty, all that the configuration captures, of those that exist.
         restart: forget what has been done, and start over.
         beginning: their change streams are about to start: a plan of which anything was read is too old for them,
             and a collection that does not exist (yet) is left out.
@@ -71,12 +72,10 @@ def prepare(
     Raises:
         ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
     """
-    from engine.backfill.planning import list_collections, make_plans
+    from engine.backfill.planning import make_plans
 
-    is_asked_for = bool(names) and not beginning
-    names = names or (config.source.collections if config.source.watch == "collections" else ())
-    named = [(config.source.database, name) for name in dict.fromkeys(names)]
-    wanted = named or planner.call(list_collections, config)
+    is_asked_for = bool(wanted) and not beginning
+    wanted = wanted or _captured(config, planner, streams_of(config.source))
     with plans_of(config) as plans:
         existing = {namespace: plans.read(".".join(namespace)) for namespace in wanted}
         known = plans.records()
@@ -96,7 +95,7 @@ def prepare(
         for made in planner.call(make_plans, config, fresh, selection, not is_asked_for) if fresh else []:
             namespace = made.database, made.collection
             before = existing[namespace]
-            has_older = before is not None or _is_streamed(made, known)
+            has_older = restart or before is not None or _is_streamed(made, known)
             plan = made if has_older else replace(made, since=None)  # there is nothing for a mark to void
             found[namespace] = plans.save(plan, before)
             if found[namespace] != plan and (restart or found[namespace].selection != selection):
@@ -153,8 +152,8 @@ def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigE
     known = "is older than that" if plan else "knows of no backfill"
     cause = f"the lake holds {key}, and the state store {known}: documents would be loaded twice"
     remedy = (
-        "Restore the newest state. Or delete the collection's backfill objects (their names contain ~read), "
-        "or keep them and load everything again with --restart."
+        "Restore the newest state; headrace state rebuild can tell whether the backfill was finished. Or load "
+        "everything again with --restart: a mark then voids the older rows."
     )
     return ConfigError(f"load {namespace}", cause, remedy)
 
@@ -187,18 +186,31 @@ def snapshot(
     # listing.
     start_at = planner.call(server_clock, config) if fresh or lost else None
     for spec in specs:
-        covered = [set(other.collections or spec.collections) for other in running if overlap(spec, other)]
-        added = sorted(set(spec.collections).difference(*covered))
         if spec in fresh or spec.stream in lost:
-            prepare(config, planner, spec.collections, Selection(), restart=spec.stream in lost, beginning=True)
-        elif starts_so and known and added:
-            prepare(config, planner, added, Selection(), beginning=True)
+            wanted = _captured(config, planner, [spec])
+        elif starts_so and known and spec not in running:
+            found = _captured(config, planner, [spec])
+            wanted = [each for each in found if not any(other.covers(*each) for other in running)]
+        else:
+            continue
+        if wanted:
+            prepare(config, planner, wanted, Selection(), restart=spec.stream in lost, beginning=True)
     if starts_so and not fresh and not known:
         what = "streams continue where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
     with plans_of(config) as plans:
         work = work_of(plans, plans.read_of(specs))
     return replace(work, start_at=start_at)
+
+
+def _captured(config: Config, planner: Planner, specs: Sequence[StreamSpec]) -> list[tuple[str, str]]:
+    """The collections of these streams: those that are named, and those that exist of what has no name."""
+    from engine.backfill.planning import list_collections
+
+    named = [(spec.database, name) for spec in specs for name in spec.collections]
+    existing = planner.call(list_collections, config) if any(not spec.named for spec in specs) else []
+    covered = [each for each in existing if any(spec.covers(*each) for spec in specs)]
+    return list(dict.fromkeys([*named, *covered]))
 
 
 def snapshot_readers(config: Config) -> int:

@@ -24,6 +24,7 @@ def backfill(config: Config, collections: Sequence[str], selection: Selection, *
     from engine.commands.progress import report, shown
     from engine.commands.terminal import is_cut_off
 
+    wanted = [(config.source.database, name) for name in dict.fromkeys(collections)]
     is_first = True
     while True:
         with ExitStack() as stack:
@@ -31,7 +32,7 @@ def backfill(config: Config, collections: Sequence[str], selection: Selection, *
                 load = stack.enter_context(_loader(config))
                 if is_first and not collections:
                     warn_of_absent(config, planner)
-                work = prepare(config, planner, collections, selection, restart=restart)
+                work = prepare(config, planner, wanted, selection, restart=restart)
             watch = stack.enter_context(shown(config, work.progress.values()))
             interrupted = bool(work.splits) and not load(work, watch)
         found = finish(config, work)

@@ -11,7 +11,7 @@ from engine.backfill.work import snapshot_readers
 from engine.cgroup import divide_within
 from engine.commands.terminal import Terminal
 from engine.config import Config, format_size
-from engine.config.streams import streams_of
+from engine.config.streams import named_collections, streams_of
 from engine.core.handover import find_succession
 from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
@@ -96,7 +96,7 @@ def _check_source(config: Config, records: Records) -> Findings:
     with connect(source.uri) as client:
         ready = survey(client)
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
-        yield from map(Doubt, absent(client, source.database, source.collections))
+        yield from map(Doubt, absent(client, source.database, named_collections(source)))
         yield from not_watchable(client, streams_of(source))
         members = Members(client, source.uri, "primary")
         opened = resumed = 0

@@ -18,12 +18,17 @@ from engine.core.backfill import Plan, not_loaded
 from engine.core.naming import is_split
 from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
+from engine.core.specs import Spec, StreamSpec
+from engine.errors import HeadraceError
 from engine.state.opening import open_store
+
+_ASK_MS = 2000
 
 
 class _Shown(msgspec.Struct):
     """One stream's line; ``position`` is the whole resume token, as Extended JSON.
 
+    ``oplog_headroom_s`` is how far the oplog reaches back behind the position; null while that is not known.
     ``not_loaded`` are the collections that a rename replaced and whose new documents are not in the lake yet.
     """
 
@@ -38,6 +43,7 @@ class _Shown(msgspec.Struct):
     updated: str
     status: str
     behind_s: float | None
+    oplog_headroom_s: float | None
     not_loaded: list[str]
 
 
@@ -54,8 +60,9 @@ def show_state(config: Config, *, as_json: bool) -> int:
         plans = {plan.namespace: plan for plan in Plans(store).read_all()}
     finally:
         store.close()
+    window, unknown = _oplog(config) if known else (None, "")
     rows = [
-        _shown(name, read_record(fields), holder, plans)
+        _shown(name, read_record(fields), holder, plans, window)
         for name, (fields, holder) in known.items()
         if not is_split(name)
     ]
@@ -63,7 +70,7 @@ def show_state(config: Config, *, as_json: bool) -> int:
         for row in (*rows, *backfills):
             sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         return 0
-    _print(rows)
+    _print(rows, window, unknown)
     if backfills:
         sys.stdout.write("\n")
         report(backfills)
@@ -72,7 +79,21 @@ def show_state(config: Config, *, as_json: bool) -> int:
     return 0
 
 
-def _print(rows: list[_Shown]) -> None:
+def _oplog(config: Config) -> tuple[tuple[int, int] | None, str]:
+    """The cluster times of the oplog's first and last entries; None, and why, if they are not known.
+
+    MongoDB is asked briefly: this command is also for the time when a server is away.
+    """
+    from engine.source.session import connect, oplog_window
+
+    try:
+        with connect(config.source.uri, selection_timeout_ms=_ASK_MS, socket_timeout_ms=_ASK_MS) as client:
+            return oplog_window(client, "read the oplog's window"), ""
+    except HeadraceError as error:
+        return None, config.redactor()(error.cause)
+
+
+def _print(rows: list[_Shown], window: tuple[int, int] | None, unknown: str) -> None:
     from engine.commands.terminal import print_details, print_table
 
     if rows:
@@ -87,17 +108,24 @@ def _print(rows: list[_Shown]) -> None:
             "segments": segments,
             "written": row.updated,
         }
+        if row.oplog_headroom_s is not None and window is not None:
+            share = row.oplog_headroom_s / max(1, split_time(window[1])[0] - split_time(window[0])[0])
+            facts["oplog"] = f"reaches back {_behind(row.oplog_headroom_s)} further, {min(1.0, share):.0%} of it"
+        elif unknown and row.status != "closed":
+            facts["oplog"] = f"unknown: {unknown}"
         if row.not_loaded:
             facts["not loaded"] = f"{', '.join(row.not_loaded)}, since a rename replaced the documents"
         print_details(row.stream, facts)
 
 
-def _shown(name: str, record: StreamRecord, holder: str, plans: Mapping[str, Plan]) -> _Shown:
+def _shown(
+    name: str, record: StreamRecord, holder: str, plans: Mapping[str, Plan], window: tuple[int, int] | None
+) -> _Shown:
     at = record.position
     seconds = split_time(at.time)[0] if at and at.time else 0
     return _Shown(
         stream=name,
-        collections=", ".join(record.spec.collections) if record.spec else "",
+        collections=_collections(record.spec),
         position=_token_json(at.token) if at and at.token else "",
         cluster_time=_iso(seconds),
         seq=record.seq,
@@ -107,8 +135,19 @@ def _shown(name: str, record: StreamRecord, holder: str, plans: Mapping[str, Pla
         updated=_iso(record.updated),
         status="closed" if record.closed else "running" if holder else "stopped",
         behind_s=round(max(0.0, time.time() - seconds), 1) if seconds and not record.closed else None,
+        oplog_headroom_s=float(max(0, seconds - split_time(window[0])[0]))
+        if seconds and not record.closed and window is not None
+        else None,
         not_loaded=not_loaded(record, plans),
     )
+
+
+def _collections(spec: Spec | None) -> str:
+    if spec is None:
+        return ""
+    excluded = spec.exclude if isinstance(spec, StreamSpec) else ()
+    without = f", without {', '.join(excluded)}" if excluded else ""
+    return ", ".join((*spec.collections, *spec.patterns)) + without
 
 
 def _behind(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from engine.backfill.planning import list_collections
 from engine.backfill.plans import Plans
 from engine.commands.steps import Watch, steps
 from engine.config import Config
+from engine.config.streams import named_collections, streams_of
 from engine.core.backfill import Plan, Selection
 from engine.core.position import make_time, split_time
 from engine.core.records import StreamRecord, read_record
@@ -120,7 +121,7 @@ class _Verification:
         for stream, seqs in audited.rewinds.items():
             numbers = ", ".join(map(str, seqs))
             self._notes.append(f"{stream} was rewound, on purpose, before segment {numbers}")
-        compared = {} if self._options.lake_only else self._against_source(named, window)
+        compared = {} if self._options.lake_only else self._against_source(named, auditor.namespaces, window)
         counts = {str(kind): count for kind, count in sorted(self.findings.counts.items())}
         return _Report(not self.findings, counts, audited, compared, self._notes)
 
@@ -140,24 +141,28 @@ class _Verification:
 
     # --- the source --------------------------------------------------------------------------------------
 
-    def _against_source(self, named: Sequence[Namespace], window: Window) -> dict[str, Compared]:
+    def _against_source(
+        self, named: Sequence[Namespace], namespaces: Iterable[Namespace], window: Window
+    ) -> dict[str, Compared]:
         uri = self._config.source.uri
         client = self._stack.enter_context(connect(uri))
         members = Members(client, uri, self._config.backfill.read_preference)
         self._stack.callback(members.close)
         compared = {}
-        for namespace in named or self._watched():
+        for namespace in named or self._watched(namespaces):
             name = ".".join(namespace)
             if self._is_comparable(client, namespace):
                 compared[name] = self._compare(client, members, namespace, window)
                 self._explain(name, compared[name])
         return compared
 
-    def _watched(self) -> list[Namespace]:
+    def _watched(self, landed: Iterable[Namespace]) -> list[Namespace]:
+        """What the configuration captures: named by it, existing, or landed and no longer existing."""
         source = self._config.source
-        if source.watch == "collections":
-            return [(source.database, name) for name in source.collections]
-        return list_collections(self._config)
+        specs = streams_of(source)
+        named = {(source.database, name) for name in named_collections(source)}
+        gone = {each for each in landed if any(spec.covers(*each) for spec in specs)}
+        return sorted({*named, *gone, *list_collections(self._config)})
 
     def _is_comparable(self, client: Client, namespace: Namespace) -> bool:
         database, collection = namespace

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from engine.config.streams import streams_of
+from engine.config.streams import excludes, named_collections, streams_of
 from engine.config.tree import LAKE, Config, SourceConfig, parse_start
+from engine.core.patterns import divide
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
@@ -57,23 +58,45 @@ def _of_source(source: SourceConfig) -> Iterator[Found]:
         yield (watch, "source.database"), f'source.database: missing; needed for watch = "{source.watch}"'
     if source.watch == "collections" and not source.collections:
         yield (watch, names), 'source.collections: missing; name them, or set source.watch = "database"'
-    if source.watch != "collections" and (source.collections or source.split):
-        problem = f'source.collections, source.split: not used with watch = "{source.watch}"; remove them'
+    if source.watch == "database" and (source.collections or source.split):
+        problem = 'source.collections, source.split: not used with watch = "database"; remove them'
         yield (watch, names, parts), problem
+    if source.watch == "deployment" and source.split:
+        yield (watch, parts), 'source.split: not used with watch = "deployment"; remove it'
+    named = named_collections(source)
     for name, count in source.split.items():
-        if source.watch == "collections" and name not in source.collections:
+        if source.watch == "collections" and name not in named:
             yield (watch, names, parts), f"source.split: {name} is not in source.collections"
         if count < 1:
             yield (parts,), f"source.split.{name}: expected an integer of at least 1"
     if len(set(source.collections)) < len(source.collections):
         yield (names,), "source.collections: duplicate name"
+    yield from _of_patterns(source, named)
     try:
         parse_start(source.start)
     except ValueError:
         expected = 'expected "now", "snapshot", "earliest", or an RFC 3339 time such as "2026-05-01T00:00:00Z"'
         yield ("source.start",), f"source.start: got {source.start!r}; {expected}"
-    if source.watch == "collections" and all(name in source.collections for name in source.split):
+    if source.watch == "collections" and all(name in named for name in source.split):
         try:
             streams_of(source)
         except ConfigError as error:
             yield (watch, names, parts, "source.max_readers"), f"{error.cause}. {error.remedy}"
+
+
+def _of_patterns(source: SourceConfig, named: list[str]) -> Iterator[Found]:
+    keys = ("source.watch", "source.collections", "source.exclude")
+    if source.watch == "deployment":
+        for key, patterns in (("collections", source.collections), ("exclude", source.exclude)):
+            for each in patterns:
+                if not all(divide(each)):
+                    yield keys, f"source.{key}: got {each!r}; expected <database>.<collection>"
+        return
+    if source.watch == "collections" and source.exclude and len(named) == len(source.collections):
+        yield (
+            keys,
+            "source.exclude: there is no pattern in source.collections from which it could exclude anything",
+        )
+    for name in named:
+        if excludes(source, name):
+            yield keys, f"source.exclude: it excludes {name!r}, which source.collections names"

@@ -27,7 +27,21 @@ class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="What a change stream covers."),
     ] = "collections"
     collections: Annotated[
-        list[str], Meta(description='The collections to follow, for `watch = "collections"`.')
+        list[str],
+        Meta(
+            description='The collections to follow, for `watch = "collections"`: names, and patterns with `*` '
+            "(any characters, also none) and `?` (one). A collection that is created later is captured from its "
+            'first event. For `watch = "deployment"`, patterns `<database>.<collection>`, such as `"shop_*.*"`; '
+            "empty for all. A backslash makes `*`, `?` or a backslash after it literal: `'a\\*b'` in TOML is the "
+            "collection `a*b`."
+        ),
+    ] = field(default_factory=list)
+    exclude: Annotated[
+        list[str],
+        Meta(
+            description='Names and patterns, in the same form, of what the patterns (or `watch = "database"`, or '
+            '`"deployment"`) would include, but are not to.'
+        ),
     ] = field(default_factory=list)
     start: Annotated[
         str,

@@ -15,6 +15,7 @@ component, in a fixed order, what has become possible.
     landing       batches, segments, commits
     schemas       the types of the collections' fields
     replacements  collections whose content was replaced
+    oplog         how much of it is left
     children      the processes; grants: their slabs; health: their problems; pressure: their memory
     faults        what follows from their errors and deaths
 
@@ -41,6 +42,7 @@ from engine.core.landing import Landing
 from engine.core.leases import Leases
 from engine.core.ledger import Ledger
 from engine.core.lifecycle import Lease, Stage
+from engine.core.oplog import Oplog
 from engine.core.pressure import Pressure
 from engine.core.readers import Readers
 from engine.core.replacements import Replacements
@@ -91,6 +93,7 @@ class Coordinator:
         self._faults = Faults(settings, self.streams, self.children, self.readers)
         self._pressure = Pressure(settings.memory_limit, self.children)
         self.health = Health(self.streams, self.children)
+        self.oplog = Oplog(self.streams)
         self.reloads = False
         self.draining = False
         self._drain_until = 0.0
@@ -164,6 +167,8 @@ class Coordinator:
                 self.children.became_ready(child, now)
                 self.readers.became_ready(message)
                 return self._settle([], now)
+            case msg.OplogSeen():
+                return [*self.oplog.seen(message, now)]
             case msg.Failed():
                 return self._settle(self._faults.failed(child, message, now), now)
             case msg.SlabFreed():

@@ -7,7 +7,7 @@ document when it is next changed. Anything written by a later version is refused
 | format | description |
 |---|---|
 | 1 | change streams, splits and marks are one type of spec; ``""`` and ``0`` stand for "none" |
-| 2 | each of them is a type of its own (``core.specs``); "none" is null |
+| 2 | each of them is a type of its own (``core.specs``); "none" is null; streams may select by pattern |
 """
 
 from __future__ import annotations

@@ -104,11 +104,5 @@ def _carry_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
 
 def overlap(one: StreamSpec, other: StreamSpec) -> bool:
     """Whether an event could be in both streams, as far as level, collections and parts determine."""
-    if "deployment" in (one.level, other.level):
-        return True
-    if one.database != other.database:
-        return False
-    if one.collections and other.collections and not set(one.collections) & set(other.collections):
-        return False
     are_parts = one.level == other.level == "collection" and one.parts == other.parts > 1
-    return not are_parts or one.part == other.part
+    return one.meets(other) and (not are_parts or one.part == other.part)

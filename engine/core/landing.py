@@ -13,8 +13,18 @@ from engine.core.actions import Child, Log, Send, Write
 from engine.core.children import Children
 from engine.core.decisions import Decision, Interrupt
 from engine.core.grants import Grants
-from engine.core.ledger import Effect, Phase, PublishSegment, WriteCommit, WriteIntent
-from engine.core.messages import Batch, BatchReady, Publish, Published, Seal, Sealed, SegmentCut, SlabRequest
+from engine.core.ledger import MAX_SEGMENTS_PER_STREAM, Effect, Phase, PublishSegment, WriteCommit, WriteIntent
+from engine.core.messages import (
+    Batch,
+    BatchReady,
+    Publish,
+    Published,
+    Replaced,
+    Seal,
+    Sealed,
+    SegmentCut,
+    SlabRequest,
+)
 from engine.core.naming import OLD_DIRECTORIES, directories_of
 from engine.core.readers import Readers
 from engine.core.replacements import Replacements
@@ -23,8 +33,6 @@ from engine.core.schemas import Schemas
 from engine.core.splits import Splits
 from engine.core.store import Written
 from engine.core.stream import Stream
-
-MAX_SEGMENTS_PER_STREAM = 4
 
 
 class Landing:
@@ -76,7 +84,9 @@ class Landing:
         stream.ledger.cut(intent)
         fields = {"stream": stream.name, "seq": intent.seq, "rows": intent.rows, "reason": message.reason}
         log = Log("debug", "segment cut", fields)
-        return [log, Send(writer, Seal(stream.name, stream.generation, intent))]
+        start, line = stream.ledger.start_of(intent.seq), stream.record.line
+        seal = Seal(stream.name, stream.generation, intent, start, line, _replaced_up_to(stream, intent.seq))
+        return [log, Send(writer, seal)]
 
     def _writer_of(self, stream: Stream, seq: int) -> Child | None:
         """The writer that builds the segment; for a new one, the ready writer with the fewest in flight."""
@@ -173,3 +183,12 @@ class Landing:
             fields = {"stream": stream.name, "seq": commit.seq, "rows": commit.rows}
             decisions.append(Log(stream.log_level, "committed", fields))
         return decisions + self._replacements.committed(stream, commit.replaced)
+
+
+def _replaced_up_to(stream: Stream, seq: int) -> tuple[Replaced, ...]:
+    """The collections that segments up to this one, committed or in flight, replace, if not yet loaded."""
+    times = dict(stream.replaced)
+    for number, segment in stream.ledger.segments.items():
+        if number <= seq and segment.intent is not None:
+            times |= {each.namespace: each.time for each in segment.intent.replaced}
+    return tuple(Replaced(namespace, time) for namespace, time in sorted(times.items()))

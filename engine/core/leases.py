@@ -267,7 +267,7 @@ def _older_than_the_lake(stream: Stream, beyond: str) -> FatalError:
     record = "has no record of it" if stream.ledger.is_new else "does not know of that segment"
     cause = f"the lake holds {beyond}, and the state store {record}: it was lost, or is older than the lake"
     remedy = (
-        "Restore the newest state. To start over without it, use another sink.url: the objects here stay as they "
-        "are, and what has happened since the newest of them is not captured. Nothing has been written."
+        "Restore the newest state, or stop every engine and make it again from the lake: headrace state rebuild. "
+        "Nothing has been written."
     )
     return FatalError(f"resume the stream {stream.name}", cause, remedy)

@@ -34,6 +34,10 @@ from msgspec.structs import replace
 from engine.core.messages import Intent, ObjectName, Replaced
 from engine.core.position import Position, split_time
 
+MAX_SEGMENTS_PER_STREAM = 4
+# A stream's first segment has the number of its start in hundredths of seconds, and this.
+NUMBERS_PER_SECOND, FIRST_OF_SECOND = 100, 1
+
 
 class Phase(Enum):
     """A segment's phase; see the table above."""
@@ -77,9 +81,6 @@ class WriteCommit(Struct, frozen=True):
     replaced: tuple[Replaced, ...] = ()
 
 
-# See ``first_segment``.
-NUMBERS_PER_SECOND = 100
-
 Effect = WriteIntent | PublishSegment | WriteCommit
 
 
@@ -89,7 +90,7 @@ def first_segment(start: Position) -> int:
     If the state store is lost, the stream starts over; a hundred numbers per second keep it from reusing the keys
     of existing objects.
     """
-    return split_time(start.time)[0] * NUMBERS_PER_SECOND + 1
+    return split_time(start.time)[0] * NUMBERS_PER_SECOND + FIRST_OF_SECOND
 
 
 class Ledger:
@@ -149,6 +150,15 @@ class Ledger:
             self.segments[seq] = Segment(seq, writer)
         return self.segments[seq]
 
+    def start_of(self, seq: int) -> Position:
+        """The position that a segment in flight follows; those before it have been cut or committed."""
+        before = self.segments.get(seq - 1)
+        if before is None:
+            assert self.committed is not None, "a stream has a position before it has a segment"
+            return self.committed
+        assert before.intent is not None, f"segment {seq} follows one that is not cut"
+        return before.intent.end
+
     def cut(self, intent: Intent) -> None:
         """The reader has said where the segment ends."""
         segment = self._in_phase(intent.seq, Phase.BUILDING)
@@ -159,7 +169,8 @@ class Ledger:
         segment = self._in_phase(seq, Phase.CUT)
         cut = segment.intent
         assert cut is not None
-        assert set(cut.objects) <= set(objects), "a replay writes at least the objects of its intent"
+        missing = {each.key for each in cut.objects} - {each.key for each in objects}
+        assert not missing, "a replay writes at least the objects of its intent"
         segment.phase = Phase.SEALED
         segment.intent = replace(cut, objects=objects)
         return self._record_prefix()

@@ -127,6 +127,18 @@ class ReaderReady(Struct, frozen=True, tag=True):
     server_time: int
 
 
+class OplogSeen(Struct, frozen=True, tag=True):
+    """The cluster times of the oplog's first and last entries.
+
+    Attributes:
+        error: why they are not known, if they cannot be.
+    """
+
+    first: int = 0
+    last: int = 0
+    error: str | None = None
+
+
 class Started(Struct, frozen=True, tag=True):
     """The stream is open; ``start`` is where it started, if the assignment left that open."""
 
@@ -221,12 +233,19 @@ class Batch(Struct, frozen=True, tag=True):
 class Seal(Struct, frozen=True, tag=True):
     """The segment has all its rows. Finish its objects without making them visible; answer ``Sealed``.
 
-    ``intent.objects`` are those of an earlier attempt: all of them must be written, with or without rows.
+    Attributes:
+        intent: its objects are those of an earlier attempt: all of them must be written, with or without rows.
+        after: the position that the segment follows: it has what comes after it, up to the intent's end.
+        line: how often the stream was rewound before.
+        replaced: the collections that it and earlier segments replace and whose content has not been loaded.
     """
 
     stream: str
     generation: int
     intent: Intent
+    after: Position = Position()
+    line: int = 0
+    replaced: tuple[Replaced, ...] = ()
 
 
 class Publish(Struct, frozen=True, tag=True):
@@ -344,6 +363,7 @@ class Stop(Struct, frozen=True, tag=True):
 ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop
 FromReader = (
     ReaderReady
+    | OplogSeen
     | Started
     | SlabRequest
     | BatchReady

@@ -112,14 +112,25 @@ def stream_id(database: str = "", collection: str = "", part: int = 0, parts: in
     return f"{base}~{part}of{parts}" if parts > 1 else base
 
 
-def shared_stream_id(database: str, collections: Sequence[str], *, carries_database: bool) -> str:
-    """The id of a stream shared by several collections: ``shop~1f3a5c7e9b2d``.
+def shared_stream_id(
+    database: str,
+    collections: Sequence[str],
+    *,
+    carries_database: bool,
+    patterns: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> str:
+    """The id of a stream shared by several collections: ``shop~1f3a5c7e9b2d``; ``deployment~1f3a...`` without one.
 
     Args:
         carries_database: whether it also carries the events that concern the whole database.
+        patterns, exclude: see ``StreamSpec``.
     """
-    selected = "\0".join([str(int(carries_database)), *sorted(collections)])
-    return f"{stream_id(database)}~{hashlib.sha256(selected.encode()).hexdigest()[:_SHARED_DIGITS]}"
+    selected = [str(int(carries_database)) if database else "", *sorted(collections)]
+    if patterns:  # no name and no pattern is empty
+        selected += ["", *sorted(patterns), "", *sorted(exclude)]
+    digest = hashlib.sha256("\0".join(selected).encode()).hexdigest()[:_SHARED_DIGITS]
+    return f"{stream_id(database)}{'~' if database else ''}{digest}"
 
 
 def split_prefix(database: str, collection: str, plan: str | None = None) -> str:

@@ -29,6 +29,7 @@ _TIMESTAMP_MARK = "82"
 _MORE = ":"
 # KeyString: an integer is 29 for zero, or 2B to 32 followed by as many bytes as that exceeds 2A.
 _INTEGER = "29|2B..|2C.{4}|2D.{6}|2E.{8}|2F.{10}|30.{12}|31.{14}|32.{16}"
+_OF_INVALIDATE = "6F"
 _EVENT = re.compile(
     rf"82(?P<time>.{{16}})(?P<version>{_INTEGER})(?P<kind>{_INTEGER})(?P<index>{_INTEGER})"
     r"(?P<invalidate>6E|6F)(?P<collection>5A1004.{32}|14)?(?P<event>46.*?00)?(?P<fragment>29|2B(?!00)..)?04"
@@ -76,6 +77,11 @@ def make_token(data: str | None, document: bytes) -> str:
     if data and _MORE not in data and _plain(data) == document:
         return data
     return f"{data or ''}{_MORE}{document.hex()}"
+
+
+def is_token(data: str) -> bool:
+    """Whether this is the ``_data`` of a resume token of a known version."""
+    return _parsed(data) is not None
 
 
 def token_data(token: str) -> str:
@@ -166,6 +172,13 @@ def _unordered(one: str, other: str, cause: str) -> FatalError:
         "version once more until the stream has caught up."
     )
     return FatalError("compare two resume tokens", f"{cause}: {token_data(one)} and {token_data(other)}", remedy)
+
+
+def position_at(token: str, time: int = 0) -> Position:
+    """The position at a token; ``time`` is for one that does not say its time, as a place."""
+    parsed = _parsed(token_data(token))
+    is_invalidate = parsed is not None and parsed.source[0] == _OF_INVALIDATE
+    return Position(token, token_time(token) or time, after_invalidate=is_invalidate)
 
 
 # --- cluster times ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ A backend stores fields without knowing their meaning, which is defined only her
 | ``position`` | the committed position, as JSON |
 | ``seq`` | the last committed segment |
 | ``rows`` | events committed so far |
+| ``line`` | how often the stream was rewound; segments since then have this number in their footers |
 | ``closed`` | ``1`` if other streams have taken over what this one covered |
 | ``handover`` | the last handover that this record took part in |
 | ``updated`` | when the record was last written, in seconds since 1970 |
@@ -29,7 +30,7 @@ from msgspec.structs import replace
 
 from engine.core.formats import FORMAT, SpecV1, damaged, format_of_record
 from engine.core.ledger import WriteCommit
-from engine.core.messages import Intent
+from engine.core.messages import Intent, Replaced
 from engine.core.position import Position
 from engine.core.specs import Spec
 
@@ -48,6 +49,7 @@ class StreamRecord(Struct, frozen=True):
     position: Position | None = None
     seq: int = 0
     rows: int = 0
+    line: int = 0
     closed: bool = False
     handover: str | None = None
     updated: float | None = None
@@ -96,6 +98,7 @@ def _read(fields: Mapping[str, str], format_: int) -> StreamRecord:
         position=msgspec.json.decode(fields["position"], type=Position) if "position" in fields else None,
         seq=int(fields.get("seq", "0")),
         rows=int(fields.get("rows", "0")),
+        line=int(fields.get("line", "0")),
         closed=fields.get("closed") == "1",
         handover=fields.get("handover"),
         updated=float(fields["updated"]) if "updated" in fields else None,
@@ -151,8 +154,18 @@ def intended(intent: Intent, schemas: Mapping[str, int]) -> Change:
 def committed(commit: WriteCommit, rows_total: int) -> Change:
     """Segments are published, or an idle stream has advanced."""
     put = {"position": _json(commit.position), "seq": str(commit.seq), "rows": str(rows_total)}
-    put |= {f"{_REPLACED}{each.namespace}": str(each.time) for each in commit.replaced}
+    put |= replaced_fields(commit.replaced)
     return Change(put, tuple(map(intent_field, commit.seqs)))
+
+
+def replaced_fields(replaced: Iterable[Replaced]) -> dict[str, str]:
+    """The fields that say which collections were replaced."""
+    return {f"{_REPLACED}{each.namespace}": str(each.time) for each in replaced}
+
+
+def rewound(record: StreamRecord, position: Position) -> Change:
+    """The stream continues from an earlier position; what is read again gets new numbers."""
+    return Change({"position": _json(position), "line": str(record.line + 1)})
 
 
 def loaded(namespaces: Iterable[str]) -> Change:

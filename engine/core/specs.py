@@ -9,6 +9,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from engine.core.patterns import SEPARATOR, Glob, divide, escape, have_common, matches, parse
+
+# All names of databases and collections: neither is empty.
+_LEGAL: list[Glob] = [(*parse("?*"), SEPARATOR, *parse("?*"))]
+
 
 class StreamSpec(Struct, frozen=True, tag="stream", tag_field="kind"):
     """A change stream: what it watches, and with which options.
@@ -17,7 +22,10 @@ class StreamSpec(Struct, frozen=True, tag="stream", tag_field="kind"):
         stream: the id, see ``naming.stream_id``.
         level: what the server watches.
         database: empty for the whole deployment.
-        collections: for the level ``collection``, the one; for ``database``, those to include (empty: all).
+        collections: for the level ``collection``, the one; for ``database``, those to include by name.
+        patterns: those to include by pattern (see ``core.patterns``), ``<database>.<collection>`` for the whole
+            deployment. Without names and patterns, all are included.
+        exclude: patterns of the same form: what the patterns do not include.
         part, parts: which share of the documents, by a hash of ``_id``.
         carries_database: for a stream shared by several collections: it also carries the events that concern the
             whole database.
@@ -35,17 +43,59 @@ class StreamSpec(Struct, frozen=True, tag="stream", tag_field="kind"):
     full_document_before_change: str = "off"
     expanded_events: bool = False
     pipeline: str = "[]"
+    patterns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> tuple[object, ...]:
         """What it covers, which determines its id: a stream with another coverage is another stream."""
-        return self.level, self.database, self.collections, self.part, self.parts, self.carries_database
+        names = self.collections, self.patterns, self.exclude
+        return self.level, self.database, *names, self.part, self.parts, self.carries_database
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Its collections, if all of them are known by name; else empty."""
+        return () if self.patterns else self.collections
 
     def covers(self, database: str, collection: str) -> bool:
         """Whether the stream carries the events of a collection (all of them, or its part)."""
-        if self.level == "deployment":
+        if self.level != "deployment" and database != self.database:
+            return False
+        if collection in self.collections or not (self.collections or self.patterns):
             return True
-        return database == self.database and (not self.collections or collection in self.collections)
+        included = any(self._matches(each, database, collection) for each in self.patterns)
+        return included and not any(self._matches(each, database, collection) for each in self.exclude)
+
+    def _matches(self, pattern: str, database: str, collection: str) -> bool:
+        if self.level != "deployment":
+            return matches(pattern, collection)
+        of_database, of_collection = divide(pattern)
+        return matches(of_database, database) and matches(of_collection, collection)
+
+    def meets(self, other: StreamSpec) -> bool:
+        """Whether there can be a collection that both carry, in part at least; it need not exist."""
+        if self.named and other.named:
+            return self.database == other.database and bool(set(self.named) & set(other.named))
+        if any(other.covers(self.database, each) for each in self.collections):
+            return True
+        if any(self.covers(other.database, each) for each in other.collections):
+            return True
+        if self.named or other.named:
+            return False
+        selected, excluded = [_LEGAL], []
+        for each in (self, other):
+            selected.append([each._glob(pattern) for pattern in each.patterns or each._everything])
+            excluded += [each._glob(pattern) for pattern in each.exclude]
+        return have_common(selected, excluded)
+
+    @property
+    def _everything(self) -> tuple[str, ...]:
+        return ("*.*",) if self.level == "deployment" else ("*",)
+
+    def _glob(self, pattern: str) -> Glob:
+        """A pattern of whole namespaces."""
+        of = divide(pattern) if self.level == "deployment" else (escape(self.database), pattern)
+        return (*parse(of[0]), SEPARATOR, *parse(of[1]))
 
 
 class _CollectionSpec(Struct, frozen=True, tag_field="kind"):
@@ -62,6 +112,16 @@ class _CollectionSpec(Struct, frozen=True, tag_field="kind"):
     def collections(self) -> tuple[str, ...]:
         """The one collection, in the form that a stream has it."""
         return (self.collection,)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The same, as the collections that are known by name."""
+        return self.collections
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     @property
     def coverage(self) -> tuple[object, ...]:

@@ -139,6 +139,11 @@ class Stream(Struct):
         return self.life.lease is Lease.HELD
 
     @property
+    def standing(self) -> Position | None:
+        """Its committed position; None if there is none, or if another engine may have moved it since."""
+        return self.ledger.committed if self.holds_lease or self.error is not None else None
+
+    @property
     def is_open(self) -> bool:
         """Whether it is still to be read, from its start or further on."""
         return self.life.stage in OPEN

@@ -52,6 +52,8 @@ METADATA_COLUMNS: dict[str, pa.DataType] = {
 RAW_COLUMN = "_cdc_raw"
 # In the metadata of an Arrow field: the name of the document's field.
 NAME_KEY = "bson.name"
+# The kind of its type, and the subtype of a binary.
+KIND_KEY, SUBTYPE_KEY = "bson.type", "bson.subtype"
 # The most milliseconds before or after 1970 that a column can hold (the years -290308 to 294247). DuckDB and Spark
 # read timestamps as microseconds in an int64, and every query of a column with a value beyond that fails.
 MAX_MS = (2**63 - 1) // 1000
@@ -284,7 +286,7 @@ def arrow_field(field: Field) -> pa.Field:
 
 def _metadata(type_: DataType) -> dict[str, str]:
     """What the Arrow type of a field, or of an array's elements, does not say of its BSON type."""
-    return {"bson.type": type_.kind} | ({"bson.subtype": str(type_.subtype)} if type_.kind == "binary" else {})
+    return {KIND_KEY: type_.kind} | ({SUBTYPE_KEY: str(type_.subtype)} if type_.kind == "binary" else {})
 
 
 def arrow_schema(schema: CollectionSchema, *, raw: bool = False) -> pa.Schema:

@@ -55,6 +55,9 @@ class Auditor:
         state: reads all records of the state store, and the plans of backfills; None for not to compare with it.
         collections: those whose rows to look at, and whose streams; None for all.
         watch: called with what is being done, how much of it is done, and of how much.
+
+    Attributes:
+        namespaces: the collections that rows have been found of.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Auditor:
         self._audited = Audited()
         self._split_rows: Counter[str] = Counter()
         self._dead: set[str] = set()
+        self.namespaces: set[Namespace] = set()
 
     def run(self) -> Audited:
         """Compare.
@@ -134,6 +138,10 @@ class Auditor:
             self._add(found)
             self._audited.segments += 1
             self._audited.objects += len(entries)
+            footers = (each.footer for each in entries if each.footer is not None and each.wanted)
+            self.namespaces |= {
+                (each.database, each.collection) for each in footers if each.database and each.collection
+            }
             for done in ahead.push([each for each in entries if each.wanted and each.footer is not None]):
                 self._rows(done, size)
         for done in ahead.rest():

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
 from engine.config.tree import RetryConfig, SinkConfig
+from engine.core.messages import Replaced
 from engine.core.naming import (
     DIRECTORIES,
     OLD_DIRECTORIES,
@@ -27,7 +29,7 @@ from engine.core.naming import (
     parts_of,
     stream_id,
 )
-from engine.core.position import make_token
+from engine.core.position import Position, make_token, position_at
 from engine.errors import HeadraceError
 from engine.rawbson.elements import STRING, MalformedBSON, find
 from engine.retries import retrying
@@ -67,6 +69,10 @@ class Footer(Struct, frozen=True):
         line: how often the stream had been rewound before.
         schema_version: the version of the collection's schema.
         version: the engine's version.
+        after: the position that the segment follows; None in objects of version 0.2 and before.
+        replaced: the collections that were replaced up to there and whose content had not been loaded.
+        database, collection: whose rows it holds; None likewise.
+        schema: the collection's schema, see ``core.schemas.packed_schema``; None likewise.
     """
 
     stream: str
@@ -79,6 +85,11 @@ class Footer(Struct, frozen=True):
     line: int = 0
     schema_version: int = 0
     version: str = ""
+    after: Position | None = None
+    replaced: tuple[Replaced, ...] = ()
+    database: str | None = None
+    collection: str | None = None
+    schema: str | None = None
 
 
 class UnreadableError(Exception):
@@ -248,8 +259,19 @@ def read_footer(metadata: Mapping[bytes, bytes], rows: int) -> Footer:
         line=int(text.get("headrace.line", "0")),
         schema_version=int(text["headrace.schema_version"]),
         version=text["headrace.version"],
+        after=_after(text, stream),
+        replaced=msgspec.json.decode(text.get("headrace.replaced", "[]"), type=tuple[Replaced, ...]),
+        database=text.get("headrace.database"),
+        collection=text.get("headrace.collection"),
+        schema=text.get("headrace.schema"),
         **optional,
     )
+
+
+def _after(text: Mapping[str, str], stream: str) -> Position | None:
+    if "headrace.after_token" not in text:
+        return None
+    return position_at(_token(text["headrace.after_token"], stream), int(text["headrace.after_time"]))
 
 
 def _token(text: str, stream: str) -> str:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from engine.core.ledger import NUMBERS_PER_SECOND
+from engine.core.ledger import FIRST_OF_SECOND, NUMBERS_PER_SECOND
 from engine.core.naming import is_split
 from engine.core.position import is_after, split_time, token_data, token_time
 from engine.core.records import StreamRecord
 from engine.errors import FatalError
 from engine.lake.catalogue import Entry
 from engine.lake.findings import Finding, Kind
+from engine.lake.objects import Footer
 
 
 class Known(Struct, frozen=True):
@@ -179,9 +180,20 @@ class Segments:
             self.rewinds.append(seq)
         elif line < before[2]:
             yield self._finding("token_order", seq, f"it is of line {line}, after one of line {before[2]}")
+        elif self._is_detached(footers, first, before[1]):
+            after = next(each.after for each in footers if each.after is not None)
+            what = f"it was read from {told(after.token)} on, and the one before ends at {told(before[1])}"
+            yield self._finding("token_order", seq, what)
         elif self._is_back(first, last, before[1]):
             what = f"it begins at {told(first or last)}, not after the end of the one before, {told(before[1])}"
             yield self._finding("token_order", seq, what)
+
+    def _is_detached(self, footers: Sequence[Footer], first: str, before: str) -> bool:
+        """Whether a segment does not follow the end of the one before, or a later point without events."""
+        after = next((each.after for each in footers if each.after is not None), None)
+        if after is None or not after.token or self._is_split:
+            return False
+        return later(before, after.token) or (bool(first) and later(after.token, first))
 
     def _is_back(self, first: str, last: str, before: str) -> bool:
         """Whether a segment begins before the end of the one before.
@@ -203,7 +215,7 @@ class Segments:
 
 def _is_first(seq: int) -> bool:
     """Whether a stream may begin with this number."""
-    return seq % NUMBERS_PER_SECOND == 1
+    return seq % NUMBERS_PER_SECOND == FIRST_OF_SECOND
 
 
 def _is_at_home(entry: Entry) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,6 +24,7 @@ from engine.core.naming import (
 )
 from engine.core.position import split_time, token_document, token_time
 from engine.core.schema import CollectionSchema
+from engine.core.schemas import packed_schema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.shared.slab import Content
 from engine.sink.objects import Sink, Upload
@@ -106,7 +108,13 @@ class ObjectBuild:
     def seal(self, facts: dict[str, str]) -> None:
         """Write everything including the footer, without making it visible."""
         self.flush()
-        own = {"headrace.schema_version": str(self.schema.version), "headrace.rows": str(self.rows)}
+        own = {
+            "headrace.database": self.name.database,
+            "headrace.collection": self.name.collection,
+            "headrace.schema_version": str(self.schema.version),
+            "headrace.schema": packed_schema(self.schema),
+            "headrace.rows": str(self.rows),
+        }
         self._open().close(facts | own)
         self._file = None  # a sealed object may wait long to be published, and should hold little memory
         self.upload.seal()
@@ -171,8 +179,9 @@ class SegmentBuild:
         """The objects with collected rows."""
         return (build for build in self.objects.values() if build.pending_bytes)
 
-    def seal(self, intent: msg.Intent, version: str) -> None:
+    def seal(self, sealed: msg.Seal, version: str) -> None:
         """Finish all objects, with an empty one for each other that an earlier attempt may have made."""
+        intent, after = sealed.intent, sealed.after
         for name in intent.objects:
             if name.key not in self.objects:
                 self._object(name, CollectionSchema())
@@ -181,10 +190,15 @@ class SegmentBuild:
             "headrace.seq": str(self._seq),
             "headrace.first_token": self._footer_token(intent.first_token),
             "headrace.last_token": self._footer_token(intent.end.token),
+            "headrace.after_token": self._footer_token(after.token),
+            "headrace.after_time": str(after.time),
+            "headrace.line": str(sealed.line),
             "headrace.version": version,
             # Published one by one: without their number, a partly published segment looks like a whole one.
             "headrace.objects": str(len(self.objects)),
         }
+        if sealed.replaced:
+            facts["headrace.replaced"] = msgspec.json.encode(sealed.replaced).decode()
         for build in self.objects.values():
             build.seal(facts)
 

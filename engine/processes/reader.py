@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 
 from msgspec.structs import replace
 
-from engine.config.streams import streams_of
+from engine.config.streams import named_collections, streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, columns_left, grow
@@ -30,6 +30,7 @@ from engine.processes.rescue_log import RescueLog
 from engine.shared.arena import Arena
 from engine.shared.slab import SlabLayout
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
+from engine.source.oplog import OplogWatch
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
 from engine.source.presence import absent
@@ -72,6 +73,7 @@ class Reader:
         self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
         self._registry = Registry(self._options, self._ask_schema, self._sampled_fields, self._may_hold)
         self._rescue_log = RescueLog()
+        self._oplog: OplogWatch | None = None  # from the first change stream on
         self._settling = False
         self._stopping = False
         self._batches = Batches(self._registry.known, arena.size, lambda: self._beat("decoding"))
@@ -165,6 +167,8 @@ class Reader:
             return
         if not assign.generation and assign.spec.stream == streams_of(config.source)[0].stream:
             self._warn_of_absent()
+        if self._oplog is None and isinstance(assign.spec, StreamSpec):
+            self._oplog = OplogWatch(self._client)
         if not assign.generation and isinstance(assign.spec, StreamSpec):
             self._report_not_watchable(assign.spec)
         self._assignment = Assignment(assign, start, self._limits)
@@ -186,7 +190,7 @@ class Reader:
     def _warn_of_absent(self) -> None:
         """Log what does not exist, once for all streams, which otherwise wait for it silently."""
         source = self._settings.config.source
-        for sentence in absent(self._client, source.database, source.collections):
+        for sentence in absent(self._client, source.database, named_collections(source)):
             log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
@@ -453,6 +457,8 @@ class Reader:
                 error = prefetcher.last_error
             progress = self._progress + fetched
             self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error))
+            if self._oplog is not None and (seen := self._oplog.take()) is not None:
+                self._send(seen)
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))

@@ -106,7 +106,7 @@ class Writer:
                 case msg.Batch():
                     self._add(key, message)
                 case msg.Seal():
-                    self._seal(key, message.intent)
+                    self._seal(key, message)
                 case msg.Publish():
                     self._publish(key)
 
@@ -189,12 +189,12 @@ class Writer:
             self._progress += 1
             self._beat("flushing")
 
-    def _seal(self, key: tuple[str, int, int], intent: msg.Intent) -> None:
+    def _seal(self, key: tuple[str, int, int], sealed: msg.Seal) -> None:
         failpoint("before_seal")
         segment = self._segments.get(key)
         if segment is None:
             segment = self._segments[key] = SegmentBuild(key[0], key[2], self._sink, self._settings.config)
-        segment.seal(intent, self._settings.version)
+        segment.seal(sealed, self._settings.version)
         self._flush_pending(self._settings.budget.writer_pending)
         objects = tuple(sorted(build.name for build in segment.objects.values()))
         letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
@@ -233,6 +233,7 @@ class Writer:
                 del under_way[each]
                 failed = failed or each.exception()
                 self._progress += 1
+                failpoint("between_objects")
             self._beat("publishing")
         if failed is not None:
             raise failed

@@ -136,9 +136,9 @@ def all_shards(sink: Sink) -> list[str]:
 
 def _directories(sink: Sink, spec: Spec, shard: str, directories: Directories) -> Iterator[str]:
     """The directories of the collections that a stream can have events of."""
-    if spec.collections:
+    if spec.named:
         carries_database = isinstance(spec, StreamSpec) and spec.carries_database
-        names = (*spec.collections, "") if carries_database else spec.collections
+        names = (*spec.named, "") if carries_database else spec.named
         yield from (shard + collection_directory(spec.database, name, directories) for name in names)
         return
     databases = (

@@ -30,6 +30,7 @@ from engine.source import large_events, watchable
 from engine.source.failures import translate
 from engine.source.raw_cursor import RawCursor
 from engine.source.reply import Reply, SplitEvents
+from engine.source.selection import selection_stage
 from engine.source.session import Client, Members
 
 # How long the server waits for events before it returns an empty reply; shorter when reading up to a known end.
@@ -206,8 +207,8 @@ class ChangeStream:
         if spec.level == "deployment":
             options["allChangesForCluster"] = True
         stages: list[dict[str, Any]] = [{"$changeStream": options}]
-        if spec.level == "database" and spec.collections:
-            stages.append(_collections_stage(spec))
+        if spec.level != "collection" and (spec.collections or spec.patterns):
+            stages.append(selection_stage(spec))
         elif spec.parts > 1:
             stages.append(_split_stage(spec.part, spec.parts))
         stages += json_util.loads(spec.pipeline)
@@ -228,18 +229,6 @@ def _start_option(position: Position) -> dict[str, Any]:
         return {"startAtOperationTime": Timestamp(*split_time(position.time))}
     name = "startAfter" if position.after_invalidate else "resumeAfter"
     return {name: RawBSONDocument(token_document(position.token))}
-
-
-def _collections_stage(spec: StreamSpec) -> dict[str, Any]:
-    """Only these collections; events of the database as a whole go to one of the streams that share it.
-
-    A rename of another collection to one of these names belongs here too: only rename events have ``to``.
-    """
-    names = {"$in": list(spec.collections)}
-    wanted: list[dict[str, Any]] = [{"ns.coll": names}, {"to.coll": names}]
-    if spec.carries_database:
-        wanted.append({"ns.coll": {"$exists": False}})
-    return {"$match": {"$or": wanted}}
 
 
 def _split_stage(part: int, parts: int) -> dict[str, Any]:

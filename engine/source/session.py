@@ -37,8 +37,16 @@ _PREFERENCES = {
 _OF_THE_SET = {"replicaset", "directconnection", "loadbalanced", "readpreference", "readpreferencetags", "appname"}
 
 
-def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
+def connect(
+    uri: str,
+    *,
+    socket_timeout_ms: int = SOCKET_TIMEOUT_MS,
+    selection_timeout_ms: int = SERVER_SELECTION_TIMEOUT_MS,
+) -> Client:
     """A client for one process; it connects on first use.
+
+    Args:
+        selection_timeout_ms: how long to look for a server that can be used.
 
     Raises:
         ConfigError: the connection string is invalid, or a file that it names cannot be read.
@@ -47,16 +55,20 @@ def connect(uri: str, *, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> Client:
     operation = "read source.uri"
     with translated(operation):
         try:
-            return MongoClient(uri, **_defaults(uri, socket_timeout_ms))
+            return MongoClient(uri, **_defaults(uri, socket_timeout_ms, selection_timeout_ms))
         except (ValueError, OSError) as error:  # of a port that is none, or a certificate that is not there
             raise ConfigError(operation, str(error), "Check source.uri.") from error
 
 
-def _defaults(uri: str, socket_timeout_ms: int = SOCKET_TIMEOUT_MS) -> dict[str, Any]:
+def _defaults(
+    uri: str,
+    socket_timeout_ms: int = SOCKET_TIMEOUT_MS,
+    selection_timeout_ms: int = SERVER_SELECTION_TIMEOUT_MS,
+) -> dict[str, Any]:
     """A client's options: the timeouts that the connection string does not set, and our own."""
     timeouts = {
-        "serverSelectionTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
-        "connectTimeoutMS": SERVER_SELECTION_TIMEOUT_MS,
+        "serverSelectionTimeoutMS": selection_timeout_ms,
+        "connectTimeoutMS": selection_timeout_ms,
         "socketTimeoutMS": socket_timeout_ms,
     }
     unset = {name: value for name, value in timeouts.items() if name.lower() not in uri.lower()}
@@ -170,28 +182,50 @@ def starting_position(client: Client, start_at: str) -> Position:
     if start_at.isdigit():
         return Position(time=int(start_at) + 1)
     if start_at == "earliest":
-        return Position(time=_oldest_time(client))
+        return Position(time=oldest_time(client))
     return Position(time=make_time(int(datetime.fromisoformat(start_at).timestamp()), 0))
 
 
-def _oldest_time(client: Client) -> int:
+def oldest_time(client: Client) -> int:
     """The cluster time of the oplog's oldest entry."""
-    operation = 'find the oldest event for source.start = "earliest"'
+    operation = "find the oldest event of the oplog"
+    try:
+        return oplog_window(client, operation)[0]
+    except ConfigError as error:
+        raise ConfigError(operation, error.cause, f"{error.remedy} Or give a time instead.".lstrip()) from error
+
+
+def oplog_window(client: Client, operation: str) -> tuple[int, int]:
+    """The cluster times of the oplog's first and last entries.
+
+    Raises:
+        ConfigError: it cannot be read with these rights, or not through a mongos.
+        TransientError: no server answered.
+    """
     with translated(operation):
+        if client.is_mongos:
+            raise ConfigError(operation, "a mongos does not show the oplogs of its shards")
         try:
-            entry = client.local["oplog.rs"].find_one({}, {"ts": 1}, sort=[("$natural", 1)])
-            oldest: Timestamp | None = entry["ts"] if entry else None
+            ends = [_end_of_oplog(client, direction) for direction in (1, -1)]
         except OperationFailure as unread:
             try:
-                oldest = client.admin.command("serverStatus", oplog=1).get("oplog", {}).get("earliestOptime")
+                found = client.admin.command("serverStatus", oplog=1).get("oplog", {})
             except OperationFailure as unknown:
                 if failures := [each for each in (unread, unknown) if each.code != UNAUTHORIZED]:
                     raise failures[0] from unknown
-                oldest = None
-    if oldest is None:
-        remedy = "Grant the user read on the database local, or clusterMonitor; or give a time instead."
+                found = {}
+            ends = [found.get("earliestOptime"), found.get("latestOptime")]
+    first, last = ends
+    if first is None or last is None:
+        remedy = "Grant the user read on the database local, or the role clusterMonitor."
         raise ConfigError(operation, "the oplog cannot be read with these rights", remedy)
-    return make_time(oldest.time, oldest.inc)
+    return make_time(first.time, first.inc), make_time(last.time, last.inc)
+
+
+def _end_of_oplog(client: Client, direction: int) -> Timestamp | None:
+    oplog = client.local.get_collection("oplog.rs", read_preference=ReadPreference.PRIMARY)
+    entry = oplog.find_one({}, {"ts": 1}, sort=[("$natural", direction)])
+    return entry["ts"] if entry else None
 
 
 def sample(client: Client, database: str, collection: str, size: int) -> Reply | None:

@@ -33,8 +33,8 @@ _REFUSED = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")
 _WRITABLE = "Free space on its disk, and make sure that this user can write the file and its directory."
 _RESTORE = (
-    "Stop every engine, then restore the file, or a copy made by SQLite's own backup; nothing else may touch it. "
-    "The footers of the newest objects show the position of the lake."
+    "Stop every engine, then restore the file, or its newest copy made by SQLite's own backup, or make the state "
+    "again from the lake (headrace state rebuild). Nothing else may touch the file."
 )
 
 # How the names of documents start that have a colon.
@@ -346,7 +346,12 @@ class SqliteStore:
         if isinstance(error, sqlite3.OperationalError):
             remedy = "state.url must name a file that this user can create and write."
             return ConfigError(operation, cause, remedy)
-        return ConfigError(operation, cause, "Is it a SQLite file? If it held the state, restore the newest copy.")
+        return ConfigError(
+            operation,
+            cause,
+            "Is it a SQLite file? If it held the state, restore the newest copy, or "
+            "move it away and make the state again: headrace state rebuild.",
+        )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -44,6 +44,8 @@ def snapshot(
         memory_limit_bytes=budget.limit,
         slab_bytes=coordinator.grants.arena.used,
         slab_limit_bytes=budget.arena,
+        oplog_window_s=coordinator.oplog.window_s,
+        oplog_error=redact(coordinator.oplog.error or ""),
         streams=tuple(_of_stream(coordinator, each, redact) for each in streams),
         backfills=tuple(coordinator.splits.progress.values()),
         rescued=coordinator.landing.rescues.top(RESCUED_COLUMNS),
@@ -53,13 +55,13 @@ def snapshot(
 
 def _of_stream(coordinator: Coordinator, stream: Stream, redact: Callable[[str], str]) -> StreamStatus:
     counters = stream.counters
-    # How far another engine has got with a stream is not known here.
-    at = stream.ledger.committed if stream.holds_lease or stream.error is not None else None
+    at = stream.standing
+    headroom = coordinator.oplog.headroom(stream)
     lag_s = max(0.0, time.time() - split_time(at.time)[0]) if at and at.time else None
     return StreamStatus(
         stream=stream.name,
         database=stream.spec.database,
-        collections=stream.spec.collections,
+        collections=(*stream.spec.collections, *stream.spec.patterns),
         status=stream.status,
         state=coordinator.health.state_of(stream),
         reading=stream.is_captured and stream.problem is None,
@@ -67,6 +69,9 @@ def _of_stream(coordinator: Coordinator, stream: Stream, redact: Callable[[str],
         committed_cluster_time=(at.time or None) if at else None,
         committed_seq=stream.ledger.committed_seq if at else None,
         lag_s=None if lag_s is None else round(lag_s, 1),
+        oplog_headroom_s=None if headroom is None else headroom.left_s,
+        oplog_lost_in_s=None if headroom is None else headroom.lost_in_s,
+        oplog_short=coordinator.oplog.is_short(stream),
         events_read=counters.events_read,
         events_committed=counters.events_committed,
         bytes_read=counters.bytes_read,

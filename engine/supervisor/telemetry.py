@@ -37,6 +37,7 @@ class StreamStatus(Struct, frozen=True):
         error: why it has stopped for good.
         problem: what currently keeps it from being read or landed; it is retried.
         replaced: collections whose content was replaced by a rename or $out, and has not been loaded since.
+        oplog_headroom_s, oplog_lost_in_s, oplog_short: see ``core.oplog``.
     """
 
     stream: str
@@ -63,6 +64,9 @@ class StreamStatus(Struct, frozen=True):
     rescued_values: int = 0
     problem: str = ""
     replaced: tuple[str, ...] = ()
+    oplog_headroom_s: float | None = None
+    oplog_lost_in_s: float | None = None
+    oplog_short: bool = False
 
     @property
     def replaced_collections(self) -> int:
@@ -86,7 +90,12 @@ Watch = Callable[[Sequence[Progress]], None]
 
 
 class Status(Struct, frozen=True):
-    """The engine at one moment."""
+    """The engine at one moment.
+
+    Attributes:
+        oplog_window_s: from the oplog's first entry to its last.
+        oplog_error: why that is not known, if it cannot be.
+    """
 
     version: str
     started_at: float
@@ -100,6 +109,8 @@ class Status(Struct, frozen=True):
     processes: tuple[ProcessStatus, ...] = ()
     backfills: tuple[Progress, ...] = ()
     rescued: tuple[RescuedValues, ...] = ()
+    oplog_window_s: float | None = None
+    oplog_error: str = ""
 
 
 class Telemetry:
@@ -138,7 +149,9 @@ class Telemetry:
             case "/health":
                 stuck_s = time.monotonic() - self.turned_at
                 text = f"the supervisor's loop has been stuck for {stuck_s:.0f} s\n"
-                return (503, _TEXT, text.encode()) if stuck_s > STALE_AFTER_S else (200, _TEXT, b"ok\n")
+                if stuck_s > STALE_AFTER_S:
+                    return 503, _TEXT, text.encode()
+                return 200, _TEXT, "".join(f"{line}\n" for line in ("ok", *_warnings(self.status))).encode()
             case "/ready":
                 ready, lines = readiness(self.status)
                 return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
@@ -165,6 +178,15 @@ def readiness(status: Status | None) -> tuple[bool, list[str]]:
     return ready, [verdict, *(_line(each) for each in (*unread, *standby))]
 
 
+def _warnings(status: Status | None) -> list[str]:
+    """What an operator should see to before it is too late."""
+    return [
+        f"{each.stream}: the oplog is running out: {each.oplog_headroom_s:.0f} s of it are left behind the stream"
+        for each in (status.streams if status else ())
+        if each.oplog_short and each.oplog_headroom_s is not None
+    ]
+
+
 def _line(stream: StreamStatus) -> str:
     held = f"held by {stream.held_by}" if stream.state == "standby" else ""
     why = " ".join((stream.error or stream.problem or held).split())
@@ -185,6 +207,15 @@ _GAUGES = {
     "lag_s": (
         "lag_seconds",
         "Seconds from the committed position's cluster time to now; no sample while the position is unknown.",
+    ),
+    "oplog_headroom_s": (
+        "oplog_headroom_seconds",
+        "Seconds from the oplog's first entry to the committed position; at 0 the stream is lost.",
+    ),
+    "oplog_lost_in_s": (
+        "oplog_lost_in_seconds",
+        "Seconds until the oplog's first entry passes the committed position, at the rates of the last minutes; "
+        "no sample while it does not come closer.",
     ),
     "segments_in_flight": ("segments_in_flight", "Segments between their first batch and their commit."),
     "reading": (
@@ -224,6 +255,11 @@ class _Collector:
             yield gauge
         yield _of_rescued(status.rescued)
         yield from _of_processes(status.processes)
+        yield _gauge(
+            "oplog_window_seconds",
+            "Seconds from the oplog's first entry to its last; no sample where it cannot be read.",
+            status.oplog_window_s,
+        )
         yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
         yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
         yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
@@ -253,7 +289,7 @@ def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
     yield states
     carried = GaugeMetricFamily(
         "headrace_stream_collection",
-        "1 for each collection that the stream carries; the label is empty if it carries all.",
+        "1 for each collection or pattern that the stream carries; the label is empty if it carries all.",
         labels=["stream", "database", "collection"],
     )
     for stream in streams:

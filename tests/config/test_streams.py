@@ -72,6 +72,44 @@ def test_levels() -> None:
     assert ids(watch="deployment", collections=[], database="") == ["deployment~"]
 
 
+def test_patterns_share_a_stream_beside_the_named_collections() -> None:
+    keys = {"collections": ["orders", "events_*", "o?", "ox"], "split": {"ox": 2}, "exclude": ["events_t*"]}
+    *parts, pattern, orders = streams_of(source(**keys))
+    assert [each.stream for each in parts] == ["shop.ox~0of2", "shop.ox~1of2"]
+    assert (pattern.patterns, pattern.exclude) == (("events_*", "o?"), ("events_t*", "ox"))
+    assert (pattern.level, pattern.collections, pattern.carries_database) == ("database", (), True)
+    assert orders.stream == "shop.orders"
+    fewer = streams_of(source(**keys, max_readers=3))[-1]
+    assert (fewer.collections, fewer.patterns, fewer.exclude) == (
+        ("orders",),
+        ("events_*", "o?"),
+        ("events_t*", "ox"),
+    )
+    shared = streams_of(source(collections=["events_*", *NAMES], max_readers=3))
+    assert [each.carries_database for each in shared] == [True, False, False]
+
+
+def test_a_stream_of_patterns_is_named_after_what_it_selects() -> None:
+    """Neither the order nor a collection that no pattern matches makes another stream of it."""
+    made = {
+        ids(**keys)[0]
+        for keys in (
+            {"collections": ["a*", "b*"]},
+            {"collections": ["b*", "a*", "x"]},
+            {"collections": ["a*", "b*", "ax"]},
+            {"collections": ["a*", "b*"], "exclude": ["ab"]},
+            {"collections": ["a*", "bx*"]},
+            {"collections": ["a*", r"b\*"]},
+            {"watch": "database", "collections": [], "exclude": ["a*"]},
+            {"watch": "deployment", "collections": [], "exclude": ["shop.a*"]},
+            {"watch": "deployment", "collections": ["shop.*"]},
+        )
+    }
+    assert len(made) == 8
+    assert all(len(each.partition("~")[2]) == 12 for each in made)
+    assert sum(each.startswith("deployment~") for each in made) == 2
+
+
 def test_too_many_parts() -> None:
     with pytest.raises(
         ConfigError, match=r"source.split needs 4 readers, and 4 collection\(s\) need at least one more"

@@ -66,6 +66,8 @@ SHAPES = st.fixed_dictionaries(
         "max_readers": st.integers(1, 6),
         "parts": st.integers(1, 3),
         "watch": st.sampled_from(["collections", "collections", "database"]),
+        "pattern": st.sampled_from(["", "", "*", "?"]),
+        "exclude": st.lists(st.sampled_from(NAMES), max_size=2),
     }
 )
 
@@ -74,12 +76,17 @@ def specs_of(shape: dict[str, Any]) -> list[StreamSpec]:
     if shape["watch"] == "database":
         return streams_of(source(watch="database", collections=[]))
     split = {shape["collections"][0]: shape["parts"]} if shape["parts"] < shape["max_readers"] else {}
-    return streams_of(source(collections=shape["collections"], max_readers=shape["max_readers"], split=split))
+    names, pattern = shape["collections"], shape["pattern"]
+    patterns = {"collections": [*names, pattern]} if pattern else {"collections": names}
+    if pattern:
+        patterns["exclude"] = [each for each in shape["exclude"] if each not in names]
+    return streams_of(source(max_readers=shape["max_readers"], split=split, **patterns))
 
 
 def covers(spec: StreamSpec, name: str, hashed: int) -> bool:
-    if spec.level == "database":
-        return not spec.collections or name in spec.collections
+    if spec.level == "database":  # every pattern here matches every name
+        included = name in spec.collections or not spec.collections
+        return (included or bool(spec.patterns)) and not (name in spec.exclude and name not in spec.collections)
     return name in spec.collections and hashed % spec.parts == spec.part
 
 

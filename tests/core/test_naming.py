@@ -196,7 +196,7 @@ def a_name(rng: random.Random) -> str:
 def a_stream(rng: random.Random, names: list[str]) -> tuple[tuple[object, ...], str]:
     """What a stream selects, and its id."""
     database, collection = rng.choice(names), rng.choice(names)
-    match rng.randrange(6):
+    match rng.randrange(7):
         case 0:
             return ("deployment",), stream_id()
         case 1:
@@ -208,6 +208,11 @@ def a_stream(rng: random.Random, names: list[str]) -> tuple[tuple[object, ...], 
         case 3:
             plan, number = rng.choice(("1f3a5c7e", "00000000")), rng.randrange(20)
             return ("split", database, collection, plan, number), split_id(database, collection, plan, number)
+        case 4:
+            globs = tuple(sorted({f"{each}*" for each in rng.choices(names, k=2)}))
+            where, exclude = rng.choice((database, "")), tuple(rng.choices(names, k=rng.randrange(2)))
+            made = shared_stream_id(where, (), carries_database=True, patterns=globs, exclude=exclude)
+            return ("patterns", where, globs, exclude), made
         case _:
             shared = tuple(sorted(set(rng.choices(names, k=rng.randrange(1, 4)))))
             first = rng.random() < 0.5

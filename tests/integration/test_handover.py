@@ -23,7 +23,8 @@ SHAPES: list[dict[str, Any]] = [
     {"split": {"b": 2}, "max_readers": 3},
     {"watch": "database", "collections": [], "split": {}, "max_readers": 8},
     {"watch": "collections", "collections": COLLECTIONS, "split": {}, "max_readers": 1},
-    {"max_readers": 8},
+    {"collections": ["a", "?"]},
+    {"collections": COLLECTIONS, "max_readers": 8},
 ]
 
 

@@ -18,6 +18,7 @@ from engine.core import messages as msg
 from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, Directories, Partitioning
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, DataType, Field
+from engine.core.schemas import unpacked_schema
 from engine.errors import ConfigError
 from engine.lake.objects import Footer, LakeObject, Objects, UnreadableError, read_footer
 from engine.processes.builds import SegmentBuild
@@ -28,6 +29,7 @@ from tests.sink.test_objects import s3_config
 SCHEMA = CollectionSchema(3, (Field("_id", DataType("string"), 1),))
 HOUR_MS = 3_600_000
 TIME = (1_777_618_800 << 32) + 1
+REPLACED = (msg.Replaced("shop.orders", 5),)
 FIRST, LAST = (f"82{TIME + n:016X}2B042C01002B6E5A1004{n:032X}46{'5F6964':0<8}0004" for n in (0, 1))
 
 
@@ -55,7 +57,8 @@ def publish(
     if letters:
         rows = pa.record_batch([pa.array([b"\5\0\0\0\0"])], ["_cdc_raw"])
         segment.add(Content("shop", "orders", 0, 0, 0, SCHEMA, dead_letters=True), rows)
-    segment.seal(msg.Intent(seq, FIRST, Position(LAST, TIME + 1), (), 2), "0.3")
+    intent = msg.Intent(seq, FIRST, Position(LAST, TIME + 1), (), 2)
+    segment.seal(msg.Seal(stream, 1, intent, Position("", TIME - 1), 2, REPLACED), "0.3")
     for build in segment.objects.values():
         build.upload.publish()
 
@@ -114,7 +117,11 @@ def test_a_footer_says_what_a_segment_was_published_as(sink: SinkConfig) -> None
         assert (footer.stream, footer.seq) == (each.parts.stream, each.parts.seq) == ("shop", 7)
         assert (footer.first_token, footer.last_token) == (FIRST, LAST)
         assert (footer.rows, footer.rows_written, footer.objects) == (1, 1, 5)
-        assert (footer.line, footer.schema_version, footer.version) == (0, 3, "0.3")
+        assert (footer.line, footer.schema_version, footer.version) == (2, 3, "0.3")
+        assert (footer.after, footer.replaced) == (Position("", TIME - 1), REPLACED)
+        assert (footer.database, footer.collection) == ("shop", each.key.partition("collection=")[2].split("/")[0])
+        assert footer.schema is not None
+        assert unpacked_schema(footer.schema).version == 3
 
 
 def test_many_footers_come_in_order(sink: SinkConfig) -> None:

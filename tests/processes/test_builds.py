@@ -88,7 +88,7 @@ def still_there(references: list[weakref.ref[Any]]) -> list[str]:
 
 def test_published_segments_release_everything(config: Config, kind: str) -> None:
     segment, things = built(config, kind)
-    segment.seal(intent(1, 40), "test")
+    segment.seal(msg.Seal("s", 1, intent(1, 40)), "test")
     for build in segment.objects.values():
         build.upload.publish()
         assert build.upload.held == 0
@@ -101,7 +101,7 @@ def test_abandoned_segments_release_everything_and_write_no_more(config: Config,
     """A dropped encoder still writes its footer: nowhere, and without an error."""
     segment, things = built(config, kind)
     if sealed:
-        segment.seal(intent(1, 40), "test")
+        segment.seal(msg.Seal("s", 1, intent(1, 40)), "test")
     segment.discard()
     (build,) = segment.objects.values()
     assert build.upload.held == 0
@@ -120,7 +120,7 @@ def test_failed_segments_release_everything(config: Config, kind: str, monkeypat
 
     monkeypatch.setattr(build.upload, "write", fail)
     with pytest.raises(TransientError):
-        segment.seal(intent(1, 40), "test")
+        segment.seal(msg.Seal("s", 1, intent(1, 40)), "test")
     segment.discard()
     monkeypatch.undo()
     del segment, build, fail

@@ -18,16 +18,19 @@ from engine.core import segments
 from engine.core.actions import Acquire
 from engine.core.ledger import Effect, Ledger, Phase, PublishSegment, WriteCommit, WriteIntent
 from engine.core.messages import Intent, Survey, Surveyed
+from engine.core.rebuild import _Evidence
 from engine.core.segments import SegmentEnd, Segmenter
 from engine.state.lake import LakeStore
 from engine.state.seam import Lease
 from tests.sim import world
 from tests.sim.conditional import ChaoticObjects, Write
+from tests.sim.rebuilt import RebuiltWorld
 from tests.sim.world import ForgetfulWorld, LakeWorld, SplitWorld, World
 
 SEEDS = 4_000
 SEEDS_OF_SPLITS = 1_500
 SEEDS_OF_LOSSES = 1_000
+SEEDS_OF_REBUILDS = 300
 SEEDS_IN_THE_LAKE = 1_000
 SEEDS_FOR_BROKEN = 2_000
 
@@ -68,6 +71,23 @@ def test_no_seed_continues_from_a_lost_state() -> None:
         played.run()
         refusals += played.refusals
     assert refusals > 10
+
+
+def test_no_seed_loses_or_duplicates_an_event_after_a_rebuild() -> None:
+    assert play_all(SEEDS_OF_REBUILDS, RebuiltWorld) > 100 * SEEDS_OF_REBUILDS
+    played = [RebuiltWorld(seed) for seed in range(20)]
+    for each in played:
+        each.run()
+    assert sum(each.rebuilds for each in played) > 20
+
+
+def test_taking_a_part_of_a_segment_for_a_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_there(self: _Evidence, seq: int) -> bool:
+        return bool(self._footers(seq))
+
+    monkeypatch.setattr(_Evidence, "_is_complete", is_there)
+    with pytest.raises(AssertionError, match=r"seed \d+"):
+        play(range(SEEDS_FOR_BROKEN), RebuiltWorld)
 
 
 def test_no_seed_is_led_astray_by_conditional_writes() -> None:
@@ -204,5 +224,5 @@ def test_an_unfenced_store_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    for kind in (World, SplitWorld, ForgetfulWorld, LakeWorld):
+    for kind in (World, SplitWorld, ForgetfulWorld, LakeWorld, RebuiltWorld):
         print(f"{kind.__name__}: {number} seeds, {play_all(number, kind)} steps: exact")

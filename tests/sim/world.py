@@ -25,6 +25,7 @@ import msgspec
 
 from engine.core import actions as act
 from engine.core import messages as msg
+from engine.core import rebuild
 from engine.core.actions import Child
 from engine.core.backfill import END, Plan, Selection, encode_plan, is_end, make_place, plan_document, split_place
 from engine.core.coordinator import Coordinator
@@ -172,21 +173,35 @@ Landed = tuple[str, int]
 
 
 class Lake:
-    """Objects and their events, by stream and number; fails at once if an event is in two."""
+    """Objects, their footers, and their events, by stream and number; fails at once if an event is in two.
+
+    An event that was read again after a rewind is in one object for each line.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[Landed, ...]] = {}
+        self.footers: dict[str, rebuild.Landed] = {}
 
-    def put(self, key: str, events: Sequence[Landed]) -> None:
-        self.objects[key] = tuple(events)
-        seen: dict[Landed, str] = {}
+    def put(self, key: str, events: Sequence[Landed], footer: rebuild.Landed) -> None:
+        self.objects[key], self.footers[key] = tuple(events), footer
+        seen: dict[tuple[Landed, int], str] = {}
         for other, others in self.objects.items():
             for event in others:
-                assert event not in seen, f"{event} is in {seen[event]} and in {other}"
-                seen[event] = other
+                line = self.line_of(other)
+                assert (event, line) not in seen, f"{event} is in {seen[event, line]} and in {other}"
+                seen[event, line] = other
 
-    def events(self) -> set[Landed]:
-        return {event for events in self.objects.values() for event in events}
+    def line_of(self, key: str) -> int:
+        footer = self.footers[key].footer
+        return footer.line if footer else 0
+
+    def events(self, line: int | None = None) -> set[Landed]:
+        return {
+            event
+            for key, events in self.objects.items()
+            if line is None or self.line_of(key) == line
+            for event in events
+        }
 
 
 class PlayedReader:
@@ -313,7 +328,8 @@ class PlayedWriter:
         outbox.append(msg.WriterReady())
         self._open: dict[tuple[str, int, int], list[Event]] = {}
         self._sealed: dict[tuple[str, int, int], dict[str, list[Landed]]] = {}
-        self.uploads: deque[tuple[str, list[Landed]] | msg.Published] = deque()
+        self._footers: dict[tuple[str, int, int], rebuild.Footer] = {}
+        self.uploads: deque[tuple[str, list[Landed], rebuild.Landed] | msg.Published] = deque()
 
     def receive(self, message: msg.ToChild) -> None:
         match message:
@@ -324,13 +340,18 @@ class PlayedWriter:
             case msg.Seal():
                 self._seal(message)
             case msg.Publish():
-                objects = self._sealed.pop((message.stream, message.generation, message.seq))
-                self.uploads.extend(objects.items())
+                segment = message.stream, message.generation, message.seq
+                objects, footer = self._sealed.pop(segment), self._footers.pop(segment)
+                names = {key: ObjectName(key, "shop", key.partition("collection=")[2]) for key in objects}
+                self.uploads.extend(
+                    (key, events, rebuild.Landed(message.seq, names[key], footer))
+                    for key, events in objects.items()
+                )
                 self.uploads.append(msg.Published(message.stream, message.generation, message.seq))
             case msg.Survey():
                 self._survey(message)
             case msg.Abandon():
-                for table in (self._open, self._sealed):
+                for table in (self._open, self._sealed, self._footers):
                     for key in [key for key in table if key[0] == message.stream and key[1] < message.generation]:
                         del table[key]  # type: ignore[attr-defined]
 
@@ -349,6 +370,14 @@ class PlayedWriter:
             objects.setdefault(key, []).append((message.stream, event.number))
             names.setdefault(key, ObjectName(key, "shop", event.collection))
         self._sealed[message.stream, message.generation, message.intent.seq] = objects
+        self._footers[message.stream, message.generation, message.intent.seq] = rebuild.Footer(
+            message.intent.first_token,
+            message.intent.end,
+            message.after,
+            len(objects),
+            message.line,
+            message.replaced,
+        )
         listed = tuple(sorted(names.values()))
         size = len(rows)
         self.outbox.append(msg.Sealed(message.stream, message.generation, message.intent.seq, listed, size))
@@ -643,6 +672,9 @@ class World:
         """All events that a stream will ever have."""
         return self.mongo.events
 
+    def after_step(self) -> None:
+        """Called after each step."""
+
     def run(self, steps_max: int = 20_000) -> None:
         """Run until everything has landed; then every event must be in the lake once."""
         while self.steps_taken < steps_max:
@@ -658,6 +690,7 @@ class World:
                 self.rng.choice(steps)()
             for engine in [engine for engine in self.engines if engine.exited]:
                 self._end_engine(engine)
+            self.after_step()
             if self._faults_left and self.rng.random() < 0.02:
                 self._faults_left -= 1
                 self._fault()

@@ -1,0 +1,210 @@
+"""The state is gone, and made again from the lake: the next run leaves each event in it once."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from bson.decimal128 import Decimal128
+from bson.int64 import Int64
+from bson.timestamp import Timestamp
+from pymongo import MongoClient
+
+from bench.local import LocalStack
+from engine.failpoints import VARIABLE
+from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time, run_engine
+
+Client = MongoClient[dict[str, Any]]
+EXPLORE = bool(os.environ.get("EXPLORE"))
+HOSTILE = ["a/b c", "100%", "x=y", "Ü~1", "n" * 150, "orders.old"]
+COLLECTIONS = ["orders", "items", *HOSTILE, *(f"more{number}" for number in range(4))]
+KEYS: list[Callable[[int], Any]] = [
+    lambda n: n,
+    lambda n: Int64(2**60 + n),
+    lambda n: n + 0.5,
+    lambda n: Decimal128(f"{n}.25"),
+    lambda n: {"a": Int64(2**59 + n), "b": "x"},
+    lambda n: f"text {n}",
+]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
+    if request.param == "sqlite":
+        made.set("state", url=f"sqlite:///{tmp_path}/state.db")
+    return made
+
+
+def lose_state(config: EngineConfig) -> None:
+    """Remove all of it."""
+    for each in config.directory.glob("state.db*"):
+        each.unlink()
+    with redis.Redis(port=config.stack.valkey.port) as client:
+        for key in client.scan_iter(f"{config.name}:*"):
+            client.delete(key)
+
+
+def write(mongo: Client, config: EngineConfig, start: int, rng: random.Random) -> None:
+    """Insert, update and delete in all collections, with every kind of ``_id`` and with new fields."""
+    database = mongo[config.name]
+    for number, name in enumerate(COLLECTIONS):
+        ids = [KEYS[(n + number) % len(KEYS)](start + n) for n in range(20)]
+        fields = {f"f{start % 7}": [bson.ObjectId()], "n": Int64(start), "text": "x" * rng.randrange(50)}
+        database[name].insert_many([{"_id": id_, **fields} for id_ in ids])
+        database[name].update_one({"_id": ids[3]}, {"$set": {"late": start}})
+        database[name].delete_one({"_id": ids[5]})
+
+
+def rebuild(config: EngineConfig) -> str:
+    """Rebuild the state; what it has printed."""
+    done = run_engine(config, "state", "rebuild", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_types(lake: Lake) -> None:
+    """No two files of a collection disagree about the type of a column."""
+    types: dict[tuple[str, str], dict[str, pa.DataType]] = defaultdict(dict)
+    for key in lake.object_keys():
+        directory = key.partition("/cdc_date")[0]
+        for field in pq.ParquetFile(pa.BufferReader(lake.content(key))).schema_arrow:
+            known = types[directory, field.name]
+            known[key] = field.type
+            assert len(set(known.values())) == 1, f"{field.name}: {known}"
+
+
+@pytest.mark.parametrize("watch", ["database", "collections"])
+def test_a_segment_published_in_part_is_completed(
+    mongo: Client, stack: LocalStack, config: EngineConfig, watch: str
+) -> None:
+    rng = random.Random(1)
+    config.set("source", watch=watch, max_readers=2)
+    if watch == "database":
+        config.set("source", collections=[])
+    lake, plain = Lake(stack, config.name), PlainStream(mongo, config.name, operation_time(mongo))
+    write(mongo, config, 0, rng)
+    catch_up(config)
+    before = lake.object_keys()
+    write(mongo, config, 100, rng)
+    with Engine(config, environment={VARIABLE: "between_objects:1"}) as engine:
+        while "writer" not in engine.log() or len(lake.object_keys()) <= len(before):
+            assert engine.process.poll() is None, engine.log_tail()
+            time.sleep(0.05)
+        engine.wait_for(lambda status: any(each["restarts"] for each in status["streams"]), "a dead writer")
+        engine.kill_tree()
+    lose_state(config)
+    refused = run_engine(config, "run", "--until-caught-up")
+    assert refused.returncode == 1, refused.stderr
+    assert "headrace state rebuild" in refused.stderr
+    shown = run_engine(config, "state", "rebuild")
+    assert "Nothing has been written" in shown.stdout, shown.stderr
+    assert '"position":"{' not in run_engine(config, "state", "show", "--json").stdout
+    said = rebuild(config)
+    assert watch == "collections" or "will be completed by the next run; in the lake: " in said
+    assert said.count("fields") == len(COLLECTIONS)
+    write(mongo, config, 200, rng)
+    catch_up(config)
+    assert lake.check_no_token_twice() == plain.stop()
+    check_types(lake)
+    assert "lacks nothing" in run_engine(config, "state", "rebuild").stdout
+
+
+def copied(config: EngineConfig) -> Callable[[], None]:
+    """Copy the state; returns what puts the copy back in place of whatever is there."""
+    files = {path: path.read_bytes() for path in config.directory.glob("state.db*")}
+    with redis.Redis(port=config.stack.valkey.port) as client:
+        keys = {key: client.dump(key) for key in client.scan_iter(f"{config.name}:*")}
+
+    def restore() -> None:
+        lose_state(config)
+        for path, content in files.items():
+            path.write_bytes(content)
+        with redis.Redis(port=config.stack.valkey.port) as client:
+            for key, value in keys.items():
+                client.restore(key, 0, value)
+
+    return restore
+
+
+def test_a_state_lost_while_running_or_replaced_by_an_older_one(
+    mongo: Client, stack: LocalStack, config: EngineConfig
+) -> None:
+    """With a split collection and a finished backfill, then a half finished one."""
+    rng = random.Random(2)
+    config.set("source", collections=["orders", "items"], split={"orders": 2}, start="snapshot")
+    config.set("backfill", split_size="64KiB", readers=1)
+    database = mongo[config.name]
+    database.orders.insert_many([{"n": n, "text": "x" * 500} for n in range(400)])
+    lake = Lake(stack, config.name)
+    loaded_at = operation_time(mongo)
+    plain = PlainStream(mongo, config.name, Timestamp(loaded_at.time, loaded_at.inc + 1))
+    catch_up(config)
+    restore = copied(config)
+    for name in ("orders", "items"):
+        database[name].insert_many([{"n": n, "list": [bson.ObjectId()]} for n in range(300)])
+    with Engine(config) as engine:
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 600, "events"
+        )
+        lose_state(config)
+        database.orders.insert_many([{"n": n} for n in range(rng.randrange(100, 200))])
+        assert engine.end() == 1
+        assert "headrace state rebuild" in engine.log_tail()
+    restore()
+    assert run_engine(config, "run", "--until-caught-up").returncode == 1
+    said = rebuild(config)
+    assert said.count("its record is replaced: it knows of no segment after") == 3, said
+    database["items"].insert_many([{"n": n, "list": [bson.ObjectId()]} for n in range(50)])
+    catch_up(config)
+    check_streamed(lake, plain.stop(), loaded=400)
+
+
+def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
+    """Each of these events is in the lake once, and so is each loaded document."""
+    rows = lake.rows()
+    read = [row["_id"] for row in rows if row["_cdc_op"] == "read"]
+    assert len(set(read)) == len(read) == loaded
+    streamed = [row["_cdc_token"] for row in rows if row["_cdc_op"] not in ("read", "loaded")]
+    assert len(streamed) == len(set(streamed))
+    assert set(streamed) == tokens
+    check_types(lake)
+
+
+@pytest.mark.skipif(not EXPLORE, reason="EXPLORE=1")
+@pytest.mark.parametrize("seed", range(3))
+def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, seed: int) -> None:
+    rng = random.Random(seed)
+    config.set("source", watch=rng.choice(["database", "collections"]), max_readers=3, split={"orders": 2})
+    if config.sections["source"]["watch"] == "database":
+        config.set("source", collections=[], split={})
+    config.set("batch", rows=rng.choice([30, 200]))
+    lake, plain = Lake(stack, config.name), PlainStream(mongo, config.name, operation_time(mongo))
+    replays = 0
+    for number in range(6):
+        write(mongo, config, 100 * number, rng)
+        before = lake.object_keys()
+        environment = {VARIABLE: f"between_objects:{rng.randrange(1, 9)}"} if rng.random() < 0.7 else {}
+        with Engine(config, environment=environment) as engine:
+            while len(lake.object_keys()) <= len(before):
+                assert engine.process.poll() is None, engine.log_tail()
+                write(mongo, config, 100 * number + 50, rng) if rng.random() < 0.01 else None
+            time.sleep(rng.random() * 3)
+            engine.kill_tree()
+        lose_state(config)
+        replays += rebuild(config).count("will be completed")
+        lake.check_no_token_twice()
+    catch_up(config)
+    assert lake.check_no_token_twice() == plain.stop()
+    check_types(lake)
+    print(f"{replays} segments replayed")
