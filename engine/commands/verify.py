@@ -18,7 +18,7 @@ from engine.commands.steps import Watch, steps
 from engine.config import Config
 from engine.config.streams import named_collections, streams_of
 from engine.core.backfill import Plan, Selection
-from engine.core.position import make_time, split_time
+from engine.core.position import split_time
 from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, NoStateError
@@ -107,7 +107,7 @@ class _Verification:
         self._stack = stack
         self._watch = watch
         self._objects = Objects(config.sink, config.retry)
-        self._store = open_store(config.state, read_only=True)
+        self._store = open_store(config.state, config.sink, read_only=True)
         stack.callback(self._store.close)
         self._retry = retrying(config.retry, what="the state store")
         self.findings = Findings(options.examples)
@@ -183,10 +183,7 @@ class _Verification:
         sides = Sides(self._objects, members, namespace, at, normal, self._config.retry, self.findings)
         comparison = Comparison(sides, self.findings, self._watch)
         if window != Window():
-            since, until = (
-                make_time(each, 0) if each is not None else None for each in (window.since, window.until)
-            )
-            return comparison.changed(since or 0, until or 2**63 - 1)
+            return comparison.changed(window)
         with translated("count the documents"):
             expected = client[database][collection].estimated_document_count()
         return comparison.everything(expected)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
@@ -30,6 +31,7 @@ from engine.lake.digests import Digests, Partition, digest
 from engine.lake.documents import documents
 from engine.lake.findings import Findings
 from engine.lake.folding import PARTITIONS, Current, Fold
+from engine.lake.segments import Window
 from engine.lake.settling import Settling
 from engine.lake.sides import Sides, id_text, identity
 from engine.source.snapshots import SnapshotScan
@@ -96,18 +98,15 @@ class Comparison:
                     self._watch("compare", partition.number + 1, PARTITIONS)
             return self._exactly(candidates)
 
-    def changed(self, since: int, until: int) -> Compared:
-        """Compare the documents that have rows of these cluster times; ``until`` is exclusive.
+    def changed(self, window: Window) -> Compared:
+        """Compare the documents that have rows of these cluster times.
 
         Raises:
             ConfigError, HeadraceError: as ``everything``.
         """
         with Candidates() as candidates:
             for rows in self._sides.rows():
-                times = rows.column("_cdc_timestamp")
-                is_in = pc.and_(pc.greater_equal(times, since), pc.less(times, until))
-                is_in = pc.and_(pc.fill_null(is_in, False), pc.is_valid(rows.column("_cdc_id")))
-                for document in documents(rows.filter(is_in)):
+                for document in documents(rows.filter(_is_within(rows, window))):
                     candidates.add(*identity(document))
                 self._watch("lake", len(candidates), 0)
             self._compared.source = self._compared.lake = len(candidates)
@@ -157,3 +156,12 @@ class Comparison:
         self._compared.pending += self._settling.pending
         self._compared.unsettled += self._settling.unsettled
         return self._compared
+
+
+def _is_within(rows: pa.RecordBatch, window: Window) -> pa.Array:
+    """Which rows are of documents, and of these times; or of a time that a pipeline has removed."""
+    milliseconds = rows.column("_cdc_cluster_time").cast(pa.int64())
+    since = 0 if window.since is None else window.since * 1000
+    until = 2**62 if window.until is None else window.until * 1000
+    is_in = pc.and_(pc.greater_equal(milliseconds, since), pc.less(milliseconds, until))
+    return pc.and_(pc.fill_null(is_in, True), pc.is_valid(rows.column("_cdc_key")))
