@@ -1,4 +1,4 @@
-"""The commands: ``python -m engine [run|backfill|status|check|verify|state] --config FILE``, or ``headrace``.
+"""The commands: ``python -m engine [COMMAND] --config FILE``; installed, ``headrace``.
 
 Exit codes: 0 done, or stopped by a signal; 1 failed (including a server that stays unreachable, and differences
 that ``verify`` has found); 2 bad configuration or usage; 141 the reader of the output was gone before its end.
@@ -37,6 +37,7 @@ examples:
   python -m engine status --config prod.toml             progress of streams and backfills, from any shell
   python -m engine check --config prod.toml              is everything reachable, with the required rights?
   python -m engine verify --config prod.toml             is the lake whole, and the same as the source?
+  python -m engine restore --config prod.toml --to FILE.bson.zst    a collection as it stands, or stood
 
 Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
 """
@@ -66,6 +67,24 @@ same keys by the next run, so that each event is in the lake once. What the foot
 without any object was, whether a backfill was finished) is printed, with what to do.
 
 First stop every engine, on every machine, for good: one that is only paused could still publish.
+"""
+
+
+_RESTORE = """\
+Write a collection as it stood at a time from the lake into a MongoDB server or a file, without its indexes.
+
+Interrupted or killed, the same command continues: a record in the target (the collection headrace_restores, or
+FILE.partial.json) says which of 64 parts are written. The lake is read again, what is written is not.
+
+Documents are exact at every time if source.full_document is "required" or "when_available". With "update_lookup",
+a document is what it was a little after the update; the report counts those that may be newer than --at, and
+names some. It also says what the columns do not tell (with schema.raw, documents come back byte for byte).
+"""
+_RESTORE_EXAMPLES = """\
+examples:
+  python -m engine restore --config prod.toml --collection shop.orders --to '${TARGET_URI}' --as check.orders
+  python -m engine restore --config prod.toml --collection shop.orders --to orders.bson.zst --at 2026-05-01T07:00Z
+  zstd -dc orders.bson.zst | mongorestore --uri "$TARGET_URI" --db shop --collection orders -
 """
 
 
@@ -220,6 +239,49 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_verify(commands, shared)
 
+    restore = commands.add_parser(
+        "restore",
+        parents=[shared],
+        help="bring a collection back, as it stood at some time",
+        description=_RESTORE,
+        epilog=_RESTORE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    restore.add_argument(
+        "--collection",
+        metavar="DB.COLL",
+        help="which collection (default: the only one that the configuration names)",
+    )
+    restore.add_argument(
+        "--at",
+        type=_moment,
+        metavar="TIME",
+        help="RFC 3339, the moment before the first event of that second; or a cluster time, SECONDS:INCREMENT, "
+        "up to and including it (default: the newest that all streams of the collection have passed)",
+    )
+    restore.add_argument(
+        "--to",
+        required=True,
+        metavar="URI|FILE",
+        help="a connection string (mongodb://...), or a file that ends in .bson.zst. '${NAME}' is taken from the "
+        "environment, so that no password is among the arguments",
+    )
+    restore.add_argument(
+        "--as", dest="name", metavar="DB.COLL", help="the name of the collection to write (default: its own)"
+    )
+    restore.add_argument(
+        "--drop", action="store_true", help="first remove what the target has; without it, it must be empty"
+    )
+    restore.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where rows wait that do not fit into memory.limit (default: the system's temporary directory); the "
+        "room of the collection's rows, uncompressed, is enough",
+    )
+    restore.add_argument("--json", action="store_true", help="report as JSON (the default in a pipe)")
+    restore.set_defaults(act=_restore, stoppable=True)
+
     state = commands.add_parser("state", help="contents of the state store")
     state_commands = state.add_subparsers(metavar="action", required=True)
     show = state_commands.add_parser("show", parents=[shared], help="position of each stream")
@@ -287,6 +349,15 @@ def _add_verify(
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _moment(text: str) -> int:
+    from engine.core.restoring import parse_moment
+
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give RFC 3339 with an offset, or SECONDS:INCREMENT") from None
 
 
 def _add_state_commands(
@@ -377,6 +448,13 @@ def _verify(config: Config, options: argparse.Namespace) -> int:
 
     wanted = Options(options.collections, options.since, options.until, options.lake_only, options.examples)
     return verify(config, wanted, as_json=options.json or not sys.stdout.isatty())
+
+
+def _restore(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.restore import Options, restore
+
+    wanted = Options(options.to, options.collection, options.at, options.name, options.drop, options.work)
+    return restore(config, wanted, as_json=options.json or not sys.stdout.isatty())
 
 
 def _state_export(config: Config, options: argparse.Namespace) -> int:

@@ -41,10 +41,17 @@ def retrying(config: RetryConfig, *, stopped: threading.Event | None = None, wha
     )
 
 
-def log_retry(what: str, error: BaseException | None, attempt: int, wait_s: float) -> None:
-    """An attempt has failed, and another one comes."""
+def log_retry(
+    what: str, error: BaseException | None, attempt: int, wait_s: float, *, has_answered: bool = False
+) -> None:
+    """An attempt has failed, and another one comes.
+
+    Args:
+        has_answered: the server is there, and has ended or refused the request.
+    """
     fields = {"error": str(error), "attempt": attempt, "retry_in_s": round(wait_s, 2)}
-    log.warning("%s is away", what, extra={"fields": fields})
+    event = "%s has ended a request" if has_answered else "%s is away"
+    log.warning(event, what, extra={"fields": fields})
 
 
 def _log(what: str, state: tenacity.RetryCallState) -> None:

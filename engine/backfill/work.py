@@ -185,21 +185,27 @@ def snapshot(
     # All collections that exist when the streams start must be listed, so the start time is taken before the
     # listing.
     start_at = planner.call(server_clock, config) if fresh or lost else None
+    prepared: set[tuple[str, str]] = set()
     for spec in specs:
         if spec in fresh or spec.stream in lost:
             wanted = _captured(config, planner, [spec])
         elif starts_so and known and spec not in running:
-            found = _captured(config, planner, [spec])
-            wanted = [each for each in found if not any(other.covers(*each) for other in running)]
+            captured = _captured(config, planner, [spec])
+            wanted = [each for each in captured if not any(other.covers(*each) for other in running)]
         else:
             continue
         if wanted:
+            prepared.update(wanted)
             prepare(config, planner, wanted, Selection(), restart=spec.stream in lost, beginning=True)
     if starts_so and not fresh and not known:
         what = "streams continue where they were; use the command backfill to load what was there before"
         log.warning(what, extra={"fields": {"streams": [spec.stream for spec in specs]}})
     with plans_of(config) as plans:
-        work = work_of(plans, plans.read_of(specs))
+        found = plans.read_of(specs)
+        unchecked = {(plan.database, plan.collection): plan for plan in found}
+        unchecked = {each: plan for each, plan in unchecked.items() if each not in prepared}
+        _refuse_lost_state(config, planner, plans, unchecked)
+        work = work_of(plans, found)
     return replace(work, start_at=start_at)
 
 

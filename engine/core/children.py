@@ -104,13 +104,13 @@ class Children:
 
     def beat(self, child: Child, beat: Heartbeat, now: float) -> None:
         """A heartbeat has arrived."""
-        life = self._lives[child]
+        life, before = self._lives[child], self.problem(child, now)
         if beat.progress != life.progress:
             life.progress, life.progress_at = beat.progress, now
         life.doing, life.cpu_s = beat.doing, beat.cpu_s
         life.heard_at, life.unanswered_s = now, beat.unanswered_s
         if life.ready:  # until then, it stays what its predecessor died of
-            life.trouble = Problem.after(life.trouble, beat.error, now)
+            life.trouble = Problem.after(before, beat.error, now)  # a silence may end with an error
 
     def problem(self, child: Child, now: float) -> Problem | None:
         """What keeps the child from its work, as far as is known."""
@@ -137,7 +137,7 @@ class Children:
             code: its exit code; None if it could not be started.
             out_of_memory: the kernel has just killed some process for lack of memory.
         """
-        life = self._lives[child]
+        life, before = self._lives[child], self.problem(child, now)
         life.alive = life.ready = False
         life.deaths += 1
         life.cpu_s_before += life.cpu_s
@@ -148,7 +148,7 @@ class Children:
         life.died_by = OUT_OF_MEMORY if life.starved else _ended(code)
         life.failures.failed(now)
         why = str(life.error) if life.error is not None else f"{child} ended by {life.died_by}"
-        life.trouble = Problem.after(life.trouble, why, now)
+        life.trouble = Problem.after(before, why, now)
         delay_s = round(life.failures.retry_at - now, 2)
         fields: dict[str, object] = {"child": str(child), "ended": life.died_by, "restart_in_s": delay_s}
         if life.error is not None:

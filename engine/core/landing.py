@@ -67,6 +67,7 @@ class Landing:
         self._grants.hand_over(message.offset, writer)
         stream.counters.events_read += message.rows
         stream.counters.bytes_read += message.raw_bytes
+        stream.counters.truncated_events += message.truncated
         stream.counters.rescued_values += self.rescues.add(message.rescued)
         replayed = stream.ledger.intents.get(message.seq)
         keys = [each.key for each in replayed.objects] if replayed else []

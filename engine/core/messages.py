@@ -171,7 +171,7 @@ class Rescued(Struct, frozen=True):
 
 
 class BatchReady(Struct, frozen=True, tag=True):
-    """A slab is filled with events of segment ``seq``."""
+    """A slab is filled with events of segment ``seq``; the server could not send ``truncated`` of them whole."""
 
     generation: int
     seq: int
@@ -180,6 +180,7 @@ class BatchReady(Struct, frozen=True, tag=True):
     rows: int
     raw_bytes: int
     rescued: tuple[Rescued, ...] = ()
+    truncated: int = 0
 
 
 class SegmentCut(Struct, frozen=True, tag=True):

@@ -66,6 +66,7 @@ class Counters(Struct):
     objects: int = 0
     segments: int = 0
     dead_letters: int = 0
+    truncated_events: int = 0
     rescued_values: int = 0
     restarts: int = 0
 

@@ -174,13 +174,21 @@ def _names_in(path: str) -> list[bytes]:
 
 
 def with_types(field: pa.Field, known: pa.Field | None) -> pa.Field:
-    """A field with the types of its elements from ``known``, where the file has none.
+    """A field with the types of ``known`` where the file does not say them.
 
     Files of version 0.2.0 do not say what the elements of arrays are; the schema in the state store does.
     """
-    if known is None or field.type != known.type:
+    if known is None:
         return field
-    return known
+    type_, metadata = field.type, field.metadata
+    if pa.types.is_struct(type_) and pa.types.is_struct(known.type):
+        by_name = {inner.name: inner for inner in known.type}
+        type_ = pa.struct([with_types(inner, by_name.get(inner.name)) for inner in type_])
+    elif pa.types.is_list(type_) and pa.types.is_list(known.type):
+        type_ = pa.list_(with_types(type_.value_field, known.type.value_field))
+    elif type_ != known.type:
+        return field
+    return pa.field(field.name, type_, metadata=metadata or known.metadata)
 
 
 def _name(field: pa.Field) -> bytes:

@@ -36,7 +36,6 @@ _UNUSED = {
     "_cdc_database",
     "_cdc_collection",
     "_cdc_stream",
-    "_cdc_seq",
     "_cdc_before",
     "_cdc_txn",
     "_cdc_extra",

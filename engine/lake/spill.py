@@ -148,8 +148,9 @@ def _of_all(rows: Rows, name: str) -> np.ndarray[tuple[int], np.dtype[Any]]:
 
 
 def _last(rows: Rows, codes: Ints, chosen: Bools) -> Ints:
-    """Of each id, the last row that counts, and the updates after it."""
-    tokens = pa.chunked_array([_column(batch, "_cdc_token") for batch in rows]).combine_chunks()
+    """Of each id, the last row that counts, and the updates after it; of those of one event, one."""
+    tokens = pa.chunked_array([_column(batch, "_cdc_token", pa.string()) for batch in rows]).combine_chunks()
+    seqs = pa.chunked_array([_column(batch, "_cdc_seq", pa.int64()) for batch in rows]).combine_chunks()
     indices = np.flatnonzero(chosen)
     if not len(indices):
         return indices
@@ -158,17 +159,29 @@ def _last(rows: Rows, codes: Ints, chosen: Bools) -> Ints:
         "time": pa.array(_of_all(rows, TIME)[indices]),
         "read": pa.array(np.concatenate([is_read(batch) for batch in rows])[indices].astype(np.int8)),
         "token": tokens.take(pa.array(indices)),
+        "whole": pa.array(np.concatenate([is_whole(batch) for batch in rows])[indices].astype(np.int64)),
+        "seq": seqs.take(pa.array(indices)),
     }
     # Nulls come last: a row without a token is the earliest.
-    by = [("code", "ascending"), ("time", "descending"), ("read", "descending"), ("token", "descending")]
-    order = pc.sort_indices(pa.table(keys), sort_keys=by).to_numpy()
-    indices = indices[order]
-    whole = np.concatenate([is_whole(batch) for batch in rows])[indices].astype(np.int64)
+    by = [(name, "ascending" if name == "code" else "descending") for name in keys]
+    table = pa.table(keys)
+    order = pc.sort_indices(table, sort_keys=by)
+    indices, sorted_ = indices[order.to_numpy()], table.take(order)
+    whole = sorted_.column("whole").to_numpy()
     before = np.cumsum(whole) - whole
     starts = np.flatnonzero(np.diff(codes[indices], prepend=-1))
     counts = np.diff(starts, append=len(indices))
-    kept: Ints = indices[before == np.repeat(before[starts], counts)]
+    again = _same_as_before(sorted_.column("token").combine_chunks())
+    again[starts] = False
+    kept: Ints = indices[(before == np.repeat(before[starts], counts)) & ~again]
     return kept
+
+
+def _same_as_before(tokens: pa.Array) -> Bools:
+    """Which tokens are that of the row before: after a rewind, an event has several rows."""
+    codes = tokens.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    found: Bools = np.diff(codes, prepend=-1) == 0
+    return found
 
 
 def _first(rows: Rows, codes: Ints, chosen: Bools) -> Ints:
@@ -192,8 +205,8 @@ def _taken(rows: Rows, kept: Ints) -> Rows:
     return found
 
 
-def _column(rows: pa.RecordBatch, name: str) -> pa.Array:
-    return rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, pa.string())
+def _column(rows: pa.RecordBatch, name: str, type_: pa.DataType) -> pa.Array:
+    return rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, type_)
 
 
 def is_read(rows: pa.RecordBatch) -> Bools:

@@ -348,7 +348,8 @@ class Reader:
             log.error("events cannot be decoded; they go to _dead_letter", extra={"fields": fields})
         if not assignment.grown:
             rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
-            self._hand_over(assignment, layout, stop - row, raw_bytes, rescued)
+            truncated, reply.truncated = reply.truncated, 0  # counted once, with the first of its rows
+            self._hand_over(assignment, layout, stop - row, raw_bytes, rescued, truncated)
         return stop
 
     def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
@@ -369,12 +370,14 @@ class Reader:
         rows: int,
         raw_bytes: int,
         rescued: tuple[msg.Rescued, ...],
+        truncated: int,
     ) -> None:
         seq = assignment.segmenter.seq
         self._send(msg.SlabRequest(assignment.generation, seq, layout.size))
         grant = self._await_grant()
         layout.write(self._arena.slab(grant.offset, grant.size))
-        self._send(msg.BatchReady(grant.generation, seq, grant.offset, grant.size, rows, raw_bytes, rescued))
+        place = grant.generation, seq, grant.offset, grant.size
+        self._send(msg.BatchReady(*place, rows, raw_bytes, rescued, truncated))
         for each in rescued:
             schema = self._registry.known[each.database, each.collection]
             self._rescue_log.note(each, full=not columns_left(schema.fields, self._options.max_fields))

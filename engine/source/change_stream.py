@@ -41,6 +41,12 @@ _UNRECOGNIZED_STAGE = 40324
 # InvalidResumeToken, ChangeStreamFatalError; and the errors of a server that cannot parse a token's KeyString.
 _TOKEN_REFUSED = {260, 280}
 _KEY_STRING_ERRORS = range(50790, 50900)
+_NO_IMAGE = 47  # NoMatchingDocument
+_IMAGE_REMEDY = (
+    'Set source.{key} to "when_available": the event then lands without that document. Images are kept from when '
+    "the collection's changeStreamPreAndPostImages was enabled, for as long as the cluster's "
+    "expireAfterSeconds allows: see to both before you require them again."
+)
 _FULL_DOCUMENT = {"update_lookup": "updateLookup", "when_available": "whenAvailable", "required": "required"}
 
 log = logging.getLogger("headrace")
@@ -108,9 +114,18 @@ class ChangeStream:
         code = error.code if isinstance(error, OperationFailure) else None
         if code == large_events.TOO_LARGE:
             return FatalError(self._operation, f"an event is too large (code {code})", large_events.REMEDY)
+        if code == _NO_IMAGE and (missing := self._required_image(translated.cause)):
+            # No retry brings it back, also of a stream that has been read before.
+            return FatalError(self._operation, translated.cause, _IMAGE_REMEDY.format(key=missing))
         if code == watchable.NOT_SUPPORTED_ON_VIEW:
             return ConfigError(self._operation, translated.cause, watchable.REMEDY)
         return translated
+
+    def _required_image(self, cause: str) -> str | None:
+        """The key that requires the document that the server does not have; None if none does."""
+        before, full = "full_document_before_change", "full_document"
+        required = [key for key in (before, full) if getattr(self._spec, key) == "required"]
+        return before if before in required and "pre-image" in cause else required[-1] if required else None
 
     def _has_passed(self, reply: Reply) -> bool:
         """Whether the server is past what was already read; at the token itself more fragments may follow."""
@@ -188,6 +203,7 @@ class ChangeStream:
             what = "an event past 16 MiB has landed without what was looked up for it"
             log.warning(what, extra={"fields": {"stream": self._spec.stream} | fields})
             self._truncates = False
+            reply.truncated += 1
         if not self._truncates:
             self._cursor.end()
 

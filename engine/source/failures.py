@@ -154,6 +154,11 @@ def _grant(message: str) -> str:
     return f"{remedy} (the role read has both, and collStats for backfills)."
 
 
+def has_answered(error: HeadraceError) -> bool:
+    """Whether the error is a server's answer, in contrast to a server that cannot be reached."""
+    return isinstance(error.__cause__, OperationFailure)
+
+
 def is_bad_query(error: OperationFailure) -> bool:
     """Whether the server rejects the request itself: a pipeline, a filter, an option, a view.
 

@@ -20,6 +20,7 @@ from engine.core.position import Position
 from engine.core.restarts import Failures
 from engine.errors import FatalError, HeadraceError, TransientError
 from engine.retries import log_retry, policy_of
+from engine.source.failures import has_answered
 from engine.source.reply import Reply
 
 _PUT_TIMEOUT_S = 0.25
@@ -150,7 +151,8 @@ class Prefetcher:
         if not self._failures.failed(now):
             remedy = "This lasted longer than the [retry] budget. Start again when it is over: nothing is lost."
             raise FatalError(error.operation, error.cause, f"{error.remedy} {remedy}".lstrip()) from error
-        log_retry("MongoDB", error, self._failures.count, self._failures.retry_at - now)
+        wait_s = self._failures.retry_at - now
+        log_retry("MongoDB", error, self._failures.count, wait_s, has_answered=has_answered(error))
         while (left_s := self._failures.retry_at - time.monotonic()) > 0:
             if self._stopped.wait(min(left_s, _BEAT_S)):
                 raise error

@@ -22,10 +22,13 @@ def absent(client: Client, database: str, collections: Sequence[str]) -> list[st
         return []
     try:
         databases = client.list_database_names()
-        if database not in databases:
-            return [_sentence("database", database, databases)]
         options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
         known = [str(each["name"]) for each in client[database].list_collections(**options)]
+        if database not in databases or not set(collections) <= set(known):
+            # What the user may not see is left out of both lists; this refuses where there may be more.
+            client[database].command("listCollections", nameOnly=True)
+        if database not in databases:
+            return [_sentence("database", database, databases)]
     except PyMongoError as error:
         return [f"cannot determine whether {', '.join(collections) or database} exists: {summary(error)}"]
     return [_sentence("collection", name, known, f" in {database}") for name in collections if name not in known]

@@ -31,6 +31,7 @@ class Reply:
         position: the stream's position after this reply; None if that is not known.
         is_partial: this reply had the beginning of an event that the next one continues.
         is_last: nothing follows it.
+        truncated: how many of its events a document was dropped from; see ``source.large_events``.
     """
 
     def __init__(self, data: bytes, offsets: Offsets, token: str) -> None:
@@ -41,6 +42,7 @@ class Reply:
         self.position: Position | None = None
         self.is_partial = False
         self.is_last = False
+        self.truncated = 0
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:

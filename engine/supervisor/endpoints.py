@@ -71,32 +71,37 @@ class HttpServer:
         # What a client sends is never worth a log line; our own failures are logged by ``_warn``.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
         self._loop.set_exception_handler(lambda _, context: self._warn(context.get("exception"), str(context)))
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop answering, at once."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself, and is closed
+            # Not ``stop``, which the loop would forget while it is still starting to serve.
+            self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
     def _run(self) -> None:
-        open_: dict[_Connection, None] = {}
-        state = ServerState()
         try:
-            serving = self._loop.create_server(
-                lambda: _Connection(open_, self._config, state, self._loop), sock=self._socket, backlog=BACKLOG
-            )
-            self._loop.run_until_complete(serving)
-            self._loop.run_forever()
-            for each in list(open_):
-                each.end()
-            self._loop.run_until_complete(asyncio.sleep(0))  # the transports close in the loop's next iteration
+            self._loop.run_until_complete(self._serve())
         except Exception:
             log.exception("the endpoints have stopped; the engine continues")
         finally:
             self._socket.close()
             self._loop.close()
+
+    async def _serve(self) -> None:
+        open_: dict[_Connection, None] = {}
+        state = ServerState()
+        await self._loop.create_server(
+            lambda: _Connection(open_, self._config, state, self._loop), sock=self._socket, backlog=BACKLOG
+        )
+        await self._closing.wait()
+        for each in list(open_):
+            each.end()
+        await asyncio.sleep(0)  # the transports close in the loop's next iteration
 
     async def _app(self, scope: Any, _: Any, send: Any) -> None:
         code, kind, body = self._reply(scope["method"], scope["path"])

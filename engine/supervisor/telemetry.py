@@ -62,6 +62,7 @@ class StreamStatus(Struct, frozen=True):
     held_by: str = ""
     error: str = ""
     rescued_values: int = 0
+    truncated_events: int = 0
     problem: str = ""
     replaced: tuple[str, ...] = ()
     oplog_headroom_s: float | None = None
@@ -201,6 +202,7 @@ _COUNTERS = {
     "objects": "Objects written.",
     "segments": "Segments committed.",
     "dead_letters": "Events that could not be decoded.",
+    "truncated_events": "Events past 16 MiB, read without a document because the server cannot split them.",
     "restarts": "Times the stream was restarted.",
 }
 _GAUGES = {

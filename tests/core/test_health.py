@@ -7,7 +7,7 @@ from typing import Any
 from engine.core.actions import Log
 from engine.core.coordinator import Coordinator
 from engine.core.ledger import first_segment
-from engine.core.messages import BatchReady, Failed, Heartbeat, Idle, SlabRequest, Started
+from engine.core.messages import BatchReady, Failed, Heartbeat, Idle, SlabRequest, Started, WriterReady
 from engine.core.position import Position, make_time
 from engine.core.problems import REPEAT_EVERY_S
 from tests.core.answers import denied, store_seen, taken
@@ -134,6 +134,31 @@ def test_a_process_without_heartbeats() -> None:
     assert problems(made, 23.0) == silent
     assert [each.event for each in logs(made, 300.0)] == [RESUMED], "this process itself was paused"
     assert problems(made, 300.0) == ["", ""]
+
+
+def test_an_outage_is_one_problem_whatever_form_it_takes() -> None:
+    """A server that does not answer, then an error, then a reader that dies of it and cannot connect again."""
+    made = reading()
+    told = live(made, 16.0, reader_0={"unanswered_s": 6.0})
+    told += live(made, 17.0, reader_0={"error": "read: timed out"})
+    told += live(made, 18.0, reader_0={"error": "read: timed out"})
+    made.child_exited(READERS[0], 1, 18.5)
+    told += live(made, 19.0)
+    assert [each.event for each in told] == [HELD_UP]
+    assert states(made) == ["stalled", "reading"]
+
+
+def test_a_reader_that_cannot_connect_at_the_start_is_held_up_until_it_can() -> None:
+    """It is silent while it connects; then it says why it could not, ends, and is replaced."""
+    made = coordinator(hang_timeout_s=1000.0)
+    made.from_child(WRITER, WriterReady(), 1.0)
+    told = [each for second in range(2, 13) for each in logs(made, float(second))]
+    assert {each.event for each in told} == {HELD_UP}
+    for reader in READERS:
+        made.from_child(reader, Failed("transient", "connect to MongoDB", "timed out", ""), 13.0)
+        made.child_exited(reader, 1, 13.0)
+    told = [each for second in range(13, 20) for each in logs(made, float(second))]
+    assert told == [], "neither over nor new"
 
 
 def test_a_process_that_dies_and_fails_to_restart() -> None:

@@ -147,6 +147,34 @@ def test_dates_that_readers_cannot_hold_are_rescued(copies: int) -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
+def test_what_no_server_here_sends_is_kept_in_extra(copies: int) -> None:
+    """Events of a sharded cluster, and fields of later servers: whatever has no column of its own."""
+    ns = {"db": "db", "coll": "c"}
+    described = {"shardKey": {"region": 1, "_id": "hashed"}, "unique": False, "numInitialChunks": Int64(0)}
+    events: list[dict[str, Any]] = [
+        {"operationType": "shardCollection", "ns": ns, "collectionUUID": UUID4, "operationDescription": described},
+        {"operationType": "reshardCollection", "ns": ns, "operationDescription": {"reshardUUID": UUID4}},
+        {"operationType": "migrateChunkToNewShard", "ns": ns, "operationDescription": {"fromShardId": "a"}},
+        {
+            "operationType": "update",
+            "ns": ns,
+            "documentKey": {"region": "x", "_id": 1},
+            "updateDescription": {"updatedFields": {"a.0": 1}, "disambiguatedPaths": {"a.0": ["a", "0"]}},
+            "collectionUUID": UUID4,
+        },
+    ]
+    data, offsets = values.as_array([bson.encode(each) for each in events] * copies)
+    (batch,) = Decoder(Schemas(), SchemaOptions(), ("db", "c")).decode(data, offsets).batches
+    extra = [json.loads(each) for each in column(batch.batch, "_cdc_extra")]
+    own = {"operationType", "ns", "documentKey", "updateDescription"}
+    rest = [{name: value for name, value in each.items() if name not in own} for each in events]
+    relaxed = json_util.RELAXED_JSON_OPTIONS
+    expected = [json.loads(json_util.dumps(each, json_options=relaxed)) for each in rest]
+    assert extra == expected * copies
+    assert "disambiguatedPaths" in column(batch.batch, "_cdc_update")[3]
+
+
+@pytest.mark.parametrize("copies", [1, 9], ids=["walked", "in step"])
 def test_a_wall_time_that_readers_cannot_hold_is_kept_in_extra(copies: int) -> None:
     events = []
     for stamp in (5, 2**63 - 1):

@@ -78,6 +78,7 @@ def test_wrong_password(config: EngineConfig, guarded: Mongo) -> None:
 def test_no_right_to_read(config: EngineConfig, guarded: Mongo) -> None:
     with Client(guarded.uri) as client:
         client.admin.command("createUser", "poor", pwd=PASSWORD, roles=[{"role": "read", "db": "elsewhere"}])
+        client[config.name].orders.insert_one({})
     uri = guarded.uri.replace("root:right", f"poor:{QUOTED}").replace("?", "?authSource=admin&")
     config.set("source", uri=uri, start="now")
     said = refused(
@@ -86,6 +87,9 @@ def test_no_right_to_read(config: EngineConfig, guarded: Mongo) -> None:
         f"Grant the user find and changeStream on the database {config.name} (the role read",
     )
     assert "{" not in json.loads(said.splitlines()[-1])["cause"]
+    for text in (said, run_engine(config, "check").stdout):
+        assert "there is no" not in text, "it may only not be visible"
+        assert "cannot determine whether orders exists" in text
 
 
 def test_unreachable_mongod(config: EngineConfig) -> None:

@@ -163,7 +163,7 @@ def test_a_backfill_without_its_state_is_not_loaded_twice(mongo: Client, config:
     assert len(lake.rows()) == 1001
 
 
-@pytest.mark.parametrize("laid_out", ["as before", "otherwise"])
+@pytest.mark.parametrize("laid_out", ["as before", "otherwise", "beside streams"])
 def test_a_split_without_its_record_is_not_loaded_twice(
     mongo: Client, config: EngineConfig, lake: Lake, laid_out: str
 ) -> None:
@@ -171,18 +171,23 @@ def test_a_split_without_its_record_is_not_loaded_twice(
     state = use_sqlite(config)
     config.set("backfill", split_size="64KiB", readers=1, max_documents_per_s=1000)
     mongo[config.name].orders.insert_many([{"text": "x" * 1000} for _ in range(1000)])
-    with Engine(config, command="backfill") as engine:
-        engine.wait_for(lambda status: bool(status["backfills"][0]["splits"]), "a split")
+    command = "backfill"
+    if laid_out == "beside streams":
+        command = "run"
+        config.set("source", start="snapshot")
+    with Engine(config, command=command) as engine:
+        engine.wait_for(lambda status: bool(status["backfills"] and status["backfills"][0]["splits"]), "a split")
         assert engine.terminate() == 0
     with closing(sqlite3.connect(state, isolation_level=None)) as db:
-        done = "SELECT stream FROM fields WHERE name = 'position' AND value LIKE '%~%' LIMIT 1"
+        of_split = "name = 'position' AND value LIKE '%~%' AND stream LIKE '%~read%'"
+        done = f"SELECT stream FROM fields WHERE {of_split} LIMIT 1"
         (split,) = db.execute(done).fetchone()
         for table in ("leases", "fields"):
             db.execute(f"DELETE FROM {table} WHERE stream = ?", (split,))
     keys = lake.object_keys()
     if laid_out == "otherwise":
         config.set("sink", partition_by="none")
-    ended = run_engine(config, "backfill")
+    ended = run_engine(config, command)
     assert ended.returncode == 2, ended.stderr
     assert "is older than that: documents would be loaded twice" in ended.stderr
     assert lake.object_keys() == keys

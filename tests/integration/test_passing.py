@@ -84,6 +84,7 @@ def test_operations_killed_by_an_administrator_are_resumed(
             writing.wait_landed()
         assert engine.terminate() == 0
         assert '"stream stopped"' not in engine.log()
+        assert "MongoDB is away" not in engine.log()
     assert Counter(row["n"] for row in lake.rows()) == Counter(range(writing.count))
 
 

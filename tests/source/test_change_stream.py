@@ -7,6 +7,7 @@ from typing import Any
 import bson
 import pytest
 from bson import ObjectId
+from msgspec.structs import replace
 
 from engine.core.position import Position, token_time
 from engine.core.specs import StreamSpec
@@ -221,3 +222,20 @@ def test_every_document_is_in_one_part(client: Client, spec: StreamSpec, start: 
     assert sorted(found) == sorted(
         [("insert", str({"_id": each})) for each in ids] + [("drop", "None"), ("invalidate", "None")]
     )
+
+
+@pytest.mark.parametrize("key", ["full_document", "full_document_before_change"])
+def test_a_required_document_that_is_missing_is_named_with_its_key(
+    client: Client, spec: StreamSpec, start: Position, key: str
+) -> None:
+    """Without a label that tells: the server's error is that of a look-up."""
+    client[spec.database].c.insert_one({"_id": 1})
+    client[spec.database].c.update_one({"_id": 1}, {"$set": {"n": 1}})
+    stream = ChangeStream(client, replace(spec, **{key: "required"}), start)
+    with pytest.raises(FatalError, match=f'Set source.{key} to "when_available"'):
+        drain(stream, 2)
+    stream.close()
+    other = {"full_document": "full_document_before_change"}.get(key, "full_document")
+    stream = ChangeStream(client, replace(spec, **{key: "when_available", other: "when_available"}), start)
+    assert [event["operationType"] for event in drain(stream, 2)] == ["insert", "update"]
+    stream.close()
