@@ -24,6 +24,7 @@ from msgspec import Struct
 from bench.workloads import Document, documents
 from engine.core.schema import CollectionSchema, Field, grow
 from engine.decode.decoder import Decoder
+from engine.decode.protect import Protection
 from engine.decode.schema import SchemaOptions
 from engine.rawbson.offsets import document_offsets
 
@@ -49,6 +50,7 @@ class DecodeResult(Struct):
     """Microseconds per document, medians over the rounds.
 
     Attributes:
+        protect_us: what hashing one field and masking another one costs, besides the decoder.
         share: the decoder's time as a share of the driver's; ``target``: the goal for it, 0 for none.
         rows_hash: a hash of the first rows of each batch, the same for the same documents.
     """
@@ -58,6 +60,7 @@ class DecodeResult(Struct):
     bytes_per_document: float
     driver_us: float
     decoder_us: float
+    protect_us: float
     share: float
     target: float
     rows_hash: str
@@ -107,8 +110,18 @@ def measure_decode(case: str, count: int, rounds: int, chunk: int = 16_384) -> D
     for batch in rows:
         for column in batch.columns:
             digest.update(repr(column.slice(0, 3).to_pylist()).encode())
-    driver, ours = [], []
+    first = next(make(case, 1))
+    names = [name for name in (first.get("fullDocument", first)) if name != "_id"]
+    protection = Protection(dict(zip((f"*.{name}" for name in names), ("hash", "mask"), strict=False)), "k" * 16)
+
+    def protect() -> int:
+        offsets = document_offsets(reply, 0)
+        found = protection.events(reply, offsets) if events else protection.documents(reply, offsets, case)
+        return len(found[0])
+
+    driver, ours, protecting = [], [], []
     for _ in range(rounds):
+        protecting.append(_seconds(protect))
         driver.append(_seconds(lambda: bson.decode_all(whole)))
         ours.append(_seconds(lambda: sum(batch.num_rows for batch in by_column())))
     driver_us, decoder_us = median(driver) / count * 1e6, median(ours) / count * 1e6
@@ -118,6 +131,7 @@ def measure_decode(case: str, count: int, rounds: int, chunk: int = 16_384) -> D
         len(whole) / count,
         driver_us,
         decoder_us,
+        median(protecting) / count * 1e6,
         decoder_us / driver_us,
         TARGETS.get(case, 0.0),
         digest.hexdigest()[:16],

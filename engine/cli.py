@@ -229,6 +229,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", parents=[shared], help="check the configuration, all servers and rights; show the memory budget"
     )
+    check.add_argument(
+        "--for",
+        dest="command",
+        choices=("run", "backfill", "verify", "restore", "status"),
+        default="run",
+        help="the command whose rights are checked (default: run)",
+    )
     check.set_defaults(act=_check)
 
     status = commands.add_parser(
@@ -437,10 +444,10 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     return run(config, until_caught_up=options.until_caught_up)
 
 
-def _check(config: Config, _: argparse.Namespace) -> int:
+def _check(config: Config, options: argparse.Namespace) -> int:
     from engine.commands.check import check
 
-    return check(config)
+    return check(config, options.command)
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:

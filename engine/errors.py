@@ -7,6 +7,7 @@ classes are used.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -108,7 +109,7 @@ def error_of_kind(kind: FailureKind, operation: str, cause: str, remedy: str) ->
 
 
 class Redactor:
-    """Replaces the given secrets in any text, however a URL may have quoted them."""
+    """Replaces the given secrets in any text, however a URL may have quoted them, or a message escaped them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         forms: set[str] = set()
@@ -116,6 +117,11 @@ class Redactor:
             if secret:
                 plain = {secret, unquote(secret), unquote_plus(secret)}
                 forms |= plain | {quote(p, safe="") for p in plain} | {quote_plus(p) for p in plain}
+                forms |= (
+                    {quote(p) for p in plain}
+                    | {repr(p)[1:-1] for p in plain}
+                    | {json.dumps(p)[1:-1] for p in plain}
+                )
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
@@ -136,6 +142,7 @@ def url_password(url: str) -> str:
 
 
 def url_without_password(url: str) -> str:
-    """``url`` with ``***`` for its password."""
+    """``url`` with ``***`` for its password, and for those in its options."""
     password = url_password(url)
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    shown = url.replace(f":{password}@", ":***@", 1) if password else url
+    return re.sub(r"(?i)([?&][^=&#]*(?:password|token|secret)[^=&#]*=)[^&#]+", r"\1***", shown)

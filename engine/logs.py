@@ -32,7 +32,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, followed by the traceback if there is one."""
         time = datetime.fromtimestamp(record.created, UTC)
-        fields = " ".join(f"{name}={value}" for name, value in _fields_of(record).items())
+        fields = " ".join(f"{name}={value}" for name, value in _cleaned(_fields_of(record), self._redact).items())
         line = f"{time:%H:%M:%S}.{int(record.msecs):03d} {record.levelname.lower():7} {self._process:10} "
         line += f"{record.getMessage()}  {fields}".rstrip()
         if record.exc_info:
@@ -61,8 +61,17 @@ class JsonFormatter(logging.Formatter):
         line |= _fields_of(record)
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        clean = {name: self._redact(value) if isinstance(value, str) else value for name, value in line.items()}
+        clean = _cleaned(line, self._redact)
         return msgspec.json.encode(clean, enc_hook=lambda value: self._redact(str(value))).decode()
+
+
+def _cleaned(value: Any, redact: Redactor) -> Any:
+    """A value with all strings in it redacted, however deep."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {_cleaned(name, redact): _cleaned(each, redact) for name, each in value.items()}
+    return [_cleaned(each, redact) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +104,51 @@ def test_without_what_writes_avro_the_extra_is_named(stack: LocalStack, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "pip install 'headrace[avro]'" in done.stderr
+
+
+@pytest.fixture
+def advisories() -> Iterator[str]:
+    """The URL of a database of vulnerabilities, which has one of numpy."""
+    affected = {"package": {"name": "numpy", "ecosystem": "PyPI"}, "ranges": [], "versions": []}
+    vulnerability = {"id": "OSV-1", "summary": "x", "details": "x", "aliases": [], "affected": [affected]}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found = {"vulns": [vulnerability]} if asked["package"]["name"] == "numpy" else {}
+            body = json.dumps(found).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def audit(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("pip_audit")
+    command = [str(ROOT / "scripts" / "audit"), "--vulnerability-service", "osv", "--osv-url", url, *arguments]
+    environment = os.environ | {"HEADRACE_VENV": sys.prefix}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_a_known_vulnerability_of_a_dependency_is_found(advisories: str) -> None:
+    found = audit(advisories)
+    assert found.returncode == 1, found.stderr
+    (line,) = found.stderr.splitlines()
+    assert re.fullmatch(r"scripts/audit: numpy [0-9.]+: OSV-1, fixed in no version", line)
+    left_out = audit(advisories, "--ignore-vuln", "OSV-1")
+    assert (left_out.returncode, left_out.stderr) == (0, "")
+
+
+def test_without_advisories_the_audit_says_so_and_does_not_fail() -> None:
+    found = audit("http://127.0.0.1:1")
+    assert found.returncode == 0
+    assert "advisories cannot be reached" in found.stderr

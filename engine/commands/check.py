@@ -1,8 +1,11 @@
-"""The command ``check``: finds out what a run would encounter, without changing anything."""
+"""The command ``check``: finds out what a command would encounter, without changing anything.
+
+What each command needs of each server is one row of ``_STEPS``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -20,6 +23,7 @@ from engine.errors import ConfigError, HeadraceError, NoStateError, StreamLostEr
 from engine.state.opening import location, open_store
 
 if TYPE_CHECKING:
+    from engine.source.rights import Need
     from engine.source.session import Members
 
 Records = dict[str, StreamRecord]
@@ -35,8 +39,8 @@ class Doubt(str):
 Findings = Iterator[str | Doubt | HeadraceError]
 
 
-def check(config: Config) -> int:
-    """Check access to the state store, MongoDB and the sink with the rights of a run; show the memory budget.
+def check(config: Config, command: str = "run") -> int:
+    """Check access to the state store, MongoDB and the sink with the rights of a command; show the memory budget.
 
     Returns 0 if all is well, 2 if the configuration is at fault, otherwise 1. Every failure is shown with its
     remedy.
@@ -45,14 +49,8 @@ def check(config: Config) -> int:
     redact = config.redactor()
     records: Records = {}
     code = 0
-    steps: list[tuple[str, Callable[[], Findings]]] = [
-        ("state store", lambda: _check_state(config, records)),
-        ("MongoDB", lambda: _check_source(config, records)),
-        ("sink", lambda: _check_sink(config)),
-        ("memory", lambda: _check_memory(config)),
-    ]
-    for name, step in steps:
-        for found in _each(step()):
+    for name, step in _STEPS[command]:
+        for found in _each(step(config, records)):
             label, color = "ok", "green"
             if isinstance(found, HeadraceError):
                 code = max(code, 2 if isinstance(found, ConfigError) else 1)
@@ -87,8 +85,18 @@ def _check_state(config: Config, records: Records) -> Findings:
     yield from map(Doubt, doubts)
 
 
+def _read_state(config: Config, _records: Records) -> Findings:
+    where = location(config.state, config.sink)
+    store = open_store(config.state, config.sink, read_only=True)
+    try:
+        yield f"{where} can be read, and knows {len(store.read_all())} stream(s)"
+    finally:
+        store.close()
+
+
 def _check_source(config: Config, records: Records) -> Findings:
     from engine.source.presence import absent
+    from engine.source.rights import missing, needs_of_loading, needs_of_streams
     from engine.source.session import Members, connect, starting_position, survey
     from engine.source.watchable import not_watchable
 
@@ -96,6 +104,11 @@ def _check_source(config: Config, records: Records) -> Findings:
     with connect(source.uri) as client:
         ready = survey(client)
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
+        loads = "snapshot" in (source.start, source.on_history_lost)
+        needs = [*needs_of_streams(streams_of(source)), *(needs_of_loading(config) if loads else ())]
+        if lacking := missing(client, needs):
+            yield from lacking
+            return
         yield from map(Doubt, absent(client, source.database, named_collections(source)))
         yield from not_watchable(client, streams_of(source))
         members = Members(client, source.uri, "primary")
@@ -117,6 +130,33 @@ def _check_source(config: Config, records: Records) -> Findings:
             except HeadraceError as error:
                 yield error
         yield f"{opened} stream(s) can be opened" + (f", {resumed} where they stand" if resumed else "")
+
+
+def _check_loading(config: Config, _records: Records) -> Findings:
+    from engine.source.rights import needs_of_loading
+
+    yield from _check_rights(config, list(needs_of_loading(config)), "collections can be loaded")
+
+
+def _check_comparing(config: Config, _records: Records) -> Findings:
+    from engine.source.rights import needs_of_comparing
+
+    yield from _check_rights(config, list(needs_of_comparing(config)), "collections can be read")
+
+
+def _check_rights(config: Config, needs: Sequence[Need], what: str) -> Findings:
+    from engine.source.presence import absent
+    from engine.source.rights import missing
+    from engine.source.session import connect, survey
+
+    with connect(config.source.uri) as client:
+        ready = survey(client)
+        yield f"{ready.deployment}, MongoDB {ready.server_version}"
+        if lacking := missing(client, needs):
+            yield from lacking
+            return
+        yield from map(Doubt, absent(client, config.source.database, named_collections(config.source)))
+        yield what
 
 
 def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamRecord | None]]:
@@ -151,16 +191,38 @@ def _healed(lost: StreamLostError, policy: str) -> str:
     return f'{lost.operation}: {lost.cause}. By source.on_history_lost = "{policy}", {then}.'
 
 
-def _check_sink(config: Config) -> Findings:
+def _check_sink(config: Config, _records: Records) -> Findings:
     from engine.sink.objects import Sink
 
     Sink(config.sink).prove()
     yield f"{config.sink.url} can be written and listed"
 
 
-def _check_memory(config: Config) -> Findings:
+def _read_sink(config: Config, _records: Records) -> Findings:
+    from engine.sink.objects import Sink
+
+    Sink(config.sink).prove_readable()
+    yield f"{config.sink.url} can be listed and read"
+
+
+def _check_memory(config: Config, _records: Records) -> Findings:
     readers = len(streams_of(config.source)) + snapshot_readers(config)
     budget = divide_within(config, readers)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
     yield "\n".join(lines)
+
+
+Step = tuple[str, Callable[[Config, Records], Findings]]
+_STEPS: dict[str, tuple[Step, ...]] = {
+    "run": (
+        ("state store", _check_state),
+        ("MongoDB", _check_source),
+        ("sink", _check_sink),
+        ("memory", _check_memory),
+    ),
+    "backfill": (("state store", _check_state), ("MongoDB", _check_loading), ("sink", _check_sink)),
+    "verify": (("state store", _read_state), ("MongoDB", _check_comparing), ("sink", _read_sink)),
+    "restore": (("state store", _read_state), ("sink", _read_sink)),
+    "status": (("state store", _read_state),),
+}

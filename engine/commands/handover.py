@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from engine.config import Config
 from engine.core import records
-from engine.core.handover import Handover, decode_handover, encode_handover, find_succession
+from engine.core.handover import Handover, decode_handover, encode_handover, find_abandoned, find_succession
 from engine.core.ledger import first_segment
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
@@ -70,9 +70,29 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
         store.close()
 
 
+def abandoned(config: Config, desired: Sequence[StreamSpec]) -> dict[str, str]:
+    """The desired streams that start over; see ``find_abandoned``. None while a handover is to be carried out."""
+    store = open_retrying(config.state, config.sink, config.retry)
+    try:
+        if store.read_shared(_DOCUMENT)[1]:
+            return {}
+        known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+    finally:
+        store.close()
+    closed = {name: record.handover for name, record in known.items() if record.closed and record.handover}
+    found = find_abandoned(desired, _open(known), closed)
+    if found:
+        what = "no stream has covered this since it was last handed over; it starts over"
+        log.warning(what, extra={"fields": {"streams": sorted(found), "start": config.source.start}})
+    return found
+
+
 def _running(store: StateStore) -> dict[str, StreamSpec]:
     """The store's open streams, by name."""
-    known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+    return _open({name: read_record(fields) for name, (fields, _) in store.read_all().items()})
+
+
+def _open(known: Mapping[str, StreamRecord]) -> dict[str, StreamSpec]:
     return {
         name: record.spec
         for name, record in known.items()

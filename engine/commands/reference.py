@@ -13,11 +13,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import NODEFAULT, Struct
 from msgspec.structs import FieldInfo
 
-from engine.config.expectations import expectation, unwrap
+from engine.config.expectations import expectation, keys_of, unwrap
 from engine.config.tree import Config
 from engine.core import lifecycle, records
 from engine.quantities import Duration, Size, format_duration, format_size
@@ -30,7 +29,7 @@ PROTOCOL = ROOT / "engine" / "core" / "PROTOCOL.md"
 
 
 def _sections(kind: type[Struct], path: str = "") -> Iterator[tuple[str, type[Struct], list[FieldInfo]]]:
-    fields = msgspec.structs.fields(kind)
+    fields = keys_of(kind)
     plain = [field for field in fields if not _is_section(field)]
     if plain:
         yield path, kind, plain
@@ -72,7 +71,8 @@ def reference_toml() -> str:
         "# Every key of Headrace, with its default. Generated from the code: python -m engine.commands.reference",
         "#",
         "# ${NAME} and ${NAME:-default} are taken from the environment, where any key can also be set as",
-        "# HEADRACE_SECTION__KEY.",
+        "# HEADRACE_SECTION__KEY; ${file:/path} is the content of a file, and ${aws:secret-id} a secret of AWS",
+        "# Secrets Manager.",
     ]
     for path, kind, fields in _sections(Config):
         lines += ["", f"# {(kind.__doc__ or '').strip()}", f"[{path}]"]

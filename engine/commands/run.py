@@ -76,13 +76,14 @@ def _follow(
     from engine.backfill.planner import Planner
     from engine.backfill.reloads import pool_beside, with_reloads
     from engine.backfill.work import finish, snapshot
-    from engine.commands.handover import hand_over
+    from engine.commands.handover import abandoned, hand_over
     from engine.commands.progress import logged
     from engine.supervisor.supervisor import Supervisor
 
     with Planner(config.retry, config.supervision.hang_timeout) as planner:
         work = with_reloads(config, planner, specs, snapshot(config, planner, specs, lost))
     watch = logged(work.progress.values())
+    over = abandoned(config, specs)
     if work.put_off:
         reload_from = max(reload_from, time.monotonic() + RELOADS_PUT_OFF_S)
 
@@ -93,6 +94,7 @@ def _follow(
             pool=pool_beside(config, len(specs), len(work.splits)),
             start_at=work.start_at,
             lost=lost,
+            abandoned=over,
             until_caught_up=until_caught_up,
             reload_from=reload_from,
             loaded=work.loaded,

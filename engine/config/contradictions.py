@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 from engine.config.streams import excludes, named_collections, streams_of
-from engine.config.tree import LAKE, Config, SourceConfig, parse_start
+from engine.config.tree import LAKE, PROTECTIONS, Config, S3Config, SourceConfig, parse_start
 from engine.core.patterns import divide
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
 
+_SHORTEST_KEY = 16
+_MAX_TAGS = 10
 # The keys that a problem depends on, and the problem.
 Found = tuple[tuple[str, ...], str]
 
@@ -30,6 +34,7 @@ def contradictions(config: Config) -> Iterator[Found]:
             yield ("schema.overrides",), f"schema.overrides.{key!r}: {error}"
         if "." not in key.strip("."):
             yield ("schema.overrides",), f"schema.overrides.{key!r}: expected <collection>.<field>"
+    yield from _of_protection(config)
     sink = config.sink
     if "://" not in sink.url:
         yield ("sink.url",), "sink.url: expected a URL such as s3://bucket/prefix or file:///data/lake"
@@ -40,6 +45,7 @@ def contradictions(config: Config) -> Iterator[Found]:
         yield ("sink.format",), "sink.format: avro needs fastavro: pip install 'headrace[avro]'"
     if sink.compression == "gzip" and sink.compression_level > 9:
         yield (*how, "sink.compression_level"), "sink.compression_level: gzip takes 1 to 9"
+    yield from _of_s3(sink.s3)
     if config.state.url == LAKE:
         if "://" in sink.url and not re.match("(s3|s3a|file)://", sink.url):
             problem = 'state.url: "lake" needs a sink at s3:// or file://; set it to redis:// or sqlite://'
@@ -48,6 +54,60 @@ def contradictions(config: Config) -> Iterator[Found]:
         yield ("state.url",), 'state.url: expected "lake", redis://, rediss://, redis+sentinel:// or sqlite://'
     if config.telemetry.listen and not re.fullmatch(r".*:\d{1,5}", config.telemetry.listen):
         yield ("telemetry.listen",), 'telemetry.listen: expected "host:port", or "" for none'
+
+
+def _of_s3(s3: S3Config) -> Iterator[Found]:
+    if s3.session_token and not (s3.access_key and s3.secret_key):
+        keys = ("sink.s3.access_key", "sink.s3.secret_key")
+        yield keys, "sink.s3.session_token: needs sink.s3.access_key and sink.s3.secret_key"
+    if s3.kms_key_id and s3.encryption != "sse-kms":
+        yield ("sink.s3.encryption",), 'sink.s3.kms_key_id: needs sink.s3.encryption = "sse-kms"'
+    try:
+        if s3.ca_file:
+            ssl.create_default_context(cafile=s3.ca_file)
+    except OSError as error:
+        yield ("sink.s3.ca_file",), f"sink.s3.ca_file: {s3.ca_file} has no certificates that can be read ({error})"
+    if len(s3.tags) > _MAX_TAGS:
+        yield ("sink.s3.tags",), f"sink.s3.tags: an object takes at most {_MAX_TAGS}"
+
+
+def _of_protection(config: Config) -> Iterator[Found]:
+    schema, key, pipeline = config.schema, "schema.protect", "source.pipeline"
+    for path, action in schema.protect.items():
+        at = f"{key}.{path!r}"
+        if action not in PROTECTIONS:
+            yield (key,), f'{at}: got {action!r}; expected one of "drop", "hash", "mask"'
+        _, dot, field = path.partition(".")
+        if not dot or not all(field.split(".")):
+            yield (key,), f"{at}: expected <collection>.<field>, or *.<field> for every collection"
+        if any(name == "_id" for name in path.split(".")[1:2]):
+            yield (key,), f"{at}: _id cannot be protected: it is in every resume token"
+        if (type_ := schema.overrides.get(path, "string")) not in ("string", "json", "drop"):
+            yield (key, "schema.overrides"), f"{at}: becomes a string, but schema.overrides makes it {type_}"
+    if "hash" in schema.protect.values() and len(schema.protect_key) < _SHORTEST_KEY:
+        problem = f"schema.protect_key: needed for hash, of at least {_SHORTEST_KEY} characters"
+        yield (key, "schema.protect_key"), problem
+    if schema.protect and not all(map(_only_removes, config.source.pipeline)):
+        problem = (
+            f"{pipeline}: with {key}, only stages that copy no value: $match, $redact, $unset, and $project with "
+            "0 and 1"
+        )
+        yield (key, pipeline), problem
+
+
+def _only_removes(stage: dict[str, Any]) -> bool:
+    """Whether a stage cannot give a value another name."""
+    for name, argument in stage.items():
+        plain = name == "$project" and isinstance(argument, dict) and _is_plain(argument)
+        if name not in ("$match", "$redact", "$unset") and not plain:
+            return False
+    return True
+
+
+def _is_plain(projection: dict[str, Any]) -> bool:
+    return all(
+        _is_plain(each) if isinstance(each, dict) else isinstance(each, bool | int) for each in projection.values()
+    ) and not any(name.startswith("$") for name in projection)
 
 
 def _of_source(source: SourceConfig) -> Iterator[Found]:

@@ -11,10 +11,9 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_origin
 
-import msgspec
 from msgspec import Struct
 
-from engine.config.expectations import unwrap
+from engine.config.expectations import keys_of, unwrap
 from engine.config.tree import Config
 from engine.failpoints import VARIABLE as FAILPOINT
 
@@ -120,7 +119,7 @@ def _is_of_a_service(name: str, environ: Mapping[str, str]) -> bool:
 
 def _leaves(kind: type[Struct], path: Path = ()) -> Iterator[tuple[Path, bool]]:
     """Every key, and whether it takes a table."""
-    for field in msgspec.structs.fields(kind):
+    for field in keys_of(kind):
         base: Any = unwrap(field.type)[0]
         if isinstance(base, type) and issubclass(base, Struct):
             yield from _leaves(base, (*path, field.name))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo
+
 from engine.quantities import Duration, Size, format_duration, format_size
+
+
+def keys_of(kind: type[Struct]) -> list[FieldInfo]:
+    """The fields of a section that are keys."""
+    return [each for each in msgspec.structs.fields(kind) if not unwrap(each.type)[1].get("internal")]
 
 
 def unwrap(annotation: Any) -> tuple[Any, dict[str, Any]]:

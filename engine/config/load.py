@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import msgspec
-from msgspec import NODEFAULT, Struct
+from msgspec import NODEFAULT, Struct, structs
 
 from engine.config.contradictions import contradictions
-from engine.config.environment import WELL_KNOWN, is_near, near_misses, overrides
-from engine.config.expectations import expectation, unwrap
+from engine.config.environment import WELL_KNOWN, near_misses, overrides
+from engine.config.expansion import Expansion, FromEnvironment, Missing, Problems
+from engine.config.expectations import expectation, keys_of, unwrap
 from engine.config.tree import Config
 from engine.errors import ConfigError
 from engine.quantities import Secret, decode_quantity
@@ -35,31 +35,7 @@ class InvalidConfigError(ConfigError):
         self.config = config
 
 
-class _FromEnvironment(str):
-    """A value from the environment: always text, whatever the key's type, so it is converted leniently."""
-
-    __slots__ = ()
-
-
-class _Missing:
-    """Placeholder for a missing value that has already been reported."""
-
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _S = TypeVar("_S", bound=Struct)
-
-
-class _Problems:
-    """The problems found so far, and the keys whose values cannot be used."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-        self.unread: set[str] = set()
-
-    def add(self, problem: str, *keys: str) -> None:
-        """Note a problem, and the keys that have no usable value because of it."""
-        self.found.append(problem)
-        self.unread.update(keys)
 
 
 def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
@@ -73,7 +49,7 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
         InvalidConfigError: with every problem found, each with its path and what is expected.
     """
     environ = os.environ if environ is None else environ
-    problems = _Problems()
+    problems = Problems()
     variables, misnamed = overrides(environ)
     data: dict[str, Any] = {}
     unreadable = remedy = ""
@@ -81,15 +57,17 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
         data = _read_file(path) if path else {}
     except ConfigError as error:
         unreadable, remedy = error.cause, error.remedy
-    data = _expand(data, "", environ, problems)
+    expansion = Expansion(environ, problems)
+    data = expansion.expand(data)
     for name, key in variables.items():
-        if not _set_path(data, key, _FromEnvironment(environ[name]), replace=True):
+        value = expansion.fetched(environ[name], ".".join(key))
+        if not _set_path(data, key, value, replace=True):
             problems.add(f"{name}: {'.'.join(key)} is not a section")
     if not unreadable:
         for problem in near_misses(environ, _without_value(data, environ)):
             problems.add(problem)
-    _apply_well_known(data, environ)
-    config = _build(Config, data, "", problems)
+    _apply_well_known(data, environ, expansion)
+    config = structs.replace(_build(Config, data, "", problems), fetched=tuple(expansion.secrets))
     found = problems.found + [text for keys, text in contradictions(config) if not problems.unread & {*keys}]
     if unreadable:  # other problems may come from not having read it
         found = [unreadable]
@@ -114,61 +92,36 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _expand(value: Any, path: str, environ: Mapping[str, str], problems: _Problems) -> Any:
-    """``value`` with ``${NAME}`` and ``${NAME:-default}`` expanded in all its strings."""
-    if isinstance(value, dict):
-        return {k: _expand(v, f"{path}.{k}" if path else k, environ, problems) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, f"{path}[{n}]", environ, problems) for n, v in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    missing = False
-
-    def replace(match: re.Match[str]) -> str:
-        nonlocal missing
-        name, default = match.groups()
-        found = environ.get(name) or default
-        if found is None:
-            missing = True
-            near = [each for each in environ if is_near(each, name)]
-            hint = (
-                f"did you mean {near[0]}, which is?" if near else f"export {name}, or write ${{{name}:-default}}"
-            )
-            problems.add(f"{path}: ${{{name}}} is not set; {hint}")
-        return found or ""
-
-    text = _FromEnvironment(_VARIABLE.sub(replace, value))
-    return _Missing() if missing else text
-
-
 def _without_value(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, bool]:
     """For each well-known variable, whether the key that it sets has no value yet and is used at all."""
-
-    def is_set(path: tuple[str, ...]) -> bool:
-        section: Any = data
-        for part in path:
-            if not isinstance(section, dict) or part not in section:
-                return False
-            section = section[part]
-        return True
-
     source = data.get("source", {})
     watch = source.get("watch", "collections") if isinstance(source, dict) else ""
-    is_open = {name: not is_set(path) for name, path in WELL_KNOWN.items()}
+    is_open = {name: not _is_set(data, path) for name, path in WELL_KNOWN.items()}
     is_open["MONGODB_DATABASE"] &= watch != "deployment"
     is_open["MONGODB_COLLECTIONS"] &= watch == "collections"
     is_open["S3_PREFIX"] &= bool(environ.get("S3_BUCKET"))
     return is_open
 
 
-def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+def _is_set(data: dict[str, Any], path: tuple[str, ...]) -> bool:
+    section: Any = data
+    for part in path:
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True
+
+
+def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str], expansion: Expansion) -> None:
     """Set keys that have no value yet from the variables that other tools use too."""
     values = {name: value for name in WELL_KNOWN if (value := environ.get(name))}
     prefix = values.pop("S3_PREFIX", "").strip("/")
     if bucket := values.pop("S3_BUCKET", ""):
         values["S3_BUCKET"] = f"s3://{bucket}/{prefix}".rstrip("/")
     for name, value in values.items():
-        _set_path(data, WELL_KNOWN[name], _FromEnvironment(value), replace=False)
+        key = WELL_KNOWN[name]
+        if not _is_set(data, key):
+            _set_path(data, key, expansion.fetched(value, ".".join(key)), replace=False)
 
 
 def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replace: bool) -> bool:
@@ -183,13 +136,13 @@ def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replac
     return True
 
 
-def _build(kind: type[_S], data: Any, path: str, problems: _Problems) -> _S:
+def _build(kind: type[_S], data: Any, path: str, problems: Problems) -> _S:
     """The struct of ``data``; an unreadable value is noted, and replaced by its default or an empty one."""
-    fields = {each.name: each for each in msgspec.structs.fields(kind)}
+    fields = {each.name: each for each in keys_of(kind)}
     if not isinstance(data, Mapping):
         problems.add(f"{path}: expected a section [{path}], got {_shown(data)}")
         problems.unread.update(f"{path}.{name}" for name in fields)
-        data = {name: _Missing() for name in fields}
+        data = {name: Missing() for name in fields}
     values: dict[str, Any] = {}
     for key in data:
         if key not in fields:
@@ -209,7 +162,7 @@ def _build(kind: type[_S], data: Any, path: str, problems: _Problems) -> _S:
     return kind(**values)
 
 
-def _note_unknown_key(key: str, path: str, known: list[str], problems: _Problems) -> None:
+def _note_unknown_key(key: str, path: str, known: list[str], problems: Problems) -> None:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
     at = f"{path}." if path else ""
@@ -217,12 +170,12 @@ def _note_unknown_key(key: str, path: str, known: list[str], problems: _Problems
     problems.add(f"{at}{key}: unknown key; {hint}", *(f"{at}{each}" for each in close))
 
 
-def _convert(value: Any, annotation: Any, path: str, problems: _Problems) -> Any:
+def _convert(value: Any, annotation: Any, path: str, problems: Problems) -> Any:
     """The value as the key's type; ``NODEFAULT`` if it cannot be converted."""
     if _is_incomplete(value):
         problems.unread.add(path)
         return NODEFAULT
-    lenient = isinstance(value, _FromEnvironment)
+    lenient = isinstance(value, FromEnvironment)
     if lenient:
         value = _parse_text(str(value), unwrap(annotation)[0])
     try:
@@ -240,7 +193,7 @@ def _convert(value: Any, annotation: Any, path: str, problems: _Problems) -> Any
 def _is_incomplete(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_is_incomplete, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, _Missing)
+    return isinstance(value, Missing)
 
 
 def _parse_text(text: str, base: Any) -> Any:

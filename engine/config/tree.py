@@ -16,6 +16,9 @@ from msgspec import Meta, Struct, field
 from engine.errors import Redactor, url_password, url_without_password
 from engine.quantities import Duration, Secret, Size
 
+# What can happen to a protected field.
+PROTECTIONS = ("hash", "mask", "drop")
+
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """What is captured."""
@@ -147,10 +150,26 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="Types of fields, by `<collection>.<dotted path>`: an Arrow type (`decimal128(38, 2)`, "
             "`double`, `list<string>`, ...), `json`, or `drop` for a field that gets no column. A dropped field "
-            "remains in `_cdc_update`, in JSON and in raw events; to keep it out of the lake altogether, remove "
-            "it with `source.pipeline`. An override takes effect only before a field's first file."
+            "remains in `_cdc_update`, in JSON and in raw events; to keep it out of the lake altogether, use "
+            "`schema.protect`. An override takes effect only before a field's first file."
         ),
     ] = field(default_factory=dict)
+    protect: Annotated[
+        dict[str, str],
+        Meta(
+            description="Fields whose values must not land in the lake, by `<collection>.<dotted path>` "
+            "(the collection can be a pattern, such as `*`): `drop`, `mask` (`***` in place of the value) or "
+            "`hash` (HMAC-SHA-256 with `schema.protect_key`; equal values have equal hashes). `_id` and shard "
+            "keys cannot be protected."
+        ),
+    ] = field(default_factory=dict)
+    protect_key: Annotated[
+        Secret,
+        Meta(
+            description="The key of `hash` in `schema.protect`, of at least 16 characters. With another key, "
+            "equal values have other hashes than before."
+        ),
+    ] = Secret("")
     sample: Annotated[
         int,
         Meta(
@@ -229,6 +248,31 @@ class S3Config(Struct, frozen=True, forbid_unknown_fields=True):
     endpoint_url: Annotated[str, Meta(description="URL of an S3 server other than AWS.")] = ""
     access_key: Annotated[Secret, Meta(description="Access key id.")] = Secret("")
     secret_key: Annotated[Secret, Meta(description="Secret access key.")] = Secret("")
+    session_token: Annotated[
+        Secret, Meta(description="Session token of temporary credentials, with `access_key` and `secret_key`.")
+    ] = Secret("")
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="PEM file of the certificate authorities that the store's certificate may be from, "
+            "instead of the usual ones (or `AWS_CA_BUNDLE`)."
+        ),
+    ] = ""
+    encryption: Annotated[
+        Literal["default", "sse-s3", "sse-kms"],
+        Meta(description="Server-side encryption of every object: the bucket's own default, SSE-S3 or SSE-KMS."),
+    ] = "default"
+    kms_key_id: Annotated[
+        str,
+        Meta(description='Id or ARN of the KMS key, for `encryption = "sse-kms"`; empty for the AWS managed key.'),
+    ] = ""
+    storage_class: Annotated[
+        str,
+        Meta(description="Storage class of data objects, such as `STANDARD_IA`; empty for the bucket's default."),
+    ] = ""
+    tags: Annotated[
+        dict[str, str], Meta(description="Tags of every object (at most 10); needs the right s3:PutObjectTagging.")
+    ] = field(default_factory=dict)
 
 
 class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -377,14 +421,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    # No key: what ``${file:...}`` and ``${aws:...}`` gave, in whichever keys.
+    fetched: Annotated[tuple[Secret, ...], Meta(extra={"internal": True})] = ()
 
     def redactor(self) -> Redactor:
         """Removes this configuration's secrets from any text."""
         urls = (self.source.uri, self.state.url, self.sink.url)
-        secrets = [url_password(url) for url in urls] + [self.sink.s3.secret_key]
+        secrets = [url_password(url) for url in urls] + [*self.fetched]
+        secrets += [self.sink.s3.secret_key, self.sink.s3.session_token, self.schema.protect_key]
         for url in urls:
             options = parse_qsl(url.partition("?")[2])
-            secrets += [value for key, value in options if re.search("password|token", key, re.I)]
+            secrets += [value for key, value in options if re.search("password|token|secret", key, re.I)]
             for key, value in options:
                 if key.lower() == "authmechanismproperties":
                     secrets += [part.partition(":")[2] for part in value.split(",")]

@@ -97,6 +97,24 @@ def find_succession(desired: Sequence[StreamSpec], running: Mapping[str, StreamS
     return Succession(tuple(closing[each] for each in by_id[0]), tuple(opening[each] for each in by_id[1]))
 
 
+def find_abandoned(
+    desired: Sequence[StreamSpec], running: Mapping[str, StreamSpec], closed: Mapping[str, str]
+) -> dict[str, str]:
+    """The desired streams that were closed, while no open stream covers any of what they did: they start over.
+
+    Their successors were handed over too, to streams that leave it out.
+
+    Args:
+        closed: the handover that has closed each stream; also of those returned, because another handover may
+            close them again before they start.
+    """
+    return {
+        spec.stream: closed[spec.stream]
+        for spec in desired
+        if spec.stream in closed and not any(overlap(spec, other) for other in running.values())
+    }
+
+
 def _carry_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:
     """Whether both carry the events that concern a whole database, even if they share no collection."""
     return one.carries_database and other.carries_database and one.database == other.database

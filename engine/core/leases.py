@@ -124,7 +124,7 @@ class Leases:
             return [*decisions, Fail(stream, _older_than_the_lake(stream, beyond))]
         if record.intents and record.sink != self._settings.sink:
             return [*decisions, End(self._other_sink(stream, record), 2)]
-        if stream.history_lost and record.position is not None:
+        if (stream.history_lost or record.closed) and record.position is not None:
             stream.forget_position()
         return decisions + self._replacements.judge(stream)
 
@@ -182,7 +182,7 @@ class Leases:
     def _refusal(self, stream: Stream, record: StreamRecord, common_end: int | None) -> HeadraceError | None:
         """Why the stream must not continue from this record; None if it may."""
         operation, durable = f"resume the stream {stream.name}", stream.durable_seq
-        if record.closed:
+        if record.closed and self._settings.abandoned.get(stream.name, "") != record.handover:
             cause = "another configuration has taken over what this stream covered"
             remedy = "Start with that configuration; to start over, use another state.prefix and sink.url."
             return ConfigError(operation, cause, remedy)

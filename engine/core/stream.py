@@ -30,6 +30,7 @@ class Settings(Struct, frozen=True):
         pool: the number of readers for splits.
         max_fields: the number of columns that a collection's schema may grow to.
         lost: change streams whose history is known to be lost: they start over from now.
+        abandoned: change streams that start over although they were closed, each with the handover that did it.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
             leases are kept at the end, so that no other engine moves a stream before it is handed over.
         reload_from: from when on this engine may exit so that replaced collections are reloaded.
@@ -48,6 +49,7 @@ class Settings(Struct, frozen=True):
     pool: int = 0
     max_fields: int = 2000
     lost: frozenset[str] = frozenset()
+    abandoned: dict[str, str] = {}
     until_caught_up: bool = False
     common_end: bool = False
     memory_limit: int = 0

@@ -51,17 +51,21 @@ class EventScanner:
 
 
 class Envelopes:
-    """The scanned envelopes of some events."""
+    """The scanned envelopes of some events.
+
+    Attributes:
+        level: their fields.
+    """
 
     def __init__(self, view: View, level: Level, plan: Plan, odd: Flag) -> None:
         self._view = view
-        self._level = level
+        self.level = level
         self._plan = plan
         self._odd = odd
         self.count = level.count
 
     def _part(self, name: bytes, kind: int) -> Part | None:
-        return self._level.columns.get(name, {}).get(kind)
+        return self.level.columns.get(name, {}).get(kind)
 
     def documents(self) -> tuple[Ints, Ints, Ints | None]:
         """The start and end of each event's document, and the rows that have one (None: all).
@@ -133,7 +137,7 @@ class Envelopes:
         for column, name in (("_cdc_update", b"updateDescription"), ("_cdc_before", b"fullDocumentBeforeChange")):
             if (part := self._part(name, raw.DOCUMENT)) is not None:
                 arrays[column] = self._json(part)
-        kinds_of = self._level.columns
+        kinds_of = self.level.columns
         transaction = [(n, k, kinds_of[n][k]) for n, k in _TRANSACTION if k in kinds_of.get(n, {})]
         arrays |= self._objects("_cdc_txn", transaction)
         extra = [

@@ -7,6 +7,7 @@ from functools import partial
 
 from engine.config.tree import SchemaConfig
 from engine.core.schema import path_of
+from engine.decode.protect import paths_in
 from engine.decode.schema import SchemaOptions
 from engine.lake import elements as el
 from engine.lake.comparison import normal_form
@@ -15,10 +16,12 @@ from engine.lake.comparison import normal_form
 def normal_of(config: SchemaConfig, collection: str) -> Callable[[bytes], bytes]:
     """A function from documents, as BSON, to their normal form, as BSON.
 
-    Fields that ``schema.overrides`` drops are left out, on both sides: the lake may still have them inside JSON.
+    Fields that ``schema.overrides`` drops are left out, on both sides: the lake may still have them inside JSON. So
+    are those that ``schema.protect`` keeps out of the lake.
     """
     overrides = SchemaOptions.of(config).overridden(collection)
     dropped = {path for path, type_ in overrides.items() if type_.kind == "drop"}
+    dropped |= {path for key in config.protect for path in paths_in(key, collection)}
     decimals = any(type_.kind == "decimal128" for type_ in overrides.values())
     compared = partial(normal_form, decimals=decimals)
     return (lambda document: compared(without(document, dropped))) if dropped else compared

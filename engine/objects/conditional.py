@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from engine.config.tree import SinkConfig
 from engine.errors import HeadraceError
 from engine.objects.failures import error_code, is_refused, translated
-from engine.objects.store import CONNECT_TIMEOUT_S, put_parameters
+from engine.objects.store import CONNECT_TIMEOUT_S, client_parameters, put_parameters
 
 READ_TIMEOUT_S = 15
 _READERS = 16
@@ -133,7 +133,7 @@ class S3Objects:
             Body=body,
             ContentType="application/json",
             **condition,
-            **put_parameters(self._config),
+            **put_parameters(self._config.s3),
         )
         return str(answer["ETag"])
 
@@ -183,7 +183,6 @@ def _make_client(config: SinkConfig) -> Any:
     import botocore.config
     import botocore.session
 
-    s3 = config.s3
     settings = botocore.config.Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
@@ -193,14 +192,7 @@ def _make_client(config: SinkConfig) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return botocore.session.get_session().create_client(
-        "s3",
-        region_name=s3.region or None,
-        endpoint_url=s3.endpoint_url or None,
-        aws_access_key_id=s3.access_key or None,
-        aws_secret_access_key=s3.secret_key or None,
-        config=settings,
-    )
+    return botocore.session.get_session().create_client("s3", **client_parameters(config.s3), config=settings)
 
 
 def refuses_conditions(objects: ConditionalObjects, key: str, body: Callable[[int], bytes]) -> str | None:

@@ -61,8 +61,10 @@ _NO_CREDENTIALS = f"There are no credentials, or they are incomplete: set them {
 _UNKNOWN = f"The store does not accept these credentials: correct access key and secret key {_CHAIN}."
 _EXPIRED = f"The credentials have expired: renew them {_CHAIN}."
 _DENIED = (
-    "These credentials are valid but lack a right: grant them s3:PutObject and s3:AbortMultipartUpload on the "
-    "objects, and s3:ListBucket on the bucket."
+    "These credentials are valid but lack a right: grant them s3:ListBucket on the bucket, and on the objects "
+    "s3:PutObject and s3:AbortMultipartUpload to write and s3:GetObject to read (in _headrace/ all of these and "
+    "s3:DeleteObject; with sink.s3.tags also s3:PutObjectTagging; with SSE-KMS also kms:GenerateDataKey and "
+    "kms:Decrypt on the key)."
 )
 _SKEWED = "This machine's clock differs too much from the store's: synchronize it (NTP)."
 _REGION = "The bucket is in another region: set sink.s3.region to it."
@@ -78,9 +80,14 @@ _SILENT = (
 _NO_NAME = (
     "The store's name cannot be resolved: check sink.s3.endpoint_url and sink.s3.region, and this machine's DNS."
 )
-_TLS = (
-    "No secure connection can be made: is http or https in sink.s3.endpoint_url right for the store, and is its "
-    "certificate trusted here (AWS_CA_BUNDLE)?"
+_TLS = "No secure connection can be made: is http or https in sink.s3.endpoint_url right for the store?"
+_UNTRUSTED = (
+    "The store's certificate is not trusted: set its CA by sink.s3.ca_file (or AWS_CA_BUNDLE), and address the "
+    "store by a name that is in the certificate."
+)
+_KMS = (
+    "Check sink.s3.kms_key_id: the key must exist in the bucket's region and be enabled, and these credentials "
+    "need kms:GenerateDataKey and kms:Decrypt on it."
 )
 # What stores answer when they do not accept the credentials (any more); for a HEAD request there is only the 403.
 _REFUSED: dict[str, str] = {
@@ -170,6 +177,8 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
         return TransientError, _NO_PROVIDER
     if remedy := _refusal(error):
         return lasting, remedy + (_AGAIN if proved else "")
+    if code.startswith("KMS."):
+        return lasting, _KMS
     if code in _OTHER_CODES:
         return lasting, _OTHER_CODES[code]
     if code in _FULL_CODES or (not code and getattr(error, "errno", None) in _FULL_NUMBERS):
@@ -184,6 +193,8 @@ def _class_of(error: Exception, code: str, *, proved: bool) -> tuple[type[Headra
         return lasting, _DENIED if code else "Let the engine's user write there, or correct sink.url."
     if isinstance(error, _UNUSABLE) or _names(error) & _NO_PLACE:
         return lasting, _NO_SUCH_PLACE
+    if _is_untrusted(error):
+        return lasting, _UNTRUSTED
     if remedy := _unreachable(error):
         return TransientError, remedy
     return TransientError, _OTHER_REMEDIES.get(getattr(error, "errno", None) or 0, "") if not code else ""
@@ -212,6 +223,11 @@ def _unreachable(error: Exception) -> str:
     if any(isinstance(each, TimeoutError) or "Timeout" in type(each).__name__ for each in reasons):
         return _SILENT
     return _AWAY
+
+
+def _is_untrusted(error: Exception) -> bool:
+    """Whether the store's certificate was not accepted; botocore gives the reason only as text."""
+    return _is_away(error) and any("CERTIFICATE_VERIFY_FAILED" in str(each) for each in _chain(error))
 
 
 def _is_away(error: BaseException) -> bool:

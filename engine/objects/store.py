@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import fsspec
 
-from engine.config.tree import SinkConfig
+from engine.config.tree import S3Config, SinkConfig
 from engine.errors import HeadraceError
 from engine.objects.calls import Calls
 from engine.objects.failures import is_refused, translated
@@ -25,6 +26,9 @@ class ObjectStore:
     State: the file system, with the credentials found when it was created. Owner: the sink. Uploads in progress
     keep the one that they started with, and fail with it. Publishing threads renew it too.
 
+    Attributes:
+        of_data: what requests that make a data object say besides what all of them do.
+
     Args:
         request: makes each request.
     """
@@ -32,7 +36,10 @@ class ObjectStore:
     def __init__(self, config: SinkConfig, request: Calls) -> None:
         self.request = request
         url = config.url.rstrip("/")
-        options = _s3_options(config) if url.startswith(("s3://", "s3a://")) else {}
+        is_s3 = url.startswith(("s3://", "s3a://"))
+        options = _s3_options(config) if is_s3 else {}
+        storage_class = config.s3.storage_class if is_s3 else ""
+        self.of_data = {"StorageClass": storage_class} if storage_class else {}
         self._lock = threading.Lock()
         self._make: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
         self.filesystem, self.root = self._make()
@@ -55,21 +62,40 @@ class ObjectStore:
                 self.filesystem, _ = self._make()
 
 
+def put_parameters(s3: S3Config) -> dict[str, str]:
+    """The parameters that every object is created with, of ``PutObject`` and of ``CreateMultipartUpload``."""
+    found: dict[str, str] = {}
+    if s3.encryption == "sse-s3":
+        found["ServerSideEncryption"] = "AES256"
+    elif s3.encryption == "sse-kms":
+        found["ServerSideEncryption"] = "aws:kms"
+        if s3.kms_key_id:
+            found["SSEKMSKeyId"] = s3.kms_key_id
+    if s3.tags:
+        found["Tagging"] = urlencode(s3.tags)
+    return found
+
+
+def client_parameters(s3: S3Config) -> dict[str, Any]:
+    """What a client of S3 is created with: where the store is, and how it is spoken to."""
+    found = {
+        "region_name": s3.region,
+        "endpoint_url": s3.endpoint_url,
+        "aws_access_key_id": s3.access_key,
+        "aws_secret_access_key": s3.secret_key,
+        "aws_session_token": s3.session_token,
+        "verify": s3.ca_file,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def _s3_options(config: SinkConfig) -> dict[str, Any]:
-    s3 = config.s3
     options: dict[str, Any] = {
-        "key": s3.access_key or None,
-        "secret": s3.secret_key or None,
-        "endpoint_url": s3.endpoint_url or None,
-        "client_kwargs": {"region_name": s3.region} if s3.region else {},
+        "client_kwargs": client_parameters(config.s3),
+        "s3_additional_kwargs": put_parameters(config.s3),  # added to those requests that take them
         "config_kwargs": {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
         "use_listings_cache": False,
         "skip_instance_cache": True,
         "fixed_upload_size": True,
     }
     return options
-
-
-def put_parameters(config: SinkConfig) -> dict[str, str]:
-    """The parameters that every object is created with, of ``PutObject`` and of ``CreateMultipartUpload``."""
-    return {}

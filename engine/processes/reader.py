@@ -18,8 +18,9 @@ from engine.core import messages as msg
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, columns_left, grow
 from engine.core.segments import Limits, SegmentEnd
-from engine.core.specs import MarkSpec, SplitSpec, StreamSpec, one_collection
+from engine.core.specs import MarkSpec, Spec, SplitSpec, StreamSpec, one_collection
 from engine.decode.decoder import Decoded, Decoder
+from engine.decode.protect import Protection
 from engine.decode.schema import SchemaOptions
 from engine.errors import HeadraceError, TransientError
 from engine.processes.assignment import Assignment
@@ -71,6 +72,7 @@ class Reader:
         self._prefetcher: Prefetcher | None = None
         self._decoder: Decoder | None = None
         self._options = SchemaOptions.of(config.schema, columns=config.sink.format != "bson")
+        self._protection = Protection.of(config.schema)
         self._registry = Registry(self._options, self._ask_schema, self._sampled_fields, self._may_hold)
         self._rescue_log = RescueLog()
         self._oplog: OplogWatch | None = None  # from the first change stream on
@@ -106,6 +108,7 @@ class Reader:
         self._beat("reading" if not prefetcher.last_error else f"retrying: {prefetcher.last_error}")
         reply = prefetcher.take()
         if reply is not None:
+            self._protect(assignment.spec, reply)
             self._take_in(assignment, reply)
         if assignment.held.since is not None and self._must_release(assignment, reply):
             self._release(assignment)
@@ -229,6 +232,17 @@ class Reader:
         self._drop()
 
     # --- replies -----------------------------------------------------------------------------------------
+
+    def _protect(self, spec: Spec, reply: Reply) -> None:
+        """Rewrite a reply's protected fields, before anything else sees them."""
+        if self._protection is None or not len(reply):
+            return
+        self._beat("protecting fields")
+        if isinstance(spec, SplitSpec):
+            found = self._protection.documents(reply.data, reply.offsets, spec.collection, spec.order)
+        else:
+            found = self._protection.events(reply.data, reply.offsets)
+        reply.data, reply.offsets = found
 
     def _take_in(self, assignment: Assignment, reply: Reply) -> None:
         """Take a reply, or hold it back if earlier ones are held back."""
@@ -447,6 +461,8 @@ class Reader:
         found = sample(self._client, database, collection, size)
         if found is None:
             return (), 0
+        if self._protection is not None:
+            found.data, found.offsets = self._protection.documents(found.data, found.offsets, collection)
         return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
     def _beat(self, doing: str, *, at_once: bool = False) -> None:

@@ -138,6 +138,23 @@ class Sink:
                 with contextlib.suppress(OSError):  # it is in use by another process by now
                     directory.rmdir()
 
+    def prove_readable(self) -> None:
+        """Check that objects can be listed and read here.
+
+        Raises:
+            ConfigError, TransientError: as ``check``.
+        """
+        filesystem, request = self._store.filesystem, self._store.request
+        with translated(f"list the sink {self._url}"):
+            if not hasattr(filesystem, "call_s3"):
+                request(partial(filesystem.ls, self._root))
+                return
+            bucket, _, path = self._root.partition("/")
+            request(partial(filesystem.call_s3, "list_objects_v2", Bucket=bucket, Prefix=path, MaxKeys=1))
+        with translated(f"read an object of the sink {self._url}"), contextlib.suppress(FileNotFoundError):
+            # Whoever may list and read is told that there is no such object.
+            request(partial(filesystem.call_s3, "get_object", Bucket=bucket, Key=f"{path}/{_PROBE}".lstrip("/")))
+
     def _probe(self) -> Upload:
         """An object that is all but published."""
         probe = self.open(_PROBE)
@@ -279,7 +296,8 @@ class StagedUpload:
         assert self._small is not None
         with self._translated("upload"):
             filesystem = self._store.filesystem
-            self._file = filesystem.open(self._path, "wb", block_size=PART_SIZE, autocommit=False)
+            options = {"block_size": PART_SIZE, "autocommit": False, **self._store.of_data}
+            self._file = filesystem.open(self._path, "wb", **options)
         data, self._small = self._small.getvalue(), None
         self._add(data)
 
@@ -327,7 +345,7 @@ class StagedUpload:
             else:
                 assert self._small is not None
                 put = self._store.filesystem.pipe_file
-                self._store.request(partial(put, self._path, self._small.getvalue()))
+                self._store.request(partial(put, self._path, self._small.getvalue(), **self._store.of_data))
         self._small = self._file = None
 
     def discard(self) -> None:

@@ -105,11 +105,18 @@ def translate(operation: str, error: PyMongoError) -> HeadraceError:
     if isinstance(error, ConnectionFailure) and "'idna' codec" in cause:
         return ConfigError(operation, cause, "Check the host in source.uri: it can be no name of a machine.")
     if isinstance(error, AutoReconnect | ConnectionFailure):
+        if _is_untrusted(cause):
+            return ConfigError(operation, cause, _UNREACHABLE[0][1])
         whole = str(error)  # with the state of each member
         remedy = next((text for words, text in _UNREACHABLE if re.search(words, cause)), "")
         remedy = remedy or next((text for words, text in _UNREACHABLE if re.search(words, whole)), "")
         return TransientError(operation, cause, remedy or "Is MongoDB up, and is source.uri right?")
     return FatalError(operation, f"{type(error).__name__}: {cause}")
+
+
+def _is_untrusted(cause: str) -> bool:
+    """Whether the reason is the server's certificate, and not that of one member while another one is away."""
+    return bool(re.search(_UNREACHABLE[0][0], cause)) and not re.search("refused|timed out|closed|reset", cause)
 
 
 def _is_unresolved(error: BaseException | None) -> bool:

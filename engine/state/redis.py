@@ -15,23 +15,19 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar, cast
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
-from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.retry import Retry
 
 from engine.config.tree import StateConfig
 from engine.core.naming import is_split
-from engine.errors import ConfigError, HeadraceError, LeaseLostError, TransientError, url_without_password
+from engine.errors import HeadraceError, LeaseLostError, TransientError, url_without_password
 from engine.owner import this_owner
 from engine.state.known import Known, log_restored, lost_record, own_fields
+from engine.state.redis_connection import TIMEOUT_S, WAIT_TIMEOUT_MS, connect
 from engine.state.replies import translated
 from engine.state.seam import Acquired, HeldElsewhere, Lease
 
-TIMEOUT_S = 5.0
-WAIT_TIMEOUT_MS = 5000
 _TEN_YEARS_MS = 10 * 365 * 86_400_000
 _DONE, _BEHIND = 1, 2
 _T = TypeVar("_T")
@@ -134,7 +130,7 @@ class RedisStore:
         self._ttl_ms = int(config.ttl * 1000)
         self._client: redis.Redis | None = None
         self._known = Known()
-        self._worked = False
+        self._worked: set[bool] = set()  # whether a read, and whether a write
 
     def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
@@ -363,73 +359,28 @@ class RedisStore:
                     batch.wait(self._config.replicas, WAIT_TIMEOUT_MS)
                 return batch.execute(raise_on_error=False)  # raising would put the script into the error's text
 
-        replies: list[Any] = self._run(operation, act)
+        replies: list[Any] = self._run(operation, act, writes=True)
         if self._config.replicas and (acknowledged := replies.pop()) < self._config.replicas:
             cause = f"{acknowledged} of {self._config.replicas} replicas have it"
             raise TransientError(operation, cause, "Are the replicas up? state.replicas is the number required.")
         return replies
 
-    def _run(self, operation: str, act: Callable[[redis.Redis], _T]) -> Any:
+    def _run(self, operation: str, act: Callable[[redis.Redis], _T], *, writes: bool = False) -> Any:
         """Call ``act`` with the connection, and translate the library's errors."""
         try:
             if self._client is None:
-                self._client = _connect(self._config)
+                self._client = connect(self._config)
             result = act(self._client)
             if isinstance(result, list) and (failed := [e for e in result if isinstance(e, redis.RedisError)]):
                 raise failed[0]
         except redis.RedisError as error:
             self.close()
             where = url_without_password(self._config.url)
-            raise translated(operation, where, error, worked=self._worked) from error
-        self._worked = True
+            raise translated(operation, where, error, worked=writes in self._worked) from error
+        self._worked.add(writes)
         return result
 
 
 def _escaped(text: str) -> str:
     """``text`` escaped for a glob pattern of Redis."""
     return re.sub(r"([\\*?\[\]^])", r"\\\1", text)
-
-
-def _connect(config: StateConfig) -> redis.Redis:
-    common: dict[str, Any] = {
-        "decode_responses": True,
-        "socket_timeout": TIMEOUT_S + WAIT_TIMEOUT_MS / 1000,
-        "socket_connect_timeout": TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 0),  # the caller retries, and counts its attempts
-    }
-    if "+sentinel" in config.url.split("://")[0]:
-        return _connect_sentinel(config.url, common)
-    try:
-        return redis.Redis.from_url(config.url, single_connection_client=True, **common)
-    except ValueError as error:
-        raise ConfigError("open the state store", str(error), "Check state.url.") from None
-
-
-def _connect_sentinel(url: str, common: dict[str, Any]) -> redis.Redis:
-    """``redis+sentinel://[user:password@]host:port[,host:port]/service[/db][?sentinel_password=...]``."""
-    parts = urlsplit(url)
-    user, _, hosts = parts.netloc.rpartition("@")
-    service, _, db = parts.path.strip("/").partition("/")
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    try:
-        addresses = [(host, int(port or 26379)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))]
-        for host, _ in addresses:
-            host.encode("idna")  # so does connecting, whose UnicodeError would not be one of the library's
-        login = {
-            "username": unquote(user.partition(":")[0]) or None,
-            "password": unquote(user.partition(":")[2]) or None,
-        }
-        common |= {"db": int(db or 0), "ssl": parts.scheme.startswith("rediss"), **login}
-    except ValueError as error:
-        remedy = "Write redis+sentinel://host:port,host:port/service/db."
-        raise ConfigError("open the state store", f"state.url: {error}", remedy) from None
-    from redis.sentinel import Sentinel
-
-    sentinel_options = {
-        "username": options.get("sentinel_username"),
-        "password": options.get("sentinel_password"),
-        "socket_timeout": TIMEOUT_S,
-    }
-    sentinel = Sentinel(addresses, sentinel_kwargs=sentinel_options, **common)  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(service)  # type: ignore[no-untyped-call]
-    return client

@@ -16,17 +16,25 @@ from engine.errors import ConfigError, HeadraceError, TransientError
 _RIGHTS = "Check the user and the password in state.url, and the user's rights."
 _VERSION = "Is the server Redis 6 or later (or Valkey), and does it allow Lua scripts?"
 _AWAY = "Is the state store up, and is state.url right?"
+# The same for certificates: a mistake in the configuration, unless the connection has worked before.
+_CERTIFICATES = (
+    (
+        "certificate verify failed|CERTIFICATE_VERIFY_FAILED|certificate is not valid|doesn't match",
+        "The server's certificate is not trusted: set its CA by ssl_ca_certs in state.url, and address the server "
+        "by a name that is in the certificate.",
+    ),
+    (
+        "CERTIFICATE_REQUIRED|certificate required|bad certificate|unknown ca|UNKNOWN_CA",
+        "The server requires a certificate that it trusts: name it by ssl_certfile and ssl_keyfile in state.url.",
+    ),
+)
 # What the library says of a failed connection, and the remedy for it; the first match counts.
 _UNREACHABLE = (
     (
         "not known|name resolution|nodename nor servname|No address associated",
         "The name cannot be resolved: check the host in state.url, and this machine's DNS.",
     ),
-    (
-        "certificate",
-        "The server's certificate is not trusted: set its CA by ssl_ca_certs in state.url, and address the server "
-        "by a name that is in the certificate.",
-    ),
+    *_CERTIFICATES,
     ("SSL|TLS", "Does the server use TLS? rediss:// is with TLS, redis:// without."),
     (
         "[Tt]imeout|timed out",
@@ -111,7 +119,9 @@ def translated(operation: str, where: str, error: redis.RedisError, *, worked: b
         return TransientError(operation, cause, _PASSING[word])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         remedies = (remedy for words, remedy in _UNREACHABLE if re.search(words, str(error)))
-        return TransientError(operation, cause, next(remedies, _AWAY))
+        remedy = next(remedies, _AWAY)
+        mistaken = not worked and remedy in dict(_CERTIFICATES).values()
+        return (ConfigError if mistaken else TransientError)(operation, cause, remedy)
     if isinstance(error, redis.ResponseError):
         return TransientError(operation, cause, "The state store's own log may say more.")
     return ConfigError(operation, cause, _VERSION)

@@ -72,6 +72,7 @@ class Supervisor:
         pool: readers for splits; see ``load``.
         start_at: where streams without a position start; ``source.start`` when None.
         lost: change streams that start over because their history is lost.
+        abandoned: see ``Settings``.
         until_caught_up: end when every stream has passed the cluster time at which the run started.
         common_end: end with all streams at the same cluster time, and keep their leases.
         reload_from, loaded: see ``Settings``.
@@ -85,6 +86,7 @@ class Supervisor:
         pool: int = 0,
         start_at: str | None = None,
         lost: frozenset[str] = frozenset(),
+        abandoned: Mapping[str, str] | None = None,
         until_caught_up: bool = False,
         common_end: bool = False,
         reload_from: float = float("inf"),
@@ -106,6 +108,7 @@ class Supervisor:
             pool=pool,
             max_fields=config.schema.max_fields,
             lost=lost,
+            abandoned=dict(abandoned or {}),
             until_caught_up=until_caught_up,
             common_end=common_end,
             memory_limit=budget.limit,

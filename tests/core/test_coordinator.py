@@ -102,6 +102,22 @@ def test_a_stream_that_was_handed_over_is_not_reopened() -> None:
     assert "another configuration has taken over" in str(exit_.error)
 
 
+def test_a_stream_starts_over_only_after_the_handover_that_abandoned_it() -> None:
+    """It was closed by ``h``; if another handover has closed it since, others cover it."""
+    fields = record(SPECS[0], make_time(100, 1), 7) | records.close("h").put
+    made = coordinator(abandoned={"shop.a": "h"})
+    ready(made, make_time(200, 0))
+    (assign,) = assigned(surveyed(made, taken(made, "shop.a", fields, 2.0)))
+    assert (assign.start, assign.start_at) == (None, "now")
+    begun = made.from_child(READERS[0], Started(0, Position(time=make_time(200, 1))), 3.0)
+    (write,) = [each for each in begun if isinstance(each, Write)]
+    assert "closed" in write.change.remove
+    assert int(write.change.put["seq"]) >= 7
+    again = coordinator(abandoned={"shop.a": "g"})
+    (exit_,) = [each for each in taken(again, "shop.a", fields, 0.5) if isinstance(each, Exit)]
+    assert "another configuration has taken over" in str(exit_.error)
+
+
 def test_a_common_end_is_after_everything_committed() -> None:
     """Another engine may have run the streams until just before we acquired their leases."""
     made = coordinator(common_end=True)

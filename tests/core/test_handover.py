@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.streams import streams_of
-from engine.core.handover import find_succession, overlap
+from engine.core.handover import find_abandoned, find_succession, overlap
 from engine.core.specs import StreamSpec
 from tests.config.test_streams import NAMES, running, source
 
@@ -58,6 +58,16 @@ def test_database_events_continue_from_their_position() -> None:
         assert plan is not None
         if former in plan.close:
             assert any(spec.carries_database for spec in plan.open)
+
+
+def test_a_stream_whose_successors_have_left_its_collection_out_starts_over() -> None:
+    """``d`` went from its own stream to a shared one, was left out of that one's successors, and returns."""
+    own, shared = dict.fromkeys(running(), "1"), running(max_readers=1)
+    left = running(collections=["a", "b"])
+    over = find_abandoned(streams_of(source()), left, own | dict.fromkeys(shared, "2"))
+    assert over == {"shop.c": "1", "shop.d": "1", "shop.e": "1"}
+    assert find_abandoned(streams_of(source()), shared, own) == {}, "that one hands over"
+    assert find_abandoned(streams_of(source()), left, {}) == {}, "they were never closed"
 
 
 SHAPES = st.fixed_dictionaries(

@@ -62,3 +62,26 @@ def test_every_shape_hands_over_to_the_next(
     } <= streams
     # Four collections on two readers, on one, and what is left for two beside a split collection.
     assert len({name for name in streams if name.startswith(f"{unique}~")}) >= 3, streams
+
+
+def test_a_collection_that_was_left_out_meanwhile_starts_over(
+    mongo: MongoClient[dict[str, Any]], config: EngineConfig, lake: Lake
+) -> None:
+    """Its stream was handed over to a shared one, and that one to streams without it."""
+    rounds = ((["a", "b"], 2), (["?"], 2), (["a"], 1), (["a", "b"], 2))
+    config.set("source", start="now", max_readers=2)
+    for number, (collections, wanted) in enumerate(rounds):
+        config.set("source", collections=collections)
+        with Engine(config) as engine:
+            engine.wait_reading()
+            for name in ("a", "b"):
+                mongo[config.name][name].insert_one({"n": number})
+
+            def is_landed(status: dict[str, Any]) -> bool:
+                return bool(sum(each["events_committed"] for each in status["streams"]) >= wanted)  # noqa: B023
+
+            engine.wait_for(is_landed, "the inserts")
+            assert engine.terminate() == 0
+    landed = sorted((row["_cdc_collection"], row["n"]) for row in lake.rows())
+    assert landed == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0), ("b", 1), ("b", 3)]
+    lake.check_no_token_twice()

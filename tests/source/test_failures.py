@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from engine.errors import ConfigError, FatalError, HeadraceError, StreamLostErro
 from engine.source.change_stream import ChangeStream
 from engine.source.failures import translate
 from engine.source.session import connect, server_time, survey
-from tests.tls import tls_in_front_of
+from tests.tls import tls_in_front_of, written_ca
 
 Client = MongoClient[dict[str, Any]]
 QUICK = "serverSelectionTimeoutMS=500&connectTimeoutMS=500"
@@ -137,7 +138,6 @@ def test_a_real_servers_errors_about_a_pipeline(client: Client, unique: str, sta
         (f"mongodb://127.0.0.1:{{port}}/?replicaSet=another&{QUICK}", "the set's own name"),
         (f"mongodb://127.0.0.1:{{port}}/?tls=true&{QUICK}", "Does the server use TLS"),
         (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&{QUICK}", "does it require TLS"),
-        (f"mongodb://127.0.0.1:{{tls}}/?directConnection=true&tls=true&{QUICK}", "certificate is not trusted"),
     ],
 )
 def test_a_server_that_cannot_be_reached(stack: LocalStack, uri: str, remedy: str) -> None:
@@ -151,6 +151,19 @@ def test_a_server_that_cannot_be_reached(stack: LocalStack, uri: str, remedy: st
     assert "configured timeouts" not in caught.value.cause
     assert "Topology" not in caught.value.cause
     assert len(caught.value.cause) < 350
+
+
+@pytest.mark.parametrize("fault", ["another authority", "another name"])
+def test_a_certificate_that_is_not_trusted(stack: LocalStack, tmp_path: Path, fault: str) -> None:
+    """It is a mistake in the configuration, and not retried."""
+    assert stack.mongo is not None
+    authority = trustme.CA()
+    names = ("elsewhere.example",) if fault == "another name" else ("localhost",)
+    ca = written_ca(authority if fault == "another name" else trustme.CA(), tmp_path)
+    with tls_in_front_of(stack.mongo.ports[0], authority, names) as port:
+        where = f"mongodb://localhost:{port}/?directConnection=true&tls=true&tlsCAFile={ca}&{QUICK}"
+        with pytest.raises(ConfigError, match="set its CA by tlsCAFile"), connect(where) as client:
+            survey(client)
 
 
 @pytest.mark.parametrize(
