@@ -203,7 +203,7 @@ def test_every_command_is_valid(name: str) -> None:
     [
         "python -m engine --config configs/nothing.toml",
         "python -m engine backfill --config configs/prod.toml --colections orders",
-        "headrace verify",
+        "headrace verfy",
         "./scripts/nothing",
         "./scripts/quickstart --kep",
         "./scripts/check --fixed",
