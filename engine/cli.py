@@ -1,7 +1,7 @@
 """The commands: ``python -m engine [COMMAND] --config FILE``; installed, ``headrace``.
 
-Exit codes: 0 done, or stopped by a signal; 1 failed (including a server that stays unreachable); 2 bad
-configuration or usage; 141 the reader of the output was gone before its end.
+Exit codes: 0 done, or stopped by a signal; 1 failed (including a server that stays unreachable, and differences
+that ``verify`` has found); 2 bad configuration or usage; 141 the reader of the output was gone before its end.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ examples:
   python -m engine backfill --config prod.toml           load existing documents; continues where it stopped
   python -m engine status --config prod.toml             progress of streams and backfills, from any shell
   python -m engine check --config prod.toml              is everything reachable, with the required rights?
+  python -m engine verify --config prod.toml             is the lake whole, and the same as the source?
   python -m engine restore --config prod.toml --to FILE.bson.zst    a collection as it stands, or stood
 
 Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
@@ -202,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     backfill.add_argument(
         "--collections",
-        type=lambda text: [name for name in text.split(",") if name],
+        type=_names,
         default=[],
         metavar="A,B",
         help="collections of source.database (default: all that the configuration watches)",
@@ -242,6 +243,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
     status.set_defaults(act=_state_show)
+
+    _add_verify(commands, shared)
 
     restore = commands.add_parser(
         "restore",
@@ -293,6 +296,66 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(act=_state_show)
     _add_state_commands(state_commands, shared)
     return parser
+
+
+_VERIFY = """\
+Compare the lake with itself, with the state store and with the source, while engine and writers go on. Nothing is
+changed anywhere.
+
+With itself: the segments of every stream are there, once, and follow each other; objects lie under their own keys,
+with the rows that they were written with; no event is twice in a stream; all pages have their checksums.
+With the state store: what is committed is there, and nothing else is.
+With the source: every document is the same in both, as of cluster times that the lake has passed. Under
+update_lookup, what differs is looked at again later before it counts. The lake must be less than five minutes
+behind (minSnapshotHistoryWindowInSeconds of the server, MongoDB 5.0 or later).
+
+Exit codes: 0 clean; 1 there are differences; 2 it could not be compared, because of the configuration.
+"""
+_VERIFY_EPILOG = """\
+examples:
+  python -m engine verify --config prod.toml                               everything
+  python -m engine verify --config prod.toml --collections orders,users    these, and the streams that carry them
+  python -m engine verify --config prod.toml --since 2026-05-01T00:00:00Z  what has changed since
+  python -m engine verify --config prod.toml --lake-only                   without reading MongoDB
+  python -m engine verify --config prod.toml --json | jq 'select(.kind == "document_missing") | .key'
+"""
+
+
+def _add_verify(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    verify = commands.add_parser(
+        "verify",
+        parents=[shared],
+        help="compare the lake with itself and with the source",
+        description=_VERIFY,
+        epilog=_VERIFY_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_argument(
+        "--collections",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="collections of source.database (default: the whole lake, and all that the configuration watches)",
+    )
+    for name, word in (("since", "at or after"), ("until", "before")):
+        verify.add_argument(
+            f"--{name}",
+            type=_time,
+            metavar="TIME",
+            help=f"only segments with events {word} this cluster time, and the documents of these; RFC 3339",
+        )
+    verify.add_argument("--lake-only", action="store_true", help="do not compare with the source")
+    verify.add_argument(
+        "--examples", type=int, default=20, metavar="N", help="show so many differences of each kind (default: 20)"
+    )
+    verify.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
+    verify.set_defaults(act=_verify)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _moment(text: str) -> int:
@@ -385,6 +448,13 @@ def _check(config: Config, options: argparse.Namespace) -> int:
     from engine.commands.check import check
 
     return check(config, options.command)
+
+
+def _verify(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.verify import Options, verify
+
+    wanted = Options(options.collections, options.since, options.until, options.lake_only, options.examples)
+    return verify(config, wanted, as_json=options.json or not sys.stdout.isatty())
 
 
 def _restore(config: Config, options: argparse.Namespace) -> int:

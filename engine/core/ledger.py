@@ -36,7 +36,7 @@ from engine.core.position import Position, split_time
 
 MAX_SEGMENTS_PER_STREAM = 4
 # A stream's first segment has the number of its start in hundredths of seconds, and this.
-FIRST_OF_SECOND = 1
+NUMBERS_PER_SECOND, FIRST_OF_SECOND = 100, 1
 
 
 class Phase(Enum):
@@ -90,7 +90,7 @@ def first_segment(start: Position) -> int:
     If the state store is lost, the stream starts over; a hundred numbers per second keep it from reusing the keys
     of existing objects.
     """
-    return split_time(start.time)[0] * 100 + FIRST_OF_SECOND
+    return split_time(start.time)[0] * NUMBERS_PER_SECOND + FIRST_OF_SECOND
 
 
 class Ledger:

@@ -130,7 +130,7 @@ class Protection:
             rule = Rule()
             unknown = not collection or is_temporary(collection)
             for key, action in self._paths.items():
-                for path in _paths_in(key, "" if unknown else collection):
+                for path in paths_in(key, "" if unknown else collection):
                     rule.add(path, action)
             found = self._known[collection] = (rule,) if rule.below else ()
         return found
@@ -333,7 +333,7 @@ def _spliced(source: memoryview, start: Ints, stop: Ints, new: list[bytes]) -> b
     return b"".join(pieces)
 
 
-def _paths_in(key: str, collection: str) -> Iterator[str]:
+def paths_in(key: str, collection: str) -> Iterator[str]:
     """The paths of a ``<collection>.<dotted path>`` in a collection (empty: unknown), whose name may have dots."""
     for number in range(1, key.count(".") + 1):
         *parts, path = key.split(".", number)

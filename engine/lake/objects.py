@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from engine.config.tree import SinkConfig
+from engine.config.tree import RetryConfig, SinkConfig
 from engine.core.messages import Replaced
 from engine.core.naming import (
     DIRECTORIES,
@@ -31,12 +32,15 @@ from engine.core.naming import (
 from engine.core.position import Position, make_token, position_at
 from engine.errors import HeadraceError
 from engine.rawbson.elements import STRING, MalformedBSON, find
+from engine.retries import retrying
 from engine.sink.lake import all_shards
 from engine.sink.objects import Sink
 
 PARQUET = ".parquet"
 # How many footers are read at once. Each takes one request of 64 KiB, and the memory of its decoded metadata.
 THREADS = 16
+# Objects up to this size are read in one request, instead of one for each run of columns.
+_WHOLE_BYTES = 4 * 2**20
 
 
 class LakeObject(Struct, frozen=True):
@@ -95,12 +99,16 @@ class UnreadableError(Exception):
 class Objects:
     """Lists and reads the objects of a lake.
 
+    Args:
+        retry: with it, reads are tried again while the store is away.
+
     Raises (by every method):
         ConfigError, TransientError: of the store; see ``Sink``.
     """
 
-    def __init__(self, config: SinkConfig) -> None:
+    def __init__(self, config: SinkConfig, retry: RetryConfig | None = None) -> None:
         self._sink = Sink(config)
+        self._retry = retrying(retry, what="the sink") if retry is not None else None
 
     def all(self, *, dead_letters: bool = False) -> Iterator[LakeObject]:
         """Every object of the lake, in the order of keys."""
@@ -165,17 +173,46 @@ class Objects:
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
+    def batches(self, object_: LakeObject, rows: int, *, checked: bool = False) -> Iterator[pa.RecordBatch]:
+        """The rows of a Parquet object, so many at once; in memory is a row group, or the object if it is small.
+
+        Args:
+            checked: compare the checksum of every page.
+
+        Raises:
+            UnreadableError: it is damaged.
+        """
+        try:
+            file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
+            for number in range(file.num_row_groups):  # one after the other: what is requested at once is held
+                yield from file.iter_batches(rows, row_groups=[number], use_threads=False)
+        except HeadraceError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+    def _opened(self, object_: LakeObject) -> Any:
+        if object_.size > _WHOLE_BYTES:
+            return self.open(object_)
+        return pa.BufferReader(self._read(object_.key, 0, object_.size) if object_.size else b"")
+
     def open(self, object_: LakeObject) -> io.RawIOBase:
         """The object as a file, each read of which is a request of its own."""
-        return _Ranged(self._sink, object_)
+        return _Ranged(object_, self._read)
+
+    def _read(self, key: str, start: int, stop: int) -> bytes:
+        if self._retry is None:
+            return self._sink.read(key, start, stop)
+        found: bytes = self._retry(self._sink.read, key, start, stop)
+        return found
 
 
 class _Ranged(io.RawIOBase):
     """A file whose reads are ranged requests."""
 
-    def __init__(self, sink: Sink, object_: LakeObject) -> None:
-        self._sink = sink
+    def __init__(self, object_: LakeObject, read: Callable[[str, int, int], bytes]) -> None:
         self._object = object_
+        self._read = read
         self._at = 0
 
     def readable(self) -> bool:
@@ -196,7 +233,7 @@ class _Ranged(io.RawIOBase):
         stop = self._object.size if size < 0 else min(self._object.size, self._at + size)
         if stop <= self._at:
             return b""
-        data = self._sink.read(self._object.key, self._at, stop)
+        data = self._read(self._object.key, self._at, stop)
         self._at += len(data)
         return data
 
