@@ -226,7 +226,7 @@ class _Restore:
         """Read the lake, and write the documents that are not written yet."""
         job = self._job
         if len(job.done) < PARTITIONS:
-            for rows in rows_until(Objects(self._config.sink), *namespace, job.at):
+            for rows in rows_until(Objects(self._config.sink, self._config.retry), *namespace, job.at):
                 fold.add(rows)
                 self._watch("read rows", fold.rows, 0)
         next_at = 0.0
