@@ -16,7 +16,7 @@ from engine.lake.comparison import normal_form
 def normal_of(config: SchemaConfig, collection: str) -> Callable[[bytes], bytes]:
     """A function from documents, as BSON, to their normal form, as BSON.
 
-    Fields that ``schema.overrides`` drops are left out, on both sides: the lake may still have them inside JSON. So
+    Fields that ``schema.overrides`` drops are left out on both sides: the lake may still have them inside JSON. So
     are those that ``schema.protect`` keeps out of the lake.
     """
     overrides = SchemaOptions.of(config).overridden(collection)
