@@ -73,7 +73,7 @@ First stop every engine, on every machine, for good: one that is only paused cou
 _RESTORE = """\
 Write a collection as it stood at a time from the lake into a MongoDB server or a file, without its indexes.
 
-Interrupted or killed, the same command continues: a record in the target (the collection headrace_restores, or
+Interrupted or killed, the same command continues: a record in the target (the collection headrace.restores, or
 FILE.partial.json) says which of 64 parts are written. The lake is read again, what is written is not.
 
 Documents are exact at every time if source.full_document is "required" or "when_available". With "update_lookup",

@@ -130,6 +130,9 @@ def commands(text: str) -> Iterator[str]:
 
 def problem_of(command: str) -> str:
     """What is wrong with a command; empty if it is valid."""
+    first, pipe, then = command.partition(" | ")
+    if pipe:
+        return problem_of(first) or problem_of(then)
     words = shlex.split(command, comments=True)
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)

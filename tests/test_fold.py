@@ -201,7 +201,7 @@ def as_expected(rows: list[dict[str, Any]]) -> dict[str, dict[int, tuple[int | N
 def reread(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Updates that were read again after a rewind, and what must come of them, by collection."""
     told = '{"updatedFields":{"n":2}}'
-    both = {
+    both: dict[str, tuple[list[tuple[int, int | None]], Any]] = {
         "a later document": ([(1, 1), (9, 2)], (2, None)),
         "no document any more": ([(1, 1), (9, None)], (1, None)),
         "a document by now": ([(1, None), (9, 3)], (3, None)),
@@ -213,7 +213,7 @@ def reread(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         world.name = name
         world.row("insert", 1, world.time, f"82{world.time:016X}2B0200", n=0, newest=0)
         for seq, n in copies:
-            document = {} if n is None else {"n": n, "newest": n}
+            document: dict[str, Any] = {} if n is None else {"n": n, "newest": n}
             world.row("update", 1, world.time + 1, f"82{world.time + 1:016X}2B0200", _cdc_update=told, **document)
             world.rows[-1]["_cdc_seq"] = seq
         rows += world.rows

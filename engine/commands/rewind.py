@@ -30,6 +30,7 @@ from engine.state.dump import acquire, refuse_if_held
 from engine.state.opening import open_retrying
 
 _OPERATION = "rewind the state"
+_ADD_YES = "Nothing has been written. Stop every engine, then add --yes.\n"
 
 
 class _Rewind(Struct, frozen=True):
@@ -55,8 +56,8 @@ def rewind(config: Config, to: str, streams: Collection[str], *, yes: bool) -> i
         refuse_if_held(store, _OPERATION, config.lease.ttl, [each.stream for each in planned])
         _refuse_beyond_oplog(config, target)
         _show(planned, found, streams)
-        if not yes:
-            sys.stdout.write("nothing has been written; with --yes it is done\n" if planned else "")
+        if not planned or not yes:
+            sys.stdout.write("Nothing has been written.\n" if not planned else _ADD_YES)
             return 0
         for each in planned:
             held = acquire(store, _OPERATION, each.stream, config.lease.ttl)
@@ -65,7 +66,7 @@ def rewind(config: Config, to: str, streams: Collection[str], *, yes: bool) -> i
                 raise ConfigError(_OPERATION, f"an engine has moved {each.stream}", "Stop it, and try again.")
             store.write(held.lease, records.rewound(record, each.to).put)
             store.release(held.lease)
-    sys.stdout.write(f"rewound {len(planned)} streams\n")
+    sys.stdout.write(f"Rewound {len(planned)} streams.\n")
     return 0
 
 
@@ -146,11 +147,11 @@ def _is_earlier(target: Position, position: Position) -> bool:
 
 
 def _refuse_beyond_oplog(config: Config, target: Position) -> None:
-    from engine.source.session import connect, oldest_time
+    from engine.source.session import connect, oplog_window
 
     client = connect(config.source.uri)
     try:
-        oldest = oldest_time(client)
+        oldest, _ = oplog_window(client, "find the oldest event of the oplog")
     except HeadraceError as error:
         sys.stderr.write(f"whether the oplog reaches back that far cannot be checked: {error}\n")
         return

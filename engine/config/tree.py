@@ -211,7 +211,9 @@ class SchemaConfig(Struct, frozen=True, forbid_unknown_fields=True):
             "or stop the stream."
         ),
     ] = "rescue"
-    raw: Annotated[bool, Meta(description="Also keep each whole event as BSON, in `_cdc_raw`.")] = False
+    raw: Annotated[
+        bool, Meta(description="Also keep each whole event (of a backfill: document) as BSON, in `_cdc_raw`.")
+    ] = False
 
 
 class BatchConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from engine.core.backfill import Plan, is_end
 from engine.core.position import make_time
 from engine.core.records import StreamRecord
 from engine.core.restoring import EVERYTHING, told
+from engine.core.schema import IDENTIFIER
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, NoStateError
 
@@ -44,6 +45,10 @@ class Moments:
             NoStateError: nothing is known of the collection.
             ConfigError: the lake does not have that moment yet.
         """
+        if self._plan is not None and self._plan.order != IDENTIFIER:
+            raise self._error(
+                "the documents of a time-series collection have no unique _id", "Read its rows instead."
+            )
         newest = self._newest()
         chosen = newest if at is None else at
         if chosen > newest:

@@ -16,8 +16,8 @@ from engine.lake.comparison import normal_form
 def normal_of(config: SchemaConfig, collection: str) -> Callable[[bytes], bytes]:
     """A function from documents, as BSON, to their normal form, as BSON.
 
-    Fields that ``schema.overrides`` drops are left out on both sides: the lake may still have them inside JSON. So
-    are those that ``schema.protect`` keeps out of the lake.
+    Fields that ``schema.overrides`` drops are left out, on both sides: the lake may still have them inside JSON.
+    So are those that ``schema.protect`` keeps out of the lake.
     """
     overrides = SchemaOptions.of(config).overridden(collection)
     dropped = {path for path, type_ in overrides.items() if type_.kind == "drop"}

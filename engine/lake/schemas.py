@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from engine.core.schema import RESERVED_PREFIX, CollectionSchema, DataType, Field, Kind
-from engine.decode.schema import KIND_KEY, NAME_KEY, SUBTYPE_KEY
+from engine.core.schema import CollectionSchema, DataType, Field, Kind
+from engine.decode.schema import KIND_KEY, METADATA_COLUMNS, NAME_KEY, SUBTYPE_KEY
 
 _KINDS: tuple[tuple[pa.DataType, Kind], ...] = (
     (pa.float64(), "float64"),
@@ -29,7 +29,7 @@ def schema_of(columns: pa.Schema, version: int) -> CollectionSchema:
     Raises:
         ValueError: a column has a type that no schema has.
     """
-    own = (column for column in columns if not column.name.startswith(RESERVED_PREFIX))
+    own = (column for column in columns if column.name not in METADATA_COLUMNS)
     return CollectionSchema(version, tuple(_field(column, version) for column in own))
 
 

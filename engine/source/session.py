@@ -182,13 +182,13 @@ def starting_position(client: Client, start_at: str) -> Position:
     if start_at.isdigit():
         return Position(time=int(start_at) + 1)
     if start_at == "earliest":
-        return Position(time=oldest_time(client))
+        return Position(time=_oldest_time(client))
     return Position(time=make_time(int(datetime.fromisoformat(start_at).timestamp()), 0))
 
 
-def oldest_time(client: Client) -> int:
+def _oldest_time(client: Client) -> int:
     """The cluster time of the oplog's oldest entry."""
-    operation = "find the oldest event of the oplog"
+    operation = 'find the oldest event for source.start = "earliest"'
     try:
         return oplog_window(client, operation)[0]
     except ConfigError as error:

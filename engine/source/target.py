@@ -1,6 +1,6 @@
 """A restore into a collection of a MongoDB server.
 
-Its record (``core.restoring``) is a document of the collection ``headrace_restores`` in the same database, until
+Its record (``core.restoring``) is a document of the collection ``headrace.restores`` in the same database, until
 it is finished. Every write is acknowledged by a majority, so that no failover takes back what it says is done.
 """
 
@@ -29,7 +29,7 @@ from engine.errors import (
 from engine.source.failures import translated
 from engine.source.session import Client, connect
 
-RECORDS = "headrace_restores"
+RECORDS = "headrace.restores"
 _DUPLICATE = 11000
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 _T = TypeVar("_T")

@@ -112,7 +112,7 @@ def lines_of(state: State) -> Iterator[str]:
     lines += (_Stream(name, fields) for name, fields in sorted(state.records.items()))
     lines += (_Document(name, *document) for name, document in sorted(state.documents.items()))
     lines.append(_End(len(state.records), len(state.documents)))
-    return (msgspec.json.encode(line).decode() + "\n" for line in lines)
+    return (msgspec.json.encode(line, order="deterministic").decode() + "\n" for line in lines)
 
 
 def parse(lines: Iterable[str]) -> State:

@@ -291,6 +291,11 @@ class Lake:
         with self.filesystem.open(f"{self.root}/{key}", "rb") as file:
             return pq.ParquetFile(file).read(columns=columns)
 
+    def footer(self, key: str) -> dict[str, str]:
+        """What the engine has written into the footer of a Parquet object."""
+        metadata = pq.ParquetFile(pa.BufferReader(self.content(key))).metadata.metadata
+        return {name.decode(): value.decode() for name, value in metadata.items() if name.startswith(b"headrace.")}
+
     def remove(self, key: str) -> None:
         """Delete one object."""
         self.filesystem.rm(f"{self.root}/{key}")
