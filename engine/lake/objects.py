@@ -41,6 +41,8 @@ PARQUET = ".parquet"
 THREADS = 16
 # Objects up to this size are read in one request, instead of one for each run of columns.
 _WHOLE_BYTES = 4 * 2**20
+# Rows that are decoded at once, approximately.
+_BATCH_BYTES = 8 * 2**20
 
 
 class LakeObject(Struct, frozen=True):
@@ -174,7 +176,7 @@ class Objects:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
     def batches(self, object_: LakeObject, rows: int, *, checked: bool = False) -> Iterator[pa.RecordBatch]:
-        """The rows of a Parquet object, so many at once; in memory is a row group, or the object if it is small.
+        """The rows of a Parquet object, so many at once, or fewer large ones; a row group is in memory.
 
         Args:
             checked: compare the checksum of every page.
@@ -185,7 +187,10 @@ class Objects:
         try:
             file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
             for number in range(file.num_row_groups):  # one after the other: what is requested at once is held
-                yield from file.iter_batches(rows, row_groups=[number], use_threads=False)
+                group = file.metadata.row_group(number)
+                row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+                size = max(1, min(rows, _BATCH_BYTES // row_bytes))
+                yield from file.iter_batches(size, row_groups=[number], use_threads=False)
         except HeadraceError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
