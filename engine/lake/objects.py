@@ -116,6 +116,12 @@ class Objects:
         """Every object of the lake, in the order of keys."""
         return (each for each in self._below("") if dead_letters or not each.parts.dead_letter)
 
+    def everything(self) -> Iterator[LakeObject | str]:
+        """Every object below ``sink.url``, in the order of keys; of what is not the lake's, the key."""
+        for key, size in self._sink.entries(""):
+            parts = parts_of(key)
+            yield key if parts is None else LakeObject(key, parts, size)
+
     def of_stream(self, stream: str, *, dead_letters: bool = False) -> Iterator[LakeObject]:
         """The objects of one stream; lists the whole lake, since they may be of any collection."""
         return (each for each in self.all(dead_letters=dead_letters) if each.parts.stream == stream)
