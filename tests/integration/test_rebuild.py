@@ -38,12 +38,19 @@ KEYS: list[Callable[[int], Any]] = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", "lake"])
 def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
-    if request.param == "sqlite":
-        made.set("state", url=f"sqlite:///{tmp_path}/state.db")
+    if request.param != "redis":
+        made.set("state", url="lake" if request.param == "lake" else f"sqlite:///{tmp_path}/state.db")
     return made
+
+
+def objects_of(config: EngineConfig) -> dict[str, bytes]:
+    """Those of a state in the lake."""
+    files = config.stack.s3.filesystem()
+    found = files.find(f"{config.stack.bucket}/{config.name}/_headrace")
+    return {path: files.cat_file(path) for path in found}
 
 
 def lose_state(config: EngineConfig) -> None:
@@ -53,6 +60,8 @@ def lose_state(config: EngineConfig) -> None:
     with redis.Redis(port=config.stack.valkey.port) as client:
         for key in client.scan_iter(f"{config.name}:*"):
             client.delete(key)
+    for path in objects_of(config):
+        config.stack.s3.filesystem().rm_file(path)
 
 
 def write(mongo: Client, config: EngineConfig, start: int, rng: random.Random) -> None:
@@ -87,7 +96,7 @@ def check_types(lake: Lake) -> None:
 def test_a_segment_published_in_part_is_completed(mongo: Client, stack: LocalStack, config: EngineConfig) -> None:
     """With one stream of everything, or with two that share the collections."""
     rng = random.Random(1)
-    watch = "database" if config.sections["state"]["url"].startswith("sqlite") else "collections"
+    watch = "collections" if config.sections["state"]["url"].startswith("redis") else "database"
     config.set("source", watch=watch, max_readers=2)
     if watch == "database":
         config.set("source", collections=[])
@@ -124,6 +133,7 @@ def copied(config: EngineConfig) -> Callable[[], None]:
     files = {path: path.read_bytes() for path in config.directory.glob("state.db*")}
     with redis.Redis(port=config.stack.valkey.port) as client:
         keys = {key: client.dump(key) for key in client.scan_iter(f"{config.name}:*")}
+    objects = objects_of(config)
 
     def restore() -> None:
         lose_state(config)
@@ -132,6 +142,8 @@ def copied(config: EngineConfig) -> Callable[[], None]:
         with redis.Redis(port=config.stack.valkey.port) as client:
             for key, value in keys.items():
                 client.restore(key, 0, value)
+        for key, body in objects.items():
+            config.stack.s3.filesystem().pipe_file(key, body)
 
     return restore
 
