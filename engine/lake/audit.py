@@ -9,6 +9,7 @@ Memory: the objects are sorted on disk, and read one after the other, small ones
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,18 +17,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from msgspec import Struct
 
 from engine.core.backfill import Plan
-from engine.core.naming import is_split, plan_of_split
+from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, collection_directory, is_split, plan_of_split
 from engine.core.records import StreamRecord
 from engine.lake.catalogue import Catalogue, Entry
 from engine.lake.contents import Contents, read_contents, twice
 from engine.lake.findings import Finding, Findings
-from engine.lake.objects import LakeObject, Objects, is_of
+from engine.lake.objects import PARQUET, LakeObject, Objects, is_of
 from engine.lake.segments import Known, Segments, Window
 
 # Objects are read several at once as long as they have no more than this together: compressed, and as columns they
 # may have ten times as much.
 _AHEAD_BYTES = 2 * 2**20
 _THREADS = 4
+_BOTH = (DIRECTORIES, OLD_DIRECTORIES)
 
 Namespace = tuple[str, str]
 Watch = Callable[[str, int, int], None]
@@ -110,10 +112,24 @@ class Auditor:
         return self._audited
 
     def _listed(self) -> Iterator[tuple[LakeObject, bool]]:
-        for number, each in enumerate(self._objects.all(dead_letters=True)):
+        for number, each in enumerate(self._objects.everything()):
             if number % 1000 == 0:
                 self._watch("objects", number, 0)
-            yield each, self._is_wanted(each)
+            if isinstance(each, LakeObject):
+                yield each, self._is_wanted(each)
+            elif self._is_among_objects(each):
+                what = "the engine did not write it, and whoever queries the collection reads it"
+                self._findings.add(Finding("foreign", "the lake", what, each))
+
+    def _is_among_objects(self, key: str) -> bool:
+        """Whether queries would take a file for an object, of the wanted collections."""
+        if not key.endswith(PARQUET) or key.rpartition("/")[2].startswith((".", "_")):
+            return False
+        below = re.sub("^[0-9a-f]{4}/", "", key)
+        if self._collections is None:
+            return below.startswith(tuple(f"{each.database}=" for each in _BOTH))
+        homes = [collection_directory(*pair, each) for pair in self._collections for each in _BOTH]
+        return below.startswith(tuple(homes))
 
     def _is_wanted(self, each: LakeObject) -> bool:
         if self._collections is None:

@@ -87,6 +87,7 @@ class _Check:
         self._check_place(batch)
         if not is_split(self._footer.stream) and "_cdc_token" in batch.schema.names:
             self._check_tokens(batch.column("_cdc_token"))
+            self._check_times(batch)
 
     def end(self) -> None:
         """Check what only the whole object shows."""
@@ -137,6 +138,17 @@ class _Check:
                 self.found("token_outside", what)
         hashes = np.fromiter(map(hash, tokens.to_pylist()), np.int64, len(tokens))
         self.tokens.append(hashes)
+
+    def _check_times(self, batch: pa.RecordBatch) -> None:
+        """The time by which the fold orders an event is that of its token."""
+        if "_cdc_timestamp" in batch.schema.names:
+            pairs = zip(
+                batch.column("_cdc_token").to_pylist(), batch.column("_cdc_timestamp").to_pylist(), strict=True
+            )
+            for token, time in pairs:
+                if token and time is not None and (at := token_time(token)) is not None and at != time:
+                    self.found("wrong_stamp", f"the event at {token} has the _cdc_timestamp {time}")
+                    return
 
     def _check_ascending(self, tokens: pa.Array) -> None:
         for before, after in self._steps_back(tokens):

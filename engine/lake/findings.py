@@ -11,6 +11,7 @@ Kind = Literal[
     # of objects and segments
     "unreadable",
     "misplaced",
+    "foreign",
     "object_missing",
     "object_doubled",
     "segment_missing",
@@ -30,6 +31,7 @@ Kind = Literal[
 MEANINGS: dict[Kind, str] = {
     "unreadable": "objects that cannot be read as they were written",
     "misplaced": "objects under a key that is not theirs",
+    "foreign": "files that the engine did not write, where queries take them for objects",
     "object_missing": "segments that lack some of their objects",
     "object_doubled": "segments with an object too many",
     "segment_missing": "segments of which there is no object",

@@ -41,6 +41,8 @@ PARQUET = ".parquet"
 THREADS = 16
 # Objects up to this size are read in one request, instead of one for each run of columns.
 _WHOLE_BYTES = 4 * 2**20
+# Rows that are decoded at once, approximately.
+_BATCH_BYTES = 8 * 2**20
 
 
 class LakeObject(Struct, frozen=True):
@@ -114,6 +116,12 @@ class Objects:
         """Every object of the lake, in the order of keys."""
         return (each for each in self._below("") if dead_letters or not each.parts.dead_letter)
 
+    def everything(self) -> Iterator[LakeObject | str]:
+        """Every object below ``sink.url``, in the order of keys; of what is not the lake's, the key."""
+        for key, size in self._sink.entries(""):
+            parts = parts_of(key)
+            yield key if parts is None else LakeObject(key, parts, size)
+
     def of_stream(self, stream: str, *, dead_letters: bool = False) -> Iterator[LakeObject]:
         """The objects of one stream; lists the whole lake, since they may be of any collection."""
         return (each for each in self.all(dead_letters=dead_letters) if each.parts.stream == stream)
@@ -174,7 +182,7 @@ class Objects:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
     def batches(self, object_: LakeObject, rows: int, *, checked: bool = False) -> Iterator[pa.RecordBatch]:
-        """The rows of a Parquet object, so many at once; in memory is a row group, or the object if it is small.
+        """The rows of a Parquet object, so many at once, or fewer large ones; a row group is in memory.
 
         Args:
             checked: compare the checksum of every page.
@@ -185,7 +193,10 @@ class Objects:
         try:
             file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
             for number in range(file.num_row_groups):  # one after the other: what is requested at once is held
-                yield from file.iter_batches(rows, row_groups=[number], use_threads=False)
+                group = file.metadata.row_group(number)
+                row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+                size = max(1, min(rows, _BATCH_BYTES // row_bytes))
+                yield from file.iter_batches(size, row_groups=[number], use_threads=False)
         except HeadraceError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

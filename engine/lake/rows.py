@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
+from engine.errors import ConfigError
 from engine.lake.objects import LakeObject, Objects, UnreadableError
 
 _BATCH_ROWS = 4096
@@ -21,16 +22,19 @@ def rows_of(
         unreadable: called for an object that cannot be read, whose other rows are left out.
 
     Raises:
+        ConfigError: it has objects that are not Parquet.
         HeadraceError: of the store.
     """
 
     def each_batch() -> Iterator[pa.RecordBatch]:
         for each in objects.of_collection(database, collection):
-            if each.has_footer:
-                try:
-                    yield from objects.batches(each, _BATCH_ROWS)
-                except UnreadableError as error:
-                    unreadable(each, error)
+            if not each.has_footer:
+                cause = f"{each.key} is not Parquet, and only that can be read back"
+                raise ConfigError(f"read {database}.{collection} in the lake", cause, "Use --lake-only.")
+            try:
+                yield from objects.batches(each, _BATCH_ROWS)
+            except UnreadableError as error:
+                unreadable(each, error)
 
     return _combined(each_batch())
 

@@ -219,6 +219,19 @@ def an_object_is_copied_into_another_shard(copy: Copy) -> None:
     shutil.copy(path, target)
 
 
+def an_object_is_copied_under_a_name_of_its_own(copy: Copy) -> None:
+    path = copy.objects()[1]
+    shutil.copy(path, path.with_name("copy.parquet"))
+
+
+def a_row_has_another_time(copy: Copy) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index("_cdc_timestamp")
+        return table.set_column(at, table.schema.field(at), pc.add(table.column(at), 1))
+
+    copy.rewrite(copy.objects()[1], change)
+
+
 def a_row_is_removed(copy: Copy) -> None:
     copy.rewrite(copy.objects()[1], lambda table: table.slice(1))
 
@@ -290,6 +303,8 @@ PLANTED: dict[Callable[[Copy], None], set[str]] = {
     an_object_is_copied_into_another_hour: {"misplaced", "object_doubled", "token_twice"},
     an_object_is_copied_into_another_collection: {"misplaced", "object_doubled", "token_twice"},
     an_object_is_copied_into_another_shard: {"object_doubled", "token_twice"},
+    an_object_is_copied_under_a_name_of_its_own: {"foreign"},
+    a_row_has_another_time: {"wrong_stamp"},
     a_row_is_removed: {"rows_lost"},
     a_row_is_doubled: {"rows_lost", "token_twice"},
     rows_change_places: {"token_order"},
@@ -315,7 +330,12 @@ def test_what_is_planted_in_the_lake_is_found(
 
 def test_what_is_not_of_the_lake_is_ignored(copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
     objects = sum(map(len, copy.segments().values()))
-    for name in ("_headrace/x.json", "readme.md", "cdc_database=x/cdc_collection=y/part-0.parquet"):
+    for name in (
+        "_headrace/x.json",
+        "readme.md",
+        "other/part-0.parquet",
+        "cdc_database=x/cdc_collection=y/_SUCCESS",
+    ):
         (copy.lake / name).parent.mkdir(parents=True, exist_ok=True)
         (copy.lake / name).write_text("not ours")
     code, summary, found = copy.verify(capsys, lake_only=True)
