@@ -270,8 +270,8 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         required=True,
         metavar="URI|FILE",
-        help="a connection string (mongodb://...), or a file that ends in .bson.zst. '${NAME}' is taken from the "
-        "environment, so that no password is among the arguments",
+        help="a connection string (mongodb://...), or a file that ends in .bson.zst; '${NAME}', '${file:/path}' "
+        "and '${aws:secret}' are replaced as in the configuration, so that no password is among the arguments",
     )
     restore.add_argument(
         "--as", dest="name", metavar="DB.COLL", help="the name of the collection to write (default: its own)"

@@ -172,6 +172,10 @@ class Mongo:
 
     Args:
         latest: use the newest release available as a wheel (6.0.27), which splits large events.
+
+    Attributes:
+        advertised: the ports by which the members, and clients, reach each of them; others than their own if there
+            are proxies in front.
     """
 
     def __init__(
@@ -188,6 +192,7 @@ class Mongo:
         latest: bool = False,
     ) -> None:
         self.ports = free_ports(members)
+        self.advertised: Sequence[int] = self.ports
         self.password = password
         self._standalone = standalone
         arguments = ["--bind_ip", "127.0.0.1", "--wiredTigerCacheSizeGB", str(cache_gib)]
@@ -212,7 +217,7 @@ class Mongo:
     @property
     def uri(self) -> str:
         """The connection string, with the password if there is one."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self.advertised)
         login = f"root:{self.password}@" if self.password else ""
         options = "?directConnection=true" if self._standalone else "?replicaSet=rs0"
         return f"mongodb://{login}{hosts}/{options}"
@@ -230,7 +235,7 @@ class Mongo:
         from pymongo import MongoClient
         from pymongo.errors import OperationFailure
 
-        hosts = [{"_id": n, "host": f"127.0.0.1:{port}"} for n, port in enumerate(self.ports)]
+        hosts = [{"_id": n, "host": f"127.0.0.1:{port}"} for n, port in enumerate(self.advertised)]
         with MongoClient[dict[str, Any]]("127.0.0.1", self.ports[0], directConnection=True) as client:
             try:
                 settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}

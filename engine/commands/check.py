@@ -106,10 +106,10 @@ def _check_source(config: Config, records: Records) -> Findings:
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
         loads = "snapshot" in (source.start, source.on_history_lost)
         needs = [*needs_of_streams(streams_of(source)), *(needs_of_loading(config) if loads else ())]
+        yield from map(Doubt, absent(client, source.database, named_collections(source)))
         if lacking := missing(client, needs):
             yield from lacking
             return
-        yield from map(Doubt, absent(client, source.database, named_collections(source)))
         yield from not_watchable(client, streams_of(source))
         members = Members(client, source.uri, "primary")
         opened = resumed = 0
@@ -152,11 +152,11 @@ def _check_rights(config: Config, needs: Sequence[Need], what: str) -> Findings:
     with connect(config.source.uri) as client:
         ready = survey(client)
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
+        yield from map(Doubt, absent(client, config.source.database, named_collections(config.source)))
         if lacking := missing(client, needs):
             yield from lacking
-            return
-        yield from map(Doubt, absent(client, config.source.database, named_collections(config.source)))
-        yield what
+        else:
+            yield what
 
 
 def _streams(config: Config, records: Records) -> list[tuple[StreamSpec, StreamRecord | None]]:

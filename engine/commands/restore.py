@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from msgspec import Struct
 from engine.backfill.plans import Plans
 from engine.commands.steps import Watch, steps
 from engine.config import Config
+from engine.config.expansion import Expansion, Problems
 from engine.core.records import read_record, schema_document
 from engine.core.restoring import EXAMPLES, Doubts, Job, told
 from engine.core.schemas import decode_schema
@@ -42,8 +42,6 @@ _SAVE_EVERY_S = 2.0
 # With these, what an update shows as its document is the one right after it.
 _POST_IMAGES = ("required", "when_available")
 _ENDING = ".bson.zst"
-# As in the configuration, so that no password is among a process's arguments.
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Options(Struct, frozen=True):
@@ -183,7 +181,10 @@ def _known(config: Config, database: str, collection: str) -> tuple[Moments, pa.
 
 
 def _target(config: Config, options: Options, namespace: tuple[str, str]) -> Target:
-    to = _VARIABLE.sub(_from_environment, options.to)
+    problems = Problems()
+    to: str = Expansion(os.environ, problems).expand(options.to, "--to")
+    if problems.found:
+        raise ConfigError("read --to", "; ".join(problems.found), "Set it, or write the value itself.")
     if "://" in to:
         database, collection = _split(options.name, "--as") if options.name else namespace
         return MongoTarget(to, database, collection, retrying(config.retry, what="the target"))
@@ -191,14 +192,6 @@ def _target(config: Config, options: Options, namespace: tuple[str, str]) -> Tar
         remedy = "Give a connection string (mongodb://...), or a file whose name ends in .bson.zst."
         raise ConfigError("read --to", f"{options.to!r} is neither", remedy)
     return BsonFile(Path(to))
-
-
-def _from_environment(match: re.Match[str]) -> str:
-    if (found := os.environ.get(match[1])) is None:
-        raise ConfigError(
-            "read --to", f"${{{match[1]}}} is not set", f"export {match[1]}, or write the value itself."
-        )
-    return found
 
 
 def _fold(config: Config, options: Options, job: Job, known: pa.Schema | None) -> Fold:
@@ -216,7 +209,8 @@ class _Restore:
         self._moments = moments
         self._watch = watch
         self._is_looked_up = config.source.full_document not in _POST_IMAGES
-        self.untold: Sequence[str] = () if config.schema.raw else UNTOLD
+        # In raw events, too, protected fields are protected.
+        self.untold = UNTOLD if not config.schema.raw else UNTOLD[-1:] if config.schema.protect else ()
         self.notes = [] if moments.is_loaded() else [
             "no backfill of the whole collection is known: documents that were there before the capture began "
             "and have not changed since are not in the lake"
@@ -232,7 +226,7 @@ class _Restore:
         """Read the lake, and write the documents that are not written yet."""
         job = self._job
         if len(job.done) < PARTITIONS:
-            for rows in rows_until(Objects(self._config.sink), *namespace, job.at):
+            for rows in rows_until(Objects(self._config.sink, self._config.retry), *namespace, job.at):
                 fold.add(rows)
                 self._watch("read rows", fold.rows, 0)
         next_at = 0.0

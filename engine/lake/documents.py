@@ -37,7 +37,7 @@ UNTOLD = (
     "whether a field was null, undefined or absent, and whether an element of an array was null or undefined",
     "whether a number was an int32, an Int64 or a double, if all of them can have its value",
     "in columns of decimal128(P, S): whether a number was a Decimal128, and how many zeros it ended in",
-    "fields that schema.overrides drops, which are not in the lake",
+    "fields that schema.overrides or schema.protect drops, and the values that schema.protect hashes or masks",
 )
 
 _METADATA_PREFIX = "_cdc_"

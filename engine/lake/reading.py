@@ -48,7 +48,7 @@ def _rows(objects: Objects, object_: LakeObject, namespace: tuple[str, str], at:
     file: Any = objects.open(object_)
     if object_.size <= _WHOLE_BYTES:
         file = io.BytesIO(file.read())
-    with pq.ParquetFile(file, pre_buffer=True) as parquet:
+    with pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as parquet:
         for number in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(number)
             names = list(parquet.schema_arrow.names)

@@ -216,6 +216,8 @@ def _unreachable(error: Exception) -> str:
     if not _is_away(error):
         return ""
     reasons = list(_chain(error))
+    if any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in reasons):
+        return _OTHER_REMEDIES[errno.EMFILE]
     if any(isinstance(each, socket.gaierror) for each in reasons):
         return _NO_NAME
     if any(isinstance(each, ssl.SSLError) or "SSL" in type(each).__name__ for each in reasons):

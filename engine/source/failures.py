@@ -56,6 +56,7 @@ _UNREACHABLE: tuple[tuple[str, str], ...] = (
         "The server's certificate is not trusted: set its CA by tlsCAFile in source.uri, and address the server "
         "by a name that is in the certificate.",
     ),
+    ("Too many open files", "Raise this machine's limit of open files (ulimit -n)."),
     (
         "CERTIFICATE_REQUIRED|ALERT_|tlsv1 alert|no certificate",
         "The server refuses this client's TLS: does it require a certificate (tlsCertificateKeyFile in "

@@ -373,7 +373,7 @@ class RedisStore:
             result = act(self._client)
             if isinstance(result, list) and (failed := [e for e in result if isinstance(e, redis.RedisError)]):
                 raise failed[0]
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError) as error:
             self.close()
             where = url_without_password(self._config.url)
             raise translated(operation, where, error, worked=writes in self._worked) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -56,6 +57,8 @@ def _check_tls(options: dict[str, str]) -> None:
             key, password = options.get("ssl_keyfile"), options.get("ssl_password", "")
             ssl.create_default_context().load_cert_chain(certificate, key, lambda: password)
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise  # no fault of the files
         files = ", ".join(f"{name} {value}" for name, value in options.items() if name in _TLS - {"ssl_password"})
         remedy = "Name PEM files that the engine can read, with ssl_password if the key is encrypted."
         raise ConfigError(_OPERATION, f"state.url: {files}: {error}", remedy) from None

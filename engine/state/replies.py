@@ -30,6 +30,7 @@ _CERTIFICATES = (
 )
 # What the library says of a failed connection, and the remedy for it; the first match counts.
 _UNREACHABLE = (
+    ("Too many open files", "Raise this machine's limit of open files (ulimit -n)."),
     (
         "not known|name resolution|nodename nor servname|No address associated",
         "The name cannot be resolved: check the host in state.url, and this machine's DNS.",
@@ -98,14 +99,16 @@ _PASSING = {
 _WORDS = re.compile("|".join(rf"(?<![\w]){word}(?![\w])" for word in (*_DENIED, *_CONFIGURATION, *_PASSING)))
 
 
-def translated(operation: str, where: str, error: redis.RedisError, *, worked: bool) -> HeadraceError:
-    """The library's error as ours.
+def translated(operation: str, where: str, error: redis.RedisError | OSError, *, worked: bool) -> HeadraceError:
+    """The library's error, or the system's, as ours.
 
     Args:
         where: the server, without its password.
         worked: whether the server has accepted a command before: a password that it refuses now has been changed,
             and may be changed back or corrected on the server.
     """
+    if isinstance(error, OSError):
+        return TransientError(operation, f"{where}: {error}", _unreachable(error))
     word = _word(error)
     code = "" if not word or word in str(error) else f"{word} "
     cause = f"{where}: {code}{error}"
@@ -118,13 +121,16 @@ def translated(operation: str, where: str, error: redis.RedisError, *, worked: b
     if word in _PASSING:
         return TransientError(operation, cause, _PASSING[word])
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        remedies = (remedy for words, remedy in _UNREACHABLE if re.search(words, str(error)))
-        remedy = next(remedies, _AWAY)
+        remedy = _unreachable(error)
         mistaken = not worked and remedy in dict(_CERTIFICATES).values()
         return (ConfigError if mistaken else TransientError)(operation, cause, remedy)
     if isinstance(error, redis.ResponseError):
         return TransientError(operation, cause, "The state store's own log may say more.")
     return ConfigError(operation, cause, _VERSION)
+
+
+def _unreachable(error: Exception) -> str:
+    return next((remedy for words, remedy in _UNREACHABLE if re.search(words, str(error))), _AWAY)
 
 
 def _word(error: redis.RedisError) -> str:

@@ -6,6 +6,7 @@ are on disk (WAL with ``synchronous=FULL``), in the file that the path leads to 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -337,6 +338,8 @@ class SqliteStore:
                 self._refuse_other_file(operation)
             except HeadraceError as found:
                 return found
+        if name.startswith("SQLITE_CANTOPEN") and _has_no_descriptors():  # it does not say why
+            return TransientError(operation, cause, "Raise this machine's limit of open files (ulimit -n).")
         if name.startswith(_HELD):
             return TransientError(operation, cause, "Another process is using the file and has it locked.")
         if name.startswith(_DISK) or (worked and name.startswith(_REFUSED)):
@@ -352,6 +355,14 @@ class SqliteStore:
             "Is it a SQLite file? If it held the state, restore the newest copy, or "
             "move it away and make the state again: headrace state rebuild.",
         )
+
+
+def _has_no_descriptors() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -101,16 +101,14 @@ class StateThread:
 
     def _run(self) -> None:
         with closing(self._store):
-            while (operation := self._next()) is not None:
-                try:
+            try:
+                while (operation := self._next()) is not None:
                     self._with_retries(operation)
-                except HeadraceError as error:
-                    self._fail(error)
-                    return
-                except Exception as error:
-                    log.exception("the state thread failed")
-                    self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
-                    return
+            except HeadraceError as error:
+                self._fail(error)
+            except Exception as error:
+                log.exception("the state thread failed")
+                self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
 
     def _next(self) -> Operation | None:
         """The next operation; None at the end."""

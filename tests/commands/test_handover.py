@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.commands.handover import hand_over
+from engine.commands.handover import abandoned, hand_over
 from engine.config import Config, load
 from engine.config.streams import streams_of
 from engine.core import records
@@ -133,3 +133,15 @@ def test_a_handover_is_void_once_its_streams_have_moved_on(config: Config) -> No
     records_, document = stands(config)
     assert document == (2, "")
     assert not records_["shop.orders"].closed
+
+
+def test_a_stream_that_nothing_covers_any_more_starts_over(config: Config) -> None:
+    """The parts that took over from it were closed in turn, by streams of another configuration."""
+    parts = streams_of(config.source)
+    assert abandoned(config, [BEFORE]) == {}, "it was never closed"
+    assert hand_over(config, parts, lambda _: TIME + 5)
+    assert abandoned(config, [BEFORE]) == {}, "its parts cover it, and would hand over"
+    for each in parts:
+        keep(config, each.stream, records.close("2-later").put)
+    found, _ = stands(config)
+    assert abandoned(config, [BEFORE]) == {"shop.orders": found["shop.orders"].handover}

@@ -93,6 +93,10 @@ def toml_value(value: Any) -> str:
     return json.dumps(value)
 
 
+# The engines of this process's tests, for reports on what they did.
+started: list[Engine] = []
+
+
 class Engine:
     """One engine process and its children."""
 
@@ -106,6 +110,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.log_path = config.path.with_suffix(".log")
+        started.append(self)
         before = {each: signal.signal(each, signal.SIG_IGN) for each in ignored}  # inherited by the engine
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""TCP proxies: one limits the throughput, one loses answers."""
+"""TCP proxies: one limits the throughput, one loses answers, one can be closed, silenced and slowed down."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 _AT_ONCE = 64 * 1024
 _POLL_S = 0.2
@@ -114,3 +119,118 @@ class Cuts:
                     client.shutdown(socket.SHUT_RDWR)
                     return
                 client.sendall(data)
+
+
+@dataclass(eq=False)
+class _Link:
+    """One connection through a gate.
+
+    Attributes:
+        pid: the process that opened it.
+        lost: bytes were swallowed, so that it can never be used again.
+    """
+
+    client: socket.socket
+    server: socket.socket
+    pid: int
+    lost: bool = False
+
+    def close(self) -> None:
+        for each in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+Which = Callable[[int], bool]
+
+
+class Gate:
+    """Passes connections on, until it is told otherwise about those of some processes.
+
+    State: the open links, and whose connections are refused, swallowed or delayed at present, by pid. ``target``,
+    the port of the server, may be changed: it is that of new connections.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self._links: list[_Link] = []
+        self._refused: list[Which] = []
+        self._silent: list[Which] = []
+        self._delays: list[tuple[Which, float]] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept no more connections, and close the open ones."""
+        self._listener.close()
+        self.drop(lambda _: True)
+
+    def drop(self, whose: Which) -> None:
+        """Close the open connections of some processes."""
+        for link in [link for link in self._links if whose(link.pid)]:
+            link.close()
+
+    @contextmanager
+    def closed(self, whose: Which) -> Iterator[None]:
+        """Close and refuse connections."""
+        self._refused.append(whose)
+        self.drop(whose)
+        yield
+        self._refused.remove(whose)
+
+    @contextmanager
+    def silent(self, whose: Which) -> Iterator[None]:
+        """Swallow what arrives. Connections that lost something stay open and dead, as behind a firewall."""
+        self._silent.append(whose)
+        yield
+        self._silent.remove(whose)
+
+    @contextmanager
+    def slow(self, whose: Which, delay_s: float) -> Iterator[None]:
+        """Delay everything, in both directions."""
+        delay = whose, delay_s
+        self._delays.append(delay)
+        yield
+        self._delays.remove(delay)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, address = self._listener.accept()
+                threading.Thread(target=self._open, args=(client, address[1]), daemon=True).start()
+
+    def _open(self, client: socket.socket, port: int) -> None:
+        pid = _owner(port)
+        try:
+            if any(whose(pid) for whose in self._refused):
+                raise ConnectionRefusedError
+            link = _Link(client, socket.create_connection(("127.0.0.1", self.target)), pid)
+        except OSError:
+            client.close()
+            return
+        self._links.append(link)
+        back = threading.Thread(target=self._pass, args=(link, link.server, client), daemon=True)
+        back.start()
+        self._pass(link, client, link.server)
+        back.join()
+        self._links.remove(link)
+        for each in (client, link.server):
+            each.close()
+
+    def _pass(self, link: _Link, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_AT_ONCE):
+                time.sleep(max((delay for whose, delay in self._delays if whose(link.pid)), default=0.0))
+                link.lost = link.lost or any(whose(link.pid) for whose in self._silent)
+                if not link.lost:
+                    sink.sendall(data)
+        link.close()
+
+
+def _owner(port: int) -> int:
+    """The process that has opened a connection from this port; 0 if it cannot be told."""
+    for each in psutil.net_connections("tcp4"):
+        if each.laddr and each.laddr.port == port and each.pid:
+            return each.pid
+    return 0

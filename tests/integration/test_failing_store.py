@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -19,7 +18,7 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack
 from bench.local.servers import Valkey, wait_until
-from tests.conditions import CONDITIONS, as_a_replica, busy, client_of, out_of_memory
+from tests.conditions import as_a_replica, busy, client_of, out_of_memory
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -299,40 +298,6 @@ def check_exact(mongo: Client, lake: Lake, name: str, start: Timestamp) -> None:
 def back_up(path: Path, backup: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("VACUUM INTO ?", (str(backup),))
-
-
-# tests/state tries all of them on the store alone.
-WITH_AN_ENGINE = CONDITIONS if os.environ.get("EXPLORE") else CONDITIONS[::3]
-
-
-@pytest.mark.parametrize(
-    ("condition", "remedy"), WITH_AN_ENGINE, ids=[each.__name__ for each, _ in WITH_AN_ENGINE]
-)
-def test_redis_refuses_for_a_while(
-    stack: LocalStack,
-    mongo: Client,
-    server: Valkey,
-    tmp_path: Path,
-    unique: str,
-    condition: Callable[[Valkey], AbstractContextManager[None]],
-    remedy: str,
-) -> None:
-    """The data path pauses, the log has the remedy, and the engine recovers by itself."""
-    assert stack.mongo is not None
-    sections: Sections = {"state": {"url": server.url}, "retry": {"max_attempts": 100}, "lease": {"ttl": "30s"}}
-    config = EngineConfig(stack, tmp_path, unique, sections)
-    start = operation_time(mongo)
-    lake = Lake(stack, unique)
-    with Engine(config) as engine, inserting(stack.mongo.uri, unique):
-        wait_committed(engine)
-        with condition(server):
-            engine.wait_for(lambda _: remedy in engine.log(), "the remedy")
-            time.sleep(3)
-        committed = wait_committed(engine)
-        wait_committed(engine, committed + 200)
-        assert engine.terminate() == 0
-    catch_up(config)
-    check_exact(mongo, lake, unique, start)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Each server goes down and comes back under load: nothing is lost, and the engine recovers by itself."""
+"""Servers that are away when an engine starts, which waits for them. For a running one see ``fault_rows.py``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from pymongo.errors import PyMongoError
 
 from bench.local import LocalStack, Mongo, Process
 from bench.local.servers import accepts_connections, wait_until
-from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
-
-OUTAGE_S = 4.0
+from tests.integration.harness import Engine, EngineConfig, Lake
 
 
 @pytest.fixture(scope="module")
@@ -46,42 +44,6 @@ def inserting(uri: str, database: str) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-
-
-@pytest.mark.parametrize("how", ["killed", "paused"])
-@pytest.mark.parametrize("server", ["mongo", "s3", "state"])
-def test_away_and_back(servers: LocalStack, tmp_path: Path, unique: str, server: str, how: str) -> None:
-    assert servers.mongo is not None
-    process: Process = {
-        "mongo": servers.mongo.members[0],
-        "s3": servers.s3.process,
-        "state": servers.valkey.process,
-    }[server]
-    config = EngineConfig(servers, tmp_path, unique, {"lease": {"ttl": "30s"}})
-    lake = Lake(servers, unique)
-    with MongoClient[dict[str, Any]](servers.mongo.uri) as client:
-        start = operation_time(client)
-        with Engine(config) as engine, inserting(servers.mongo.uri, unique):
-            engine.wait_for(lambda status: status["streams"][0]["events_committed"] > 100, "first events")
-            if how == "killed":
-                process.kill()
-                time.sleep(OUTAGE_S)
-                process.start()
-            else:
-                process.pause()
-                time.sleep(OUTAGE_S)
-                process.resume()
-            before = engine.wait_for(lambda status: bool(status["streams"]), "status")
-            committed = before["streams"][0]["events_committed"]
-            engine.wait_for(
-                lambda status: status["streams"][0]["events_committed"] > committed + 200, "more events"
-            )
-            lake.check_no_token_twice()
-            assert engine.terminate() == 0
-        catch_up(config)
-        plain = PlainStream(client, unique, start)
-        time.sleep(1)
-        assert lake.check_no_token_twice() == plain.stop()
 
 
 @pytest.mark.usefixtures("impatient_s3")

@@ -2,7 +2,8 @@
 
 ``_id``s, values and names are drawn from everything that MongoDB accepts: every BSON type, deprecated ones
 included, numbers of all widths, strings of all lengths, nested documents. It writes until its standard input is
-closed, and then prints the number of writes.
+closed, and then prints the number of writes. A write that fails because the server goes away, or is no longer the
+primary, may have been made or not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,7 +33,8 @@ from bson import (
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
-from pymongo.errors import DuplicateKeyError
+from pymongo.collection import Collection
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, WriteConcernError
 
 PER_SECOND = 400
 _DIGITS = "0123456789"
@@ -153,25 +156,27 @@ def main(uri: str, database: str, seed: str, *collections: str) -> None:
     writes = 0
     while not select.select([sys.stdin], [], [], 0)[0]:
         name = rng.choice(collections)
-        target, keys = client[database][name], alive[name]
-        roll = rng.random()
-        if roll < 0.5 or not keys:
-            key = an_id(rng)
-            try:
-                target.insert_one({"_id": key} | a_document(rng))
-            except DuplicateKeyError:
-                continue
-            keys.append(key)
-        elif roll < 0.75:
-            changed = {"changed": a_value(rng), f"f{rng.randrange(8)}": writes}
-            target.update_one({"_id": {"$eq": rng.choice(keys)}}, {"$set": changed})
-        elif roll < 0.85:
-            target.replace_one({"_id": {"$eq": rng.choice(keys)}}, a_document(rng))
-        else:
-            target.delete_one({"_id": {"$eq": keys.pop(rng.randrange(len(keys)))}})
-        writes += 1
+        with suppress(DuplicateKeyError, ConnectionFailure, WriteConcernError):
+            write(client[database][name], alive[name], rng, writes)
+            writes += 1
         time.sleep(1 / PER_SECOND)
     print(writes)
+
+
+def write(target: Collection[dict[str, Any]], keys: list[Any], rng: random.Random, number: int) -> None:
+    """One write to a collection that has documents with these keys."""
+    roll = rng.random()
+    if roll < 0.5 or not keys:
+        key = an_id(rng)
+        target.insert_one({"_id": key} | a_document(rng))
+        keys.append(key)
+    elif roll < 0.75:
+        changed = {"changed": a_value(rng), f"f{rng.randrange(8)}": number}
+        target.update_one({"_id": {"$eq": rng.choice(keys)}}, {"$set": changed})
+    elif roll < 0.85:
+        target.replace_one({"_id": {"$eq": rng.choice(keys)}}, a_document(rng))
+    else:
+        target.delete_one({"_id": {"$eq": keys.pop(rng.randrange(len(keys)))}})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -258,3 +259,18 @@ def test_checking_leaves_nothing_behind(open_state: Open) -> None:
     assert all("settings cannot be read" in each for each in doubts)  # a user without the right to read them
     assert made.read_all() == before
     made.write(lease, {"x": "2"})
+
+
+def test_a_process_without_descriptors_may_try_again(open_state: Open) -> None:
+    """Whatever the library of the store wants to open first."""
+    open_state().read_shared("d")  # what is imported then stays
+    store = open_state()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(TransientError) as caught:
+            store.write_shared("d", 1, "text")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert store.write_shared("d", 1, "text")
+    assert "ulimit -n" in caught.value.remedy, caught.value
