@@ -337,7 +337,8 @@ def _add_verify(
         type=_names,
         default=[],
         metavar="A,B",
-        help="collections of source.database (default: the whole lake, and all that the configuration watches)",
+        help="collections of source.database, or <database>.<collection> without one (default: the whole lake, "
+        "and all that the configuration watches)",
     )
     for name, word in (("since", "at or after"), ("until", "before")):
         verify.add_argument(

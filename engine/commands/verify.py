@@ -21,7 +21,7 @@ from engine.core.backfill import Plan, Selection
 from engine.core.position import split_time
 from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError, NoStateError
+from engine.errors import ConfigError, HeadraceError, NoStateError
 from engine.lake.against_source import Compared, Comparison
 from engine.lake.audit import Audited, Auditor
 from engine.lake.findings import MEANINGS, Findings
@@ -84,7 +84,7 @@ def verify(config: Config, options: Options, *, as_json: bool) -> int:
     """Compare, and print what differs; returns 1 if anything does, else 0.
 
     Raises:
-        ConfigError: it cannot be compared.
+        ConfigError: some of it cannot be compared, and nothing else differs.
         HeadraceError: of a server.
     """
     pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps more of what is freed
@@ -97,6 +97,8 @@ def verify(config: Config, options: Options, *, as_json: bool) -> int:
         report = run.run()
     redact = config.redactor()
     _print(report, run.findings, redact, as_json=as_json)
+    if run.failure is not None and not run.findings:
+        raise run.failure
     return 0 if report.clean else 1
 
 
@@ -111,11 +113,12 @@ class _Verification:
         stack.callback(self._store.close)
         self._retry = retrying(config.retry, what="the state store")
         self.findings = Findings(options.examples)
+        self.failure: HeadraceError | None = None
         self._notes: list[str] = []
 
     def run(self) -> _Report:
-        database, window = self._config.source.database, self._options.window
-        named = [(database, name) for name in self._options.collections]
+        window = self._options.window
+        named = [self._named(name) for name in self._options.collections]
         auditor = Auditor(self._objects, self._state, named or None, window, self.findings, self._watch)
         audited = auditor.run()
         for stream, seqs in audited.rewinds.items():
@@ -123,7 +126,16 @@ class _Verification:
             self._notes.append(f"{stream} was rewound, on purpose, before segment {numbers}")
         compared = {} if self._options.lake_only else self._against_source(named, auditor.namespaces, window)
         counts = {str(kind): count for kind, count in sorted(self.findings.counts.items())}
-        return _Report(not self.findings, counts, audited, compared, self._notes)
+        return _Report(not self.findings and self.failure is None, counts, audited, compared, self._notes)
+
+    def _named(self, name: str) -> Namespace:
+        if database := self._config.source.database:
+            return database, name
+        database, _, collection = name.partition(".")
+        if not collection:
+            remedy = "Write <database>.<collection>, because the configuration watches the whole deployment."
+            raise ConfigError("read --collections", f"{name!r} has no database", remedy)
+        return database, collection
 
     def _state(self) -> State:
         try:
@@ -151,9 +163,15 @@ class _Verification:
         compared = {}
         for namespace in named or self._watched(namespaces):
             name = ".".join(namespace)
-            if self._is_comparable(client, namespace):
-                compared[name] = self._compare(client, members, namespace, window)
-                self._explain(name, compared[name])
+            try:
+                if self._is_comparable(client, namespace):
+                    compared[name] = self._compare(client, members, namespace, window)
+                    self._explain(name, compared[name])
+            except HeadraceError as error:  # what has been found so far is still worth reporting
+                self.failure = self.failure or error
+                self._notes.append(f"{name} was not compared: {error}")
+                if not isinstance(error, ConfigError):
+                    break
         return compared
 
     def _watched(self, landed: Iterable[Namespace]) -> list[Namespace]:
@@ -272,6 +290,8 @@ def _print(report: _Report, findings: Findings, redact: Callable[[str], str], *,
     for note in report.notes:
         terminal.print(Text(redact(f"note: {note}"), style="yellow"))
     verdict = ("clean", "green") if report.clean else ("there are differences", "bold red")
+    if not report.clean and not findings:
+        verdict = "not everything was compared", "bold red"
     terminal.print()
     terminal.print(Text(verdict[0], style=verdict[1]))
 

@@ -454,6 +454,10 @@ def test_a_lake_that_is_too_far_behind_is_refused_with_a_remedy(
     reached(copy, None, back_s=2 * HISTORY_S)
     with pytest.raises(ConfigError, match=re.escape("Start the engine, or run it with --until-caught-up")):
         copy.verify(capsys, collections=["plain"])
+    a_row_is_removed(copy)
+    code, summary, _ = copy.verify(capsys, collections=["plain"])
+    assert (code, summary["differences"]) == (1, {"rows_lost": 2}), "what has been found is reported nonetheless"
+    assert "was not compared" in summary["notes"][0]
 
 
 def test_with_the_state_in_the_lake_on_s3(
