@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.conditions import CONDITIONS
+from tests.conditions import CONDITIONS, as_a_replica, out_of_memory
 from tests.integration.faults import (
     LABEL,
     Bring,
@@ -59,6 +59,7 @@ class Fault:
     test: str = ""
 
 
+_QUICK = (out_of_memory, as_a_replica)
 _REDIS_IS = {"as_a_replica": "read-only: it has become a replica", "busy": "busy with a script"}
 _DROPPED = Answer(is_lost=True)
 _BUSY = Answer(done=False, code="SlowDown")
@@ -106,6 +107,7 @@ FAULTS = [
             bring=condition(each),
             lasts_s=3,
             says=remedy,
+            is_quick=each in _QUICK,
         )
         for each, remedy in CONDITIONS
     ),
@@ -132,7 +134,6 @@ FAULTS = [
         "lake",
         answering(of_state(Answer(done=False, code="ConditionalRequestConflict"), share=0.5)),
         5,
-        is_quick=True,
     ),
     Fault("state in the lake", "503 to every write", "lake", answering(of_state(_BUSY)), 15),
     Fault("state in the lake", "hung", "lake", answering(of_state(_HUNG)), 20),
