@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.conditions import CONDITIONS
+from tests.conditions import CONDITIONS, as_a_replica, out_of_memory
 from tests.integration.faults import (
     LABEL,
     Bring,
@@ -43,7 +43,7 @@ class Fault:
         bring: brings it about, and ends it; None if another test does.
         lasts_s: for how long after it was brought about.
         says: what the log must contain.
-        stops: the engine ends by it; when the fault is over, it is started again.
+        stops: the engine ends by it; when the fault is over, it is started again (by another test, it may not be).
         is_quick: also tried without EXPLORE.
         test: another test that shows this.
     """
@@ -59,6 +59,7 @@ class Fault:
     test: str = ""
 
 
+_QUICK = (out_of_memory, as_a_replica)
 _REDIS_IS = {"as_a_replica": "read-only: it has become a replica", "busy": "busy with a script"}
 _DROPPED = Answer(is_lost=True)
 _BUSY = Answer(done=False, code="SlowDown")
@@ -106,6 +107,7 @@ FAULTS = [
             bring=condition(each),
             lasts_s=3,
             says=remedy,
+            is_quick=each in _QUICK,
         )
         for each, remedy in CONDITIONS
     ),
@@ -132,7 +134,6 @@ FAULTS = [
         "lake",
         answering(of_state(Answer(done=False, code="ConditionalRequestConflict"), share=0.5)),
         5,
-        is_quick=True,
     ),
     Fault("state in the lake", "503 to every write", "lake", answering(of_state(_BUSY)), 15),
     Fault("state in the lake", "hung", "lake", answering(of_state(_HUNG)), 20),
@@ -147,10 +148,17 @@ FAULTS = [
     Fault("state in the lake", "S3 killed", "lake", server_away("S3", "killed"), 4),
     Fault("state in the lake", "primary killed", "lake", primary_killed, 8),
     Fault("state in the lake", "engine stopped for longer than its lease", "lake", stopped("engine"), LEASE_S + 3),
-    Fault("state in the lake", "lost, or older", test="test_state_in_lake.py::test_lost_while_running"),
+    Fault(
+        "state in the lake",
+        "lost, or older",
+        stops=True,
+        test="test_state_in_lake.py::test_lost_while_running",
+    ),
     Fault("file:// sink", "disk full", test="test_disk.py::test_a_full_disk_is_waited_for"),
     Fault("SQLite", "disk full", test="test_failing_store.py::test_a_full_disk_under_sqlite"),
-    Fault("SQLite", "removed or replaced", test="test_failing_store.py::test_the_sqlite_file_is_removed"),
+    Fault(
+        "SQLite", "removed or replaced", stops=True, test="test_failing_store.py::test_the_sqlite_file_is_removed"
+    ),
     Fault(
         "the machine",
         "shared memory exhausted",

@@ -233,7 +233,7 @@ class Rig:
         engine = self.engine
         log_from = engine.log_path.stat().st_size
         before = {each["process"]: each["restarts"] for each in (engine.status() or {})["processes"]}
-        stopped = ""
+        ending = ""
         with self.writer.writing():
             self.wait_more(self.committed())
             with fault:
@@ -241,7 +241,7 @@ class Rig:
                 if stops:
                     code = engine.end()
                     self._engine = None
-                    stopped = f"stopped, exit {code}: {_last(engine.log())}"
+                    ending = f"stopped, exit {code}: {_last(engine.log())}"
             ended = time.monotonic()
             self.wait_more(0 if stops else self.committed())
             again_s = time.monotonic() - ended
@@ -251,9 +251,9 @@ class Rig:
         after = {each["process"]: each["restarts"] for each in (self.engine.status() or {})["processes"]}
         replaced = sum(max(0, after[each] - before.get(each, 0)) for each in after)
         said = _said(log)
-        if self.engine is not engine and not stopped:
-            stopped = "was started again"
-        return Outcome(stopped or _did(said, replaced), again_s, lost, doubled, said, log)
+        if self.engine is not engine and not ending:
+            ending = "was started again"
+        return Outcome(ending or _did(said, replaced), again_s, lost, doubled, said, log)
 
     def compared(self) -> tuple[int, int]:
         """How many events are missing once all should be there, and how many rows are too many."""
@@ -308,8 +308,14 @@ _MEANINGS = {
 
 
 def meanings(log: str) -> str:
-    """What an engine did, by its log."""
-    return _did(_said(log), 0)
+    """What the engines of a test did, by their log."""
+    did = _did(_said(log), 0)
+    return did if "process died" not in log else f"{did}; replaced processes".removeprefix("went on; ")
+
+
+def stopped(log: str) -> str:
+    """The end of an engine that does not go on, by its log."""
+    return f"stopped, exit 1: {_last(log)}"
 
 
 def _did(said: list[str], replaced: int) -> str:

@@ -50,7 +50,8 @@ def rigs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rigs]:
 def test_the_table_has_every_row() -> None:
     rows = read_table(OPERATIONS.read_text())
     assert [(row[0], row[1], row[-1]) for row in rows] == [(each.of, each.name, shown(each)) for each in FAULTS]
-    assert {(row[4], row[5]) for row in rows} == {("0", "0")}
+    read_on = [each.bring is not None or not each.stops for each in FAULTS]
+    assert [(row[4], row[5]) for row in rows] == [("0" if each else "", "0") for each in read_on]
 
 
 @pytest.mark.parametrize("test", sorted({each.test or OWN_TEST for each in FAULTS}))
