@@ -156,7 +156,8 @@ def test_three_moments_of_a_live_workload(
         check(in_file(path), expected, raw=raw)
     at, expected = moments[1]
     done = by_command(config, "--at", at, "--to", stack_uri(stack), "--as", f"{unique}.copy")
-    assert json.loads(done.stdout)["documents"] == len(expected), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == len(expected)
     check(in_server(mongo, unique, "copy"), expected, raw=raw)
     assert "headrace.restores" not in mongo[unique].list_collection_names()
 
