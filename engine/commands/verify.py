@@ -25,6 +25,7 @@ from engine.errors import ConfigError, HeadraceError, NoStateError
 from engine.lake.against_source import Compared, Comparison
 from engine.lake.audit import Audited, Auditor
 from engine.lake.findings import MEANINGS, Findings
+from engine.lake.moment import read_by
 from engine.lake.normal import normal_of
 from engine.lake.objects import Objects
 from engine.lake.segments import Window
@@ -207,8 +208,9 @@ class _Verification:
         return comparison.everything(expected)
 
     def _refuse_unloaded(self, namespace: Namespace) -> None:
-        plans = [each for each in self._state()[1] if (each.database, each.collection) == namespace]
-        if any(not each.finished for each in plans):
+        records, plans = self._state()
+        mine = [each for each in plans if (each.database, each.collection) == namespace]
+        if any(read_by(each, records) is None for each in mine):
             remedy = "Let it finish (see the command status), or use --lake-only."
             name = ".".join(namespace)
             raise ConfigError(f"compare {name} with its source", "its backfill is not finished", remedy)

@@ -29,7 +29,7 @@ class Moments:
     ) -> None:
         self._namespace = f"{database}.{collection}"
         self._plan = plan
-        self._read_by = None if plan is None else _read_by(plan, records)
+        self._read_by = None if plan is None else read_by(plan, records)
         self._streams = {
             name: record
             for name, record in records.items()
@@ -112,7 +112,7 @@ class Moments:
         return self._read_by is not None and make_time(int(self._read_by) + _CLOCKS_S, 0) < time
 
 
-def _read_by(plan: Plan, records: Mapping[str, StreamRecord]) -> float | None:
+def read_by(plan: Plan, records: Mapping[str, StreamRecord]) -> float | None:
     """When a backfill was entirely in the lake, in seconds since 1970, or some time later; None for not yet."""
     if plan.finished:
         return plan.finished
