@@ -67,7 +67,7 @@ _EXPIRED = Answer(done=False, code="ExpiredToken")
 _HUNG = Answer(wait_s=600)
 
 FAULTS = [
-    Fault("MongoDB", "all members killed", bring=server_away("MongoDB", "killed"), lasts_s=4, is_quick=True),
+    Fault("MongoDB", "all members killed", bring=server_away("MongoDB", "killed"), lasts_s=4),
     Fault("MongoDB", "all members stopped", bring=server_away("MongoDB", "stopped"), lasts_s=4),
     Fault("MongoDB", "primary stepped down", bring=stepped_down, is_quick=True),
     Fault("MongoDB", "primary killed", bring=primary_killed, lasts_s=8),
@@ -82,7 +82,7 @@ FAULTS = [
         "cursors, operations and sessions killed",
         test="test_passing.py::test_operations_killed_by_an_administrator_are_resumed",
     ),
-    Fault("S3", "killed", bring=server_away("S3", "killed"), lasts_s=4, is_quick=True),
+    Fault("S3", "killed", bring=server_away("S3", "killed"), lasts_s=4),
     Fault("S3", "stopped", bring=server_away("S3", "stopped"), lasts_s=4),
     Fault("S3", "503 for longer than the client retries", bring=answering(lambda *_: _BUSY), lasts_s=30),
     Fault("S3", "503 to 30 % at random", bring=answering(at_random(0.3, _BUSY)), lasts_s=15),
@@ -98,7 +98,7 @@ FAULTS = [
     Fault("S3", "key changed", test="test_credentials.py::test_the_engine_continues_with_the_new_key"),
     Fault("S3", "multipart uploads vanished", bring=uploads_vanish),
     Fault("Redis", "killed", bring=server_away("state", "killed"), lasts_s=4, is_quick=True),
-    Fault("Redis", "stopped", bring=server_away("state", "stopped"), lasts_s=4, is_quick=True),
+    Fault("Redis", "stopped", bring=server_away("state", "stopped"), lasts_s=4),
     Fault("Redis", "answers lost", test="test_failing_store.py::test_answers_of_redis_are_lost"),
     *(
         Fault(

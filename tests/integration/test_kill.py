@@ -37,7 +37,7 @@ KILLS = 40 if EXPLORE else 15
 VICTIMS = ["tree", "supervisor", "template", "reader", "writer"]
 COLLECTIONS = ["orders", "items"]
 # More with EXPLORE=1: each seed with each state store.
-RUNS = [(1, "redis"), (2, "sqlite"), (3, "lake"), *([(2, "redis"), (1, "sqlite")] if EXPLORE else [])]
+RUNS = [(1, "redis"), (3, "lake"), *([(2, "redis"), (1, "sqlite"), (2, "sqlite")] if EXPLORE else [])]
 
 
 @pytest.fixture

@@ -26,6 +26,14 @@ from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, c
 
 Client = MongoClient[dict[str, Any]]
 EXPLORE = bool(os.environ.get("EXPLORE"))
+STORES = ["sqlite", "redis", "lake"]
+
+
+def with_stores(*names: str) -> pytest.MarkDecorator:
+    """Run a test with the state in these stores; with EXPLORE=1 in each."""
+    return pytest.mark.parametrize("config", STORES if EXPLORE else names, indirect=True)
+
+
 HOSTILE = ["a/b c", "100%", "x=y", "Ü~1", "n" * 150, "orders.old"]
 COLLECTIONS = ["orders", "items", *HOSTILE, *(f"more{number}" for number in range(4))]
 KEYS: list[Callable[[int], Any]] = [
@@ -38,7 +46,7 @@ KEYS: list[Callable[[int], Any]] = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "redis", "lake"])
+@pytest.fixture
 def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
     if request.param != "redis":
@@ -93,6 +101,7 @@ def check_types(lake: Lake) -> None:
             assert len(set(known.values())) == 1, f"{field.name}: {known}"
 
 
+@with_stores("sqlite")
 def test_a_segment_published_in_part_is_completed(mongo: Client, stack: LocalStack, config: EngineConfig) -> None:
     """With one stream of everything, or with two that share the collections."""
     rng = random.Random(1)
@@ -148,6 +157,7 @@ def copied(config: EngineConfig) -> Callable[[], None]:
     return restore
 
 
+@with_stores("redis", "lake")
 def test_a_state_lost_while_running_or_replaced_by_an_older_one(
     mongo: Client, stack: LocalStack, config: EngineConfig
 ) -> None:
@@ -181,7 +191,7 @@ def test_a_state_lost_while_running_or_replaced_by_an_older_one(
     check_streamed(lake, plain.stop(), loaded=400)
 
 
-@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+@with_stores("sqlite")
 def test_backfills_are_not_loaded_again_in_silence(mongo: Client, stack: LocalStack, config: EngineConfig) -> None:
     """One that has ended with a mark is known to be finished; one that has not is not."""
     config.set("source", collections=["orders", "items"])
@@ -226,6 +236,7 @@ def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
 
 
 @pytest.mark.skipif(not EXPLORE, reason="EXPLORE=1")
+@with_stores(*STORES)
 @pytest.mark.parametrize("seed", range(3))
 def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, seed: int) -> None:
     rng = random.Random(seed)

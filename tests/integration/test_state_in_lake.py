@@ -86,8 +86,10 @@ def records(objects: Objects) -> Objects:
     return {path: body for path, body in objects.items() if "/streams/" in path}
 
 
-@pytest.mark.parametrize("sink", ["s3", "file"])
-@pytest.mark.parametrize("lost", ["everything", "the record", "the latest writes"])
+@pytest.mark.parametrize(
+    ("sink", "lost"),
+    [("s3", "everything"), ("s3", "the record"), ("s3", "the latest writes"), ("file", "the latest writes")],
+)
 def test_lost_between_runs(
     mongo: Client, config: EngineConfig, lake: Lake, state: State, sink: str, lost: str, tmp_path: Path
 ) -> None:
