@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from engine.config.tree import SinkConfig
@@ -192,7 +193,18 @@ def _make_client(config: SinkConfig) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return botocore.session.get_session().create_client("s3", **client_parameters(config.s3), config=settings)
+    # A session of its own, which looks for credentials anew.
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _descriptions())
+    return session.create_client("s3", **client_parameters(config.s3), config=settings)
+
+
+@cache
+def _descriptions() -> Any:
+    """The descriptions of services, which take a tenth of a second to parse."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 def refuses_conditions(objects: ConditionalObjects, key: str, body: Callable[[int], bytes]) -> str | None:
