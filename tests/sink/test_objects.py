@@ -214,7 +214,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def test_a_missing_permission_is_named(strict: S3Server, right: str, missing: str) -> None:
     """A HEAD request would only say 403, and a run would only notice at its first segment."""
     s3 = S3Config("us-east-1", strict.endpoint_url, Secret(right), Secret(right))
-    with pytest.raises(ConfigError, match=r"s3:PutObject and .* s3:ListBucket") as caught:
+    with pytest.raises(ConfigError, match=r"s3:ListBucket on .* s3:PutObject") as caught:
         Sink(SinkConfig(url="s3://lake/x", s3=s3)).prove()
     assert "AccessDenied" in caught.value.cause, missing
 
@@ -335,7 +335,7 @@ RENEW, BUSY, SPACE = "They worked before", "is retried", "Free space there"
 UNKNOWN, EXPIRED, DENIED = (
     "does not accept these credentials",
     "have expired",
-    "lack a right: grant them s3:PutObject",
+    "lack a right: grant them s3:ListBucket",
 )
 NONE, SILENT, AWAY = "There are no credentials", "does not answer in time", "Is the store up"
 
