@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from typing import Literal
 
 from msgspec import Struct
 
@@ -29,10 +30,14 @@ from engine.errors import StateLostError
 
 
 class _Wanted(Struct):
-    """The request of a waiting reader; ``is_absent`` once the store has answered that there is no such schema."""
+    """The request of a waiting reader.
+
+    Attributes:
+        step: ``asked`` of the store; ``absent`` there, so that the records are being read; or being created.
+    """
 
     message: SchemaWanted
-    is_absent: bool = False
+    step: Literal["asked", "absent", "created"] = "asked"
 
     @property
     def name(self) -> str:
@@ -74,18 +79,27 @@ class Schemas:
         )
 
     def read(self, answer: SchemaRead, *, is_ready: bool) -> list[Decision]:
-        """The store's answer; ``is_ready`` is whether the reader is still alive."""
+        """The store's answer, which may be to a question that the reader has given up since.
+
+        Args:
+            is_ready: whether the reader is still alive.
+        """
         name = schema_document(answer.database, answer.collection)
-        wanted = self._wanted.get(answer.reader)
-        if answer.text is None and wanted is not None and not wanted.is_absent:
-            wanted.is_absent = True
-            return [ReadState(name, plan_document(f"{answer.database}.{answer.collection}"))]
         schema = CollectionSchema() if answer.text is None else decode_schema(answer.text)
-        self._versions[name] = schema.version
-        self._wanted.pop(answer.reader, None)
-        if not is_ready:
+        if schema.version:
+            self._versions[name] = schema.version
+        wanted = self._wanted.get(answer.reader)
+        if wanted is None or wanted.name != name:
             return []
-        return [Send(answer.reader, SchemaGiven(answer.database, answer.collection, schema))]
+        if answer.text is None and wanted.step != "created":
+            if wanted.step == "absent":
+                return []
+            wanted.step = "absent"
+            return [ReadState(name, plan_document(f"{answer.database}.{answer.collection}"))]
+        if grow(schema, wanted.message.fields, self._max_fields) is not schema:
+            return []  # an answer from before the question, which has one of its own to come
+        del self._wanted[answer.reader]
+        return [Send(answer.reader, SchemaGiven(answer.database, answer.collection, schema))] if is_ready else []
 
     def state_read(self, answer: StateRead) -> list[Decision]:
         """All records, and the plan of the collection: with the version that they require, it may be created."""
@@ -93,11 +107,14 @@ class Schemas:
         if answer.document is not None:
             versions.append(decode_plan(answer.document).schema or 0)
         version = max([self._known_version(answer.about), *versions])
-        return [
-            self._grow(reader, wanted, version, creates=True)
+        absent = {
+            reader: wanted
             for reader, wanted in self._wanted.items()
-            if wanted.is_absent and wanted.name == answer.about
-        ]
+            if wanted.step == "absent" and wanted.name == answer.about
+        }
+        for wanted in absent.values():
+            wanted.step = "created"
+        return [self._grow(reader, wanted, version, creates=True) for reader, wanted in absent.items()]
 
     def _known_version(self, name: str) -> int:
         """The version of a schema that the store is known to have; 0 for none."""

@@ -447,11 +447,6 @@ class Reader:
             self._beat("waiting for a schema")
             if self._connection.poll(BEAT_S):
                 self._note(msg.decode_to_child(self._connection.recv_bytes()))
-                given = self._registry.known.get((database, collection))
-                if given is not None and grow(given, fields, max_fields) is not given:
-                    # The answer to an earlier question, or one without what another reader has added: ask again.
-                    self._registry.known.pop((database, collection))
-                    self._send(msg.SchemaWanted(database, collection, fields))
             if self._assigned is not None or self._assignment is None:
                 raise _Reassigned
         return schema
