@@ -30,7 +30,7 @@ from engine.core.naming import (
     stream_id,
 )
 from engine.core.position import Position, make_token, position_at
-from engine.errors import HeadraceError
+from engine.errors import ConfigError, HeadraceError
 from engine.rawbson.elements import STRING, MalformedBSON, find
 from engine.retries import retrying
 from engine.sink.lake import all_shards
@@ -137,6 +137,21 @@ class Objects:
                     if each.parts.partition == "none" and is_of(each, database, collection):
                         yield each
 
+    def parquet_of(self, database: str, collection: str, remedy: str) -> Iterator[LakeObject]:
+        """The objects with rows of one collection, all of which must be Parquet.
+
+        Args:
+            remedy: for the error.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for each in self.of_collection(database, collection):
+            if not each.has_footer:
+                cause = f"{each.key} is not Parquet, and only that can be read back"
+                raise ConfigError(f"read {database}.{collection} in the lake", cause, remedy)
+            yield each
+
     def _below(self, prefix: str) -> Iterator[LakeObject]:
         for key, size in self._sink.entries(prefix):
             parts = parts_of(key)
@@ -181,22 +196,32 @@ class Objects:
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
-    def batches(self, object_: LakeObject, rows: int, *, checked: bool = False) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self,
+        object_: LakeObject,
+        rows: int,
+        *,
+        checked: bool = False,
+        columns: Callable[[pq.RowGroupMetaData, list[str]], list[str]] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a Parquet object, so many at once, or fewer large ones; a row group is in memory.
 
         Args:
             checked: compare the checksum of every page.
+            columns: chooses the columns to read of a row group, given the names of all; by default all.
 
         Raises:
             UnreadableError: it is damaged.
         """
         try:
             file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
+            names = list(file.schema_arrow.names)
             for number in range(file.num_row_groups):  # one after the other: what is requested at once is held
                 group = file.metadata.row_group(number)
                 row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
                 size = max(1, min(rows, _BATCH_BYTES // row_bytes))
-                yield from file.iter_batches(size, row_groups=[number], use_threads=False)
+                chosen = names if columns is None else columns(group, names)
+                yield from file.iter_batches(size, row_groups=[number], columns=chosen, use_threads=False)
         except HeadraceError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,16 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.errors import ConfigError, FatalError
-from engine.lake.objects import LakeObject, Objects
+from engine.errors import FatalError
+from engine.lake.objects import Objects, UnreadableError
 
-# The fold needs no more of a row that does not count.
-_KEYS = ("_cdc_op", "_cdc_token", "_cdc_cluster_time", "_cdc_timestamp", "_cdc_key", "_cdc_id")
 _NAMESPACE = ("_cdc_database", "_cdc_collection")
-# An object up to this size is read by one request; of a larger one, the columns of a row group.
-_WHOLE_BYTES = 16 * 2**20
-# Rows that are decoded at once, approximately.
-_BATCH_BYTES, _BATCH_ROWS = 8 * 2**20, 8192
+# The fold needs no more of a row that does not count.
+_OF_LATER = {"_cdc_op", "_cdc_token", "_cdc_cluster_time", "_cdc_timestamp", "_cdc_key", "_cdc_id", *_NAMESPACE}
+_BATCH_ROWS = 8192
 
 
 def rows_until(objects: Objects, database: str, collection: str, at: int) -> Iterator[pa.RecordBatch]:
@@ -30,35 +26,18 @@ def rows_until(objects: Objects, database: str, collection: str, at: int) -> Ite
         FatalError: an object is damaged.
         HeadraceError: of the store.
     """
-    for each in objects.of_collection(database, collection):
-        if not each.has_footer:
-            cause = f"{each.key} is not Parquet, and only that can be read back"
-            raise ConfigError(
-                f"read {database}.{collection}", cause, 'Restore from a lake of sink.format = "parquet".'
-            )
+
+    def columns(group: pq.RowGroupMetaData, names: list[str]) -> list[str]:
+        return [name for name in names if name in _OF_LATER] if _is_later(group, at) else names
+
+    for each in objects.parquet_of(database, collection, 'Restore from a lake of sink.format = "parquet".'):
         try:
-            yield from _rows(objects, each, (database, collection), at)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            cause = f"{type(error).__name__}: {error}"
+            for batch in objects.batches(each, _BATCH_ROWS, checked=True, columns=columns):
+                yield _of_collection(batch, (database, collection))
+        except (UnreadableError, KeyError) as error:
+            cause = str(error) if isinstance(error, UnreadableError) else f"it has no column {error}"
             remedy = "The object is damaged: bring back an earlier version of it. The command verify finds others."
             raise FatalError(f"read {each.key}", cause, remedy) from error
-
-
-def _rows(objects: Objects, object_: LakeObject, namespace: tuple[str, str], at: int) -> Iterator[pa.RecordBatch]:
-    file: Any = objects.open(object_)
-    if object_.size <= _WHOLE_BYTES:
-        file = io.BytesIO(file.read())
-    with pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True) as parquet:
-        for number in range(parquet.num_row_groups):
-            group = parquet.metadata.row_group(number)
-            names = list(parquet.schema_arrow.names)
-            if _is_later(group, at):
-                names = [name for name in (*_KEYS, *_NAMESPACE) if name in names]
-            row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
-            size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
-            # Row groups one after the other: what is requested at once is held in memory.
-            for batch in parquet.iter_batches(size, row_groups=[number], columns=names, use_threads=False):
-                yield _of_collection(batch, namespace)
 
 
 def _is_later(group: Any, at: int) -> bool:

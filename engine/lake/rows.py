@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
-from engine.errors import ConfigError
 from engine.lake.objects import LakeObject, Objects, UnreadableError
 
 _BATCH_ROWS = 4096
@@ -27,10 +26,7 @@ def rows_of(
     """
 
     def each_batch() -> Iterator[pa.RecordBatch]:
-        for each in objects.of_collection(database, collection):
-            if not each.has_footer:
-                cause = f"{each.key} is not Parquet, and only that can be read back"
-                raise ConfigError(f"read {database}.{collection} in the lake", cause, "Use --lake-only.")
+        for each in objects.parquet_of(database, collection, "Use --lake-only."):
             try:
                 yield from objects.batches(each, _BATCH_ROWS)
             except UnreadableError as error:
