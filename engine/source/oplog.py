@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 
 from engine.core.messages import OplogSeen
-from engine.errors import ConfigError, TransientError
+from engine.errors import ConfigError, FatalError, HeadraceError
 from engine.source.session import Client, oplog_window
 
 ASK_EVERY_S = 15.0
@@ -36,9 +36,11 @@ class OplogWatch:
         while True:
             try:
                 self._seen = OplogSeen(*oplog_window(self._client, "read the oplog's window"))
-            except ConfigError as error:
+            except (ConfigError, FatalError) as error:
                 self._seen = OplogSeen(error=str(error))
-            except TransientError:
-                pass  # MongoDB is away, which the stream itself reports; the previous answer stands
+            except HeadraceError:
+                # MongoDB is away, which the stream itself reports, or the first entry was overwritten while it was
+                # read (CappedPositionLost): the previous answer stands.
+                pass
             pause.wait(pause_s)
             pause_s = min(ASK_EVERY_S, 2 * pause_s)
