@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from engine.core import records
-from engine.core.ledger import FIRST_OF_SECOND, MAX_SEGMENTS_PER_STREAM
+from engine.core.ledger import FIRST_OF_SECOND, MAX_SEGMENTS_PER_STREAM, NUMBERS_PER_SECOND, first_segment
 from engine.core.messages import Intent, ObjectName, Replaced
 from engine.core.position import Position, make_time, position_at, token_time
 from engine.core.specs import Spec
@@ -143,7 +143,7 @@ class _Evidence:
         if committed:
             return committed[-1], max(in_flight, committed[-1] + 1)
         oldest = next(iter(self._segments))
-        begun = (oldest - FIRST_OF_SECOND) // 100 * 100 + FIRST_OF_SECOND
+        begun = first_segment(Position(time=_start_time(oldest)))
         # A stream's first number ends in 01. What came before the oldest object was deleted, or never published.
         follows_nothing = any(each.after and not each.after.token for each in self._footers(oldest))
         return None, oldest if follows_nothing or begun < in_flight else begun
@@ -181,7 +181,7 @@ class _Evidence:
             follows = known[0].after if known and present == seq else None
             return follows or self._end(base), ()
         if base is None and present > seq:  # the stream's first segments are missing; its number tells its start
-            return Position(time=make_time((seq - FIRST_OF_SECOND) // 100, 0)), ()
+            return Position(time=_start_time(seq)), ()
         if known:  # with a rewind before the missing ones, and where to is not known
             assert known[0].after is not None
             return known[0].after, range(seq, present)
@@ -189,3 +189,8 @@ class _Evidence:
         if time := token_time(first or ""):
             return Position(time=time), ()
         return position_at("", self._end(present).time), ()
+
+
+def _start_time(seq: int) -> int:
+    """The cluster time at which a stream started whose first segment has this number or a somewhat lower one."""
+    return make_time((seq - FIRST_OF_SECOND) // NUMBERS_PER_SECOND, 0)

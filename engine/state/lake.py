@@ -390,14 +390,15 @@ class LakeStore:
         self._objects.put_always(_key("engines", owner), msgspec.json.encode(beat))
         self._announced[owner] = now, ttl_s
         if last is None:
-            self._remove_old_engines()
+            self._remove_left_behind()
 
-    def _remove_old_engines(self) -> None:
-        """Remove the objects of engines that ended long ago. One that is still there is written again."""
-        with suppress(ConfigError):  # without the right to delete they stay
-            for key, found in self._objects.listed("engines/").items():
-                if found.age_s > _FORGOTTEN_AFTER_S:
-                    self._objects.delete(key)
+    def _remove_left_behind(self) -> None:
+        """Remove what engines that ended long ago have left; one that is still there writes its object again."""
+        with suppress(ConfigError):  # without the right to delete it stays
+            for kind in ("engines/", "proof/"):
+                for key, found in self._objects.listed(kind).items():
+                    if found.age_s > _FORGOTTEN_AFTER_S:
+                        self._objects.delete(key)
 
     def _left_s(self, record: _Record) -> float:
         """How much longer to wait before the record's owner counts as gone, judged by a fresh read."""
