@@ -24,6 +24,7 @@ import zstandard
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError
 
 from bench.decode import Schemas
 from bench.local import LocalStack
@@ -40,8 +41,8 @@ from engine.failpoints import VARIABLE
 from engine.lake.comparison import normal_form
 from engine.state.opening import open_store
 from tests.decode.lake import document_tree
+from tests.integration import workload
 from tests.integration.harness import Engine, EngineConfig, catch_up
-from tests.integration.workload import a_document, a_value, an_id
 
 Client = MongoClient[dict[str, Any]]
 RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
@@ -50,21 +51,9 @@ LAST = {"at": ""}
 
 def write(client: Client, database: str, rng: random.Random, keys: list[Any], count: int) -> None:
     """A seeded workload of all types on the collection ``orders``; ``keys`` are those that are there."""
-    target = client[database]["orders"]
     for number in range(count):
-        roll = rng.random()
-        if roll < 0.5 or not keys:
-            key = an_id(rng)
-            if target.find_one({"_id": {"$eq": key}}) is None:
-                target.insert_one({"_id": key} | a_document(rng))
-                keys.append(key)
-        elif roll < 0.75:
-            changed = {"changed": a_value(rng), f"f{rng.randrange(8)}": number}
-            target.update_one({"_id": {"$eq": rng.choice(keys)}}, {"$set": changed})
-        elif roll < 0.85:
-            target.replace_one({"_id": {"$eq": rng.choice(keys)}}, a_document(rng))
-        else:
-            target.delete_one({"_id": {"$eq": keys.pop(rng.randrange(len(keys)))}})
+        with contextlib.suppress(DuplicateKeyError):
+            workload.write(client[database]["orders"], keys, rng, number)
 
 
 def copied(client: Client, database: str) -> tuple[str, list[bytes]]:
