@@ -15,16 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from types import FrameType
+from typing import TextIO
 
 from engine import __version__
 from engine.config import Config, InvalidConfigError, load
 from engine.errors import ConfigError, EngineEnded, HeadraceError
 from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("headrace")
 # The exit code that a shell reports for a program ended by SIGPIPE.
@@ -121,25 +119,30 @@ def _run_command(given: list[str]) -> int:
     options = _parser().parse_args(given)
     with _stopped_by_signals(options.stoppable):
         try:
-            config = load(options.config)
-        except InvalidConfigError as error:
-            return _ended(error.config, error, 2)
-        configure_logging(config, "supervisor")
-        try:
-            return int(options.act(config, options))
-        except EngineEnded as ended:
-            return _ended(config, ended.error, ended.code)
-        except HeadraceError as error:
-            return _ended(config, error, 2 if isinstance(error, ConfigError) else 1)
+            return _perform(options)
         except KeyboardInterrupt:
             return 0 if options.stoppable else 128 + signal.SIGINT
-        except Exception as error:  # our own bug: reported in the format of the log, and without secrets
-            from engine.commands.terminal import is_cut_off
 
-            if isinstance(error, OSError) and is_cut_off(sys.stdout):
-                raise
-            log.critical("ended by a bug", exc_info=True)
-            return 1
+
+def _perform(options: argparse.Namespace) -> int:
+    try:
+        config = load(options.config)
+    except InvalidConfigError as error:
+        return _ended(error.config, error, 2)
+    configure_logging(config, "supervisor")
+    try:
+        return int(options.act(config, options))
+    except EngineEnded as ended:
+        return _ended(config, ended.error, ended.code)
+    except HeadraceError as error:
+        return _ended(config, error, 2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:  # our own bug: reported in the format of the log, and without secrets
+        from engine.commands.terminal import is_cut_off
+
+        if isinstance(error, OSError) and is_cut_off(sys.stdout):
+            raise
+        log.critical("ended by a bug", exc_info=True)
+        return 1
 
 
 def _ended(config: Config, error: HeadraceError, code: int) -> int:
@@ -148,14 +151,26 @@ def _ended(config: Config, error: HeadraceError, code: int) -> int:
     return code
 
 
+class _StopSignalError(KeyboardInterrupt):
+    """A signal to stop, before there is anything to drain.
+
+    A KeyboardInterrupt itself would not do: if one is raised in ``exec`` of a text, as ``dataclasses`` does while
+    modules are imported, the interpreter remembers it, and at its exit kills itself with SIGINT although it was
+    caught.
+    """
+
+
 @contextmanager
 def _stopped_by_signals(stoppable: bool) -> Iterator[None]:
     """For a command that drains: until there is something to drain, stop gracefully and at once.
 
-    SIGINT does that by default; the supervisor installs its own handlers.
+    The supervisor installs its own handlers.
     """
-    numbers = stop_signals() - {signal.SIGINT} if stoppable else set()
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise _StopSignalError(signal.Signals(number).name)
+
+    previous = {number: signal.signal(number, stop) for number in (stop_signals() if stoppable else ())}
     try:
         yield
     finally:

@@ -300,6 +300,22 @@ def test_a_signal_before_anything_is_running(config: EngineConfig, command: str,
     wait_until(lambda: not any(map(is_alive, children)), "the end of its children")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_module_executes_text(tmp_path: Path, number: signal.Signals) -> None:
+    """As dataclasses do. The interpreter does not forget a KeyboardInterrupt that was raised there and caught."""
+    (tmp_path / "started.py").write_text(
+        "import sys\nimport engine.cli\n"
+        f"text = 'import os\\nos.kill(os.getpid(), {int(number)})\\nwhile True: pass'\n"
+        "engine.cli.load = lambda _: exec(text)\nsys.exit(engine.cli.main(['run', '--config', 'any.toml']))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "started"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_nohup_is_respected(mongo: Client, config: EngineConfig) -> None:
     mongo[config.name].create_collection("orders")
     with Engine(config, ignored=[signal.SIGHUP]) as engine:
