@@ -252,12 +252,15 @@ def _replica(rig: Rig, old: Valkey) -> Iterator[tuple[Valkey, Gate]]:
 def no_descriptors(rig: Rig) -> Iterator[None]:
     """No process of the engine can open anything, and the connections to the servers are closed.
 
-    Each has more open than this. A lower limit would make ``poll`` refuse, which no shortage does.
+    Each has more open than it is allowed now. ``poll`` refuses more descriptors than the limit, which no shortage
+    makes it do; the supervisor waits for two of each child.
     """
-    pids = [rig.engine.process.pid, *rig.engine.children()]
+    supervisor, children = rig.engine.process.pid, rig.engine.children()
+    pids = [supervisor, *children]
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
     for pid, (_, hard) in limits.items():
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (16, hard))
+        allowed = 16 + 2 * len(children) if pid == supervisor else 16
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (allowed, hard))
     for gate in (*rig.servers.gates, rig.servers.state):
         gate.drop(pids.__contains__)
     yield
