@@ -302,7 +302,7 @@ def _print(report: Report, *, as_json: bool) -> None:
         found: Doubts = getattr(report, name)
         if found.count:
             more = ", ..." if found.count > len(found.examples) else ""
-            doubts[f"{found.count:,}"] = f"{meaning}: {', '.join(found.examples[:EXAMPLES])}{more}"
+            doubts[name] = f"{found.count:,} {meaning}: {', '.join(found.examples[:EXAMPLES])}{more}"
     if doubts:
         print_details("Documents that are not exact", doubts)
     if report.untold:
