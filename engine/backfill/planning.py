@@ -80,7 +80,7 @@ def list_collections(config: Config) -> list[Namespace]:
         return [
             (database, entry["name"])
             for database in databases
-            for entry in sorted(_entries(client, database), key=lambda entry: str(entry["name"]))
+            for entry in sorted(collection_entries(client, database), key=lambda entry: str(entry["name"]))
             if entry["type"] != "view" and not entry["name"].startswith("system.")
             if any(spec.covers(database, entry["name"]) for spec in specs)
         ]
@@ -104,7 +104,7 @@ def parse_filter(text: str | None) -> dict[str, Any]:
     return query
 
 
-def _entries(client: Client, database: str) -> list[dict[str, Any]]:
+def collection_entries(client: Client, database: str) -> list[dict[str, Any]]:
     """The collections that this user may see: name and type."""
     options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
     return [dict(entry) for entry in client[database].list_collections(**options)]
@@ -128,7 +128,7 @@ class _Planner:
     def is_present(self) -> bool:
         """Whether there is such a collection, and it is not a view."""
         with translated(self._operation):
-            entries = _entries(self._client, self._database)
+            entries = collection_entries(self._client, self._database)
         return any(entry["name"] == self._name and entry["type"] != "view" for entry in entries)
 
     def plan(self) -> Plan:
@@ -152,7 +152,7 @@ class _Planner:
             ConfigError: it does not exist.
             OperationFailure: the user may not read it.
         """
-        entries = _entries(self._client, self._database)
+        entries = collection_entries(self._client, self._database)
         for entry in entries:
             if entry["name"] == self._name:
                 if entry["type"] == "timeseries":

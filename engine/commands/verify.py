@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 from msgspec import Struct
 
-from engine.backfill.planning import list_collections
+from engine.backfill.planning import collection_entries, list_collections
 from engine.backfill.plans import Plans
 from engine.commands.steps import Watch, steps
 from engine.config import Config
@@ -186,8 +186,8 @@ class _Verification:
     def _is_comparable(self, client: Client, namespace: Namespace) -> bool:
         database, collection = namespace
         with translated("list the collections"):
-            entries = list(client[database].list_collections(filter={"name": collection}, nameOnly=True))
-        if entries and entries[0]["type"] == "timeseries":
+            types = {each["name"]: each["type"] for each in collection_entries(client, database)}
+        if types.get(collection) == "timeseries":
             self._notes.append(
                 f"{database}.{collection} is a time-series collection, whose documents have no keys"
             )

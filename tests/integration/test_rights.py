@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def rights(config: EngineConfig, guarded: Mongo, valkey: Valkey, s3: S3Server) -
     return Rights(config, guarded, valkey, s3)
 
 
-def test_the_documented_rights_suffice_for_each_command(rights: Rights) -> None:
+def test_the_documented_rights_suffice_for_each_command(rights: Rights, tmp_path: Path) -> None:
     rights.give_mongo(("orders", STREAM))
     rights.works("check")
     catch_up(rights.config)
@@ -133,21 +134,44 @@ def test_the_documented_rights_suffice_for_each_command(rights: Rights) -> None:
     rights.give_redis("reader")
     rights.works("check", "--for", "status")
     rights.works("status")
-    rights.give_mongo(("orders", FIND))
     rights.give_s3("reader")
+    rights.give_mongo(("orders", FIND))
     for command in ("verify", "restore"):
         rights.works("check", "--for", command)
+    rights.works("verify")
+    repair(rights, tmp_path, lambda: rights.give_redis("writer"))
 
 
-def test_the_documented_rights_suffice_with_the_state_in_the_lake(rights: Rights) -> None:
+def test_the_documented_rights_suffice_with_the_state_in_the_lake(rights: Rights, tmp_path: Path) -> None:
     rights.config.set("state", url="lake")
     rights.give_s3("keeper")
     rights.give_mongo(("orders", STREAM))
     rights.works("check")
     catch_up(rights.config)
+    rights.give_mongo(("orders", ["find", "collStats"]))
+    rights.works("backfill")
     rights.give_s3("reader")
-    rights.works("status")
+    rights.give_mongo(("orders", FIND))
     rights.works("check", "--for", "status")
+    rights.works("status")
+    rights.works("verify")
+    repair(rights, tmp_path, lambda: rights.give_s3("keeper"))
+
+
+def repair(rights: Rights, directory: Path, may_write: Callable[[], None]) -> None:
+    """The commands that need no right on the source; those that change the state come last."""
+    rights.give_mongo()
+    rights.works("restore", "--to", str(directory / "orders.bson.zst"))
+    exported = str(directory / "state.jsonl")
+    rights.works("state", "export", exported)
+    rights.works("state", "rebuild")
+    before = datetime.now(UTC) - timedelta(seconds=30)
+    rewind = ("state", "rewind", "--to", before.isoformat(timespec="seconds"))
+    rights.works(*rewind)
+    may_write()
+    rights.works("state", "import", exported, "--yes")
+    rights.works(*rewind, "--yes")
+    rights.works("state", "rebuild", "--yes")
 
 
 @pytest.mark.parametrize(
