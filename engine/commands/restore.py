@@ -26,11 +26,11 @@ from engine.decode.schema import arrow_schema
 from engine.errors import ConfigError, FatalError, url_without_password
 from engine.failpoints import failpoint
 from engine.lake.bson_file import BsonFile
-from engine.lake.documents import UNTOLD
-from engine.lake.folding import PARTITIONS, Current, Fold
+from engine.lake.documents.inverse import UNTOLD
+from engine.lake.folding.fold import PARTITIONS, Current, Fold
+from engine.lake.folding.reading import rows_until
 from engine.lake.moment import Moments
 from engine.lake.objects import Objects
-from engine.lake.reading import rows_until
 from engine.retries import retrying
 from engine.source.target import MongoTarget
 from engine.state.opening import open_store

@@ -22,14 +22,14 @@ from engine.core.position import split_time
 from engine.core.records import StreamRecord, read_record
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError, HeadraceError, NoStateError
-from engine.lake.against_source import Compared, Comparison
-from engine.lake.audit import Audited, Auditor
-from engine.lake.findings import MEANINGS, Findings
+from engine.lake.against_source.comparison import Compared, Comparison
+from engine.lake.against_source.sides import Sides
+from engine.lake.audit.audit import Audited, Auditor
+from engine.lake.audit.findings import MEANINGS, Findings
+from engine.lake.audit.segments import Window
+from engine.lake.documents.normal import normal_of
 from engine.lake.moment import read_by
-from engine.lake.normal import normal_of
 from engine.lake.objects import Objects
-from engine.lake.segments import Window
-from engine.lake.sides import Sides
 from engine.retries import retrying
 from engine.source.failures import translated
 from engine.source.session import Client, Members, connect

@@ -38,7 +38,7 @@ from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions
 from engine.errors import ConfigError, HeadraceError
 from engine.failpoints import VARIABLE
-from engine.lake.comparison import normal_form
+from engine.lake.documents.comparison import normal_form
 from engine.state.opening import open_store
 from tests.decode.lake import document_tree
 from tests.integration import workload

@@ -29,7 +29,7 @@ from engine.config import load
 from engine.core.position import Position
 from engine.core.records import read_record
 from engine.errors import ConfigError
-from engine.lake import sides
+from engine.lake.against_source import sides
 from engine.state.opening import open_store
 from engine.state.seam import Acquired
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, operation_time, run_engine

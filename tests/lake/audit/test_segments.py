@@ -11,9 +11,9 @@ from engine.core.messages import Intent
 from engine.core.naming import object_key, parts_of, split_id
 from engine.core.position import Position
 from engine.core.records import StreamRecord
-from engine.lake.catalogue import Entry
+from engine.lake.audit.catalogue import Entry
+from engine.lake.audit.segments import Known, Segments, Window
 from engine.lake.objects import Footer, LakeObject
-from engine.lake.segments import Known, Segments, Window
 
 START_S = 1_777_618_800
 FIRST = START_S * 100 + 1

@@ -16,10 +16,10 @@ from msgspec import Struct
 from engine.core.naming import DIRECTORIES, is_split, is_temporary, partition_of_seconds
 from engine.core.position import is_same, token_time
 from engine.errors import HeadraceError
-from engine.lake.catalogue import Entry
-from engine.lake.findings import Finding, Kind
+from engine.lake.audit.catalogue import Entry
+from engine.lake.audit.findings import Finding, Kind
+from engine.lake.audit.segments import later, told
 from engine.lake.objects import Footer, Objects, UnreadableError
-from engine.lake.segments import later, told
 
 _BATCH_ROWS = 8192
 _PAIR = ("_cdc_database", "_cdc_collection")

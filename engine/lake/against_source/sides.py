@@ -12,7 +12,7 @@ from engine.config.tree import RetryConfig
 from engine.core.position import split_time
 from engine.decode.identity import merge_key
 from engine.errors import ConfigError
-from engine.lake.findings import Finding, Findings
+from engine.lake.audit.findings import Finding, Findings
 from engine.lake.objects import LakeObject, Objects, UnreadableError
 from engine.lake.rows import rows_of
 from engine.rawbson.elements import MalformedBSON

@@ -12,8 +12,8 @@ import pytest
 from engine.config.tree import SinkConfig
 from engine.core.naming import object_key
 from engine.errors import ConfigError, FatalError
+from engine.lake.folding.reading import rows_until
 from engine.lake.objects import Objects
-from engine.lake.reading import rows_until
 
 
 def row(time: int, collection: str = "orders", **more: Any) -> dict[str, Any]:

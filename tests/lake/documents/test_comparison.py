@@ -10,7 +10,7 @@ import pytest
 from bson import Code, Decimal128, Int64
 from hypothesis import given, settings
 
-from engine.lake.comparison import normal_form
+from engine.lake.documents.comparison import normal_form
 from tests.decode import values
 from tests.decode.lake import document_tree
 

@@ -11,9 +11,9 @@ What the lake has under ``update_lookup`` is the document as it was a little aft
 backfill read is one from a little after its row's time. A difference in such a document counts only if it is still
 there some time later, and if the lake does not have what the source has by then.
 
-The documents are compared as documents: those of the lake are made from its columns by ``documents``, those of
-the source are as the server sent them, and both are brought into the form of ``comparison``. The decoder that
-wrote the lake has no part in that.
+The documents are compared as documents: those of the lake are made from its columns by
+``documents.inverse``, those of the source are as the server sent them, and both are brought into the form of
+``documents.comparison``. The decoder that wrote the lake has no part in that.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from engine.core.specs import SplitSpec
-from engine.lake.candidates import Candidates
-from engine.lake.digests import Digests, Partition, digest
-from engine.lake.documents import documents
-from engine.lake.findings import Findings
-from engine.lake.folding import PARTITIONS, Current, Fold
-from engine.lake.segments import Window
-from engine.lake.settling import Settling
-from engine.lake.sides import Sides, id_text, identity
+from engine.lake.against_source.candidates import Candidates
+from engine.lake.against_source.digests import Digests, Partition, digest
+from engine.lake.against_source.settling import Settling
+from engine.lake.against_source.sides import Sides, id_text, identity
+from engine.lake.audit.findings import Findings
+from engine.lake.audit.segments import Window
+from engine.lake.documents.inverse import documents
+from engine.lake.folding.fold import PARTITIONS, Current, Fold
 from engine.source.snapshots import SnapshotScan
 
 FOLD_BYTES = 96 * 2**20

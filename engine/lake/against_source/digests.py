@@ -17,7 +17,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from engine.lake.folding import PARTITIONS, partition_of
+from engine.lake.folding.fold import PARTITIONS, partition_of
 
 _PAIR = np.dtype([("id", "<u8"), ("document", "<u8")])
 # Bytes that wait in memory for each partition's files, before they are written.

@@ -23,9 +23,9 @@ from bson.codec_options import CodecOptions
 from bson.decimal128 import Decimal128, create_decimal128_context
 from bson.raw_bson import RawBSONDocument
 
-from engine.lake import elements as el
-from engine.lake.elements import KIND_BYTES, Value
-from engine.lake.extended_json import members_of, value_of
+from engine.lake.documents import elements as el
+from engine.lake.documents.elements import KIND_BYTES, Value
+from engine.lake.documents.extended_json import members_of, value_of
 
 Values = list[Value | None]
 # What a document has besides its columns: by name, values, or what a document inside it has.

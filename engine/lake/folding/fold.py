@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 
 from engine.core.position import token_time
 from engine.fold import ENDINGS
-from engine.lake.documents import documents
-from engine.lake.spill import ID, LATER, TIME, Bools, Parts, Rows, hash_of, is_read, is_whole
+from engine.lake.documents.inverse import documents
+from engine.lake.folding.spill import ID, LATER, TIME, Bools, Parts, Rows, hash_of, is_read, is_whole
 
 PARTITIONS = 64
 # So many documents are held at once.
@@ -98,7 +98,7 @@ class Fold:
         at: a cluster time: rows after it do not count. None for all.
         memory: about how many bytes of rows are held at once, besides the batch that is added.
         directory: where rows wait; None for the system's temporary directory.
-        known: see ``documents``.
+        known: see ``documents.inverse.documents``.
         without: partitions that are not wanted.
     """
 

@@ -19,8 +19,8 @@ from engine.core.schema import parse_type
 from engine.decode.decoder import Decoder
 from engine.decode.schema import SchemaOptions, arrow_schema
 from engine.encode.parquet import ParquetFile
-from engine.lake.comparison import normal_form
-from engine.lake.documents import documents
+from engine.lake.documents.comparison import normal_form
+from engine.lake.documents.inverse import documents
 from tests.decode import corpus, values
 from tests.decode.lake import document_tree
 

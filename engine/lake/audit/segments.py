@@ -14,8 +14,8 @@ from engine.core.naming import is_split
 from engine.core.position import is_after, split_time, token_data, token_time
 from engine.core.records import StreamRecord
 from engine.errors import FatalError
-from engine.lake.catalogue import Entry
-from engine.lake.findings import Finding, Kind
+from engine.lake.audit.catalogue import Entry
+from engine.lake.audit.findings import Finding, Kind
 from engine.lake.objects import Footer
 
 

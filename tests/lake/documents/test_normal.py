@@ -6,7 +6,7 @@ import bson
 from bson import Decimal128
 
 from engine.config.tree import SchemaConfig
-from engine.lake.normal import normal_of
+from engine.lake.documents.normal import normal_of
 
 
 def test_dropped_and_protected_fields_are_left_out() -> None:

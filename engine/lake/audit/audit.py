@@ -19,11 +19,11 @@ from msgspec import Struct
 from engine.core.backfill import Plan
 from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, collection_directory, is_split, plan_of_split
 from engine.core.records import StreamRecord
-from engine.lake.catalogue import Catalogue, Entry
-from engine.lake.contents import Contents, read_contents, twice
-from engine.lake.findings import Finding, Findings
+from engine.lake.audit.catalogue import Catalogue, Entry
+from engine.lake.audit.contents import Contents, read_contents, twice
+from engine.lake.audit.findings import Finding, Findings
+from engine.lake.audit.segments import Known, Segments, Window
 from engine.lake.objects import PARQUET, LakeObject, Objects, is_of
-from engine.lake.segments import Known, Segments, Window
 
 # Objects are read several at once as long as they have no more than this together: compressed, and as columns they
 # may have ten times as much.

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.lake.digests import digest
-from engine.lake.findings import Finding, Findings, Kind
-from engine.lake.folding import PARTITIONS, Current, Fold, partition_of
-from engine.lake.shown import differing, extended_json, id_of
-from engine.lake.sides import Sides, identity
+from engine.lake.against_source.digests import digest
+from engine.lake.against_source.shown import differing, extended_json, id_of
+from engine.lake.against_source.sides import Sides, identity
+from engine.lake.audit.findings import Finding, Findings, Kind
+from engine.lake.folding.fold import PARTITIONS, Current, Fold, partition_of
 from engine.source.snapshots import NoSnapshotError
 
 FOLD_BYTES = 64 * 2**20

@@ -10,7 +10,7 @@ normal form is a BSON document, so that it can be shown:
   a double);
 - everything else is as it was, to the byte.
 
-``documents.UNTOLD`` says why. A collection with a ``decimal128(P, S)`` column, which takes integers and doubles
+``inverse.UNTOLD`` says why. A collection with a ``decimal128(P, S)`` column, which takes integers and doubles
 too, is compared with ``decimals``.
 """
 
@@ -22,8 +22,8 @@ from struct import Struct as Layout
 
 from bson.decimal128 import Decimal128, create_decimal128_context
 
-from engine.lake import elements as el
-from engine.lake.elements import Value
+from engine.lake.documents import elements as el
+from engine.lake.documents.elements import Value
 
 _DOUBLE = Layout("<d").unpack
 _SIGN = b"\x80"

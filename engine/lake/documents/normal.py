@@ -9,8 +9,8 @@ from engine.config.tree import SchemaConfig
 from engine.core.schema import path_of
 from engine.decode.protect import paths_in
 from engine.decode.schema import SchemaOptions
-from engine.lake import elements as el
-from engine.lake.comparison import normal_form
+from engine.lake.documents import elements as el
+from engine.lake.documents.comparison import normal_form
 
 
 def normal_of(config: SchemaConfig, collection: str) -> Callable[[bytes], bytes]:

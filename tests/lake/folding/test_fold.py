@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.lake.folding import PARTITIONS, Current, Fold, Next, partition_of
+from engine.lake.folding.fold import PARTITIONS, Current, Fold, Next, partition_of
 from tests.test_fold import CONFIGS, NEW, SCHEMA, World
 
 WORLDS = 400 if os.environ.get("EXPLORE") == "1" else 10

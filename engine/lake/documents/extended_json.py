@@ -15,8 +15,8 @@ from typing import Any
 
 from bson.decimal128 import Decimal128
 
-from engine.lake import elements as el
-from engine.lake.elements import Value
+from engine.lake.documents import elements as el
+from engine.lake.documents.elements import Value
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

@@ -7,7 +7,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
-from engine.lake import elements as el
+from engine.lake.documents import elements as el
 
 _LENGTH = 300
 _LENIENT: CodecOptions[RawBSONDocument] = CodecOptions(

@@ -1,0 +1,1 @@
+"""A collection in the lake compared with its source."""

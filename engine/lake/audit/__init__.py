@@ -1,0 +1,1 @@
+"""The lake compared with itself, and with what the state store knows of it."""
