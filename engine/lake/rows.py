@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from engine.lake.batches import combined
 from engine.lake.objects import LakeObject, Objects, UnreadableError
 
 _BATCH_ROWS = 4096
-_BATCH_BYTES = 8 * 2**20
 
 
 def rows_of(
@@ -32,26 +32,4 @@ def rows_of(
             except UnreadableError as error:
                 unreadable(each, error)
 
-    return _combined(each_batch())
-
-
-def _combined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Fewer batches of the same rows: small ones of the same columns together, as each costs milliseconds."""
-    held: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        is_other = bool(held) and not batch.schema.equals(held[0].schema, check_metadata=True)
-        if is_other or rows + batch.num_rows > _BATCH_ROWS or size + batch.nbytes > _BATCH_BYTES:
-            yield from _one(held)
-            held, rows, size = [], 0, 0
-        held.append(batch)
-        rows += batch.num_rows
-        size += batch.nbytes
-    yield from _one(held)
-
-
-def _one(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    if len(batches) > 1:
-        yield from pa.Table.from_batches(batches).combine_chunks().to_batches()
-    else:
-        yield from batches
+    return combined(each_batch())

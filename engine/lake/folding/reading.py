@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.errors import FatalError
+from engine.lake.batches import combined
 from engine.lake.objects import Objects, UnreadableError
 
 _NAMESPACE = ("_cdc_database", "_cdc_collection")
@@ -30,14 +31,19 @@ def rows_until(objects: Objects, database: str, collection: str, at: int) -> Ite
     def columns(group: pq.RowGroupMetaData, names: list[str]) -> list[str]:
         return [name for name in names if name in _OF_LATER] if _is_later(group, at) else names
 
-    for each in objects.parquet_of(database, collection, 'Restore from a lake of sink.format = "parquet".'):
-        try:
-            for batch in objects.batches(each, _BATCH_ROWS, checked=True, columns=columns):
-                yield _of_collection(batch, (database, collection))
-        except (UnreadableError, KeyError) as error:
-            cause = str(error) if isinstance(error, UnreadableError) else f"it has no column {error}"
-            remedy = "The object is damaged: bring back an earlier version of it. The command verify finds others."
-            raise FatalError(f"read {each.key}", cause, remedy) from error
+    def each_batch() -> Iterator[pa.RecordBatch]:
+        for each in objects.parquet_of(database, collection, 'Restore from a lake of sink.format = "parquet".'):
+            try:
+                for batch in objects.batches(each, _BATCH_ROWS, checked=True, columns=columns):
+                    yield _of_collection(batch, (database, collection))
+            except (UnreadableError, KeyError) as error:
+                cause = str(error) if isinstance(error, UnreadableError) else f"it has no column {error}"
+                remedy = (
+                    "The object is damaged: bring back an earlier version of it. The command verify finds others."
+                )
+                raise FatalError(f"read {each.key}", cause, remedy) from error
+
+    return combined(each_batch())
 
 
 def _is_later(group: Any, at: int) -> bool:

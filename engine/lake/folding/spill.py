@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.lake.batches import held_bytes
+
 ID, TIME, LATER = "_cdc_fold_id", "_cdc_fold_time", "_cdc_fold_later"
 
 Rows = Sequence[pa.RecordBatch]
@@ -53,12 +55,16 @@ class Parts:
         numbers = [self._number_of(hash_of(id_)) for id_ in rows.column(ID).to_pylist()]
         found = np.array([-1 if each is None else each for each in numbers], np.int64)
         order = np.argsort(found, kind="stable")
-        starts = np.flatnonzero(np.diff(found[order], prepend=-2))
-        for indices in np.split(order, starts[1:]) if len(order) else []:
-            if (number := int(found[indices[0]])) >= 0:
-                part = rows.take(pa.array(indices))
-                self._held.setdefault(number, []).append(part)
-                self._held_bytes += part.nbytes
+        order = order[np.searchsorted(found[order], 0) :]
+        if not len(order):
+            return
+        # One copy in the order of the parts, of which each part gets a slice: a copy for each takes far more.
+        sorted_ = rows.take(pa.array(order))
+        starts = np.flatnonzero(np.diff(found[order], prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            part = sorted_.slice(start, stop - start)
+            self._held.setdefault(int(found[order[start]]), []).append(part)
+        self._held_bytes += held_bytes(sorted_)
         if self._held_bytes > self._memory:
             self.spill()
 
@@ -107,10 +113,10 @@ class Parts:
         size = 0
         for batch in _read(path):
             found.append(batch)
-            size += batch.nbytes
+            size += held_bytes(batch)
             if size > self._memory:
                 found = list(reduced(found))
-                size = sum(each.nbytes for each in found) // 2
+                size = sum(map(held_bytes, found)) // 2
         return reduced(found)
 
     def _file(self, number: int) -> Path:

@@ -32,9 +32,11 @@ OPTIONS = {
 }
 
 
-def landed(found: list[bytes], options: SchemaOptions, *, events: bool = False) -> pa.RecordBatch:
+def landed(
+    found: list[bytes], options: SchemaOptions, schemas: Schemas | None = None, *, events: bool = False
+) -> pa.RecordBatch:
     """Documents (or events) as rows of a Parquet file."""
-    schemas = Schemas(options.max_fields)
+    schemas = schemas or Schemas(options.max_fields)
     decoder = Decoder(schemas, options, NAMESPACE)
     decoded = (decoder.decode if events else decoder.decode_documents)(*values.as_array(found))
     file = io.BytesIO()
