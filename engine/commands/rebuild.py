@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -27,6 +27,7 @@ from engine.core.ledger import Ledger
 from engine.core.naming import is_split, plan_of_split
 from engine.core.position import split_time, token_data
 from engine.core.records import read_record, schema_document
+from engine.core.schemas import decode_schema
 from engine.core.specs import StreamSpec
 from engine.errors import StateLostError
 from engine.lake.standing import Backfill, LakeStanding, Standing, look
@@ -130,9 +131,16 @@ class _Rebuild:
 
     def _look_at_schemas(self) -> None:
         for name, schema in sorted(self._lake.schemas.items()):
-            if self._version(name) < schema.version:
-                self.documents[name] = schema.version, encode_document(schema)
+            if (version := self._version(name)) < schema.version or self._is_damaged(name):
+                self.documents[name] = max(version, schema.version), encode_document(schema)
                 self.told.append(f"{name}: version {schema.version}, {len(schema.fields)} fields")
+
+    def _is_damaged(self, name: str) -> bool:
+        try:
+            decode_schema(self._stored_documents[name][1])
+        except StateLostError:
+            return True
+        return False
 
     def _version(self, name: str) -> int:
         return self._stored_documents.get(name, (0, ""))[0]
@@ -140,8 +148,7 @@ class _Rebuild:
     # --- backfills ---------------------------------------------------------------------------------------
 
     def _look_at_backfills(self) -> None:
-        texts = [text for name, (_, text) in self._stored_documents.items() if name.startswith(plan_document(""))]
-        plans = {plan.namespace: plan for plan in map(decode_plan, filter(None, texts))}
+        plans = {plan.namespace: plan for plan in self._stored_plans()}
         for backfill in self._lake.backfills.values():
             if f"{backfill.database}.{backfill.collection}" not in plans:
                 self._look_at_backfill(backfill)
@@ -150,16 +157,40 @@ class _Rebuild:
         self.forgotten = [name for name in self._stored if is_split(name) and plan_of_split(name) not in known]
         if self.forgotten:
             self.told.append(f"{len(self.forgotten)} splits belong to no backfill any more, and are forgotten")
+        self._list_backfills(sorted(plans))
+
+    def _stored_plans(self) -> Iterator[Plan]:
+        """The plans that the state store has, without those that are damaged."""
+        for name, (_, text) in self._stored_documents.items():
+            if name.startswith(plan_document("")) and text:
+                try:
+                    yield decode_plan(text)
+                except StateLostError as error:
+                    self.told.append(f"{name}: it is removed: {error.cause}")
+                    self.documents[name] = 0, ""
+
+    def _list_backfills(self, namespaces: list[str]) -> None:
+        """The list of backfills must name those that have a plan, and no other: that would pass for lost."""
         version, text = self._stored_documents.get(_INDEX, (0, ""))
-        listed = decode_index(text) if text else []
-        if missing := sorted(plans.keys() - set(listed)):
-            self.documents[_INDEX] = version + 1, encode_index([*listed, *missing])
+        try:
+            listed = decode_index(text) if text else []
+        except StateLostError as error:
+            self.told.append(f"the list of backfills is made again: {error.cause}")
+            listed = []
+        landed = {f"{each.database}.{each.collection}" for each in self._lake.backfills.values()}
+        for namespace in sorted(set(listed) - {*namespaces, *landed}):
+            self.told.append(
+                f"{namespace}: the plan of its backfill is lost, and nothing of it is in the lake. To load it: "
+                "headrace backfill."
+            )
+        if sorted(listed) != namespaces:
+            self.documents[_INDEX] = version + 1, encode_index(namespaces)
 
     @property
     def _plans(self) -> dict[str, Plan]:
         """The plans that are to be written."""
         written = (text for name, (_, text) in self.documents.items() if name.startswith(plan_document("")))
-        return {plan.namespace: plan for plan in map(decode_plan, written)}
+        return {plan.namespace: plan for plan in map(decode_plan, filter(None, written))}
 
     def _look_at_backfill(self, backfill: Backfill) -> None:
         namespace = f"{backfill.database}.{backfill.collection}"

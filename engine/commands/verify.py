@@ -33,6 +33,7 @@ from engine.lake.objects import Objects
 from engine.retries import retrying
 from engine.source.failures import translated
 from engine.source.session import Client, Members, connect
+from engine.source.snapshots import CappedCollectionError
 from engine.state.opening import open_store
 
 Namespace = tuple[str, str]
@@ -168,6 +169,8 @@ class _Verification:
                 if self._is_comparable(client, namespace):
                     compared[name] = self._compare(client, members, namespace, window)
                     self._explain(name, compared[name])
+            except CappedCollectionError as error:
+                self._notes.append(f"{name} was not compared: {error.cause}")
             except HeadraceError as error:  # what has been found so far is still worth reporting
                 self.failure = self.failure or error
                 self._notes.append(f"{name} was not compared: {error}")

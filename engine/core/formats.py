@@ -71,9 +71,9 @@ def decode_document(text: str, type_: type[_T], type_v1: type[Any]) -> _T:
     return upgraded
 
 
-def damaged(what: str, cause: str) -> StateLostError:
+def damaged(what: str, cause: str, remedy: str = "") -> StateLostError:
     """The failure for what the state store holds and this engine cannot have written."""
-    return StateLostError("read the state", f"{what} in the state store is damaged: {cause}")
+    return StateLostError("read the state", f"{what} in the state store is damaged: {cause}", remedy)
 
 
 def _known(format_: int) -> int:

@@ -43,6 +43,10 @@ class NoSnapshotError(HeadraceError):
     """The server does not have the collection as it was at that time."""
 
 
+class CappedCollectionError(ConfigError):
+    """MongoDB does not read a capped collection as of a time."""
+
+
 class SnapshotScan(SplitScan):
     """Reads a range of a collection, at the time that ``at`` gives whenever a cursor is opened.
 
@@ -150,6 +154,9 @@ def _time_of(raw: bytes) -> int | None:
 def _translated(operation: str, error: PyMongoError) -> HeadraceError | None:
     if not isinstance(error, OperationFailure):
         return None
+    if error.code in _NO_SNAPSHOT and "capped" in str(error).lower():
+        cause = "it is a capped collection, which MongoDB does not read as of a time"
+        return CappedCollectionError(operation, cause, "Use --lake-only for it.")
     if error.code in _NO_SNAPSHOT:
         return NoSnapshotError(operation, str(error.details.get("errmsg") if error.details else error))
     if error.code in _UNSUPPORTED and "snapshot" in str(error).lower():

@@ -14,7 +14,7 @@ import msgspec
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import WriteConcern
-from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.errors import BulkWriteError, InvalidName, PyMongoError
 
 from engine.core.restoring import Job, to_continue
 from engine.errors import (
@@ -55,8 +55,16 @@ class MongoTarget:
             self._client: Client = connect(uri)
         self._retry = retry
         self._name = collection
-        self._database = self._client.get_database(database, write_concern=WriteConcern("majority"))
-        self._documents = self._database.get_collection(collection, codec_options=_RAW)
+        try:
+            self._database = self._client.get_database(database, write_concern=WriteConcern("majority"))
+            self._documents = self._database.get_collection(collection, codec_options=_RAW)
+        except InvalidName as error:
+            self._client.close()
+            cause, remedy = (
+                f"{self.where}: {error}",
+                "Give it a name that MongoDB allows, for example shop.orders.",
+            )
+            raise ConfigError("restore into a collection", cause, remedy) from error
         self._records = self._database[RECORDS]
         self._may_be_there = False
 

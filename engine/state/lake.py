@@ -253,7 +253,7 @@ class LakeStore:
         known = {key: found for key, found in self._read_before.items() if key in listed}
         stale = [key for key, each in listed.items() if key not in known or known[key].etag != each.etag]
         for key, stored in self._objects.get_all(stale).items():
-            known[key] = _Found(_decode(stored.body, _Record, key), stored.etag)
+            known[key] = _Found(self._decode(stored.body, _Record, key), stored.etag)
         self._read_before = known
         records = [known[key].record for key in sorted(known)]
         return {each.stream: (dict(each.fields), _holder(each, engines)) for each in records}
@@ -276,7 +276,7 @@ class LakeStore:
         stored = self._objects.get(key)
         if stored is None:
             return 0, "", None
-        found = _decode(stored.body, _Document, key)
+        found = self._decode(stored.body, _Document, key)
         return found.version, found.text, stored.etag
 
     def write_shared(self, name: str, version: int, text: str) -> bool:
@@ -295,7 +295,7 @@ class LakeStore:
     def read_all_shared(self) -> dict[str, tuple[int, str]]:
         """Every shared document's version and text, by name."""
         stored = self._objects.get_all(sorted(self._objects.listed("shared/")))
-        found = [_decode(each.body, _Document, key) for key, each in stored.items()]
+        found = [self._decode(each.body, _Document, key) for key, each in stored.items()]
         return {each.name: (each.version, each.text) for each in sorted(found, key=lambda each: each.name)}
 
     def put_shared(self, name: str, version: int, text: str) -> None:
@@ -321,7 +321,7 @@ class LakeStore:
     def _read(self, stream: str) -> _Found | None:
         key = _key("streams", stream)
         stored = self._objects.get(key)
-        return None if stored is None else _Found(_decode(stored.body, _Record, key), stored.etag)
+        return None if stored is None else _Found(self._decode(stored.body, _Record, key), stored.etag)
 
     def _settled_put(self, record: _Record, replacing: str | None) -> str | None:
         """Put a record, and if the answer is no, look whether that was the answer to a second attempt."""
@@ -440,6 +440,21 @@ class LakeStore:
             raise ConfigError(f"keep the state at {self._url}", cause, remedy)
         self._proved = True
 
+    def _decode(self, body: bytes, type_: type[_T], key: str) -> _T:
+        """What an object holds."""
+        try:
+            format_ = msgspec.json.decode(body, type=_Head).format
+            if format_ > FORMAT:
+                cause = f"{key} was written by a later version (format {format_}; this one reads {FORMAT})"
+                raise ConfigError("read the state", cause, "Upgrade this engine.")
+            return msgspec.json.decode(body, type=type_)
+        except msgspec.DecodeError as error:
+            remedy = (
+                f"Put back an intact version of {self._url}{key}; or stop every engine, remove that object, and "
+                "make what it held again from the lake: headrace state rebuild."
+            )
+            raise damaged(f"the object {key}", str(error), remedy) from error
+
 
 def _follow(held: _Held, found: _Found) -> None:
     """The record is still under our lease, but not what we thought it was: continue from what it is."""
@@ -465,17 +480,6 @@ def _key(kind: str, name: str) -> str:
     if len(quoted) > _LONGEST_NAME:
         quoted = f"{quoted[:_LONGEST_NAME]}~{sha256(name.encode()).hexdigest()[:32]}"
     return f"{kind}/{quoted}.json"
-
-
-def _decode(body: bytes, type_: type[_T], key: str) -> _T:
-    try:
-        format_ = msgspec.json.decode(body, type=_Head).format
-        if format_ > FORMAT:
-            cause = f"{key} was written by a later version (format {format_}; this one reads {FORMAT})"
-            raise ConfigError("read the state", cause, "Upgrade this engine.")
-        return msgspec.json.decode(body, type=type_)
-    except msgspec.DecodeError as error:
-        raise damaged(f"the object {key}", str(error)) from error
 
 
 def _contended(operation: str) -> TransientError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -223,6 +224,41 @@ def test_backfills_are_not_loaded_again_in_silence(mongo: Client, stack: LocalSt
     after = [row["_id"] for row in rows if row["_cdc_op"] == "read" and row["_cdc_timestamp"] >= mark]
     # Rows of the first attempt may have the very time of the mark: nothing was written in between.
     assert set(after) == set(range(300))
+
+
+@with_stores("lake")
+def test_each_object_of_the_state_is_lost_or_damaged(
+    mongo: Client, stack: LocalStack, config: EngineConfig
+) -> None:
+    """One at a time; what the engine says then is done to the letter, and it goes on exactly."""
+    config.set("source", collections=["orders"], start="snapshot")
+    orders, lake = mongo[config.name].orders, Lake(stack, config.name)
+    orders.insert_many([{"_id": n} for n in range(20)])
+    catch_up(config)
+    files, numbers = stack.s3.filesystem(), itertools.count(20)
+    parts = [each for each in objects_of(config) if "/engines/" not in each]
+    assert {each.split("/")[-2] for each in parts} == {"shared", "streams"}
+    damages = (None, b'{"format": 1', b"", b"{}")
+    for path, damaged in itertools.product(parts, damages) if EXPLORE else zip(parts, itertools.cycle(damages)):
+        orders.insert_one({"_id": next(numbers)})
+        if damaged is None:
+            files.rm_file(path)
+        else:
+            files.pipe_file(path, damaged)
+        refused = run_engine(config, "run", "--until-caught-up")
+        if damaged is not None and refused.returncode:
+            assert "remove that object, and make what it held again" in refused.stderr, path
+            assert f"s3://{path}" in refused.stderr
+            files.rm_file(path)
+        if refused.returncode:
+            assert "headrace state rebuild" in refused.stderr
+            said = rebuild(config)
+            catch_up(config)
+            if "headrace backfill --restart" in said:
+                assert run_engine(config, "backfill", "--restart").returncode == 0
+    assert run_engine(config, "verify").returncode == 0
+    tokens = [row["_cdc_token"] for row in lake.rows() if row["_cdc_op"] == "insert"]
+    assert len(tokens) == len(set(tokens)) == next(numbers) - 20
 
 
 def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:

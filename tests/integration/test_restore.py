@@ -227,6 +227,7 @@ def refusals(config: EngineConfig, name: str, file: Path, uri: str) -> None:
         (str(file), {"at": parse_moment("2100-01-01T00:00:00Z")}, "has committed up to"),
         (str(file), {"collection": f"{name}.none"}, "knows no stream"),
         (str(file), {"collection": "none"}, "is not <database>.<collection>"),
+        (uri, {"name": f"{name}.sys$tem"}, "must not contain"),
     ]
     for to, options, words in wrong:
         with pytest.raises(HeadraceError, match=words):

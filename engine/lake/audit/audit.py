@@ -23,7 +23,7 @@ from engine.lake.audit.catalogue import Catalogue, Entry
 from engine.lake.audit.contents import Contents, read_contents, twice
 from engine.lake.audit.findings import Finding, Findings
 from engine.lake.audit.segments import Known, Segments, Window
-from engine.lake.objects import PARQUET, LakeObject, Objects, is_of
+from engine.lake.objects import LakeObject, Objects, is_of
 
 # Objects are read several at once as long as they have no more than this together: compressed, and as columns they
 # may have ten times as much.
@@ -123,8 +123,9 @@ class Auditor:
 
     def _is_among_objects(self, key: str) -> bool:
         """Whether queries would take a file for an object, of the wanted collections."""
-        if not key.endswith(PARQUET) or key.rpartition("/")[2].startswith((".", "_")):
+        if key.rpartition("/")[2].startswith((".", "_")):
             return False
+        # Whoever reads a directory reads all of its files, whatever the ends of their names.
         below = re.sub("^[0-9a-f]{4}/", "", key)
         if self._collections is None:
             return below.startswith(tuple(f"{each.database}=" for each in _BOTH))
