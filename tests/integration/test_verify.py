@@ -491,3 +491,43 @@ def test_with_the_state_in_the_lake_on_s3(
     lake.remove(key)
     code, summary, _ = there.verify(capsys, lake_only=True)
     assert (code, summary["differences"]) == (1, {"segment_missing": 1})
+
+
+def test_no_protected_value_is_shown(
+    stack: LocalStack,
+    mongo: MongoClient[dict[str, Any]],
+    unique: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor does one count as a difference, also under a name with a dot; what differs beside it is shown."""
+    secret = "a protected value"
+    config = EngineConfig(stack, tmp_path, unique, {"state": {"url": "lake"}})
+    config.set("sink", url=f"file://{tmp_path}/lake")
+    config.set("schema", protect={"orders.customer.email": "hash"}, protect_key="a key of the hashes")
+    orders = mongo[unique]["orders"]
+    orders.insert_many([{"_id": n, "customer": {"email": secret, "n": n}} for n in range(9)])
+    orders.insert_one({"_id": "dotted", "customer.email": secret, "customer": [{"email": secret}]})
+    catch_up(config)
+    there = Copy(tmp_path, config.path)
+    assert there.verify(capsys)[0] == 0
+    (path,) = there.objects("orders")
+    there.rewrite(path, with_another_number)
+    there.remove_row(path, 0)
+    code = verify(load(there.config), Options(), as_json=True)
+    shown = capsys.readouterr()
+    assert code == 1
+    found = {each["kind"]: each for each in map(json.loads, shown.out.splitlines()[:-1])}
+    assert found["document_different"]["source"] == '{"customer": {"n": 8}}'
+    assert found["document_different"]["what"] == "it differs in customer"
+    assert "document_missing" in found
+    assert secret not in shown.out + shown.err
+
+
+def with_another_number(table: pa.Table) -> pa.Table:
+    """In the last document that has a number in it."""
+    index = table.schema.get_field_index("customer")
+    values = table.column(index).to_pylist()
+    row = max(row for row, value in enumerate(values) if value and value["n"] is not None)
+    values[row]["n"] += 100
+    return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))

@@ -25,10 +25,13 @@ _READ_LATER = ("update", "read")
 
 
 class _Document(NamedTuple):
-    """One side of a difference: a hash of the document, and itself if there was room to keep it."""
+    """One side of a difference: a hash of the document's normal form, and this itself if there was room for it.
+
+    Nothing else of a document is ever shown: in the normal form there are no protected values.
+    """
 
     digest: bytes
-    document: bytes | None
+    normal: bytes | None
 
 
 class _Difference(NamedTuple):
@@ -107,7 +110,7 @@ class Settling:
                     difference = self._compared(each, wanted[each.id], source.get(each.id), room)
                     if difference is not None:
                         found[each.id] = difference
-                        room -= len(difference.lake.document or b"") if difference.lake else 0
+                        room -= len(difference.lake.normal or b"") if difference.lake else 0
                 late = set(partition.unknown)
                 for id_ in missing & source.keys():
                     # Rows of a backfill may be later than that time.
@@ -119,9 +122,8 @@ class Settling:
         room, found = SHOWN_BYTES, {}
         for document in self._sides.look_up(keys, at):
             room -= len(document)
-            found[identity(document)[0]] = _Document(
-                digest(self._sides.normal(document)), document if room >= 0 else None
-            )
+            normal = self._sides.normal(document)
+            found[identity(document)[0]] = _Document(digest(normal), normal if room >= 0 else None)
         return found
 
     def _rows(self, wanted: Mapping[str, bytes]) -> Iterator[pa.RecordBatch]:
@@ -137,7 +139,8 @@ class Settling:
             self.pending += 1
             return None
         assert lake.document is not None
-        mine = _Document(digest(self._sides.normal(lake.document)), lake.document if room > 0 else None)
+        normal = self._sides.normal(lake.document)
+        mine = _Document(digest(normal), normal if room > 0 else None)
         if source is not None and source.digest == mine.digest:
             return None
         kind: Kind = "document_extra" if source is None else "document_different"
@@ -169,8 +172,8 @@ class Settling:
 
 def _parts(found: _Difference) -> tuple[bytes | None, bytes | None]:
     """The lake's and the source's document, reduced to what differs if both are there."""
-    lake = found.lake.document if found.lake else None
-    source = found.source.document if found.source else None
+    lake = found.lake.normal if found.lake else None
+    source = found.source.normal if found.source else None
     if lake is None or source is None:
         return lake, source
     return differing(lake, source)[1:]
@@ -182,8 +185,8 @@ def _sentence(found: _Difference) -> str:
             return "the source has it, and the lake does not"
         case "document_extra":
             return "the lake has it, and the source does not"
-    lake = found.lake.document if found.lake else None
-    source = found.source.document if found.source else None
+    lake = found.lake.normal if found.lake else None
+    source = found.source.normal if found.source else None
     if lake is None or source is None:
         return "its fields differ"
-    return f"it differs in {', '.join(differing(lake, source)[0]) or 'what the bytes say'}"
+    return f"it differs in {', '.join(differing(lake, source)[0])}"
