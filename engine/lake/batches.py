@@ -1,9 +1,8 @@
-"""Record batches of a lake's rows: what they take in memory, and fewer of them for the same rows.
+"""Record batches of a lake's rows put together.
 
-An object of a short segment has a few rows, but each of its columns is an array with buffers, which takes more
-memory than a few values, and milliseconds to handle. So small batches are put together. They may differ: documents
-gain fields, and members at any depth. Nulls stand for what a batch lacks, which is also how a reader sees a file
-that lacks it.
+An object of a short segment has a few rows, which take more memory as a batch than their values (``footprint``),
+and milliseconds to handle. So small batches are put together. They may differ: documents gain fields, and members
+at any depth. Nulls stand for what a batch lacks, which is also how a reader sees a file that lacks it.
 """
 
 from __future__ import annotations
@@ -12,20 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
+from engine.footprint import held_bytes
+
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 8 * 2**20
-# What an array of a row or two takes besides its values: measured with the system's allocator, which aligns.
-_ARRAY_BYTES = 1600
 _METADATA_PREFIX = "_cdc_"
-
-
-def held_bytes(batch: pa.RecordBatch) -> int:
-    """About how much memory a batch takes: its values, and its arrays themselves."""
-    return int(batch.nbytes) + _ARRAY_BYTES * sum(_arrays(field.type) for field in batch.schema)
-
-
-def _arrays(type_: pa.DataType) -> int:
-    return 1 + sum(_arrays(type_.field(number).type) for number in range(type_.num_fields))
 
 
 def combined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

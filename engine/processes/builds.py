@@ -26,8 +26,12 @@ from engine.core.position import split_time, token_document, token_time
 from engine.core.schema import CollectionSchema
 from engine.core.schemas import packed_schema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
+from engine.footprint import held_bytes
 from engine.shared.slab import Content
 from engine.sink.objects import Sink, Upload
+
+# Collected batches are put together when they take so much more than twice their values.
+_SCATTERED_BYTES = 4 * 2**20
 
 
 class Outflow:
@@ -70,6 +74,7 @@ class ObjectBuild:
         self._outflow = Outflow(upload)
         self._file: Encoder | None = None
         self._pending: list[pa.RecordBatch] = []
+        self._values_bytes = self._scattered_bytes = 0
         self.pending_bytes = 0
         self.rows = 0
 
@@ -80,16 +85,32 @@ class ObjectBuild:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Collect rows for the next row group."""
+        held = held_bytes(batch)
         self._pending.append(batch)
-        self.pending_bytes += batch.nbytes
+        self.pending_bytes += held
+        self._values_bytes += batch.nbytes
+        self._scattered_bytes += held - batch.nbytes
         self.rows += batch.num_rows
+        if self._scattered_bytes > self._values_bytes + _SCATTERED_BYTES:
+            self._join()
+
+    def _join(self) -> None:
+        """Put the collected batches together: many of a few rows take far more than their values."""
+        tables = [pa.Table.from_batches([each]) for each in self._pending]
+        self._pending = pa.concat_tables(tables, promote_options="default").combine_chunks().to_batches()
+        self.pending_bytes = sum(map(held_bytes, self._pending))
+        self._scattered_bytes = 0
 
     def flush(self) -> None:
         """Write the collected rows as a row group."""
         if not self._pending:
             return
         self._open().write([self._stamped(batch) for batch in self._pending])
-        self._pending, self.pending_bytes = [], 0
+        self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        self._pending = []
+        self.pending_bytes = self._values_bytes = self._scattered_bytes = 0
 
     def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows with the segment that they belong to."""
@@ -123,7 +144,7 @@ class ObjectBuild:
         """Leave nothing behind."""
         self._outflow.cut()
         self._file = None
-        self._pending, self.pending_bytes = [], 0
+        self._forget_pending()
         self.upload.discard()
 
 

@@ -125,3 +125,28 @@ def test_failed_segments_release_everything(config: Config, kind: str, monkeypat
     monkeypatch.undo()
     del segment, build, fail
     assert still_there(things) == []
+
+
+def test_many_batches_of_a_row_are_held_as_one(tmp_path: Path) -> None:
+    """With many columns, a row in a batch of its own takes a hundred times what its values do."""
+    columns = {f"c{n}": [n] for n in range(300)}
+    fields = tuple(Field(name, DataType("int64"), 1) for name in columns)
+    content = Content("shop", "orders", 0, 0, 0, CollectionSchema(1, fields))
+    sink = SinkConfig(url=f"file://{tmp_path}", partition_by="collection")
+    build = SegmentBuild(
+        "shop.orders", 1, Sink(sink), Config(source=SourceConfig(uri=Secret("mongodb://h")), sink=sink)
+    )
+    most = 0
+    for number in range(400):
+        batch = pa.record_batch({"_cdc_token": [f"82{number:030}"], **columns, "c7": [number]})
+        build.add(content, batch if number % 3 else batch.drop_columns(["c8"]))
+        (held,) = build.pending()
+        most = max(most, held.pending_bytes)
+    assert most < 8 * 2**20
+    (held,) = build.pending()
+    assert held.pending_bytes > sum(each.nbytes for each in held._pending) + 300 * 1000
+    found = pa.concat_tables([pa.table(each) for each in held._pending], promote_options="default")
+    assert found.column("c7").to_pylist() == list(range(400))
+    assert found.column("c8").to_pylist() == [8 if number % 3 else None for number in range(400)]
+    build.discard()
+    assert not list(build.pending())

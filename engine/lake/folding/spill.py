@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.lake.batches import held_bytes
+from engine.footprint import held_bytes
 
 ID, TIME, LATER = "_cdc_fold_id", "_cdc_fold_time", "_cdc_fold_later"
 
