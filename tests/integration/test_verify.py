@@ -482,6 +482,8 @@ def test_with_the_state_in_the_lake_on_s3(
     config.set("source", collections=["orders", "capped"])
     catch_up(config)
     there = Copy(tmp_path, config.path)
+    marker = f"{unique}/cdc_database={unique}/cdc_collection=orders/"  # as consoles make them
+    stack.s3.filesystem().call_s3("put_object", Bucket=stack.bucket, Key=marker, Body=b"")
     code, summary, _ = there.verify(capsys)
     assert (code, list(summary["collections"])) == (0, [f"{unique}.orders"])
     (note,) = summary["notes"]

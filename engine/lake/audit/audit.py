@@ -123,7 +123,8 @@ class Auditor:
 
     def _is_among_objects(self, key: str) -> bool:
         """Whether queries would take a file for an object, of the wanted collections."""
-        if key.rpartition("/")[2].startswith((".", "_")):
+        name = key.rpartition("/")[2]
+        if not name or name.startswith((".", "_")):  # consoles make an empty object for a directory
             return False
         # Whoever reads a directory reads all of its files, whatever the ends of their names.
         below = re.sub("^[0-9a-f]{4}/", "", key)
