@@ -7,11 +7,11 @@ at any depth. Nulls stand for what a batch lacks, which is also how a reader see
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from engine.footprint import held_bytes
+from engine.footprint import held_bytes, joined
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 8 * 2**20
@@ -24,12 +24,18 @@ def combined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     Batches of which a column has different types are not put together.
     """
     held: list[pa.RecordBatch] = []
+    schema = pa.schema([])  # of all that is held together
     rows = size = 0
     for each in batches:
         batch = each.replace_schema_metadata(None)  # that of the file
-        if held and (rows + batch.num_rows > _BATCH_ROWS or not _agree(held[-1].schema, batch.schema)):
+        is_like_last = bool(held) and held[-1].schema.equals(batch.schema, check_metadata=True)
+        if held and (rows + batch.num_rows > _BATCH_ROWS or not (is_like_last or _agree(schema, batch.schema))):
             yield from _one(held)
             held, rows, size = [], 0, 0
+        if not held:
+            schema = batch.schema
+        elif not is_like_last:
+            schema = pa.unify_schemas([schema, batch.schema], promote_options="permissive")
         held.append(batch)
         rows += batch.num_rows
         size += held_bytes(batch)
@@ -43,13 +49,7 @@ def combined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    if len(batches) < 2:
-        return batches
-    tables = [pa.Table.from_batches([batch]) for batch in batches]
-    whole: Sequence[pa.RecordBatch] = (
-        pa.concat_tables(tables, promote_options="permissive").combine_chunks().to_batches()
-    )
-    return list(whole)
+    return batches if len(batches) < 2 else joined(batches, "permissive")
 
 
 def _agree(one: pa.Schema, other: pa.Schema) -> bool:

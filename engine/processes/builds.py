@@ -26,7 +26,7 @@ from engine.core.position import split_time, token_document, token_time
 from engine.core.schema import CollectionSchema
 from engine.core.schemas import packed_schema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
-from engine.footprint import held_bytes
+from engine.footprint import arrays_bytes, joined
 from engine.shared.slab import Content
 from engine.sink.objects import Sink, Upload
 
@@ -74,8 +74,7 @@ class ObjectBuild:
         self._outflow = Outflow(upload)
         self._file: Encoder | None = None
         self._pending: list[pa.RecordBatch] = []
-        self._values_bytes = self._scattered_bytes = 0
-        self.pending_bytes = 0
+        self._values_bytes = self._arrays_bytes = 0  # of what is collected
         self.rows = 0
 
     @property
@@ -83,23 +82,25 @@ class ObjectBuild:
         """Bytes of the object so far."""
         return self._outflow.size
 
+    @property
+    def pending_bytes(self) -> int:
+        """About how much memory the collected rows take."""
+        return self._values_bytes + self._arrays_bytes
+
     def add(self, batch: pa.RecordBatch) -> None:
         """Collect rows for the next row group."""
-        held = held_bytes(batch)
-        self._pending.append(batch)
-        self.pending_bytes += held
-        self._values_bytes += batch.nbytes
-        self._scattered_bytes += held - batch.nbytes
         self.rows += batch.num_rows
-        if self._scattered_bytes > self._values_bytes + _SCATTERED_BYTES:
-            self._join()
+        self._collect(batch)
+        if self._arrays_bytes > self._values_bytes + _SCATTERED_BYTES:
+            batches = joined(self._pending)  # many of a few rows take far more than their values
+            self._forget_pending()
+            for each in batches:
+                self._collect(each)
 
-    def _join(self) -> None:
-        """Put the collected batches together: many of a few rows take far more than their values."""
-        tables = [pa.Table.from_batches([each]) for each in self._pending]
-        self._pending = pa.concat_tables(tables, promote_options="default").combine_chunks().to_batches()
-        self.pending_bytes = sum(map(held_bytes, self._pending))
-        self._scattered_bytes = 0
+    def _collect(self, batch: pa.RecordBatch) -> None:
+        self._pending.append(batch)
+        self._values_bytes += batch.nbytes
+        self._arrays_bytes += arrays_bytes(batch.schema)
 
     def flush(self) -> None:
         """Write the collected rows as a row group."""
@@ -110,7 +111,7 @@ class ObjectBuild:
 
     def _forget_pending(self) -> None:
         self._pending = []
-        self.pending_bytes = self._values_bytes = self._scattered_bytes = 0
+        self._values_bytes = self._arrays_bytes = 0
 
     def _stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows with the segment that they belong to."""

@@ -58,6 +58,18 @@ def test_rows_that_mean_something_else_stay_apart(one: pa.Field, other: pa.Field
         assert [each.schema for each in combined(order)] == [each.schema for each in order]
 
 
+def test_types_that_never_meet_in_two_batches_stay_apart() -> None:
+    """A batch without a column is of every type; what was before it still counts."""
+    types = [pa.int64(), None, pa.float64(), None, pa.int64()]
+    batches = [
+        pa.record_batch({"b": [n]} if type_ is None else {"b": [n], "a": pa.array([n], type_)})
+        for n, type_ in enumerate(types)
+    ]
+    found = list(combined(batches))
+    assert [each.column("a").to_pylist() for each in found] == [[0, None], [2.0, None], [4]]
+    assert [each.schema.field("a").type for each in found] == [pa.int64(), pa.float64(), pa.int64()]
+
+
 def test_what_arrays_take_counts_as_memory(tmp_path: Path) -> None:
     """A row in many columns takes far more than its values."""
     numbers = count()
