@@ -121,16 +121,12 @@ class Protection:
         return self._by_row.event(data, at, rules) if rules else None
 
     def _rules_of(self, collection: str) -> Rules:
-        """The rules for documents of a collection.
-
-        All of them if it is not known, or temporary: it is about to be renamed to another one.
-        """
+        """The rules for documents of a collection."""
         found = self._known.get(collection)
         if found is None:
             rule = Rule()
-            unknown = not collection or is_temporary(collection)
             for key, action in self._paths.items():
-                for path in paths_in(key, "" if unknown else collection):
+                for path in paths_in(key, collection):
                     rule.add(path, action)
             found = self._known[collection] = (rule,) if rule.below else ()
         return found
@@ -334,8 +330,12 @@ def _spliced(source: memoryview, start: Ints, stop: Ints, new: list[bytes]) -> b
 
 
 def paths_in(key: str, collection: str) -> Iterator[str]:
-    """The paths of a ``<collection>.<dotted path>`` in a collection (empty: unknown), whose name may have dots."""
+    """The paths of a ``<collection>.<dotted path>`` in a collection, whose name may have dots.
+
+    All of them if it is not known (empty), or temporary: it is about to be renamed to another one.
+    """
+    is_any = not collection or is_temporary(collection)
     for number in range(1, key.count(".") + 1):
         *parts, path = key.split(".", number)
-        if not collection or matches(".".join(parts), collection):
+        if is_any or matches(".".join(parts), collection):
             yield path

@@ -122,9 +122,12 @@ class Settling:
         room, found = SHOWN_BYTES, {}
         for document in self._sides.look_up(keys, at):
             room -= len(document)
-            normal = self._sides.normal(document)
-            found[identity(document)[0]] = _Document(digest(normal), normal if room >= 0 else None)
+            found[identity(document)[0]] = self._document(document, keep=room >= 0)
         return found
+
+    def _document(self, document: bytes, *, keep: bool) -> _Document:
+        normal = self._sides.normal(document)
+        return _Document(digest(normal), normal if keep else None)
 
     def _rows(self, wanted: Mapping[str, bytes]) -> Iterator[pa.RecordBatch]:
         ids = pa.array(wanted, pa.string())
@@ -139,8 +142,7 @@ class Settling:
             self.pending += 1
             return None
         assert lake.document is not None
-        normal = self._sides.normal(lake.document)
-        mine = _Document(digest(normal), normal if room > 0 else None)
+        mine = self._document(lake.document, keep=room > 0)
         if source is not None and source.digest == mine.digest:
             return None
         kind: Kind = "document_extra" if source is None else "document_different"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import TypeVar
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from engine.core.position import split_time
 from engine.decode.identity import merge_key
 from engine.errors import ConfigError
 from engine.lake.audit.findings import Finding, Findings
+from engine.lake.documents import elements as el
 from engine.lake.objects import LakeObject, Objects, UnreadableError
 from engine.lake.rows import rows_of
 from engine.rawbson.elements import MalformedBSON
@@ -60,11 +62,12 @@ class Sides:
         self._unreadable: set[str] = set()
 
     def normal(self, document: bytes) -> bytes:
-        """The normal form; the document itself if it is not BSON that has one."""
+        """The normal form; of what is not BSON a hash, as a document: what is protected in it is not known."""
         try:
             return self._normal(document)
         except ValueError:
-            return document
+            told = el.text(sha256(document).hexdigest().encode())
+            return el.framed([el.element(b"SHA-256 of malformed BSON", told)])
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """All rows of the collection in the lake."""

@@ -66,7 +66,7 @@ class _LeftOut(NamedTuple):
     def below(self, name: bytes, *, is_index: bool) -> _LeftOut | None:
         """The same below a field (or an element of an array); None if that itself is left out."""
         path = self.path if is_index else path_of(self.path, name.decode(errors="replace"))
-        if path in self.dropped and not is_index:
+        if path in self.dropped:
             return None
         places = self.protected
         for part in name.split(b"."):

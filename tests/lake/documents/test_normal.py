@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import bson
+import pytest
 from bson import Decimal128
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,14 @@ def test_dropped_and_protected_fields_are_left_out() -> None:
     assert normal(bson.encode(one)) == normal(bson.encode(other))
     for change in ({"c": 4}, {"a": [{"d": 3}]}, {"card": {"type": "w"}}):
         assert normal(bson.encode(one)) != normal(bson.encode(other | change))
+
+
+@pytest.mark.parametrize("name", ["tmp.agg_out.0a1b", "tmpAbCdE.renameCollection", ""])
+def test_in_a_temporary_collection_everything_protected_is_left_out(name: str) -> None:
+    """It is about to get another name, and the lake has it protected by all rules."""
+    normal = normal_of(SchemaConfig(protect={"orders.email": "mask", "people.card": "drop"}), name)
+    one = bson.encode({"_id": 1, "email": "x", "card": "y", "n": 1})
+    assert bson.decode(normal(one)) == {"_id": 1, "n": 1}
 
 
 def test_decimals_are_compared_by_value_where_a_column_has_a_scale() -> None:
