@@ -104,9 +104,11 @@ def parse_filter(text: str | None) -> dict[str, Any]:
     return query
 
 
-def collection_entries(client: Client, database: str) -> list[dict[str, Any]]:
-    """The collections that this user may see: name and type."""
+def collection_entries(client: Client, database: str, name: str | None = None) -> list[dict[str, Any]]:
+    """The collections that this user may see, or the one of this name: name and type."""
     options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
+    if name is not None:
+        options["filter"] = {"name": name}
     return [dict(entry) for entry in client[database].list_collections(**options)]
 
 
@@ -128,8 +130,8 @@ class _Planner:
     def is_present(self) -> bool:
         """Whether there is such a collection, and it is not a view."""
         with translated(self._operation):
-            entries = collection_entries(self._client, self._database)
-        return any(entry["name"] == self._name and entry["type"] != "view" for entry in entries)
+            entries = collection_entries(self._client, self._database, self._name)
+        return any(entry["type"] != "view" for entry in entries)
 
     def plan(self) -> Plan:
         """See ``make_plans``."""

@@ -173,17 +173,17 @@ class _Rebuild:
         """The list of backfills must name those that have a plan, and no other: that would pass for lost."""
         version, text = self._stored_documents.get(_INDEX, (0, ""))
         try:
-            listed = decode_index(text) if text else []
+            listed, is_damaged = decode_index(text) if text else [], False
         except StateLostError as error:
             self.told.append(f"the list of backfills is made again: {error.cause}")
-            listed = []
+            listed, is_damaged = [], True
         landed = {f"{each.database}.{each.collection}" for each in self._lake.backfills.values()}
         for namespace in sorted(set(listed) - {*namespaces, *landed}):
             self.told.append(
                 f"{namespace}: the plan of its backfill is lost, and nothing of it is in the lake. To load it: "
                 "headrace backfill."
             )
-        if sorted(listed) != namespaces:
+        if is_damaged or sorted(listed) != namespaces:
             self.documents[_INDEX] = version + 1, encode_index(namespaces)
 
     @property

@@ -189,8 +189,8 @@ class _Verification:
     def _is_comparable(self, client: Client, namespace: Namespace) -> bool:
         database, collection = namespace
         with translated("list the collections"):
-            types = {each["name"]: each["type"] for each in collection_entries(client, database)}
-        if types.get(collection) == "timeseries":
+            entries = collection_entries(client, database, collection)
+        if any(entry["type"] == "timeseries" for entry in entries):
             self._notes.append(
                 f"{database}.{collection} is a time-series collection, whose documents have no keys"
             )

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from engine.core.formats import decode_document, encode_document
+from engine.core.formats import damaged, decode_document, encode_document
 from engine.core.naming import split_id
 from engine.core.position import Position
 from engine.core.records import StreamRecord, schema_document
@@ -176,7 +176,10 @@ def decode_index(text: str) -> list[str]:
         StateLostError: it is damaged.
     """
     if text.startswith("["):
-        return msgspec.json.decode(text, type=list[str])
+        try:
+            return msgspec.json.decode(text, type=list[str])
+        except msgspec.DecodeError as error:
+            raise damaged("a shared document", str(error)) from error
     return decode_document(text, _Index, _Index).collections
 
 

@@ -60,11 +60,8 @@ class MongoTarget:
             self._documents = self._database.get_collection(collection, codec_options=_RAW)
         except InvalidName as error:
             self._client.close()
-            cause, remedy = (
-                f"{self.where}: {error}",
-                "Give it a name that MongoDB allows, for example shop.orders.",
-            )
-            raise ConfigError("restore into a collection", cause, remedy) from error
+            remedy = "Give it a name that MongoDB allows, for example shop.orders."
+            raise ConfigError("restore into a collection", f"{self.where}: {error}", remedy) from error
         self._records = self._database[RECORDS]
         self._may_be_there = False
 

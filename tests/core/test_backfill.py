@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from engine.core.backfill import (
     Plan,
     Progress,
     Selection,
+    decode_index,
     left_to_read,
     make_place,
     progress_of,
@@ -28,6 +30,7 @@ from engine.core.naming import is_split, plan_of_split, stream_id
 from engine.core.position import Position, make_time
 from engine.core.records import StreamRecord
 from engine.core.specs import BackfillSpec, StreamSpec
+from engine.errors import StateLostError
 from tests.core.answers import taken
 from tests.core.test_coordinator import SETTINGS
 
@@ -152,3 +155,9 @@ def test_readers_move_from_split_to_split() -> None:
     taken(made, third.stream, record, 4.0)
     assert made.splits.progress["shop.orders"].splits == 2, "another engine has already read it"
     assert made.splits.progress["shop.orders"].documents == 7
+
+
+@pytest.mark.parametrize("text", ["[", '["a", 1]', "{", '{"format": 2}', "x"])
+def test_a_damaged_list_is_an_error_that_says_so(text: str) -> None:
+    with pytest.raises(StateLostError, match="is damaged"):
+        decode_index(text)

@@ -239,6 +239,7 @@ def test_each_object_of_the_state_is_lost_or_damaged(
     parts = [each for each in objects_of(config) if "/engines/" not in each]
     assert {each.split("/")[-2] for each in parts} == {"shared", "streams"}
     damages = (None, b'{"format": 1', b"", b"{}")
+    noticed = set()
     for path, damaged in itertools.product(parts, damages) if EXPLORE else zip(parts, itertools.cycle(damages)):
         orders.insert_one({"_id": next(numbers)})
         if damaged is None:
@@ -251,11 +252,13 @@ def test_each_object_of_the_state_is_lost_or_damaged(
             assert f"s3://{path}" in refused.stderr
             files.rm_file(path)
         if refused.returncode:
+            noticed.add(path)
             assert "headrace state rebuild" in refused.stderr
             said = rebuild(config)
             catch_up(config)
             if "headrace backfill --restart" in said:
                 assert run_engine(config, "backfill", "--restart").returncode == 0
+    assert noticed == set(parts)
     assert run_engine(config, "verify").returncode == 0
     tokens = [row["_cdc_token"] for row in lake.rows() if row["_cdc_op"] == "insert"]
     assert len(tokens) == len(set(tokens)) == next(numbers) - 20
