@@ -53,7 +53,9 @@ def asked_by(method: str, path: str) -> Asked:
 def read(command: str, bucket: str = BUCKET, prefix: str = PREFIX) -> list[dict[str, Any]]:
     """The statements of a policy, for a bucket and a prefix of ours."""
     text = (POLICIES / f"{command}.json").read_text()
-    statements: list[dict[str, Any]] = json.loads(text.replace(BUCKET, bucket).replace(PREFIX, prefix))["Statement"]
+    statements: list[dict[str, Any]] = json.loads(text.replace(BUCKET, bucket).replace(PREFIX, prefix))[
+        "Statement"
+    ]
     return statements
 
 
