@@ -22,7 +22,7 @@ from tests.test_documents import ENVIRONMENT, ROOT
 DEPLOY = ROOT / "configs" / "deploy"
 CHART = DEPLOY / "helm" / "headrace"
 # A configuration with a value of each kind that TOML must get right.
-OTHER = {
+OTHER: dict[str, Any] = {
     "memory": {"limit": "1.5 GB"},
     "shutdown": {"timeout": "1.5m"},
     "batch": {"rows": 50000, "interval": "1m"},
