@@ -141,6 +141,7 @@ def test_the_unit_reads_its_secret_and_stops_in_order() -> None:
     service = unit()
     assert service["KillMode"] == ["mixed"]
     assert service["RestartPreventExitStatus"] == ["2"]
+    assert "ProtectProc" not in service  # engine.owner must see the processes of other users
     (secret,) = (each for each in service["Environment"] if each.startswith("MONGODB_URI="))
     name = service["LoadCredential"][0].partition(":")[0]
     assert secret == f"MONGODB_URI=${{file:%d/{name}}}"
