@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _OF_A_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 _STATUS = {
+    "AccessDenied": 403,
     "SlowDown": 503,
     "ServiceUnavailable": 503,
     "ExpiredToken": 400,
