@@ -77,7 +77,7 @@ def pool_beside(config: Config, streams: int, splits: int) -> int:
     """The number of readers for this many splits: as configured, or as many as ``memory.limit`` allows."""
     for readers in range(min(config.backfill.readers, splits), 1, -1):
         try:
-            divide_within(config, streams + readers)
+            divide_within(config, config.fleet.held(streams) + readers)
         except ConfigError:
             continue
         return readers
@@ -99,7 +99,7 @@ def _planned(
     """
     from engine.backfill.planning import make_plans
 
-    divide_within(config, len(specs) + 1)
+    divide_within(config, config.fleet.held(len(specs)) + 1)
     if earlier is not None:
         plans.refuse_if_held(earlier)
         if not earlier.finished and earlier.selection != Selection():

@@ -206,7 +206,7 @@ def _read_sink(config: Config, _records: Records) -> Findings:
 
 
 def _check_memory(config: Config, _records: Records) -> Findings:
-    readers = len(streams_of(config.source)) + snapshot_readers(config)
+    readers = config.fleet.held(len(streams_of(config.source))) + snapshot_readers(config)
     budget = divide_within(config, readers)
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]

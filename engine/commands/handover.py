@@ -7,12 +7,15 @@ old streams to their common end.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from engine.commands.fleet import lead
 from engine.config import Config
 from engine.core import records
+from engine.core.generations import Generation
 from engine.core.handover import Handover, decode_handover, encode_handover, find_abandoned, find_succession
 from engine.core.ledger import first_segment
 from engine.core.position import Position
@@ -28,22 +31,31 @@ from engine.state.shared import amend
 _DOCUMENT = "handover"
 _OPERATION = "hand over streams"
 _OTHER_FIRST = "Stop the other engine first."
+_POLL_S = 1.0
 # Runs these streams until they have caught up; the cluster time that all have reached, or None if interrupted.
 RunToEnd = Callable[[Sequence[StreamSpec]], int | None]
 
 log = logging.getLogger("headrace")
 
 
-def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEnd) -> bool:
+def hand_over(
+    config: Config, desired: Sequence[StreamSpec], fleet: Generation | None, run_to_end: RunToEnd
+) -> bool:
     """Hand over from earlier streams to the desired ones, if that is needed.
 
     Returns False if interrupted: the desired streams must not start.
+
+    Args:
+        fleet: the generation to hand over to; one of its engines does it, the others wait. None for an engine that
+            shares nothing.
 
     Raises:
         ConfigError: another engine runs one of the streams.
     """
     store = open_retrying(config.state, config.sink, config.retry)
     try:
+        if fleet is not None:
+            _await_turn(store, config, desired, fleet)
         _carry_out_pending(store, config)
         version, _ = store.read_shared(_DOCUMENT)
         succession = find_succession(desired, _running(store))
@@ -54,20 +66,33 @@ def hand_over(config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEn
             "open": [spec.stream for spec in succession.open],
         }
         log.info("the streams change; the old ones run to a common end first", extra={"fields": fields})
-        time = run_to_end(succession.close)
-        if time is None:
+        end = run_to_end(succession.close)
+        if end is None:
             return False
         stands = store.read_all()
         if lost := [spec.stream for spec in succession.close if spec.stream not in stands]:
             raise StateLostError(_OPERATION, f"the state store has lost its record of {', '.join(lost)}")
         ends = {spec.stream: read_record(stands[spec.stream][0]).seq for spec in succession.close}
         streams = {*ends, *(spec.stream for spec in succession.open)}
-        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", time, ends, succession.open), version)
+        _save(store, Handover(f"{len(streams)}-{uuid.uuid4().hex}", end, ends, succession.open), version)
         if not _carry_out_pending(store, config):
             raise ConfigError(_OPERATION, "another engine has continued them meanwhile", _OTHER_FIRST)
         return True
     finally:
         store.close()
+
+
+def _await_turn(store: StateStore, config: Config, desired: Sequence[StreamSpec], fleet: Generation) -> None:
+    """Wait until nothing is to be handed over, or this engine is the one to do it."""
+    waits_for: str | None = None
+    while store.read_shared(_DOCUMENT)[1] or find_succession(desired, _running(store)) is not None:
+        by = lead(store, config, fleet)
+        if by is None:
+            return
+        if by != waits_for:
+            log.info("another engine of the fleet hands the streams over", extra={"fields": {"engine": by}})
+            waits_for = by
+        time.sleep(_POLL_S)
 
 
 def abandoned(config: Config, desired: Sequence[StreamSpec]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from engine.config import Config
+from engine.core.generations import Generation
 from engine.core.specs import StreamSpec
 from engine.errors import EngineEnded, HeadraceError
 from engine.processes.forks import template
@@ -25,17 +26,19 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     """Follow the change streams; returns the exit code."""
     from engine.backfill.work import snapshot_readers
     from engine.cgroup import divide_within
+    from engine.commands.fleet import join
     from engine.config.streams import streams_of
 
     specs = streams_of(config.source)
-    readers = len(specs) + snapshot_readers(config)
-    divide_within(config, readers)
+    divide_within(config, config.fleet.held(len(specs)) + snapshot_readers(config))
+    # A run with an end takes whatever it can get: it is over only when every stream has caught up.
+    fleet = None if until_caught_up else join(config, specs)
     lost: frozenset[str] = frozenset()
     losses: list[float] = []
     reload_from = 0.0
     while True:
         try:
-            return _follow(config, specs, lost, reload_from, until_caught_up=until_caught_up)
+            return _follow(config, specs, fleet, lost, reload_from, until_caught_up=until_caught_up)
         except ContentReplaced:
             # What is replaced after the requested end is left to the next run.
             reload_from = math.inf if until_caught_up else time.monotonic() + RELOADS_APART_S
@@ -61,11 +64,18 @@ class ContentReplaced(Exception):
 
 
 def _follow(
-    config: Config, specs: Sequence[StreamSpec], lost: frozenset[str], reload_from: float, *, until_caught_up: bool
+    config: Config,
+    specs: Sequence[StreamSpec],
+    fleet: Generation | None,
+    lost: frozenset[str],
+    reload_from: float,
+    *,
+    until_caught_up: bool,
 ) -> int:
     """Run the streams to their end; returns the exit code.
 
     Args:
+        fleet: see ``Settings``.
         reload_from: from when on, by the monotonic clock, this may end with ``ContentReplaced``.
 
     Raises:
@@ -98,6 +108,7 @@ def _follow(
             until_caught_up=until_caught_up,
             reload_from=reload_from,
             loaded=work.loaded,
+            fleet=fleet,
         )
         made.load(work.splits, work.progress, watch)
         made.launch()
@@ -108,14 +119,14 @@ def _follow(
     def run_to_end(closing: Sequence[StreamSpec]) -> int | None:
         nonlocal supervisor
         supervisor.abandon()
-        ending = Supervisor(config, closing, common_end=True)
+        ending = Supervisor(config, closing, common_end=True, fleet=fleet)
         if ending.run() or ending.interrupted:
             return None
         supervisor = launched()
         return ending.until
 
     try:
-        code = supervisor.run() if hand_over(config, specs, run_to_end) else 0
+        code = supervisor.run() if hand_over(config, specs, fleet, run_to_end) else 0
         finish(config, work)
         if supervisor.reloads and not supervisor.interrupted:
             raise ContentReplaced

@@ -362,6 +362,31 @@ class LeaseConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = Duration(30)
 
 
+class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How several engines with one configuration share its streams."""
+
+    streams: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Change streams that this engine holds at most, among which it divides `memory.limit`; "
+            "0 for all of them, so that the last engine that is left can hold them all.",
+        ),
+    ] = 0
+    generation: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="A number that grows with each change of `[source]`: engines with an older one make way, "
+            "and do not come back. 0: an engine with a new selection replaces those that run.",
+        ),
+    ] = 0
+
+    def held(self, streams: int) -> int:
+        """How many of a configuration's streams one engine holds at most."""
+        return min(streams, self.streams or streams)
+
+
 class RetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Retries of requests to MongoDB, S3 and the state store, and restarts of processes."""
 
@@ -419,6 +444,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     writers: WritersConfig = field(default_factory=WritersConfig)
     state: StateConfig = field(default_factory=StateConfig)
     lease: LeaseConfig = field(default_factory=LeaseConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)

@@ -9,6 +9,7 @@ from msgspec import Struct
 from engine.core.messages import ToChild
 from engine.core.records import Change
 from engine.core.schema import Field
+from engine.core.sharing import Member
 from engine.errors import HeadraceError
 
 Role = Literal["reader", "writer"]
@@ -114,6 +115,21 @@ class ReadState(Struct, frozen=True):
     document: str | None = None
 
 
+class Announce(Struct, frozen=True):
+    """Tell the other engines about this one, and see what they say; answered by ``FleetSeen``.
+
+    Attributes:
+        document: a shared document to read along with it.
+    """
+
+    member: Member
+    document: str
+
+
+class Leave(Struct, frozen=True):
+    """Take back what was announced: this engine has ended. Not answered."""
+
+
 class Log(Struct, frozen=True):
     """Write a line to the log."""
 
@@ -132,4 +148,18 @@ class Exit(Struct, frozen=True):
     error: HeadraceError | None = None
 
 
-Action = Spawn | Kill | Send | Acquire | Renew | Release | Write | GrowSchema | ReadState | Log | Exit
+Action = (
+    Spawn
+    | Kill
+    | Send
+    | Acquire
+    | Renew
+    | Release
+    | Write
+    | GrowSchema
+    | ReadState
+    | Announce
+    | Leave
+    | Log
+    | Exit
+)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
 
-from engine.core.actions import Action, Child, Kill, Log, Spawn
-from engine.core.messages import Heartbeat
+from engine.core.actions import Action, Child, Kill, Log, Send, Spawn
+from engine.core.messages import Heartbeat, Stop
 from engine.core.problems import SILENT_S, UNANSWERED_S, UPLOAD_UNANSWERED_S, Problem
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError
@@ -28,6 +28,7 @@ class Life(Struct):
     """What is known about one child; it is started once it is ``wanted``.
 
     Attributes:
+        resting: it has been told to exit because it is not needed for now.
         error: why it could not start this time, as it reported.
         died_by, starved: how it last died, and whether that was for lack of memory.
         heard_at: when it was last heard from.
@@ -37,6 +38,7 @@ class Life(Struct):
 
     failures: Failures
     wanted: bool = False
+    resting: bool = False
     alive: bool = False
     ready: bool = False
     progress: int = -1
@@ -77,6 +79,12 @@ class Children:
     def want(self, child: Child) -> None:
         """The child is needed from now on; ``start_due`` starts it."""
         self._lives[child].wanted = True
+
+    def rest(self, child: Child) -> Action:
+        """The child, which is ready, is not needed for now: it exits, and is started again once it is wanted."""
+        life = self._lives[child]
+        life.wanted, life.ready, life.resting = False, False, True
+        return Send(child, Stop())
 
     def wanted(self, role: str) -> list[Child]:
         """The children of a role that are needed."""
@@ -138,11 +146,12 @@ class Children:
             out_of_memory: the kernel has just killed some process for lack of memory.
         """
         life, before = self._lives[child], self.problem(child, now)
+        rested, life.resting = life.resting, False
         life.alive = life.ready = False
-        life.deaths += 1
+        life.deaths += not rested
         life.cpu_s_before += life.cpu_s
         life.cpu_s = 0.0
-        if life.ended:
+        if life.ended or rested:
             return []
         life.starved = out_of_memory and code == -9 and not life.kill_sent
         life.died_by = OUT_OF_MEMORY if life.starved else _ended(code)

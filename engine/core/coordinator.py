@@ -8,6 +8,7 @@ A message is dispatched to the one component of the coordinator that it concerns
 returns decisions; then ``_settle`` carries out those that concern a whole stream or the engine, and asks each
 component, in a fixed order, what has become possible.
 
+    fleet         which streams are for this engine, and which for others
     lifecycle     the stages of a stream, and what moves them
     leases        who may read a stream, and from which record
     readers       who reads what
@@ -31,11 +32,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from engine.core import messages as msg
 from engine.core import store
-from engine.core.actions import Action, Child, Exit, Log, Release, Send
+from engine.core.actions import Action, Child, Exit, Leave, Log, Release, Send
 from engine.core.backfill import Progress, is_end
 from engine.core.children import Children
-from engine.core.decisions import Close, Decision, End, Fail, Forget, Interrupt
+from engine.core.decisions import Close, Decision, End, Fail, Forget, GiveUp, Interrupt
 from engine.core.faults import Faults
+from engine.core.fleet import Fleet
 from engine.core.grants import Grants
 from engine.core.health import Health
 from engine.core.landing import Landing
@@ -79,7 +81,8 @@ class Coordinator:
         self.readers = Readers(settings, self.streams, self.children, own, readers[len(specs) :])
         self.splits = Splits(settings.pool, self.streams)
         self._replacements = Replacements(settings, self.streams)
-        self._leases = Leases(settings, self.streams, self._replacements)
+        self.fleet = Fleet(settings, self.streams, self.children)
+        self._leases = Leases(settings, self.streams, self.children, self.fleet, self._replacements)
         self._schemas = Schemas(settings.max_fields, self.streams)
         self.landing = Landing(
             settings.writers,
@@ -141,9 +144,11 @@ class Coordinator:
             fields = {"for_s": round(now - self._ticked_at, 1)}
             decisions.append(Log("warning", "this process was paused", fields))
         self._ticked_at = now
-        decisions += self.children.start_due(now)
+        decisions += self.fleet.look(now, draining=self.draining)
         decisions += [] if self.draining else self._leases.due(now)
+        decisions += self.children.start_due(now)
         decisions += self._leases.renewals(now)
+        decisions += [Interrupt(each) for each in self.streams.values() if _is_late(each, now)]
         decisions += self.children.hung(self._is_busy, now)
         if self.draining and now > self._drain_until:
             decisions.append(self._drain_failed())
@@ -190,12 +195,23 @@ class Coordinator:
             decisions = self._answered(answer, now)
         except (ConfigError, StateLostError) as error:  # what was read is damaged, or from a later version
             decisions = [End(error)]
-        return self._settle(decisions, now)
+        actions = self._settle(decisions, now)
+        return actions + self._retire(now)
+
+    def _retire(self, now: float) -> list[Action]:
+        """Drain if the fleet has another selection now: those who follow it take over."""
+        if self.fleet.successor is None or self.draining or self._exiting is not None:
+            return []
+        fields = {"generation": self.fleet.successor}
+        what = "a newer configuration has been started: leaving the streams to its engines"
+        return [Log("warning", what, fields), *self.shut_down(now)]
 
     def _answered(self, answer: store.FromStore, now: float) -> list[Decision]:
         match answer:
             case store.StoreFailed(kind, operation, cause, remedy):
                 return [End(error_of_kind(kind, operation, cause, remedy))]
+            case store.FleetSeen():
+                return self.fleet.seen(answer, now, draining=self.draining)
             case store.SchemaRead():
                 return self._schemas.read(answer, is_ready=self.children[answer.reader].ready)
             case store.StateRead(about, found) if (stream := self.streams.get(about)) is not None:
@@ -307,7 +323,9 @@ class Coordinator:
                 actions += self._carry_out(self._finish_if_done(stream))
             writers = self.children.ready("writer")
             if not self.draining:
-                self.splits.open_due(lambda spec: actions.append(self._open(spec)))
+                self.splits.open_due(
+                    lambda spec: actions.append(self._open(spec)), self.fleet.is_captured_elsewhere
+                )
                 actions += self._carry_out(self._leases.surveys(writers, now))
                 actions += self._carry_out(self.readers.assign_ready(now))
             actions += self.landing.serve(self.readers)
@@ -328,6 +346,8 @@ class Coordinator:
                     actions += self._fail(stream, error)
                 case Close(stream, rows):
                     actions += self._close(stream, rows)
+                case GiveUp(stream):
+                    actions += self._give_up(stream)
                 case End(error, code):
                     actions += self._exit(self._faults.code_of(error) if code is None else code, error)
                 case _:
@@ -353,7 +373,7 @@ class Coordinator:
             if stream.is_assigned and self.children[stream.reader].ready:
                 actions.append(Send(stream.reader, msg.Unassign()))
         self.readers.free(stream)
-        stream.counters.restarts += stream.is_assigned
+        stream.counters.restarts += stream.is_assigned and stream.give_up_by is None
         stream.surveyor = None
         return actions
 
@@ -370,6 +390,14 @@ class Coordinator:
             actions += self._carry_out(self.splits.leave_covered(stream.spec))
         return actions
 
+    def _give_up(self, stream: Stream) -> list[Action]:
+        """Drain the stream; ``_finish_if_done`` then releases its lease."""
+        if stream.give_up_by is not None or not stream.holds_lease:
+            return []
+        stream.give_up_by = self._ticked_at + self.settings.drain_timeout_s
+        is_being_read = stream.stage in (Stage.ASSIGNED, Stage.READING)
+        return [Send(stream.reader, msg.Finish())] if is_being_read and stream.reader is not None else []
+
     def _close(self, stream: Stream, rows: int) -> list[Action]:
         self.splits.closed(stream, rows)
         self.readers.free(stream)
@@ -382,21 +410,30 @@ class Coordinator:
         if self.draining and stream.is_open and not stream.is_assigned:
             stream.life.on("finished")
             return []
+        gives_up = stream.give_up_by is not None and not self.draining
+        if gives_up and stream.stage in (Stage.ACQUIRED, Stage.SURVEYING, Stage.READY):
+            return self._leases.give_up(stream)
         if stream.stage is not Stage.ENDING or stream.ledger.segments:
             return []
+        if gives_up:
+            return [*self._ended(stream), *self._leases.give_up(stream)]
         if stream.selection_changed and not self.draining:
             stream.generation += 1
             stream.life.on("reopened")
             return []
         stream.life.on("finished")
-        decisions: list[Decision] = []
-        if stream.ended_at is not None and not stream.selection_changed:
-            decisions += self.landing.apply(stream, stream.ledger.idle(stream.ended_at))
+        decisions = self._ended(stream)
         fields = {"stream": stream.name, "events": stream.counters.events_committed}
         decisions.append(Log(stream.log_level, "stream finished", fields))
         if stream.is_of_backfill and is_end(stream.ledger.committed):
             decisions.append(Close(stream))
         return decisions
+
+    def _ended(self, stream: Stream) -> list[Decision]:
+        """Commit how far the stream has been read out."""
+        if stream.ended_at is None or stream.selection_changed:
+            return []
+        return self.landing.apply(stream, stream.ledger.idle(stream.ended_at))
 
     # --- ending ------------------------------------------------------------------------------------------
 
@@ -437,10 +474,17 @@ class Coordinator:
             return []
         self._exiting = Exit(code, error)
         held = tuple(name for name, each in self.streams.items() if each.life.lease is not Lease.FREE)
-        keep = self.settings.common_end and not code and not self.draining
+        keep = (self.settings.common_end or self.reloads) and not code and not self.draining
         actions: list[Action] = [Release(held)] if held and not keep else []
+        if self.settings.fleet is not None and not keep:
+            actions.append(Leave())
         for child in self.children:
             self.children.end(child)
             if self.children[child].ready:
                 actions.append(Send(child, msg.Stop()))
         return [*actions, self._exiting]
+
+
+def _is_late(stream: Stream, now: float) -> bool:
+    """Whether a stream that is being given up takes too long to drain: its next owner replays what is open."""
+    return stream.give_up_by is not None and now > stream.give_up_by and stream.is_assigned

@@ -1,7 +1,8 @@
 """Decisions of the coordinator's components: actions for the supervisor, and what concerns a whole stream or the
 engine.
 
-The components (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``, ``faults``)
+The components (``leases``, ``readers``, ``splits``, ``landing``, ``schemas``, ``replacements``, ``fleet``,
+``faults``)
 return these in order; the coordinator carries out those of the second kind, and returns only actions.
 """
 
@@ -24,7 +25,7 @@ class Interrupt(Struct, frozen=True):
     """
 
     stream: Stream
-    event: Literal["interrupted", "lease lost"] = "interrupted"
+    event: Literal["interrupted", "lease lost", "given up"] = "interrupted"
 
 
 class Forget(Struct, frozen=True):
@@ -47,6 +48,12 @@ class Close(Struct, frozen=True):
     rows: int = 0
 
 
+class GiveUp(Struct, frozen=True):
+    """Another engine should have the stream: drain it, then release its lease."""
+
+    stream: Stream
+
+
 class End(Struct, frozen=True):
     """The engine exits.
 
@@ -58,4 +65,4 @@ class End(Struct, frozen=True):
     code: int | None = None
 
 
-Decision = Interrupt | Forget | Fail | Close | End | Action
+Decision = Interrupt | Forget | Fail | Close | GiveUp | End | Action

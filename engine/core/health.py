@@ -69,5 +69,6 @@ class Health:
 
     def _can_take_over(self, stream: Stream) -> bool:
         """Whether a stream has everything it needs except its lease."""
-        has_reader = stream.reader is None or self._children[stream.reader].ready
+        reader = None if stream.reader is None else self._children[stream.reader]
+        has_reader = reader is None or reader.ready or not reader.wanted
         return has_reader and bool(self._children.ready("writer"))

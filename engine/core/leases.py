@@ -18,7 +18,9 @@ from msgspec.structs import replace
 from engine.core import records
 from engine.core.actions import Acquire, Child, Log, Release, Renew, Send, Write
 from engine.core.backfill import decode_plan, is_end, plan_document
+from engine.core.children import Children
 from engine.core.decisions import Close, Decision, End, Fail, Interrupt
+from engine.core.fleet import Fleet
 from engine.core.formats import FORMAT
 from engine.core.handover import overlap
 from engine.core.ledger import Ledger
@@ -38,9 +40,18 @@ MIN_WAIT_S = 0.1
 class Leases:
     """The leases of an engine's streams."""
 
-    def __init__(self, settings: Settings, streams: Mapping[str, Stream], replacements: Replacements) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        streams: Mapping[str, Stream],
+        children: Children,
+        fleet: Fleet,
+        replacements: Replacements,
+    ) -> None:
         self._settings = settings
         self._streams = streams
+        self._children = children
+        self._fleet = fleet
         self._replacements = replacements
         self._renew_at = 0.0
 
@@ -51,12 +62,17 @@ class Leases:
         return [
             self.ask(stream)
             for stream in self._streams.values()
-            if stream.stage is Stage.WAITING and stream.life.lease is Lease.FREE and now >= stream.acquire_at
+            if stream.stage is Stage.WAITING
+            and stream.life.lease is Lease.FREE
+            and now >= stream.acquire_at
+            and self._fleet.wants(stream)
         ]
 
     def ask(self, stream: Stream) -> Acquire:
         """Ask for one stream's lease; for a split, also whether its plan is still in force."""
         stream.life.on("lease asked for")
+        if stream.reader is not None:
+            self._children.want(stream.reader)
         return _acquire(stream)
 
     def renewals(self, now: float) -> list[Decision]:
@@ -80,15 +96,24 @@ class Leases:
             "holder": answer.holder,
             "expires_in_s": round(answer.expires_in_s, 1),
         }
+        if answer.holder in self._fleet.members:  # it was faster
+            self._fleet.missed()
+            return [Log("debug", "another engine of the fleet has taken this stream", fields)]
         return [Log("warning", "another engine runs this stream; waiting for its lease", fields)]
 
     def lost(self, stream: Stream, now: float) -> list[Decision]:
         """Another engine owns the stream now."""
         if not stream.holds_lease:
             return []
+        stream.give_up_by = None
         stream.acquire_at = now + self._settings.lease_ttl_s / 3
         what = "lost the lease: another engine has taken this stream over; standing by"
         return [Log("error", what, {"stream": stream.name}), Interrupt(stream, "lease lost")]
+
+    def give_up(self, stream: Stream) -> list[Decision]:
+        """Release the lease of a stream that is not being read: another engine should have it."""
+        log = Log("info", "stream given up to another engine", {"stream": stream.name})
+        return [Interrupt(stream, "given up"), Release((stream.name,)), log]
 
     def give_back(self, stream: Stream) -> list[Decision]:
         """Release the lease of a stream that has ended, if it is ours: another engine may be able to run it."""
@@ -110,7 +135,7 @@ class Leases:
             StateLostError: it is damaged.
         """
         stream.life.on("lease taken")
-        stream.held_by = None
+        stream.held_by = stream.give_up_by = stream.trouble = None
         if not stream.is_open:  # it ended while its lease was being requested
             return self.give_back(stream)
         record = read_record(answer.fields)
@@ -251,6 +276,8 @@ class Leases:
     def surveyed(self, stream: Stream, beyond: str | None) -> list[Decision]:
         """The lake was surveyed; an unknown object may also be from an engine that had the stream meanwhile."""
         stream.surveyor = None
+        if stream.stage is not Stage.SURVEYING:  # a drain has ended it meanwhile
+            return []
         if beyond is None:
             stream.life.on("survey clear")
             return []

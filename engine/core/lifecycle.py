@@ -54,6 +54,7 @@ Event = Literal[
     "lease taken",
     "lease lost",
     "lease released",
+    "given up",
     "survey started",
     "survey clear",
     "survey doubted",
@@ -84,6 +85,11 @@ TRANSITIONS: Mapping[Event, tuple[Mapping[Lease, Lease], Mapping[Stage, Stage]]]
         {**dict.fromkeys(OPEN - {Stage.WAITING}, Stage.WAITING), **_OVER},
     ),
     "lease released": ({Lease.HELD: Lease.FREE}, _OVER),
+    # For another engine. A reader has drained it, or has not started.
+    "given up": (
+        {Lease.HELD: Lease.FREE},
+        dict.fromkeys((Stage.ACQUIRED, Stage.SURVEYING, Stage.READY, Stage.ENDING), Stage.WAITING),
+    ),
     "survey started": (_IF_HELD, {Stage.ACQUIRED: Stage.SURVEYING}),
     # A split needs no survey: it was compared with the lake when its backfill was planned.
     "survey clear": (_IF_HELD, {Stage.SURVEYING: Stage.READY, Stage.ACQUIRED: Stage.READY}),

@@ -52,10 +52,16 @@ class Splits:
         """Whether any are waiting."""
         return bool(self._waiting)
 
-    def open_due(self, open_: Callable[[BackfillSpec], None]) -> None:
-        """Open as many splits as there are readers, and one more for the first reader that becomes free."""
-        change_streams = (each for each in self._streams.values() if not each.is_of_backfill)
-        if not all(each.is_captured or not each.is_open for each in change_streams):
+    def open_due(
+        self, open_: Callable[[BackfillSpec], None], is_captured_elsewhere: Callable[[Stream], bool]
+    ) -> None:
+        """Open as many splits as there are readers, and one more for the first reader that becomes free.
+
+        Args:
+            is_captured_elsewhere: whether another engine captures a change stream.
+        """
+        waiting = (each for each in self._streams.values() if each.is_open and not each.is_captured)
+        if not all(each.is_of_backfill or is_captured_elsewhere(each) for each in waiting):
             return
         while self._weight() <= self._pool and (spec := self._next()) is not None:
             open_(spec)

@@ -89,6 +89,20 @@ class StateRead(Struct, frozen=True, tag=True):
     document: str | None = None
 
 
+class FleetSeen(Struct, frozen=True, tag=True):
+    """The living engines, as requested by ``Announce``.
+
+    Attributes:
+        owner: this engine.
+        members: what each has announced (see ``core.sharing.Member``), by owner.
+        document: the shared document that was asked for; None if there is none.
+    """
+
+    owner: str
+    members: Mapping[str, str]
+    document: str | None = None
+
+
 class StoreSeen(Struct, frozen=True, tag=True):
     """The store's health: how long an answer has been outstanding, and why the latest attempt failed, if so."""
 
@@ -106,5 +120,14 @@ class StoreFailed(Struct, frozen=True, tag=True):
 
 
 FromStore = (
-    LeaseTaken | LeaseDenied | LeaseLost | RecordLost | Written | SchemaRead | StateRead | StoreSeen | StoreFailed
+    LeaseTaken
+    | LeaseDenied
+    | LeaseLost
+    | RecordLost
+    | Written
+    | SchemaRead
+    | StateRead
+    | FleetSeen
+    | StoreSeen
+    | StoreFailed
 )

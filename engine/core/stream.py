@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from engine.core.actions import Child
+from engine.core.generations import Generation
 from engine.core.ledger import Ledger
 from engine.core.lifecycle import AT_READER, OPEN, Lease, Lifecycle, Stage
 from engine.core.position import Position
@@ -35,6 +36,10 @@ class Settings(Struct, frozen=True):
             leases are kept at the end, so that no other engine moves a stream before it is handed over.
         reload_from: from when on this engine may exit so that replaced collections are reloaded.
         loaded: replaced collections that have been loaded, by namespace, with the cluster time of the load.
+        fleet: the selection that this engine shares with others, and its generation; None for an engine that takes
+            every stream that it can get.
+        capacity: how many change streams it holds at most; 0 for all.
+        version: of this engine, for the others to see.
     """
 
     writers: int
@@ -56,6 +61,9 @@ class Settings(Struct, frozen=True):
     on_replaced: Literal["reload", "warn", "fail"] = "reload"
     reload_from: float = float("inf")
     loaded: dict[str, int] = {}
+    fleet: Generation | None = None
+    capacity: int = 0
+    version: str = ""
 
 
 class Counters(Struct):
@@ -81,6 +89,7 @@ class Stream(Struct):
         reader: None for a split that is not being read.
         generation: counts the stream's starts; splits share one count.
         acquire_at, held_by: when to ask for the lease again, and who holds it, while another engine does.
+        give_up_by: when its lease is released at the latest, because another engine should have it; None if not.
         has_been_read: its reader has opened it before, in this engine: the configuration works.
         ended_at: how far it was read, once its reader is done.
         dropped: intents that cannot be replayed because history was lost, to be removed with the next start.
@@ -107,6 +116,7 @@ class Stream(Struct):
     generation: int = 0
     acquire_at: float = 0.0
     held_by: str | None = None
+    give_up_by: float | None = None
     has_been_read: bool = False
     ended_at: Position | None = None
     dropped: tuple[int, ...] = ()

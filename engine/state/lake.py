@@ -6,7 +6,7 @@ Below ``<sink.url>/_headrace/<state.prefix>/``:
 |---|---|
 | ``streams/<stream>.json`` | the stream's record, its owner, the epoch and the revision |
 | ``shared/<name>.json`` | a shared document and its version |
-| ``engines/<owner>.json`` | a counter that a living engine moves on |
+| ``engines/<owner>.json`` | what a living engine says of itself; written anew all the time |
 | ``proof/<owner>.json`` | nothing; it is there while the store's conditions are being tried |
 
 **Fence.** A record is only ever replaced by naming the entity tag (ETag) last seen, and created only where there
@@ -40,7 +40,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from engine.core.formats import damaged
-from engine.errors import ConfigError, LeaseLostError, NoStateError, TransientError
+from engine.errors import ConfigError, LeaseLostError, NoStateError, StateLostError, TransientError
 from engine.objects.conditional import ConditionalObjects, Listed, refuses_conditions
 from engine.owner import this_owner
 from engine.state.known import Known, log_restored, lost_record
@@ -89,10 +89,17 @@ class _Document(Struct, frozen=True):
 
 
 class _Beat(Struct, frozen=True):
-    """An engine's object."""
+    """An engine's object.
+
+    Attributes:
+        text: what it says of itself; empty if it shares no streams.
+        ttl_s: how long the object may stay unchanged before the engine counts as gone.
+    """
 
     owner: str
     nonce: str
+    text: str = ""
+    ttl_s: float = 0.0
     format: int = FORMAT
 
 
@@ -173,7 +180,8 @@ class LakeStore:
         self._known = Known()
         self._held: dict[Lease, _Held] = {}
         self._watched: dict[str, _Watched] = {}
-        self._announced: dict[str, tuple[float, float]] = {}  # by owner: when, and for how long
+        self._announced: dict[str, tuple[float, float, str]] = {}  # by owner: when, for how long, and what
+        self._beats: dict[str, tuple[str, _Beat]] = {}  # by key, what was last announced, and its tag
         self._listed_at = -_FRESH_S
         self._listing: Mapping[str, Listed] = {}
         self._read_before: dict[str, _Found] = {}  # by key, what ``read_all`` has read
@@ -183,7 +191,7 @@ class LakeStore:
         operation = f"acquire the lease of {stream}"
         ttl_s = float(ttl_s)  # a subclass would not be written
         self._prove()
-        self._announce(owner, ttl_s)
+        self._beat(owner, ttl_s)
         for _ in range(_MAX_ATTEMPTS):
             found = self._read(stream)
             epoch, known = found.record.epoch if found else 0, self._known.epoch(stream)
@@ -218,7 +226,7 @@ class LakeStore:
         held = self._held.get(lease)
         if held is not None and held.record.ttl_s != ttl_s:
             self._change(operation, lease, lambda record: replace(record, ttl_s=ttl_s))
-        self._announce(lease.owner, ttl_s)
+        self._beat(lease.owner, ttl_s)
         listed = self._streams().get(_key("streams", lease.stream))
         if held is not None and listed is not None and listed.etag == held.etag:
             return
@@ -265,6 +273,32 @@ class LakeStore:
             for lease in [lease for lease in self._held if lease.stream == stream]:
                 del self._held[lease]
         self._known.forgot(streams)
+
+    def announce(self, owner: str, text: str, ttl_s: float) -> None:
+        """Let other engines see ``text`` as what this one says of itself; "" takes it back."""
+        self._prove()
+        self._beat(owner, float(ttl_s), text)
+
+    def announced(self) -> dict[str, str]:
+        """What each living engine says of itself, by owner; one listing, and a read of each object that is new.
+
+        The listing also shows that an engine is gone, which ``acquire`` then need not wait for.
+        """
+        started = self._clock()
+        listed = self._objects.listed("engines/")
+        ended = self._clock()
+        known = {
+            key: found for key, found in self._beats.items() if key in listed and listed[key].etag == found[0]
+        }
+        for key, stored in self._objects.get_all([key for key in listed if key not in known]).items():
+            with suppress(StateLostError, ConfigError):  # damaged, or of a later version: its leases tell
+                known[key] = stored.etag, self._decode(stored.body, _Beat, key)
+        self._beats = known
+        for key, each in listed.items():
+            if key in known:
+                self._saw(known[key][1].owner, each.etag, started, ended)
+        living = (beat for key, (_, beat) in known.items() if beat.text and listed[key].age_s <= beat.ttl_s)
+        return {beat.owner: beat.text for beat in living}
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
@@ -380,15 +414,17 @@ class LakeStore:
 
     # --- who is alive ----------------------------------------------------------------------------------------
 
-    def _announce(self, owner: str, ttl_s: float) -> None:
-        """Move this owner's object on, unless that was done just now."""
+    def _beat(self, owner: str, ttl_s: float, text: str | None = None) -> None:
+        """Write this owner's object anew, unless that was done just now and it says the same."""
         now = self._clock()
         last = self._announced.get(owner)
-        if last is not None and last[1] == ttl_s and now - last[0] < ttl_s / 6:
+        if text is None:
+            text = last[2] if last is not None else ""
+        if last is not None and last[1:] == (ttl_s, text) and now - last[0] < ttl_s / 6:
             return
-        beat = _Beat(owner, uuid.uuid4().hex)
+        beat = _Beat(owner, uuid.uuid4().hex, text, ttl_s)
         self._objects.put_always(_key("engines", owner), msgspec.json.encode(beat))
-        self._announced[owner] = now, ttl_s
+        self._announced[owner] = now, ttl_s, text
         if last is None:
             self._remove_left_behind()
 
@@ -404,14 +440,17 @@ class LakeStore:
         """How much longer to wait before the record's owner counts as gone, judged by a fresh read."""
         watched = self._watched.get(record.owner)
         if watched is None or self._clock() - watched.until > _FRESH_S:
-            watched = self._look(record.owner, watched)
+            watched = self._look(record.owner)
         return max(0.0, watched.since + record.ttl_s - watched.until)
 
-    def _look(self, owner: str, before: _Watched | None) -> _Watched:
+    def _look(self, owner: str) -> _Watched:
         started = self._clock()
         stored = self._objects.get(_key("engines", owner))
-        ended = self._clock()
-        etag = None if stored is None else stored.etag
+        return self._saw(owner, None if stored is None else stored.etag, started, self._clock())
+
+    def _saw(self, owner: str, etag: str | None, started: float, ended: float) -> _Watched:
+        """An owner's object had this tag in a read that took from ``started`` to ``ended``."""
+        before = self._watched.get(owner)
         if before is not None and before.etag == etag:
             before.until = started
             return before

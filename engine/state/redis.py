@@ -215,6 +215,32 @@ class RedisStore:
             self._change(f"forget {len(streams)} streams", ask)
             self._known.forgot(streams)
 
+    def announce(self, owner: str, text: str, ttl_s: float) -> None:
+        """Let other engines see ``text`` as what this one says of itself; "" takes it back."""
+
+        def ask(batch: Pipeline) -> None:
+            if text:
+                batch.set(self._engine(owner), text, px=int(ttl_s * 1000)).sadd(self._engines, owner)
+            else:
+                batch.delete(self._engine(owner)).srem(self._engines, owner)
+
+        self._change("announce this engine", ask)
+
+    def announced(self) -> dict[str, str]:
+        """What each living engine says of itself, by owner."""
+
+        def act(client: redis.Redis) -> dict[str, str]:
+            owners = sorted(cast("set[str]", client.smembers(self._engines)))
+            texts = cast("list[str | None]", client.mget(map(self._engine, owners))) if owners else []
+            return {owner: text or "" for owner, text in zip(owners, texts, strict=True)}
+
+        found: dict[str, str] = self._run("see the other engines", act)
+        if not self._read_only and (gone := [owner for owner, text in found.items() if not text]):
+            self._run(
+                "forget engines that are gone", lambda client: client.srem(self._engines, *gone), writes=True
+            )
+        return {owner: text for owner, text in found.items() if text}
+
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""
         version, text = self._run(f"read {name}", lambda c: c.hmget(self._shared(name), ["version", "text"]))
@@ -309,6 +335,14 @@ class RedisStore:
 
     def _shared(self, name: str) -> str:
         return f"{self._prefix}:{{{name}}}:shared"
+
+    @property
+    def _engines(self) -> str:
+        """The key of the set of engines; its hash tag is no stream's, and is shared with what they say."""
+        return f"{self._prefix}:{{~fleet}}:engines"
+
+    def _engine(self, owner: str) -> str:
+        return f"{self._engines}:{owner}"
 
     def _fenced(self, operation: str, script: str, lease: Lease, *arguments: str | int) -> int:
         """Run a script under the lease; returns ``_DONE`` or ``_BEHIND``.

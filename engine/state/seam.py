@@ -62,6 +62,12 @@ class StateStore(Protocol):
     def forget(self, streams: Collection[str]) -> None:
         """Remove the records and leases of these streams, if any: they will not run again."""
 
+    def announce(self, owner: str, text: str, ttl_s: float) -> None:
+        """Let others see ``text``, what this engine says of itself, for ``ttl_s`` seconds; "" takes it back."""
+
+    def announced(self) -> dict[str, str]:
+        """What each living engine says of itself, by owner. Leases do not depend on it: it may be late."""
+
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text; ``(0, "")`` if there is none."""
 

@@ -48,6 +48,9 @@ CREATE TABLE IF NOT EXISTS leases (
 CREATE TABLE IF NOT EXISTS fields (
     stream TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (stream, name)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS engines (
+    owner TEXT PRIMARY KEY, text TEXT NOT NULL, expires_at REAL NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS shared (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -146,6 +149,22 @@ class SqliteStore:
                 names = ((self._prefix + stream,) for stream in streams)
                 db.executemany(f"DELETE FROM {table} WHERE stream = ?", names)
         self._known.forgot(streams)
+
+    def announce(self, owner: str, text: str, ttl_s: float) -> None:
+        """Let other engines see ``text`` as what this one says of itself; "" takes it back."""
+        now = time.time()
+        with self._transaction("announce this engine") as db:
+            db.execute("DELETE FROM engines WHERE expires_at < ? OR owner = ?", (now, self._prefix + owner))
+            if text:
+                db.execute("REPLACE INTO engines VALUES (?, ?, ?)", (self._prefix + owner, text, now + ttl_s))
+
+    def announced(self) -> dict[str, str]:
+        """What each living engine says of itself, by owner."""
+        with self._transaction("see the other engines") as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'engines'").fetchone():
+                return {}  # a file of an earlier version, opened to be looked at
+            rows = db.execute("SELECT owner, text FROM engines WHERE expires_at > ?", (time.time(),)).fetchall()
+        return {owner.removeprefix(self._prefix): text for owner, text in rows if owner.startswith(self._prefix)}
 
     def read_shared(self, name: str) -> tuple[int, str]:
         """A shared document's version and text."""

@@ -16,11 +16,26 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
+import msgspec
+from msgspec.structs import replace
+
 from engine.config.tree import RetryConfig
-from engine.core.actions import Acquire, GrowSchema, ReadState, Release, Renew, Write, WriteKind
+from engine.core.actions import (
+    Acquire,
+    Announce,
+    GrowSchema,
+    Leave,
+    ReadState,
+    Release,
+    Renew,
+    Write,
+    WriteKind,
+)
 from engine.core.records import schema_document
 from engine.core.schemas import grown_document
+from engine.core.sharing import Member
 from engine.core.store import (
+    FleetSeen,
     FromStore,
     LeaseDenied,
     LeaseLost,
@@ -34,6 +49,7 @@ from engine.core.store import (
 )
 from engine.errors import FatalError, HeadraceError, LeaseLostError, StateLostError
 from engine.failpoints import Point, failpoint
+from engine.owner import is_certainly_dead
 from engine.retries import retrying
 from engine.state.leases import take
 from engine.state.seam import Acquired, HeldElsewhere, Lease, StateStore
@@ -46,7 +62,7 @@ _POINTS: dict[WriteKind, tuple[Point, Point]] = {
     "intent": ("before_intent", "after_intent"),
     "commit": ("before_commit", "after_commit"),
 }
-Operation = Acquire | Renew | Release | Write | GrowSchema | ReadState
+Operation = Acquire | Renew | Release | Write | GrowSchema | ReadState | Announce | Leave
 
 
 class StateThread:
@@ -55,6 +71,7 @@ class StateThread:
     Args:
         owner: this engine's name, as other engines see it.
         answer: called from the thread with each answer.
+        redact: removes secrets from what other engines are told.
 
     Attributes:
         error: the error that ended the thread.
@@ -67,12 +84,14 @@ class StateThread:
         lease_ttl_s: float,
         retry: RetryConfig,
         answer: Callable[[FromStore], None],
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._store = store
         self._owner = owner
         self._lease_ttl_s = lease_ttl_s
         self._retry = retry
         self._answer = answer
+        self._redact = redact
         self._leases: dict[str, Lease] = {}
         self._documents: dict[str, str] = {}  # by stream: the shared document read with its record
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
@@ -162,6 +181,18 @@ class StateThread:
                     self._grow_schema(operation)
                 case ReadState(about, document):
                     self._answer(StateRead(about, self._store.read_all(), self._read(document)))
+                case Announce(member, document):
+                    self._announce(member, document)
+                case Leave():
+                    self._store.announce(self._owner, "", self._lease_ttl_s)
+
+    def _announce(self, member: Member, document: str) -> None:
+        reasons = {stream: self._redact(reason) for stream, reason in member.cannot.items()}
+        text = msgspec.json.encode(replace(member, cannot=reasons)).decode()
+        self._store.announce(self._owner, text, self._lease_ttl_s)
+        # A dead process of this machine is announced until its lease expires, which its successors need not await.
+        found = {owner: text for owner, text in self._store.announced().items() if not is_certainly_dead(owner)}
+        self._answer(FleetSeen(self._owner, found, self._read(document)))
 
     def _acquire(self, stream: str, document: str | None) -> None:
         if document is not None:

@@ -25,10 +25,12 @@ from engine.config import Config
 from engine.core.actions import (
     Acquire,
     Action,
+    Announce,
     Child,
     Exit,
     GrowSchema,
     Kill,
+    Leave,
     Log,
     ReadState,
     Release,
@@ -39,6 +41,7 @@ from engine.core.actions import (
 )
 from engine.core.backfill import Progress
 from engine.core.coordinator import Coordinator
+from engine.core.generations import Generation
 from engine.core.specs import BackfillSpec, StreamSpec
 from engine.core.store import FromStore
 from engine.core.stream import Settings
@@ -75,7 +78,7 @@ class Supervisor:
         abandoned: see ``Settings``.
         until_caught_up: end when every stream has passed the cluster time at which the run started.
         common_end: end with all streams at the same cluster time, and keep their leases.
-        reload_from, loaded: see ``Settings``.
+        reload_from, loaded, fleet: see ``Settings``.
     """
 
     def __init__(
@@ -91,10 +94,12 @@ class Supervisor:
         common_end: bool = False,
         reload_from: float = float("inf"),
         loaded: Mapping[str, int] | None = None,
+        fleet: Generation | None = None,
     ) -> None:
         self._config = config
         self._watch: Watch | None = None
-        self._budget = budget = divide_within(config, len(specs) + pool)
+        held = len(specs) if fleet is None else config.fleet.held(len(specs))
+        self._budget = budget = divide_within(config, held + pool)
         settings = Settings(
             writers=config.writers.processes,
             arena_size=budget.arena,
@@ -115,6 +120,9 @@ class Supervisor:
             on_replaced=config.source.on_replaced,
             reload_from=reload_from,
             loaded=dict(loaded or {}),
+            fleet=fleet,
+            capacity=config.fleet.streams,
+            version=__version__,
         )
         self._coordinator = Coordinator(settings, specs, random.Random())
         self._child_settings = ChildSettings(config, budget, __version__)
@@ -200,6 +208,7 @@ class Supervisor:
             self._config.lease.ttl,
             self._config.retry,
             self._take_answer,
+            self._redact,
         )
         previous = {each: signal.signal(each, self._on_signal) for each in stop_signals()}
         try:
@@ -326,7 +335,7 @@ class Supervisor:
                     self._spawner.start(child)
                 case Kill(child):
                     self._kill(child)
-                case Acquire() | Renew() | Release() | Write() | GrowSchema() | ReadState():
+                case Acquire() | Renew() | Release() | Write() | GrowSchema() | ReadState() | Announce() | Leave():
                     assert self._state is not None
                     self._state.do(action)
                 case Log(level, event, fields):

@@ -24,6 +24,7 @@ from engine.state.lake import LakeStore
 from engine.state.seam import Lease
 from tests.sim import world
 from tests.sim.conditional import ChaoticObjects, Write
+from tests.sim.fleet import FleetInLakeWorld, FleetWorld
 from tests.sim.rebuilt import RebuiltWorld
 from tests.sim.world import ForgetfulWorld, LakeWorld, SplitWorld, World
 
@@ -32,6 +33,7 @@ SEEDS_OF_SPLITS = 1_500
 SEEDS_OF_LOSSES = 1_000
 SEEDS_OF_REBUILDS = 300
 SEEDS_IN_THE_LAKE = 500
+SEEDS_OF_FLEETS = 300
 SEEDS_FOR_BROKEN = 2_000
 
 
@@ -71,6 +73,16 @@ def test_no_seed_continues_from_a_lost_state() -> None:
         played.run()
         refusals += played.refusals
     assert refusals > 10
+
+
+def test_no_seed_of_a_fleet_loses_or_duplicates_an_event() -> None:
+    assert play_all(SEEDS_OF_FLEETS, FleetWorld) > 100 * SEEDS_OF_FLEETS
+    given_up = 0
+    for seed in range(50):
+        played = FleetWorld(seed)
+        played.run()
+        given_up += played.given_up
+    assert given_up > 50
 
 
 def test_no_seed_loses_or_duplicates_an_event_after_a_rebuild() -> None:

@@ -29,6 +29,7 @@ from engine.core import rebuild
 from engine.core.actions import Child
 from engine.core.backfill import END, Plan, Selection, encode_plan, is_end, make_place, plan_document, split_place
 from engine.core.coordinator import Coordinator
+from engine.core.generations import Generation
 from engine.core.ledger import first_segment
 from engine.core.lifecycle import Stage
 from engine.core.messages import ObjectName
@@ -38,7 +39,7 @@ from engine.core.records import read_record
 from engine.core.restarts import RetryPolicy
 from engine.core.segments import Limits, SegmentEnd, Segmenter
 from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
-from engine.core.store import FromStore, LeaseDenied, LeaseLost, LeaseTaken, StateRead, Written
+from engine.core.store import FleetSeen, FromStore, LeaseDenied, LeaseLost, LeaseTaken, StateRead, Written
 from engine.core.stream import Settings
 from engine.errors import LeaseLostError, TransientError
 from engine.state.lake import LakeStore
@@ -436,6 +437,7 @@ class Engine:
             on_history_lost="fail",
             sink="lake",
             pool=world.pool,
+            fleet=world.fleet,
         )
         self.coordinator = Coordinator(settings, world.streams(), world.rng)
         self.coordinator.load(world.splits(), {})
@@ -460,10 +462,20 @@ class Engine:
                     self.starting.append(child)
                 case act.Kill(child):
                     self.kill_child(child)
+                case act.Send(child, msg.Stop()):
+                    self.kill_child(child)
                 case act.Send(child, message):
                     if child in self.inboxes:
                         self.inboxes[child].append(message)
-                case act.Acquire() | act.Renew() | act.Release() | act.Write() | act.ReadState():
+                case (
+                    act.Acquire()
+                    | act.Renew()
+                    | act.Release()
+                    | act.Write()
+                    | act.ReadState()
+                    | act.Announce()
+                    | act.Leave()
+                ):
                     self.store_queue.append(action)
                 case act.Exit():
                     self.exited = action
@@ -570,6 +582,12 @@ class Engine:
             case act.ReadState(about):
                 found = {name: (dict(each.fields), each.owner) for name, each in records.items()}
                 self.store_results.append(StateRead(about, found))
+            case act.Announce(member):
+                self.world.announced[self.name] = msgspec.json.encode(member).decode(), now + LEASE_TTL_S
+                living = {name: text for name, (text, until) in self.world.announced.items() if until > now}
+                self.store_results.append(FleetSeen(self.name, living, self.world.generations))
+            case act.Leave():
+                self.world.announced.pop(self.name, None)
             case act.Write(stream, generation, change, kind, seq):
                 if not self._is_ours(stream):
                     return
@@ -605,6 +623,7 @@ class World:
         self.start_time = make_time(1_700_000_000, 0)
         self.lake = Lake()
         self.records: dict[str, StoredStream] = defaultdict(StoredStream)
+        self.announced: dict[str, tuple[str, float]] = {}
         self.arena: dict[tuple[int, int], Sequence[Event]] = {}
         self.reader_engine: dict[int, Engine] = {}
         self.segment_rows = rng.randrange(2, 12)
@@ -621,6 +640,8 @@ class World:
         self.refusals = 0
 
     pool = 0
+    fleet: Generation | None = None
+    generations: str | None = None
     engine_kind: type[Engine] = Engine
     documents: Mapping[str, str] = {}  # shared documents, by name
 
@@ -933,6 +954,11 @@ class LakeEngine(Engine):
                     self.leases.pop(stream, None)
             case act.ReadState(about):
                 self.store_results.append(StateRead(about, self.store.read_all()))
+            case act.Announce(member):
+                self.store.announce(self.name, msgspec.json.encode(member).decode(), LEASE_TTL_S)
+                self.store_results.append(FleetSeen(self.name, self.store.announced()))
+            case act.Leave():
+                self.store.announce(self.name, "", LEASE_TTL_S)
             case act.Write(stream, generation, change, kind, seq):
                 before = self.world.records[stream].fields.get("position")
                 if self._fenced(stream, lambda lease: self.store.write(lease, change.put, change.remove)):
@@ -972,10 +998,10 @@ class LakeWorld(World):
 
     engine_kind = LakeEngine
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, events: int = 40, faults: int = 5) -> None:
         self.objects = ChaoticObjects(random.Random(-seed - 1), self._let_others_in)
         self.engines = []
-        super().__init__(seed)
+        super().__init__(seed, events=events, faults=faults)
         self.objects.now = lambda: self.now
         self.records = Records(self.objects)
 

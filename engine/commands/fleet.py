@@ -1,0 +1,96 @@
+"""Before an engine runs, it joins the others on its state store: see ``core.generations``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.config import Config
+from engine.core.generations import (
+    FLEET_DOCUMENT,
+    Generation,
+    Generations,
+    claimed,
+    decode_generations,
+    encode_generations,
+    joined,
+    selection_of,
+)
+from engine.core.sharing import Member
+from engine.core.specs import StreamSpec
+from engine.errors import ConfigError
+from engine.owner import is_certainly_dead, this_owner
+from engine.state.opening import open_retrying
+from engine.state.seam import StateStore
+from engine.state.shared import amend
+
+_POLL_S = 1.0
+
+log = logging.getLogger("headrace")
+
+
+def join(config: Config, specs: Sequence[StreamSpec]) -> Generation:
+    """The generation that an engine with these streams belongs to; it is introduced if it is new.
+
+    An engine of a replaced selection waits for as long as one that has just died is still announced.
+
+    Raises:
+        ConfigError: the selection has been replaced by another.
+        StateLostError, TransientError: from the state store.
+    """
+    selection = selection_of(specs, config.sink.identity)
+    store = open_retrying(config.state, config.sink, config.retry)
+    try:
+        until = time.monotonic() + config.lease.ttl
+        while True:
+            try:
+                return _join(store, config, specs, selection)
+            except ConfigError:
+                if config.fleet.generation or time.monotonic() > until:
+                    raise
+            time.sleep(_POLL_S)
+    finally:
+        store.close()
+
+
+def _join(store: StateStore, config: Config, specs: Sequence[StreamSpec], selection: str) -> Generation:
+    living = {each.selection for each in _members(store).values()}
+
+    def changed(found: Generations) -> Generations | None:
+        return joined(found, specs, selection, config.fleet.generation, living, this_owner())
+
+    found = _amend(store, changed)
+    (mine,) = (each for each in found.current if each.selection == selection)
+    return mine
+
+
+def lead(store: StateStore, config: Config, generation: Generation) -> str | None:
+    """Become the engine that hands over to this generation; returns the one that already is, if there is one."""
+    member = Member(selection=generation.selection, generation=generation.number)
+    store.announce(this_owner(), msgspec.json.encode(member).decode(), config.lease.ttl)
+    living = _members(store)
+
+    def changed(found: Generations) -> Generations | None:
+        by = next((each.by for each in found.current if each.selection == generation.selection), this_owner())
+        return None if by == this_owner() or by in living else claimed(found, generation.selection, this_owner())
+
+    found = _amend(store, changed)
+    by = next((each.by for each in found.current if each.selection == generation.selection), this_owner())
+    return None if by == this_owner() else by
+
+
+def _members(store: StateStore) -> dict[str, Member]:
+    """The living engines, by owner."""
+    texts = {owner: text for owner, text in store.announced().items() if not is_certainly_dead(owner)}
+    return {owner: msgspec.json.decode(text, type=Member) for owner, text in texts.items()}
+
+
+def _amend(store: StateStore, change: Callable[[Generations], Generations | None]) -> Generations:
+    def changed(_: int, text: str) -> str | None:
+        made = change(decode_generations(text))
+        return None if made is None else encode_generations(made)
+
+    return decode_generations(amend(store, FLEET_DOCUMENT, changed)[1])
