@@ -21,6 +21,13 @@ def this_owner() -> str:
     return f"{socket.gethostname()}/{_where()}/{pid}/{tick}"
 
 
+def name_of(owner: str) -> str:
+    """The owner in short, as it is shown: host and process; empty for no owner."""
+    host, _, rest = owner.partition("/")
+    process = rest.rpartition("/")[0].rpartition("/")[2]
+    return f"{host}:{process}" if process else host
+
+
 def is_certainly_dead(owner: str) -> bool:
     """Whether the owner was a process on this machine that has ended; False if in doubt."""
     _, _, rest = owner.partition("/")

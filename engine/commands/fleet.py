@@ -19,7 +19,7 @@ from engine.core.generations import (
     joined,
     selection_of,
 )
-from engine.core.sharing import Member
+from engine.core.sharing import Member, decode_members
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 from engine.owner import is_certainly_dead, this_owner
@@ -85,7 +85,7 @@ def lead(store: StateStore, config: Config, generation: Generation) -> str | Non
 def _members(store: StateStore) -> dict[str, Member]:
     """The living engines, by owner."""
     texts = {owner: text for owner, text in store.announced().items() if not is_certainly_dead(owner)}
-    return {owner: msgspec.json.decode(text, type=Member) for owner, text in texts.items()}
+    return decode_members(texts)
 
 
 def _amend(store: StateStore, change: Callable[[Generations], Generations | None]) -> Generations:

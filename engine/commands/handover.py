@@ -39,7 +39,7 @@ log = logging.getLogger("headrace")
 
 
 def hand_over(
-    config: Config, desired: Sequence[StreamSpec], fleet: Generation | None, run_to_end: RunToEnd
+    config: Config, desired: Sequence[StreamSpec], run_to_end: RunToEnd, fleet: Generation | None = None
 ) -> bool:
     """Hand over from earlier streams to the desired ones, if that is needed.
 

@@ -126,7 +126,7 @@ def _follow(
         return ending.until
 
     try:
-        code = supervisor.run() if hand_over(config, specs, fleet, run_to_end) else 0
+        code = supervisor.run() if hand_over(config, specs, run_to_end, fleet) else 0
         finish(config, work)
         if supervisor.reloads and not supervisor.interrupted:
             raise ContentReplaced

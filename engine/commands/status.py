@@ -18,8 +18,10 @@ from engine.core.backfill import Plan, not_loaded
 from engine.core.naming import is_split
 from engine.core.position import split_time, token_document
 from engine.core.records import StreamRecord, read_record
+from engine.core.sharing import decode_members
 from engine.core.specs import Spec, StreamSpec
 from engine.errors import HeadraceError
+from engine.owner import name_of
 from engine.state.opening import open_store
 
 _ASK_MS = 2000
@@ -47,6 +49,17 @@ class _Shown(msgspec.Struct):
     not_loaded: list[str]
 
 
+class _Engine(msgspec.Struct):
+    """One engine's line, as it has announced itself."""
+
+    engine: str
+    version: str
+    generation: int
+    streams: list[str]
+    cannot: dict[str, str]
+    leaving: bool
+
+
 def show_state(config: Config, *, as_json: bool) -> int:
     """Print the position of each stream and the progress of each backfill: tables, or JSON lines.
 
@@ -56,6 +69,7 @@ def show_state(config: Config, *, as_json: bool) -> int:
     store = open_store(config.state, config.sink, read_only=True)
     try:
         known = store.read_all()
+        engines = _engines(store.announced())
         backfills = Plans(store).progress()
         plans = {plan.namespace: plan for plan in Plans(store).read_all()}
     finally:
@@ -67,16 +81,46 @@ def show_state(config: Config, *, as_json: bool) -> int:
         if not is_split(name)
     ]
     if as_json:
-        for row in (*rows, *backfills):
+        for row in (*rows, *engines, *backfills):
             sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         return 0
     _print(rows, window, unknown)
+    if engines:
+        _print_engines(engines)
     if backfills:
         sys.stdout.write("\n")
         report(backfills)
     elif not rows:
         sys.stdout.write("no stream has run yet\n")
     return 0
+
+
+def _engines(texts: Mapping[str, str]) -> list[_Engine]:
+    """The engines that run, by name."""
+    return [
+        _Engine(name_of(owner), found.version, found.generation, sorted(found.holds), found.cannot, found.leaving)
+        for owner, found in sorted(decode_members(texts).items())
+    ]
+
+
+def _print_engines(engines: list[_Engine]) -> None:
+    from engine.commands.terminal import print_details, print_table
+
+    lines = [
+        (
+            each.engine,
+            each.version,
+            str(each.generation),
+            str(len(each.streams)),
+            "leaving" if each.leaving else "",
+        )
+        for each in engines
+    ]
+    sys.stdout.write("\n")
+    print_table(("engine", "version", "generation", "streams", ""), lines)
+    for each in engines:
+        if each.cannot:
+            print_details(f"{each.engine} cannot read", each.cannot)
 
 
 def _oplog(config: Config) -> tuple[tuple[int, int] | None, str]:
@@ -131,7 +175,7 @@ def _shown(
         seq=record.seq,
         events=record.rows,
         intents=len(record.intents),
-        held_by=holder.partition("/")[0],
+        held_by=name_of(holder),
         updated=_iso(record.updated),
         status="closed" if record.closed else "running" if holder else "stopped",
         behind_s=round(max(0.0, time.time() - seconds), 1) if seconds and not record.closed else None,

@@ -14,6 +14,7 @@ component, in a fixed order, what has become possible.
     readers       who reads what
     splits        the splits of backfills that wait to be read
     landing       batches, segments, commits
+    endings       streams that are done here, or are given up
     schemas       the types of the collections' fields
     replacements  collections whose content was replaced
     oplog         how much of it is left
@@ -33,9 +34,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from engine.core import messages as msg
 from engine.core import store
 from engine.core.actions import Action, Child, Exit, Leave, Log, Release, Send
-from engine.core.backfill import Progress, is_end
+from engine.core.backfill import Progress
 from engine.core.children import Children
 from engine.core.decisions import Close, Decision, End, Fail, Forget, GiveUp, Interrupt
+from engine.core.endings import Endings
 from engine.core.faults import Faults
 from engine.core.fleet import Fleet
 from engine.core.grants import Grants
@@ -93,6 +95,7 @@ class Coordinator:
             self.splits,
             self._replacements,
         )
+        self._endings = Endings(settings, self.streams, self._leases, self.landing)
         self._faults = Faults(settings, self.streams, self.children, self.readers)
         self._pressure = Pressure(settings.memory_limit, self.children)
         self.health = Health(self.streams, self.children)
@@ -148,7 +151,7 @@ class Coordinator:
         decisions += [] if self.draining else self._leases.due(now)
         decisions += self.children.start_due(now)
         decisions += self._leases.renewals(now)
-        decisions += [Interrupt(each) for each in self.streams.values() if _is_late(each, now)]
+        decisions += self._endings.late(now)
         decisions += self.children.hung(self._is_busy, now)
         if self.draining and now > self._drain_until:
             decisions.append(self._drain_failed())
@@ -320,7 +323,7 @@ class Coordinator:
         actions = self._carry_out(decisions)
         if self._exiting is None:
             for stream in list(self.streams.values()):
-                actions += self._carry_out(self._finish_if_done(stream))
+                actions += self._carry_out(self._endings.of(stream, draining=self.draining))
             writers = self.children.ready("writer")
             if not self.draining:
                 self.splits.open_due(
@@ -347,7 +350,7 @@ class Coordinator:
                 case Close(stream, rows):
                     actions += self._close(stream, rows)
                 case GiveUp(stream):
-                    actions += self._give_up(stream)
+                    actions += self._endings.give_up(stream, self._ticked_at)
                 case End(error, code):
                     actions += self._exit(self._faults.code_of(error) if code is None else code, error)
                 case _:
@@ -390,50 +393,12 @@ class Coordinator:
             actions += self._carry_out(self.splits.leave_covered(stream.spec))
         return actions
 
-    def _give_up(self, stream: Stream) -> list[Action]:
-        """Drain the stream; ``_finish_if_done`` then releases its lease."""
-        if stream.give_up_by is not None or not stream.holds_lease:
-            return []
-        stream.give_up_by = self._ticked_at + self.settings.drain_timeout_s
-        is_being_read = stream.stage in (Stage.ASSIGNED, Stage.READING)
-        return [Send(stream.reader, msg.Finish())] if is_being_read and stream.reader is not None else []
-
     def _close(self, stream: Stream, rows: int) -> list[Action]:
         self.splits.closed(stream, rows)
         self.readers.free(stream)
         del self.streams[stream.name]
         loaded = self._replacements.loaded(stream.spec) if isinstance(stream.spec, MarkSpec) else []
         return [Release((stream.name,)), *self._carry_out(loaded)]
-
-    def _finish_if_done(self, stream: Stream) -> list[Decision]:
-        """Finish the stream if everything read of it is committed, or a drain leaves it as it is."""
-        if self.draining and stream.is_open and not stream.is_assigned:
-            stream.life.on("finished")
-            return []
-        gives_up = stream.give_up_by is not None and not self.draining
-        if gives_up and stream.stage in (Stage.ACQUIRED, Stage.SURVEYING, Stage.READY):
-            return self._leases.give_up(stream)
-        if stream.stage is not Stage.ENDING or stream.ledger.segments:
-            return []
-        if gives_up:
-            return [*self._ended(stream), *self._leases.give_up(stream)]
-        if stream.selection_changed and not self.draining:
-            stream.generation += 1
-            stream.life.on("reopened")
-            return []
-        stream.life.on("finished")
-        decisions = self._ended(stream)
-        fields = {"stream": stream.name, "events": stream.counters.events_committed}
-        decisions.append(Log(stream.log_level, "stream finished", fields))
-        if stream.is_of_backfill and is_end(stream.ledger.committed):
-            decisions.append(Close(stream))
-        return decisions
-
-    def _ended(self, stream: Stream) -> list[Decision]:
-        """Commit how far the stream has been read out."""
-        if stream.ended_at is None or stream.selection_changed:
-            return []
-        return self.landing.apply(stream, stream.ledger.idle(stream.ended_at))
 
     # --- ending ------------------------------------------------------------------------------------------
 
@@ -483,8 +448,3 @@ class Coordinator:
             if self.children[child].ready:
                 actions.append(Send(child, msg.Stop()))
         return [*actions, self._exiting]
-
-
-def _is_late(stream: Stream, now: float) -> bool:
-    """Whether a stream that is being given up takes too long to drain: its next owner replays what is open."""
-    return stream.give_up_by is not None and now > stream.give_up_by and stream.is_assigned

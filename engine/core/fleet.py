@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from engine.core.actions import Action, Announce, Log
 from engine.core.children import Children
 from engine.core.decisions import Decision, GiveUp
 from engine.core.generations import FLEET_DOCUMENT, decode_generations, successor
 from engine.core.lifecycle import Lease, Stage
-from engine.core.sharing import Member, Share, share
+from engine.core.sharing import Member, Share, decode_members, share
 from engine.core.store import FleetSeen
 from engine.core.stream import Settings, Stream
 
@@ -113,7 +111,7 @@ class Fleet:
         assert self._identity is not None
         replaced_by = successor(decode_generations(answer.document), self._identity.selection)
         self.successor = None if replaced_by is None else replaced_by.number
-        found = _decoded(answer.members)
+        found = decode_members(answer.members)
         self.members = {name: each for name, each in found.items() if each.selection == self._identity.selection}
         self.members[self.me] = self._member(draining=draining)
         holders = {s: name for name, each in self.members.items() for s in each.holds if name != self.me}
@@ -170,14 +168,3 @@ class Fleet:
             "remedy": "Start another engine, raise fleet.streams, or see why the engines cannot read them.",
         }
         return [Log("error", "no engine can take these streams", fields)]
-
-
-def _decoded(texts: Mapping[str, str]) -> dict[str, Member]:
-    """The members by owner. One that a later version announces may have more to say; it is not read."""
-    found = {}
-    for owner, text in texts.items():
-        try:
-            found[owner] = msgspec.json.decode(text, type=Member)
-        except msgspec.DecodeError:
-            continue  # whatever it holds is fenced; it is not counted on
-    return found

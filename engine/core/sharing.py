@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 
+import msgspec
 from msgspec import Struct
 
 
@@ -57,8 +59,8 @@ def share(
     agree on which. What has been free for too long (``overdue``) is for anyone who can take it.
 
     While no stream is free, an engine gives up what is more than anyone should have; and then one at a time, if it
-    has the most, and another has at least two fewer. While the members stay the same, this ends with a difference of
-    at most one, and then nothing moves.
+    has the most, and another has at least two fewer. While the members stay the same, this ends with a difference
+    of at most one, and then nothing moves.
 
     Args:
         streams: all streams that are to be read.
@@ -104,3 +106,16 @@ def _excess(streams: Collection[str], active: Mapping[str, Member], me: str) -> 
 def _score(stream: str, member: str) -> bytes:
     """The lower, the sooner this engine gets a stream among equals."""
     return blake2b(f"{member}\0{stream}".encode(), digest_size=8).digest()
+
+
+def decode_members(texts: Mapping[str, str]) -> dict[str, Member]:
+    """The members by owner, from what they have announced.
+
+    What a later version adds is ignored. An announcement that cannot be read is left out: what that engine holds
+    is fenced all the same.
+    """
+    found = {}
+    for owner, text in texts.items():
+        with suppress(msgspec.DecodeError):
+            found[owner] = msgspec.json.decode(text, type=Member)
+    return found

@@ -220,9 +220,11 @@ class RedisStore:
 
         def ask(batch: Pipeline) -> None:
             if text:
-                batch.set(self._engine(owner), text, px=int(ttl_s * 1000)).sadd(self._engines, owner)
+                batch.set(self._engine(owner), text, px=int(ttl_s * 1000))
+                batch.sadd(self._engines, owner)
             else:
-                batch.delete(self._engine(owner)).srem(self._engines, owner)
+                batch.delete(self._engine(owner))
+                batch.srem(self._engines, owner)
 
         self._change("announce this engine", ask)
 

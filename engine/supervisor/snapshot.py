@@ -13,7 +13,8 @@ from engine.core.budget import Budget
 from engine.core.coordinator import Coordinator
 from engine.core.position import split_time, token_data
 from engine.core.stream import Stream
-from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus
+from engine.owner import name_of
+from engine.supervisor.telemetry import MemberStatus, ProcessStatus, Status, StreamStatus
 
 # How many columns of each collection are in the status: those with the most rescued values.
 RESCUED_COLUMNS = 10
@@ -44,12 +45,31 @@ def snapshot(
         memory_limit_bytes=budget.limit,
         slab_bytes=coordinator.grants.arena.used,
         slab_limit_bytes=budget.arena,
+        fleet=_fleet(coordinator, redact),
+        unowned=coordinator.fleet.unowned,
         oplog_window_s=coordinator.oplog.window_s,
         oplog_error=redact(coordinator.oplog.error or ""),
         streams=tuple(_of_stream(coordinator, each, redact) for each in streams),
         backfills=tuple(coordinator.splits.progress.values()),
         rescued=coordinator.landing.rescues.top(RESCUED_COLUMNS),
         processes=tuple(_of_process(coordinator, each, pids.get(each), memory) for each in coordinator.children),
+    )
+
+
+def _fleet(coordinator: Coordinator, redact: Callable[[str], str]) -> tuple[MemberStatus, ...]:
+    fleet = coordinator.fleet
+    return tuple(
+        MemberStatus(
+            name_of(owner),
+            each.version,
+            each.generation,
+            tuple(sorted(each.holds)),
+            each.room,
+            {stream: redact(reason) for stream, reason in each.cannot.items()},
+            each.leaving,
+            owner == fleet.me,
+        )
+        for owner, each in sorted(fleet.members.items())
     )
 
 

@@ -75,6 +75,28 @@ class StreamStatus(Struct, frozen=True):
         return len(self.replaced)
 
 
+class MemberStatus(Struct, frozen=True):
+    """One engine of the fleet, as this engine last saw it.
+
+    Attributes:
+        engine: host and process.
+        generation: of its selection.
+        room: how many more streams it could hold.
+        cannot: the streams that it cannot read, each with the reason.
+        leaving: it is draining.
+        is_this: it is this engine.
+    """
+
+    engine: str
+    version: str
+    generation: int
+    streams: tuple[str, ...]
+    room: int
+    cannot: dict[str, str] = {}
+    leaving: bool = False
+    is_this: bool = False
+
+
 class ProcessStatus(Struct, frozen=True):
     """One process of the engine."""
 
@@ -94,6 +116,8 @@ class Status(Struct, frozen=True):
     """The engine at one moment.
 
     Attributes:
+        fleet: the engines that share the streams, this one included; empty until it has seen them.
+        unowned: streams that no engine can take.
         oplog_window_s: from the oplog's first entry to its last.
         oplog_error: why that is not known, if it cannot be.
     """
@@ -110,6 +134,8 @@ class Status(Struct, frozen=True):
     processes: tuple[ProcessStatus, ...] = ()
     backfills: tuple[Progress, ...] = ()
     rescued: tuple[RescuedValues, ...] = ()
+    fleet: tuple[MemberStatus, ...] = ()
+    unowned: tuple[str, ...] = ()
     oplog_window_s: float | None = None
     oplog_error: str = ""
 

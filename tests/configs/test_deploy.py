@@ -233,7 +233,9 @@ def test_helm_renders_what_the_engine_reads(tmp_path: Path) -> None:
     assert pod["terminationGracePeriodSeconds"] == config.shutdown.timeout + 15
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["memory"] == f"{config.memory.limit * 9 // 8 // 2**20}Mi"
-    assert found["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert found["Deployment"]["spec"]["strategy"] == strategy
+    assert config.fleet.generation == 1  # the revision of the release
 
 
 def test_helm_renders_other_values(tmp_path: Path) -> None:

@@ -274,3 +274,40 @@ def test_a_process_without_descriptors_may_try_again(open_state: Open) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert store.write_shared("d", 1, "text")
     assert "ulimit -n" in caught.value.remedy, caught.value
+
+
+def test_engines_see_what_each_other_says(open_state: Open) -> None:
+    first, second = open_state(), open_state()
+    assert first.announced() == {}
+    first.announce("a", "é {1}", TTL_S)
+    second.announce("b", "2", TTL_S)
+    assert first.announced() == second.announced() == {"a": "é {1}", "b": "2"}
+    first.announce("a", "3", TTL_S)
+    assert second.announced() == {"a": "3", "b": "2"}
+    assert open_state(read_only=True).announced() == {"a": "3", "b": "2"}
+    first.announce("a", "", TTL_S)
+    assert second.announced() == {"b": "2"}
+
+
+def test_an_engine_that_is_silent_is_no_longer_seen(open_state: Open) -> None:
+    store = open_state()
+    store.announce("a", "1", SHORT_TTL_S)
+    store.announce("b", "2", TTL_S)
+    deadline = time.monotonic() + 10  # an S3 server tells ages in whole seconds
+    while "a" in store.announced() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert store.announced() == {"b": "2"}
+    store.announce("a", "3", TTL_S)
+    assert store.announced() == {"a": "3", "b": "2"}
+
+
+def test_what_engines_say_is_neither_a_record_nor_a_document(open_state: Open) -> None:
+    store = open_state()
+    store.announce("a", "1", TTL_S)
+    assert store.read_all() == {}
+    assert store.read_all_shared() == {}
+    lease = acquired(store, "a").lease
+    store.announce("a", "2", TTL_S)
+    store.renew(lease, TTL_S)
+    assert store.announced() == {"a": "2"}
+    assert isinstance(open_state().acquire("s", "b", TTL_S), HeldElsewhere)

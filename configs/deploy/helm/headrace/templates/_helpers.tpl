@@ -41,10 +41,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else }}{{ toJson . }}{{ end }}
 {{- end }}
 
-{{/* The configuration file. The endpoints must answer the kubelet. */}}
+{{/* The configuration file. The endpoints must answer the kubelet; the newer of two releases says what is captured. */}}
 {{- define "headrace.config" -}}
-{{- $listen := dict "telemetry" (dict "listen" "0.0.0.0:8080") }}
-{{- range $section, $keys := mergeOverwrite $listen (deepCopy .Values.config) }}
+{{- $own := dict "telemetry" (dict "listen" "0.0.0.0:8080") "fleet" (dict "generation" .Release.Revision) }}
+{{- range $section, $keys := mergeOverwrite $own (deepCopy .Values.config) }}
 [{{ $section }}]
 {{- range $key, $value := $keys }}
 {{ toJson $key }} = {{ include "headrace.toml" $value }}
