@@ -27,6 +27,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
         room: how many more streams it could hold.
         ready: it can land what it reads; until then, nothing is given up for it.
         leaving: it is draining, and takes no more.
+        epochs: of the leases that it has: whoever takes one over knows that it was there.
     """
 
     version: str = ""
@@ -37,6 +38,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
     room: int = 0
     ready: bool = False
     leaving: bool = False
+    epochs: dict[str, int] = {}
 
     def can_take(self, stream: str) -> bool:
         """Whether it could take this stream."""

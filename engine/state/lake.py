@@ -186,7 +186,9 @@ class LakeStore:
         self._listing: Mapping[str, Listed] = {}
         self._read_before: dict[str, _Found] = {}  # by key, what ``read_all`` has read
 
-    def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
+    def acquire(
+        self, stream: str, owner: str, ttl_s: float, *, replacing: str = "", at_least: int = 0
+    ) -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
         operation = f"acquire the lease of {stream}"
         ttl_s = float(ttl_s)  # a subclass would not be written
@@ -194,7 +196,7 @@ class LakeStore:
         self._beat(owner, ttl_s)
         for _ in range(_MAX_ATTEMPTS):
             found = self._read(stream)
-            epoch, known = found.record.epoch if found else 0, self._known.epoch(stream)
+            epoch, known = found.record.epoch if found else 0, max(at_least, self._known.epoch(stream))
             if epoch < known:
                 raise lost_record(operation, stream, known, epoch)
             self._known.saw(stream, epoch)

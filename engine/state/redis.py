@@ -132,10 +132,12 @@ class RedisStore:
         self._known = Known()
         self._worked: set[bool] = set()  # whether a read, and whether a write
 
-    def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
+    def acquire(
+        self, stream: str, owner: str, ttl_s: float, *, replacing: str = "", at_least: int = 0
+    ) -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
 
-        operation, known = f"acquire the lease of {stream}", self._known.epoch(stream)
+        operation, known = f"acquire the lease of {stream}", max(at_least, self._known.epoch(stream))
         arguments = (owner, int(ttl_s * 1000), replacing, self._record_ttl_ms(stream), known)
 
         def ask(batch: Pipeline) -> None:

@@ -44,8 +44,14 @@ class HeldElsewhere(Struct, frozen=True):
 class StateStore(Protocol):
     """Any method may raise ``TransientError`` (worth a retry), ``StateLostError`` or ``ConfigError``."""
 
-    def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
-        """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
+    def acquire(
+        self, stream: str, owner: str, ttl_s: float, *, replacing: str = "", at_least: int = 0
+    ) -> Acquired | HeldElsewhere:
+        """Take the lease if it is free, expired, already ours, or held by ``replacing``.
+
+        Raises:
+            StateLostError: its epoch is below ``at_least``, or below one that was seen before.
+        """
 
     def renew(self, lease: Lease, ttl_s: float) -> None:
         """Keep the lease for ``ttl_s`` more seconds. Raises ``LeaseLostError``."""

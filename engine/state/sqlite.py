@@ -78,9 +78,11 @@ class SqliteStore:
         self._wal: tuple[int, int] | None = None
         self._known = Known()
 
-    def acquire(self, stream: str, owner: str, ttl_s: float, *, replacing: str = "") -> Acquired | HeldElsewhere:
+    def acquire(
+        self, stream: str, owner: str, ttl_s: float, *, replacing: str = "", at_least: int = 0
+    ) -> Acquired | HeldElsewhere:
         """Take the lease if it is free, expired, already ours, or held by ``replacing``."""
-        operation, known = f"acquire the lease of {stream}", self._known.epoch(stream)
+        operation, known = f"acquire the lease of {stream}", max(at_least, self._known.epoch(stream))
         name, now = self._prefix + stream, time.time()
         with self._transaction(operation) as db:
             row = db.execute("SELECT epoch, owner, expires_at FROM leases WHERE stream = ?", (name,)).fetchone()

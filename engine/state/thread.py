@@ -33,7 +33,7 @@ from engine.core.actions import (
 )
 from engine.core.records import schema_document
 from engine.core.schemas import grown_document
-from engine.core.sharing import Member
+from engine.core.sharing import Member, decode_members
 from engine.core.store import (
     FleetSeen,
     FromStore,
@@ -93,6 +93,7 @@ class StateThread:
         self._answer = answer
         self._redact = redact
         self._leases: dict[str, Lease] = {}
+        self._epochs: dict[str, int] = {}  # by stream: the highest that another engine has announced
         self._documents: dict[str, str] = {}  # by stream: the shared document read with its record
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -188,17 +189,21 @@ class StateThread:
 
     def _announce(self, member: Member, document: str) -> None:
         reasons = {stream: self._redact(reason) for stream, reason in member.cannot.items()}
-        text = msgspec.json.encode(replace(member, cannot=reasons)).decode()
+        epochs = {stream: lease.epoch for stream, lease in self._leases.items() if stream in member.holds}
+        text = msgspec.json.encode(replace(member, cannot=reasons, epochs=epochs)).decode()
         self._store.announce(self._owner, text, self._lease_ttl_s)
         # A dead process of this machine is announced until its lease expires, which its successors need not await.
         found = {owner: text for owner, text in self._store.announced().items() if not is_certainly_dead(owner)}
+        for each in decode_members(found).values():
+            for stream, epoch in each.epochs.items():
+                self._epochs[stream] = max(epoch, self._epochs.get(stream, 0))
         self._answer(FleetSeen(self._owner, found, self._read(document)))
 
     def _acquire(self, stream: str, document: str | None) -> None:
         if document is not None:
             self._documents[stream] = document
         try:
-            found = take(self._store, stream, self._owner, self._lease_ttl_s)
+            found = take(self._store, stream, self._owner, self._lease_ttl_s, self._epochs.get(stream, 0))
         except StateLostError as error:
             self._record_lost(stream, error)
             return

@@ -16,7 +16,7 @@ import trustme
 from bench.local import LocalStack
 from engine.config import Secret
 from engine.config.tree import LAKE, SinkConfig, StateConfig
-from engine.errors import ConfigError, LeaseLostError, TransientError
+from engine.errors import ConfigError, LeaseLostError, StateLostError, TransientError
 from engine.state.opening import open_store
 from engine.state.seam import Acquired, HeldElsewhere, StateStore
 from tests.state.stores import TTL_S, Open, acquired, acquired_after, s3_sink, sentinel_before
@@ -311,3 +311,14 @@ def test_what_engines_say_is_neither_a_record_nor_a_document(open_state: Open) -
     store.renew(lease, TTL_S)
     assert store.announced() == {"a": "2"}
     assert isinstance(open_state().acquire("s", "b", TTL_S), HeldElsewhere)
+
+
+def test_a_record_that_is_known_to_have_been_there_is_not_made_anew(open_state: Open) -> None:
+    store = open_state()
+    with pytest.raises(StateLostError):
+        store.acquire("s", "a", TTL_S, at_least=1)
+    assert isinstance(store.acquire("s", "a", TTL_S), Acquired)
+    store = open_state()
+    assert isinstance(store.acquire("s", "a", TTL_S, at_least=1), Acquired)
+    with pytest.raises(StateLostError):
+        open_state().acquire("s", "a", TTL_S, at_least=3)
