@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -158,9 +158,7 @@ def _older_than_the_lake(namespace: str, plan: Plan | None, key: str) -> ConfigE
     return ConfigError(f"load {namespace}", cause, remedy)
 
 
-def snapshot(
-    config: Config, planner: Planner, specs: Sequence[StreamSpec], lost: frozenset[str] = frozenset()
-) -> Work:
+def snapshot(config: Config, planner: Planner, specs: Sequence[StreamSpec], lost: Collection[str] = ()) -> Work:
     """What to load beside change streams, by ``source.start`` or ``source.on_history_lost``.
 
     Plans for streams without a position are made before they get one. A stream with a position continues, and only

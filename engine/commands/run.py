@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.config import Config
 from engine.core.generations import Generation
+from engine.core.position import Position
 from engine.core.specs import StreamSpec
 from engine.errors import EngineEnded, HeadraceError
 from engine.processes.forks import template
@@ -33,7 +34,7 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     divide_within(config, config.fleet.held(len(specs)) + snapshot_readers(config))
     # A run with an end takes whatever it can get: it is over only when every stream has caught up.
     fleet = None if until_caught_up else join(config, specs)
-    lost: frozenset[str] = frozenset()
+    lost: Mapping[str, Position | None] = {}
     losses: list[float] = []
     reload_from = 0.0
     while True:
@@ -42,7 +43,7 @@ def run(config: Config, *, until_caught_up: bool) -> int:
         except ContentReplaced:
             # What is replaced after the requested end is left to the next run.
             reload_from = math.inf if until_caught_up else time.monotonic() + RELOADS_APART_S
-            lost = frozenset()
+            lost = {}
         except HistoryLost as loss:
             lost = loss.streams
             losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
@@ -53,7 +54,7 @@ def run(config: Config, *, until_caught_up: bool) -> int:
 class HistoryLost(Exception):
     """What these streams cover must be loaded again before they start over."""
 
-    def __init__(self, streams: frozenset[str], error: HeadraceError) -> None:
+    def __init__(self, streams: Mapping[str, Position | None], error: HeadraceError) -> None:
         super().__init__(str(error))
         self.streams = streams
         self.error = error
@@ -67,7 +68,7 @@ def _follow(
     config: Config,
     specs: Sequence[StreamSpec],
     fleet: Generation | None,
-    lost: frozenset[str],
+    lost: Mapping[str, Position | None],
     reload_from: float,
     *,
     until_caught_up: bool,

@@ -47,6 +47,7 @@ from engine.core.leases import Leases
 from engine.core.ledger import Ledger
 from engine.core.lifecycle import Lease, Stage
 from engine.core.oplog import Oplog
+from engine.core.position import Position
 from engine.core.pressure import Pressure
 from engine.core.readers import Readers
 from engine.core.replacements import Replacements
@@ -55,7 +56,7 @@ from engine.core.schemas import Schemas
 from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
 from engine.core.splits import Splits
 from engine.core.stream import Settings, Stream
-from engine.errors import ConfigError, FatalError, HeadraceError, StateLostError, error_of_kind
+from engine.errors import ConfigError, HeadraceError, StateLostError, error_of_kind
 
 MAX_SLABS = 64
 
@@ -108,11 +109,12 @@ class Coordinator:
 
     def _new_stream(self, spec: Spec, reader: Child | None) -> Stream:
         failures = Failures(self.settings.retry, self._rng)
-        history_lost = spec.stream in self.settings.lost
-        return Stream(spec, reader, failures, self.settings.start_at, Ledger(), history_lost=history_lost)
+        made = Stream(spec, reader, failures, self.settings.start_at, Ledger())
+        made.history_lost, made.lost_at = spec.stream in self.settings.lost, self.settings.lost.get(spec.stream)
+        return made
 
     @property
-    def lost(self) -> frozenset[str]:
+    def lost(self) -> Mapping[str, Position | None]:
         """The streams whose loss of history has ended the engine."""
         return self._faults.lost
 
@@ -154,7 +156,7 @@ class Coordinator:
         decisions += self._endings.late(now)
         decisions += self.children.hung(self._is_busy, now)
         if self.draining and now > self._drain_until:
-            decisions.append(self._drain_failed())
+            decisions.append(self._endings.drain_failed())
         if self._exiting is None:
             decisions = [*self.health.look(now), *decisions]
         return self._settle(decisions, now)
@@ -428,18 +430,14 @@ class Coordinator:
         code = min(self._faults.code_of(error) for error in errors) if hopeless else int(bool(errors))
         return [End(errors[0] if errors else None, code)]
 
-    def _drain_failed(self) -> End:
-        left = sum(each.ledger.in_flight for each in self.streams.values())
-        cause = f"{left} segment(s) were not committed within shutdown.timeout"
-        remedy = "Nothing is lost: they are replayed at the next start. Raise shutdown.timeout to let them finish."
-        return End(FatalError("drain", cause, remedy), 1)
-
     def _exit(self, code: int, error: HeadraceError | None) -> list[Action]:
         if self._exiting is not None:
             return []
         self._exiting = Exit(code, error)
         held = tuple(name for name, each in self.streams.items() if each.life.lease is not Lease.FREE)
-        keep = (self.settings.common_end or self.reloads) and not code and not self.draining
+        # Those leases are for the run that follows: no other engine should continue in between.
+        follows = self.reloads or (self.settings.common_end and not code) or bool(self.lost)
+        keep = follows and not self.draining
         actions: list[Action] = [Release(held)] if held and not keep else []
         if self.settings.fleet is not None and not keep:
             actions.append(Leave())

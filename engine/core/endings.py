@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 from engine.core.actions import Action, Log, Send
 from engine.core.backfill import is_end
-from engine.core.decisions import Close, Decision, Interrupt
+from engine.core.decisions import Close, Decision, End, Interrupt
 from engine.core.landing import Landing
 from engine.core.leases import Leases
 from engine.core.lifecycle import Stage
 from engine.core.messages import Finish
 from engine.core.stream import Settings, Stream
+from engine.errors import FatalError
 
 _NOT_READ = (Stage.ACQUIRED, Stage.SURVEYING, Stage.READY)
 
@@ -69,6 +70,13 @@ class Endings:
         if stream.is_of_backfill and is_end(stream.ledger.committed):
             decisions.append(Close(stream))
         return decisions
+
+    def drain_failed(self) -> End:
+        """The engine has drained for too long."""
+        left = sum(each.ledger.in_flight for each in self._streams.values())
+        cause = f"{left} segment(s) were not committed within shutdown.timeout"
+        remedy = "Nothing is lost: they are replayed at the next start. Raise shutdown.timeout to let them finish."
+        return End(FatalError("drain", cause, remedy), 1)
 
     def _read_out(self, stream: Stream) -> list[Decision]:
         """Commit how far the stream was read."""

@@ -16,6 +16,7 @@ from engine.core.actions import Child, Log
 from engine.core.children import Children
 from engine.core.decisions import Decision, End, Fail, Forget, Interrupt
 from engine.core.messages import Failed
+from engine.core.position import Position
 from engine.core.problems import Problem
 from engine.core.readers import Readers
 from engine.core.stream import Settings, Stream
@@ -28,7 +29,7 @@ class Faults:
     Attributes:
         has_run: something was read, or had nothing new to read: the configuration works.
         sink_seen: the sink has answered.
-        lost: the streams whose loss of history has ended the engine.
+        lost: the streams whose loss of history has ended the engine, each with the position that it was lost at.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Faults:
         self._readers = readers
         self.has_run = False
         self.sink_seen = False
-        self.lost: frozenset[str] = frozenset()
+        self.lost: Mapping[str, Position | None] = {}
 
     def code_of(self, error: HeadraceError | None) -> int:
         """The exit code of an engine that exits with this error."""
@@ -86,8 +87,8 @@ class Faults:
         fields: dict[str, object] = {"stream": stream.name, "error": str(error)}
         if self._settings.on_history_lost == "snapshot":
             # The load is planned before the stream gets a new position: a crash in between must not hide the gap.
-            also = (each.name for each in self._streams.values() if each.history_lost)
-            self.lost = frozenset({stream.name, *also})
+            also = {each.name: each.lost_at for each in self._streams.values() if each.history_lost}
+            self.lost = {**also, stream.name: stream.ledger.committed}
             what = "history lost; reloading the collections and continuing from now"
             return [Log("error", what, fields), End(error, 1)]
         fields["intents_dropped"] = len(stream.ledger.intents)

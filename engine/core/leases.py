@@ -27,6 +27,7 @@ from engine.core.ledger import Ledger
 from engine.core.lifecycle import Lease, Stage
 from engine.core.messages import Survey
 from engine.core.naming import number_in, plan_of_split
+from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
 from engine.core.replacements import Replacements
 from engine.core.specs import StreamSpec
@@ -149,6 +150,8 @@ class Leases:
             return [*decisions, Fail(stream, _older_than_the_lake(stream, beyond))]
         if record.intents and record.sink != self._settings.sink:
             return [*decisions, End(self._other_sink(stream, record), 2)]
+        if stream.history_lost and not _is_at(record.position, stream.lost_at):
+            stream.history_lost = False  # another engine has started it over
         if (stream.history_lost or record.closed) and record.position is not None:
             stream.forget_position()
         return decisions + self._replacements.judge(stream)
@@ -284,6 +287,12 @@ class Leases:
         stream.beyond = beyond
         stream.life.on("survey doubted")
         return [_acquire(stream)]
+
+
+def _is_at(position: Position | None, lost_at: Position | None) -> bool:
+    if position is None or lost_at is None:
+        return position is None
+    return (position.token, position.time) == (lost_at.token, lost_at.time)
 
 
 def _acquire(stream: Stream) -> Acquire:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct, field
@@ -30,7 +31,8 @@ class Settings(Struct, frozen=True):
         until_caught_up: finish each stream once it is past the server's cluster time at the start.
         pool: the number of readers for splits.
         max_fields: the number of columns that a collection's schema may grow to.
-        lost: change streams whose history is known to be lost: they start over from now.
+        lost: change streams whose history is known to be lost behind a position: they start over from now, unless
+            another engine has done that.
         abandoned: change streams that start over although they were closed, each with the handover that did it.
         common_end: finish all streams at one cluster time, which none of them has passed when it is chosen; the
             leases are kept at the end, so that no other engine moves a stream before it is handed over.
@@ -53,7 +55,7 @@ class Settings(Struct, frozen=True):
     sink: str
     pool: int = 0
     max_fields: int = 2000
-    lost: frozenset[str] = frozenset()
+    lost: Mapping[str, Position | None] = {}
     abandoned: dict[str, str] = {}
     until_caught_up: bool = False
     common_end: bool = False
@@ -98,7 +100,7 @@ class Stream(Struct):
         surveyor: the writer that surveys the lake for it.
         beyond: an object in the lake that the record did not account for when it was last read.
         schemas: the versions in the record, by the schemas' names.
-        history_lost: it starts over at ``start_at``, whatever its record says.
+        history_lost: it starts over at ``start_at``, if its record still has the position ``lost_at``.
         replaced: collections whose new content is not in the lake, by namespace, with the time of the replacement.
         trouble: why it was last interrupted, until something is committed.
         problem: what currently keeps it from being read and landed; None for a stream that has failed, which has
@@ -130,6 +132,7 @@ class Stream(Struct):
     problem: Problem | None = None
     replaced: dict[str, int] = field(default_factory=dict)
     history_lost: bool = False
+    lost_at: Position | None = None
 
     def forget_position(self) -> None:
         """Start over from now, or from where it was configured to start; segment numbers continue."""

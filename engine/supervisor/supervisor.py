@@ -42,6 +42,7 @@ from engine.core.actions import (
 from engine.core.backfill import Progress
 from engine.core.coordinator import Coordinator
 from engine.core.generations import Generation
+from engine.core.position import Position
 from engine.core.specs import BackfillSpec, StreamSpec
 from engine.core.store import FromStore
 from engine.core.stream import Settings
@@ -74,8 +75,7 @@ class Supervisor:
         specs: the change streams.
         pool: readers for splits; see ``load``.
         start_at: where streams without a position start; ``source.start`` when None.
-        lost: change streams that start over because their history is lost.
-        abandoned: see ``Settings``.
+        lost, abandoned: see ``Settings``.
         until_caught_up: end when every stream has passed the cluster time at which the run started.
         common_end: end with all streams at the same cluster time, and keep their leases.
         reload_from, loaded, fleet: see ``Settings``.
@@ -88,7 +88,7 @@ class Supervisor:
         *,
         pool: int = 0,
         start_at: str | None = None,
-        lost: frozenset[str] = frozenset(),
+        lost: Mapping[str, Position | None] | None = None,
         abandoned: Mapping[str, str] | None = None,
         until_caught_up: bool = False,
         common_end: bool = False,
@@ -112,7 +112,7 @@ class Supervisor:
             sink=config.sink.identity,
             pool=pool,
             max_fields=config.schema.max_fields,
-            lost=lost,
+            lost=dict(lost or {}),
             abandoned=dict(abandoned or {}),
             until_caught_up=until_caught_up,
             common_end=common_end,
@@ -152,7 +152,7 @@ class Supervisor:
         return self._coordinator.readers.until
 
     @property
-    def lost(self) -> frozenset[str]:
+    def lost(self) -> Mapping[str, Position | None]:
         """The streams whose collections must be loaded again before they can go on."""
         return self._coordinator.lost
 

@@ -215,7 +215,9 @@ def _warnings(status: Status | None) -> list[str]:
 
 
 def _line(stream: StreamStatus) -> str:
-    held = f"held by {stream.held_by}" if stream.state == "standby" else ""
+    held = ""
+    if stream.state == "standby":
+        held = f"held by {stream.held_by}" if stream.held_by else "another engine is to take it"
     why = " ".join((stream.error or stream.problem or held).split())
     return f"{stream.stream}: {stream.state}" + (f": {why}" if why else "")
 

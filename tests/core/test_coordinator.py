@@ -172,7 +172,8 @@ def test_a_lost_record_stops_the_engine(after: Any) -> None:
 
 def test_a_lost_history_restarts_the_stream_once() -> None:
     """Losing the lease later must not make the stream forget its position."""
-    made = coordinator(on_history_lost="snapshot", lost=frozenset({"shop.a"}))
+    lost_at = Position(f"82{make_time(90, 1):016X}", make_time(90, 1))
+    made = coordinator(on_history_lost="snapshot", lost={"shop.a": lost_at})
     ready(made, make_time(100, 0))
     found = record(SPECS[0], make_time(90, 1), seq=9_000_000_001)
     (assign,) = assigned(surveyed(made, taken(made, "shop.a", found, 2.0)))
@@ -181,6 +182,15 @@ def test_a_lost_history_restarts_the_stream_once() -> None:
     lease_lost(made, "shop.a", 4.0)
     later = record(SPECS[0], make_time(120, 1), seq=9_000_000_005)
     (assign,) = assigned(surveyed(made, taken(made, "shop.a", later, 40.0)))
+    assert assign.start is not None
+    assert assign.start.time == make_time(120, 1)
+
+
+def test_a_stream_that_another_engine_has_started_over_keeps_its_position() -> None:
+    made = coordinator(on_history_lost="snapshot", lost={"shop.a": Position("82", make_time(90, 1))})
+    ready(made, make_time(100, 0))
+    found = record(SPECS[0], make_time(120, 1), seq=9_000_000_001)
+    (assign,) = assigned(surveyed(made, taken(made, "shop.a", found, 2.0)))
     assert assign.start is not None
     assert assign.start.time == make_time(120, 1)
 

@@ -46,8 +46,8 @@ def sentinel_before(valkey: Valkey, directory: Path) -> Iterator[int]:
         process.stop()
 
 
-def acquired(store: StateStore, owner: str, ttl_s: float = TTL_S, **options: str) -> Acquired:
-    found = store.acquire("s", owner, ttl_s, **options)
+def acquired(store: StateStore, owner: str, ttl_s: float = TTL_S, *, replacing: str = "") -> Acquired:
+    found = store.acquire("s", owner, ttl_s, replacing=replacing)
     assert isinstance(found, Acquired), found
     return found
 
