@@ -22,12 +22,11 @@ COLLECTIONS = [f"c{number}" for number in range(STREAMS)]
 TTL_S = 4.0
 
 
-@pytest.fixture(params=["redis", "lake"])
-def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+@pytest.fixture
+def config(stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
     made.set("lease", ttl=f"{TTL_S}s")
-    if request.param == "lake":
-        made.set("state", url=LAKE)
+    made.set("batch", interval="2s")
     return made
 
 
@@ -41,6 +40,7 @@ def test_engines_come_and_go(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, unique: str
 ) -> None:
     assert stack.mongo is not None
+    config.set("state", url=LAKE)
     lake, plain = Lake(stack, unique), PlainStream(mongo, unique, operation_time(mongo))
     fleet = Fleet(config)
     try:
@@ -71,11 +71,9 @@ def test_engines_come_and_go(
 
 
 def test_a_rolling_update_to_another_selection_and_back(
-    stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str
+    stack: LocalStack, mongo: MongoClient[dict[str, Any]], config: EngineConfig, unique: str
 ) -> None:
     """Two engines; the new configuration reads the collections in fewer streams, so that they are handed over."""
-    config = EngineConfig(stack, tmp_path, unique, {"source": {"collections": COLLECTIONS}})
-    config.set("lease", ttl=f"{TTL_S}s")
     assert stack.mongo is not None
     lake, plain = Lake(stack, unique), PlainStream(mongo, unique, operation_time(mongo))
     fleet = Fleet(config)
