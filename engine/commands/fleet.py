@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -21,10 +22,10 @@ from engine.core.generations import (
 )
 from engine.core.sharing import Member, decode_members
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError
+from engine.errors import ConfigError, HeadraceError
 from engine.owner import is_certainly_dead, this_owner
-from engine.state.opening import open_retrying
-from engine.state.seam import StateStore
+from engine.state.opening import open_retrying, open_store
+from engine.state.seam import Acquired, StateStore
 from engine.state.shared import amend
 
 _POLL_S = 1.0
@@ -42,9 +43,8 @@ def join(config: Config, specs: Sequence[StreamSpec]) -> Generation:
         StateLostError, TransientError: from the state store.
     """
     selection = selection_of(specs, config.sink.identity)
-    store = open_retrying(config.state, config.sink, config.retry)
-    try:
-        until = time.monotonic() + config.lease.ttl
+    until = time.monotonic() + config.lease.ttl
+    with closing(open_retrying(config.state, config.sink, config.retry)) as store:
         while True:
             try:
                 return _join(store, config, specs, selection)
@@ -52,8 +52,6 @@ def join(config: Config, specs: Sequence[StreamSpec]) -> Generation:
                 if config.fleet.generation or time.monotonic() > until:
                     raise
             time.sleep(_POLL_S)
-    finally:
-        store.close()
 
 
 def _join(store: StateStore, config: Config, specs: Sequence[StreamSpec], selection: str) -> Generation:
@@ -65,6 +63,17 @@ def _join(store: StateStore, config: Config, specs: Sequence[StreamSpec], select
     found = _amend(store, changed)
     (mine,) = (each for each in found.current if each.selection == selection)
     return mine
+
+
+def leave(config: Config) -> None:
+    """Release what this engine still holds, as far as the state store answers."""
+    with suppress(HeadraceError), closing(open_store(config.state, config.sink)) as store:
+        for stream, (_, holder) in store.read_all().items():
+            if holder == this_owner():
+                found = store.acquire(stream, holder, config.lease.ttl)
+                if isinstance(found, Acquired):
+                    store.release(found.lease)
+        store.announce(this_owner(), "", config.lease.ttl)
 
 
 def lead(store: StateStore, config: Config, generation: Generation) -> str | None:

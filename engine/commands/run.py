@@ -27,7 +27,7 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     """Follow the change streams; returns the exit code."""
     from engine.backfill.work import snapshot_readers
     from engine.cgroup import divide_within
-    from engine.commands.fleet import join
+    from engine.commands.fleet import join, leave
     from engine.config.streams import streams_of
 
     specs = streams_of(config.source)
@@ -37,18 +37,24 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     lost: Mapping[str, Position | None] = {}
     losses: list[float] = []
     reload_from = 0.0
-    while True:
-        try:
-            return _follow(config, specs, fleet, lost, reload_from, until_caught_up=until_caught_up)
-        except ContentReplaced:
-            # What is replaced after the requested end is left to the next run.
-            reload_from = math.inf if until_caught_up else time.monotonic() + RELOADS_APART_S
-            lost = {}
-        except HistoryLost as loss:
-            lost = loss.streams
-            losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
-            if len(losses) > MAX_LOSSES:
-                raise EngineEnded(1, loss.error) from None
+    follows = False
+    try:
+        while True:
+            try:
+                return _follow(config, specs, fleet, lost, reload_from, until_caught_up=until_caught_up)
+            except ContentReplaced:
+                # What is replaced after the requested end is left to the next run.
+                reload_from = math.inf if until_caught_up else time.monotonic() + RELOADS_APART_S
+                lost = {}
+            except HistoryLost as loss:
+                lost = loss.streams
+                losses = [at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S] + [time.monotonic()]
+                if len(losses) > MAX_LOSSES:
+                    raise EngineEnded(1, loss.error) from None
+            follows = True
+    finally:
+        if follows:  # leases were kept for a run that may not have come
+            leave(config)
 
 
 class HistoryLost(Exception):

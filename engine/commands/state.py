@@ -12,6 +12,7 @@ from engine import __version__
 from engine.config import Config
 from engine.core.naming import is_split
 from engine.errors import ConfigError, NoStateError
+from engine.owner import name_of
 from engine.state.dump import State, lines_of, parse, put_state, read_state, refuse_if_held
 from engine.state.opening import location, open_retrying, open_store
 
@@ -26,7 +27,7 @@ def export_state(config: Config, target: str) -> int:
         ConfigError: the file cannot be written.
     """
     with closing(open_store(config.state, config.sink, read_only=True)) as store:
-        held = sorted({holder.partition("/")[0] for _, holder in store.read_all().values() if holder})
+        held = sorted({name_of(holder) for _, holder in store.read_all().values() if holder})
         state = read_state(store, config.state.prefix, config.sink.identity, __version__)
     if not state.records and not state.documents:
         where = f"{location(config.state, config.sink)} under the prefix {config.state.prefix!r}"

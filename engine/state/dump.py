@@ -20,7 +20,7 @@ from engine.core.handover import decode_handover
 from engine.core.records import read_record
 from engine.core.schemas import decode_schema
 from engine.errors import ConfigError, HeadraceError, StateLostError
-from engine.owner import is_certainly_dead, this_owner
+from engine.owner import is_certainly_dead, name_of, this_owner
 from engine.state.leases import take
 from engine.state.seam import Acquired, StateStore
 
@@ -176,7 +176,7 @@ def _damaged(number: int, cause: str) -> HeadraceError:
 def refuse_if_held(
     store: StateStore, operation: str, ttl_s: float, streams: Collection[str] | None = None
 ) -> None:
-    """Refuse to change records while an engine has the lease of one of these streams, or of any.
+    """Refuse to change records while an engine has the lease of one of these streams, or, for None, runs at all.
 
     An engine that died on another machine keeps its leases until they expire; that is waited for.
 
@@ -188,7 +188,10 @@ def refuse_if_held(
         holders = ((name, holder) for name, (_, holder) in store.read_all().items() if holder)
         meant = (each for each in holders if streams is None or each[0] in streams)
         alive = next((each for each in meant if not is_certainly_dead(each[1])), None)
-        return None if alive is None else f"{alive[1].partition('/')[0]} holds the stream {alive[0]}"
+        if alive is not None:
+            return f"{name_of(alive[1])} holds the stream {alive[0]}"
+        idle = store.announced() if streams is None else {}
+        return next((f"{name_of(each)} is running" for each in idle if not is_certainly_dead(each)), None)
 
     _wait_until_free(held, operation, ttl_s)
 
@@ -206,7 +209,7 @@ def acquire(store: StateStore, operation: str, stream: str, ttl_s: float) -> Acq
         if isinstance(found, Acquired):
             taken.append(found)
             return None
-        return f"{found.holder.partition('/')[0]} holds the stream {stream}"
+        return f"{name_of(found.holder)} holds the stream {stream}"
 
     _wait_until_free(held, operation, ttl_s)
     return taken[0]

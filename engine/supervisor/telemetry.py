@@ -33,7 +33,7 @@ class StreamStatus(Struct, frozen=True):
     Attributes:
         reading: events are captured as they happen, and no problem is known.
         committed_cluster_time: in MongoDB's encoding: seconds since 1970 << 32 | increment.
-        held_by: the other engine that holds the stream's lease.
+        held_by: the other engine that has the stream: host and process.
         error: why it has stopped for good.
         problem: what currently keeps it from being read or landed; it is retried.
         replaced: collections whose content was replaced by a rename or $out, and has not been loaded since.

@@ -15,6 +15,7 @@ from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 from engine.state.dump import Head, State, lines_of, parse, put_state, read_state, refuse_if_held
 from engine.state.sqlite import SqliteStore
+from tests.state.test_leases import dead_owner
 
 SINK = SinkConfig(url="s3://lake/there")
 RECORD = begin(StreamSpec("shop.a", "collection", "shop", ("a",)), SINK.identity, "rs0", Position(time=5)).put
@@ -90,6 +91,18 @@ def test_a_held_stream_is_waited_for_then_refused(tmp_path: Path) -> None:
     refuse_if_held(to, "import", 5.0)  # it expires meanwhile
     to.acquire("shop.a", "elsewhere/boot/1/2", 60)
     refuse_if_held(to, "import", 0.1, ["shop.b"])
-    with pytest.raises(ConfigError, match=r"elsewhere holds the stream shop.a. Stop every engine first"):
+    with pytest.raises(ConfigError, match=r"elsewhere:1 holds the stream shop.a. Stop every engine first"):
+        refuse_if_held(to, "import", 0.1)
+    to.close()
+
+
+def test_an_engine_that_holds_nothing_is_refused_too(tmp_path: Path) -> None:
+    to = store(tmp_path)
+    to.announce("elsewhere/boot/1/2", "{}", 0.2)
+    refuse_if_held(to, "import", 5.0)  # it is gone meanwhile
+    to.announce(dead_owner(), "{}", 60)
+    to.announce("elsewhere/boot/1/2", "{}", 60)
+    refuse_if_held(to, "rewind", 0.1, ["shop.a"])
+    with pytest.raises(ConfigError, match=r"elsewhere:1 is running. Stop every engine first"):
         refuse_if_held(to, "import", 0.1)
     to.close()
