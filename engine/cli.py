@@ -19,7 +19,8 @@ from types import FrameType
 from typing import TextIO
 
 from engine import __version__
-from engine.config import Config, InvalidConfigError, load
+from engine.commands.docs import DOCUMENTS
+from engine.config import Config, InvalidConfigError, Secret, SinkConfig, SourceConfig, load, read_env_files
 from engine.errors import ConfigError, EngineEnded, HeadraceError
 from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
@@ -37,7 +38,8 @@ examples:
   python -m engine verify --config prod.toml             is the lake whole, and the same as the source?
   python -m engine restore --config prod.toml --to FILE.bson.zst    a collection as it stands, or stood
 
-Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
+Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000, or
+HEADRACE_SECTION__KEY_FILE=/path for a secret in a file. All keys, and how to operate an engine: headrace docs.
 """
 _EXPORT = """\
 Write the whole state, without leases, as JSON lines: the position of each stream, schemas, plans of backfills.
@@ -125,10 +127,15 @@ def _run_command(given: list[str]) -> int:
 
 
 def _perform(options: argparse.Namespace) -> int:
+    if not hasattr(options, "config"):
+        return int(options.act(options))
     try:
+        os.environ.update(read_env_files(options.env_file, os.environ))
         config = load(options.config)
     except InvalidConfigError as error:
         return _ended(error.config, error, 2)
+    except ConfigError as error:  # of the variables
+        return _ended(Config(SourceConfig(Secret("")), SinkConfig("")), error, 2)
     configure_logging(config, "supervisor")
     try:
         return int(options.act(config, options))
@@ -198,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file; without it, everything comes from the environment"
+    )
+    shared.add_argument(
+        "--env-file",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="file of environment variables, NAME=value, for what the environment does not set; repeatable",
     )
 
     run = commands.add_parser("run", parents=[shared], help="follow the change streams (the default)")
@@ -310,7 +325,34 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="one JSON object per stream (the default in a pipe)")
     show.set_defaults(act=_state_show)
     _add_state_commands(state_commands, shared)
+    _add_without_config(commands)
     return parser
+
+
+def _add_without_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    docs = commands.add_parser("docs", help="the documents: all keys, operations, the lake, ...")
+    docs.add_argument(
+        "name", nargs="?", choices=[*DOCUMENTS], metavar="NAME", help=f"one of {', '.join(DOCUMENTS)}"
+    )
+    docs.set_defaults(act=_docs)
+
+    completion = commands.add_parser(
+        "completion",
+        help="a script that completes commands and options",
+        description=_COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(act=_completion)
+
+
+_COMPLETION = """\
+Print a script for a shell, which completes commands, options and names of files:
+
+  headrace completion bash > ~/.local/share/bash-completion/completions/headrace
+  headrace completion zsh > ~/.zfunc/_headrace        with fpath+=~/.zfunc before compinit in ~/.zshrc
+  headrace completion fish > ~/.config/fish/completions/headrace.fish
+"""
 
 
 _VERIFY = """\
@@ -502,6 +544,19 @@ def _state_rebuild(config: Config, options: argparse.Namespace) -> int:
     from engine.commands.rebuild import rebuild_state
 
     return rebuild_state(config, yes=options.yes)
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from engine.commands.docs import show
+
+    return show(options.name)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from engine.commands.completion import script
+
+    sys.stdout.write(script(_parser(), options.shell))
+    return 0
 
 
 def _state_show(config: Config, options: argparse.Namespace) -> int:
