@@ -24,6 +24,7 @@ from engine.config import Config, InvalidConfigError, Secret, SinkConfig, Source
 from engine.errors import ConfigError, EngineEnded, HeadraceError
 from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
+from engine.quantities import Size, decode_quantity
 
 log = logging.getLogger("headrace")
 # The exit code that a shell reports for a program ended by SIGPIPE.
@@ -266,6 +267,31 @@ def _parser() -> argparse.ArgumentParser:
         default="run",
         help="the command whose rights are checked (default: run)",
     )
+    check.add_argument(
+        "--explain",
+        action="store_true",
+        help="show how much memory the configuration takes, and what; asks no server",
+    )
+    check.add_argument(
+        "--rate",
+        type=_rate,
+        metavar="N/s",
+        help="with --explain: also the cores, streams, writers and engines for so many events, such as 50k/s",
+    )
+    check.add_argument(
+        "--document-size",
+        type=_size,
+        default=1024,
+        metavar="SIZE",
+        help="for --rate: the mean size of a document as BSON (default: 1KiB)",
+    )
+    check.add_argument(
+        "--cores",
+        type=_positive,
+        metavar="N",
+        help="for --rate: the cores of an engine (default: those that it could use here)",
+    )
+    check.add_argument("--json", action="store_true", help="JSON instead of text")
     check.set_defaults(act=_check)
 
     status = commands.add_parser(
@@ -412,6 +438,30 @@ def _add_verify(
     verify.set_defaults(act=_verify)
 
 
+def _rate(text: str) -> float:
+    from engine.commands.explain import parse_rate
+
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> float:
+    if (number := float(text)) > 0:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+
+
+def _size(text: str) -> int:
+    try:
+        if size := int(decode_quantity(Size, text)):
+            return size
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 324 or 1KiB")
+
+
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
@@ -503,9 +553,14 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 
 
 def _check(config: Config, options: argparse.Namespace) -> int:
+    if options.explain or options.rate:
+        from engine.commands.explain import explain
+
+        size, cores = options.document_size, options.cores
+        return explain(config, options.rate, size, cores, as_json=options.json)
     from engine.commands.check import check
 
-    return check(config, options.command)
+    return check(config, options.command, as_json=options.json)
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:

@@ -18,6 +18,28 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET = re.compile(r"\$\{(file|aws):([^}]*)\}")
 
 
+def fetched_again(text: str) -> tuple[Secret, list[Secret]]:
+    """A text with the files and secrets of AWS that it refers to, and these one by one.
+
+    Raises:
+        ConfigError: one of them cannot be had; the cause names it.
+    """
+    parts: list[Secret] = []
+
+    def replace(match: re.Match[str]) -> str:
+        try:
+            parts.append(_fetch(*match.groups()))
+        except ConfigError as error:
+            raise ConfigError(error.operation, f"{match[0]}: {error.cause}", error.remedy) from None
+        return parts[-1]
+
+    return Secret(_SECRET.sub(replace, text)), parts
+
+
+def _fetch(source: str, reference: str) -> Secret:
+    return Secret(from_file(reference) if source == "file" else from_aws(reference))
+
+
 class FromEnvironment(str):
     """A value from the environment: always text, whatever the key's type, so it is converted leniently.
 
@@ -110,7 +132,7 @@ class Expansion:
 
     def _fetch(self, whole: str, source: str, reference: str) -> Secret:
         if whole not in self._known:
-            self._known[whole] = Secret(from_file(reference) if source == "file" else from_aws(reference))
+            self._known[whole] = _fetch(source, reference)
         return self._known[whole]
 
     def _note_missing(self, path: str, name: str) -> None:

@@ -15,8 +15,11 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
+from msgspec.structs import replace
+
+from engine.config.renewal import renewed_s3
 from engine.config.tree import SinkConfig
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, TransientError
 from engine.objects.failures import error_code, is_refused, translated
 from engine.objects.store import CONNECT_TIMEOUT_S, client_parameters, put_parameters
 
@@ -174,9 +177,15 @@ class S3Objects:
             with translated(operation, proved=self._proved):
                 yield
         except HeadraceError as error:
-            if self._proved and is_refused(error.__cause__):
+            if not is_refused(error.__cause__):
+                raise
+            known, self._config = self._config, replace(self._config, s3=renewed_s3(self._config.s3))
+            if self._proved or self._config != known:
                 self.close()
-            raise
+            if self._proved or self._config == known:
+                raise
+            remedy = "These credentials have been read again, and are others now."
+            raise TransientError(error.operation, error.cause, remedy) from error.__cause__
         self._proved = True
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, TransientError
 from engine.objects.calls import Calls
 from engine.objects.failures import translated
 from engine.objects.store import ObjectStore
@@ -101,7 +101,17 @@ class Sink:
             ConfigError: no such bucket, or no right to it.
             TransientError: the store does not answer.
         """
-        with translated(f"write to the sink {self._url}"):
+        used = self._store.filesystem
+        try:
+            self._check()
+        except TransientError:
+            if self._store.filesystem is used:
+                raise
+            self._check()  # with the credentials as they are now
+        self._proved = True
+
+    def _check(self) -> None:
+        with self._translated(f"write to the sink {self._url}"):
             if self._is_local:
                 Path(self._root).mkdir(parents=True, exist_ok=True)
             elif hasattr(self._store.filesystem, "call_s3"):
@@ -110,7 +120,6 @@ class Sink:
                 list_ = partial(self._store.filesystem.call_s3, "list_objects_v2")
                 self._store.request(partial(list_, Bucket=bucket, Prefix=path, MaxKeys=1))
         self._probe().discard()
-        self._proved = True
 
     def prove(self) -> None:
         """As ``check``, and that an abandoned upload can be removed. Leaves nothing behind, not even a directory.
