@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from engine.objects.failures import is_refused, translated
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
+# Of one request, with delays of up to 1, 2, 4, 8 and 16 s between them. After that it is for [retry].
+ATTEMPTS = 6
 
 
 class ObjectStore:
@@ -72,8 +75,15 @@ class ObjectStore:
 
     def _make(self) -> tuple[Any, str]:
         options = _s3_options(self._s3) if self._is_s3 else {}
-        found: tuple[Any, str] = fsspec.core.url_to_fs(self._url, **options)
-        return found
+        filesystem, root = fsspec.core.url_to_fs(self._url, **options)
+        if self._is_s3:
+            filesystem.retries = 1  # its own, which would multiply those of the client library
+        return filesystem, root
+
+
+def request_parameters(s3: S3Config) -> dict[str, str]:
+    """The parameters of every request."""
+    return {"RequestPayer": "requester"} if s3.requester_pays else {}
 
 
 def put_parameters(s3: S3Config) -> dict[str, str]:
@@ -103,11 +113,32 @@ def client_parameters(s3: S3Config) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
+def addressing(s3: S3Config) -> dict[str, Any]:
+    """The section ``s3`` of a client's settings: how the bucket's host is formed."""
+    found: dict[str, Any] = {} if s3.addressing == "auto" else {"addressing_style": s3.addressing}
+    return found | ({"use_accelerate_endpoint": True} if s3.accelerate else {})
+
+
+def _retries() -> dict[str, Any]:
+    """How a request is repeated: by the client library alone, which sends less while the store says SlowDown.
+
+    What is set in the environment for all clients of AWS takes precedence.
+    """
+    ours = {"mode": ("AWS_RETRY_MODE", "adaptive"), "total_max_attempts": ("AWS_MAX_ATTEMPTS", ATTEMPTS)}
+    return {name: value for name, (variable, value) in ours.items() if not os.environ.get(variable)}
+
+
 def _s3_options(s3: S3Config) -> dict[str, Any]:
     options: dict[str, Any] = {
         "client_kwargs": client_parameters(s3),
-        "s3_additional_kwargs": put_parameters(s3),  # added to those requests that take them
-        "config_kwargs": {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
+        # Added to those requests that take them.
+        "s3_additional_kwargs": request_parameters(s3) | put_parameters(s3),
+        "config_kwargs": {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": _retries(),
+            "s3": addressing(s3),
+        },
         "use_listings_cache": False,
         "skip_instance_cache": True,
         "fixed_upload_size": True,
