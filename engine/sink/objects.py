@@ -22,13 +22,14 @@ from typing import Any, NamedTuple, Protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
-from engine.errors import HeadraceError, TransientError
+from engine.core.budget import MIN_PART
+from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.objects.calls import Calls
 from engine.objects.failures import translated
 from engine.objects.store import ObjectStore
 from engine.owner import is_certainly_dead, this_owner
 
-PART_SIZE = 6 * 2**20
+PART_SIZE = MIN_PART  # unless there is memory for more
 _PROBE = "_headrace_probe"
 # For hidden files from another machine (or container), whose processes cannot be checked: an engine there may
 # still be writing them, but would not leave one untouched for this long.
@@ -76,12 +77,16 @@ class Sink:
 
     Args:
         beat: called every second while the thread that created this object waits for the store.
+        part_size: bytes of a part of an upload; smaller objects are one request.
 
     Raises:
         ConfigError: the file system does not exist or cannot be set up.
     """
 
-    def __init__(self, config: SinkConfig, beat: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, config: SinkConfig, beat: Callable[[], None] | None = None, part_size: int = PART_SIZE
+    ) -> None:
+        self._part_size = part_size
         self._url = config.url.rstrip("/")
         self._proved = False
         with translated(f"open the sink {self._url}"):
@@ -171,17 +176,34 @@ class Sink:
             probe.write(b"x")
             probe.seal()
             probe.spill()  # starting a multipart upload requires the right to write
+            if not self._is_local and not hasattr(self._store.filesystem, "call_s3"):
+                self._prove_hidden(f"{self._root}/{_PROBE}")
         except BaseException:
             probe.discard()
             raise
         return probe
+
+    def _prove_hidden(self, path: str) -> None:
+        """Check that what is uploaded is not there before it is published, as not every package of fsspec does it.
+
+        Raises:
+            ConfigError: it is.
+        """
+        filesystem, request = self._store.filesystem, self._store.request
+        filesystem.invalidate_cache()
+        if not request(partial(filesystem.exists, path)):
+            return
+        request(partial(filesystem.rm_file, path))
+        name = type(filesystem).__name__
+        cause = f"what is uploaded with {name} is visible before it is published, so that events could land twice"
+        raise ConfigError(f"write to the sink {self._url}", cause, "Use s3://, gs:// or file:// for sink.url.")
 
     def open(self, key: str) -> Upload:
         """Start an object; ``key`` is relative to the sink's URL."""
         path = f"{self._root}/{key}"
         if self._is_local:
             return LocalUpload(Path(path), proved=self._proved)
-        return StagedUpload(self._store, path, proved=self._proved)
+        return StagedUpload(self._store, path, self._part_size, proved=self._proved)
 
     def sweep(self) -> None:
         """Remove the hidden files of dead processes, which only local disks have."""
@@ -276,11 +298,13 @@ class StagedUpload:
     State: the bytes of a small object, or the open file of a large one.
 
     Args:
+        part_size: bytes of a part; up to this size, the object is small.
         proved: writing to the store has worked before; see ``translated``.
     """
 
-    def __init__(self, store: ObjectStore, path: str, *, proved: bool) -> None:
+    def __init__(self, store: ObjectStore, path: str, part_size: int, *, proved: bool) -> None:
         self._store = store
+        self._part_size = part_size
         self._path = path
         self._proved = proved
         self._sealed = False
@@ -291,9 +315,9 @@ class StagedUpload:
         """Add bytes; full parts are uploaded, so that a large object is never held as a whole."""
         rest = memoryview(data)
         while rest:
-            if self._small is not None and self._small.tell() == PART_SIZE:
+            if self._small is not None and self._small.tell() == self._part_size:
                 self._become_large()
-            piece = rest[: PART_SIZE - self.held]
+            piece = rest[: self._part_size - self.held]
             if self._small is not None:
                 self._small.write(piece)
             else:
@@ -305,7 +329,7 @@ class StagedUpload:
         assert self._small is not None
         with self._translated("upload"):
             filesystem = self._store.filesystem
-            options = {"block_size": PART_SIZE, "autocommit": False, **self._store.of_data}
+            options = {"block_size": self._part_size, "autocommit": False, **self._store.of_data}
             self._file = filesystem.open(self._path, "wb", **options)
         data, self._small = self._small.getvalue(), None
         self._add(data)
@@ -313,7 +337,7 @@ class StagedUpload:
     def _add(self, data: bytes | memoryview) -> None:
         """Add bytes to the file, which uploads what it holds once that fills a part."""
         with self._translated("upload"):
-            if self.held + len(data) < PART_SIZE:
+            if self.held + len(data) < self._part_size:
                 self._file.write(data)
             else:
                 self._store.request(partial(self._file.write, data))

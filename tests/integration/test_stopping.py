@@ -3,29 +3,92 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack
-from bench.workloads import insert
-from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
+from tests.integration.harness import Engine, EngineConfig, catch_up
 from tests.integration.s3_proxy import Answer, S3Proxy
 
 Client = MongoClient[dict[str, Any]]
-TIMEOUT_S = 25
+# The default of shutdown.timeout, and the time that a service manager gives besides.
+WITHIN_S = 25 + 15
+BACKLOG = 100_000
 
 
 @pytest.fixture
 def slow(stack: LocalStack) -> Iterator[S3Proxy]:
-    """S3, half a second away."""
+    """S3, with a proxy in front that takes half a second for each request once it is told to."""
     proxy = S3Proxy(stack.s3.port)
-    proxy.rule = lambda *_: Answer(wait_s=0.5)
     yield proxy
     proxy.shutdown()
     proxy.server_close()
+
+
+@contextmanager
+def writing(uri: str, database: str) -> Iterator[None]:
+    """Two clients insert as fast as they can meanwhile."""
+    stopped = threading.Event()
+
+    def run() -> None:
+        with MongoClient[dict[str, Any]](uri) as client:
+            while not stopped.is_set():
+                client[database].orders.insert_many(documents(500))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for each in threads:
+        each.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for each in threads:
+            each.join()
+
+
+def documents(count: int) -> list[dict[str, Any]]:
+    return [{"n": n, "text": f"{n:06}" * 100, "tags": ["a", "b"], "nested": {"x": n}} for n in range(count)]
+
+
+def landed(config: EngineConfig) -> tuple[int, int, int]:
+    """Rows in the lake, and distinct tokens and ids."""
+    with duckdb.connect() as database:
+        database.register_filesystem(config.stack.s3.filesystem())
+        files = f"read_parquet('s3://{config.stack.bucket}/{config.name}/**/*.parquet')"
+        query = f"select count(*), count(distinct _cdc_token), count(distinct _id) from {files}"
+        found = database.execute(query).fetchone()
+    assert found is not None
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["full load", "full queue, slow S3"])
+def test_sigterm_under_full_load(mongo: Client, config: EngineConfig, slow: S3Proxy, is_slow: bool) -> None:
+    assert config.stack.mongo is not None
+    config.set("batch", rows=10_000)
+    config.set("memory", limit="512MiB")
+    config.set("sink.s3", endpoint_url=slow.url)
+    config.set("shutdown", timeout="25s")
+    orders = mongo[config.name].orders
+    for _ in range(BACKLOG // 10_000):
+        orders.insert_many(documents(10_000))
+    with writing(config.stack.mongo.uri, config.name), Engine(config) as engine:
+        engine.wait_reading()
+        if is_slow:
+            slow.rule = lambda *_: Answer(wait_s=0.5)
+            engine.wait_for(
+                lambda status: any("slab" in each["doing"] for each in status["processes"]),
+                "the slabs to be taken",
+            )
+        at_stop = engine.wait_for(lambda status: status["streams"][0]["events_read"] > BACKLOG // 2, "the load")
+        assert at_stop["streams"][0]["segments_in_flight"] > 0
+        assert engine.terminate(WITHIN_S) == 0, engine.log_tail()
+    slow.rule = lambda *_: Answer()
+    rows, tokens, ids = landed(config)
+    assert rows == tokens == ids >= at_stop["streams"][0]["events_committed"]
+    catch_up(config)
+    assert landed(config) == (orders.count_documents({}),) * 3

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
 from bench.local import LocalStack
@@ -19,6 +21,7 @@ from engine.objects.calls import Calls
 from engine.objects.conditional import S3Objects
 from engine.objects.store import ObjectStore
 from engine.sink.objects import PART_SIZE, Sink
+from tests.aws import role_of_a_pod
 from tests.integration.s3_proxy import Answer, S3Proxy
 from tests.tls import tls_in_front_of, written_ca
 
@@ -188,6 +191,29 @@ def test_less_is_sent_while_the_store_is_busy(
     filesystem = ObjectStore(SinkConfig("s3://lake", s3=S3Config(region="x")), Calls(None)).filesystem
     filesystem.connect()
     assert filesystem.s3.meta.config.retries == {"mode": mode, "total_max_attempts": attempts}
+
+
+def test_credentials_of_a_role_are_renewed_before_they_expire(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IRSA: by the libraries, in the file system of the data and in the client of the state, without a refusal."""
+    token, asked = tmp_path / "token", list[str]()
+    none = Secret("")
+    config = replace(recorded.config, s3=replace(recorded.config.s3, access_key=none, secret_key=none))
+    with role_of_a_pod(token, asked) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        filesystem = ObjectStore(config, Calls(None)).filesystem
+        with closing(S3Objects(config, "")) as objects:
+            state = objects._client()
+            for number in range(3):
+                token.write_text(f"token-of-pod-{number}")  # Kubernetes replaces it, too
+                for list_ in (partial(filesystem.call_s3, "list_objects_v2"), state.list_objects_v2):
+                    with suppress(OSError, ClientError):  # the server here knows of no sessions
+                        list_(Bucket="lake", MaxKeys=number + 1)
+    keys = [re.findall(r"Credential=(KEY\d+)/", head["authorization"]) for head in recorded.heads("GET ")]
+    assert len({key for (key,) in keys}) == len(keys) == 6
+    assert {f"token-of-pod-{number}" for number in range(3)} <= set(asked)
 
 
 def test_a_session_token_is_sent(recorded: Recorded) -> None:
