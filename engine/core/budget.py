@@ -87,13 +87,18 @@ class Budget(Struct, frozen=True):
                 f"row groups and parts: {writers} writer(s) x {format_size(self.writer_pending)}",
                 writers * self.writer_pending,
             ),
-            *([(f"larger parts: {format_size(self.part)}", self._larger_parts)] if self._larger_parts else []),
+            *self._larger_parts(),
         ]
 
-    @property
-    def _larger_parts(self) -> int:
+    def _larger_parts(self) -> list[tuple[str, int]]:
         """What parts above the minimum, which is in a writer's own term, take."""
-        return self.writers * PARTS_PER_WRITER * (self.part - MIN_PART)
+        if not (more := self.part - MIN_PART):
+            return []
+        count = self.writers * PARTS_PER_WRITER
+        name = (
+            f"parts of {format_size(self.part)} instead of {format_size(MIN_PART)}: {count} x {format_size(more)}"
+        )
+        return [(name, count * more)]
 
 
 def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False) -> Budget:

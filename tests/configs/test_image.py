@@ -1,14 +1,16 @@
 """The image, built and run: without root, on a read-only root, with 64 MB of /dev/shm, against real servers.
 
-With EXPLORE=1, where buildah, podman and debootstrap are installed and may make namespaces (as root). No image is
-pulled: the base is made of Debian's packages.
+With EXPLORE=1, where buildah, podman, runc and debootstrap are installed and may make namespaces (as root). No
+image is pulled: the base is made of Debian's packages. TESTED_IMAGE names an image that is there already.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import ssl
 import subprocess
 import threading
 import urllib.request
@@ -26,10 +28,23 @@ from tests.integration.harness import EngineConfig, Lake
 from tests.test_documents import ROOT
 
 Client = MongoClient[dict[str, Any]]
-TOOLS = ("buildah", "podman", "debootstrap")
+TOOLS = ("buildah", "podman", "runc", "debootstrap")
+# Not crun, which refuses machines that have control groups of both versions.
+PODMAN = ("podman", "--runtime", "runc")
 DEBIAN = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 IMAGE, BASE = "localhost/headrace-test:latest", "localhost/headrace-base:latest"
-USER = 10001
+USER, ENOUGH = 10001, 4096
+
+
+def limits() -> Iterator[str]:
+    """No more than this process has, which a runtime cannot raise everywhere."""
+    for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        most = resource.getrlimit(kind)[1]
+        number = ENOUGH if most == resource.RLIM_INFINITY else min(most, ENOUGH)
+        yield f"--ulimit={name}={number}:{number}"
+
+
+LIMITS = tuple(limits())
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("EXPLORE"), reason="builds an image, which takes minutes: EXPLORE=1"),
@@ -47,16 +62,33 @@ def run(*command: str, code: int = 0, timeout_s: float = 900) -> str:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Dockerfile's image, on a base that has what python:3.13-slim has."""
+    if given := os.environ.get("TESTED_IMAGE"):
+        return given
     if missing := [each for each in TOOLS if shutil.which(each) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     root = tmp_path_factory.mktemp("base")
     packages = "--include=python3,python3-venv,ca-certificates"
     run("debootstrap", "--variant=minbase", packages, "bookworm", str(root / "root"), DEBIAN)
     (root / "root/usr/bin/python").symlink_to("python3")
+    # It trusts whom this machine trusts, as pip must reach the package index from it.
+    certificates = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+    shutil.copy(certificates, root / "root/etc/ssl/certs/ca-certificates.crt")
     run("tar", "-C", str(root / "root"), "-cf", str(root / "base.tar"), ".")
     shutil.rmtree(root / "root")
-    run("podman", "import", str(root / "base.tar"), BASE)
-    build = ("buildah", "build", "--format", "docker", "--network", "host", "--build-arg", f"BASE={BASE}")
+    variable = "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
+    run(*PODMAN, "import", "--change", variable, str(root / "base.tar"), BASE)
+    build = (
+        "buildah",
+        "build",
+        "--runtime",
+        "runc",
+        "--format",
+        "docker",
+        "--network",
+        "host",
+        "--build-arg",
+        f"BASE={BASE}",
+    )
     run(*build, "-f", "configs/deploy/Dockerfile", "-t", IMAGE, ".")
     return IMAGE
 
@@ -64,13 +96,22 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextmanager
 def container(image: str, name: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[None]:
     """A container as compose runs it: hardened, and with Docker's 64 MB of shared memory."""
-    hardened = ["--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", "--shm-size", "64m"]
+    hardened = [
+        *LIMITS,
+        "--read-only",
+        "--cap-drop",
+        "all",
+        "--security-opt",
+        "no-new-privileges",
+        "--shm-size",
+        "64m",
+    ]
     hardened += ["--tmpfs", "/tmp:size=64m,mode=1777", "--memory", "1152m", "--user", f"{USER}:{USER}"]
-    run("podman", "run", "--detach", "--name", name, "--network", "host", *hardened, *options, image, *command)
     try:
+        run(*PODMAN, "run", "--detach", "--name", name, "--network", "host", *hardened, *options, image, *command)
         yield
     finally:
-        run("podman", "rm", "--force", "--time", "0", name)
+        run(*PODMAN, "rm", "--force", "--ignore", "--time", "0", name)
 
 
 @contextmanager
@@ -109,7 +150,7 @@ def test_the_image_runs_hardened_and_stops_in_order(
     options = ["--volume", f"{config.path}:/etc/headrace/headrace.toml:ro", "--env", listen]
     options += ["--volume", f"{secret}:/run/secrets/mongodb-uri:ro"]
     options += ["--env", "MONGODB_URI_FILE=/run/secrets/mongodb-uri"]
-    orders, name = mongo[config.name].orders, f"headrace-{config.name}"
+    orders, name = mongo[config.name].orders, f"headrace-test-{os.getpid()}"
     orders.insert_many([{"text": "x" * 500} for _ in range(20_000)])
 
     with container(image, name, *options):
@@ -117,14 +158,14 @@ def test_the_image_runs_hardened_and_stops_in_order(
             wait_until(lambda: is_healthy(name), "the health check of the image", 60)
             wait_until(lambda: committed(config) > 20_000, "the live workload", 120)
             inside = {
-                "id": run("podman", "exec", name, "id", "-u"),
-                "root": run("podman", "exec", name, "sh", "-c", "touch /x 2>&1 || true"),
-                "shm": run("podman", "exec", name, "df", "-k", "--output=size", "/dev/shm").split()[-1],
-                "used": run("podman", "exec", name, "df", "-k", "--output=used", "/dev/shm").split()[-1],
+                "id": run(*PODMAN, "exec", name, "id", "-u"),
+                "root": run(*PODMAN, "exec", name, "sh", "-c", "touch /x 2>&1 || true"),
+                "shm": run(*PODMAN, "exec", name, "df", "-k", "--output=size", "/dev/shm").split()[-1],
+                "used": run(*PODMAN, "exec", name, "df", "-k", "--output=used", "/dev/shm").split()[-1],
             }
-            run("podman", "stop", "--time", "40", name)  # as compose and the chart: shutdown.timeout and 15 s
-        state = json.loads(run("podman", "inspect", "--format", "{{json .State}}", name))
-        assert state["ExitCode"] == 0, run("podman", "logs", name)
+            run(*PODMAN, "stop", "--time", "40", name)  # as compose and the chart: shutdown.timeout and 15 s
+        state = json.loads(run(*PODMAN, "inspect", "--format", "{{json .State}}", name))
+        assert state["ExitCode"] == 0, run(*PODMAN, "logs", name)
     print(inside, orders.count_documents({}), "documents")
     assert inside["id"] == str(USER)
     assert "Read-only file system" in inside["root"]
@@ -133,13 +174,13 @@ def test_the_image_runs_hardened_and_stops_in_order(
 
     caught_up = ("run", "--config", "/etc/headrace/headrace.toml", "--until-caught-up")
     with container(image, name, *options, command=caught_up):
-        assert run("podman", "wait", name) == "0"
+        assert run(*PODMAN, "wait", name) == "0"
     assert len(Lake(stack, config.name).check_no_token_twice()) == orders.count_documents({})
 
 
 def is_healthy(name: str) -> bool:
     """Whether the health check that is in the image passes."""
-    done = subprocess.run(["podman", "healthcheck", "run", name], capture_output=True, check=False)
+    done = subprocess.run([*PODMAN, "healthcheck", "run", name], capture_output=True, check=False)
     return done.returncode == 0
 
 
@@ -154,6 +195,6 @@ def committed(config: EngineConfig) -> int:
 
 def test_commands_without_a_configuration(image: str) -> None:
     """What a user of the image alone can ask it."""
-    once = ("podman", "run", "--rm", "--read-only", "--network", "none", image)
+    once = (*PODMAN, "run", "--rm", *LIMITS, "--read-only", "--network", "none", image)
     assert run(*once, "--version").startswith("headrace ")
     assert "telemetry.listen" in run(*once, "docs", "configuration")
