@@ -131,8 +131,9 @@ def _retries() -> dict[str, Any]:
 def _s3_options(s3: S3Config) -> dict[str, Any]:
     options: dict[str, Any] = {
         "client_kwargs": client_parameters(s3),
-        # Added to those requests that take them.
+        # Added to those requests that take them; those of open files only look at the second.
         "s3_additional_kwargs": request_parameters(s3) | put_parameters(s3),
+        "requester_pays": s3.requester_pays,
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,

@@ -28,6 +28,6 @@ def send_failure(
     The supervisor redacts it, but for the secrets that only this process has learnt.
     """
     redact = Redactor()
-    texts = (redact(each) for each in (error.operation, error.cause, error.remedy))
-    failed = msg.Failed(error.kind, *texts, stream, generation)
+    operation, cause, remedy = map(redact, (error.operation, error.cause, error.remedy))
+    failed = msg.Failed(error.kind, operation, cause, remedy, stream, generation)
     connection.send_bytes(msg.encode(failed))

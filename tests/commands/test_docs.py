@@ -30,11 +30,11 @@ def test_each_document_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_messages_refer_to_nothing_that_only_the_repository_has() -> None:
     """What has only the wheel can follow ``headrace docs operations``, but no path."""
     found = {
-        f"{path.relative_to(ENGINE)}:{node.lineno}": node.value
+        f"{path.relative_to(ENGINE)}:{node.lineno}": str(node.value)
         for path in ENGINE.rglob("*.py")
         if path.name not in ("docs.py", "reference.py")
         for node in strings(ast.parse(path.read_text()))
-        if re.search(r"\b(configs|scripts|bench|tests)/|\.md\b|reference\.toml", node.value)
+        if re.search(r"\b(configs|scripts|bench|tests)/|\.md\b|reference\.toml", str(node.value))
     }
     assert found == {}
     named = {
