@@ -1,4 +1,4 @@
-"""The memory limit of this process's control groups (its container), and their count of OOM kills.
+"""The limits of this process's control groups (its container): memory and CPU, and their count of OOM kills.
 
 Both kinds of hierarchy are read: version 1 has a separate memory controller, version 2 has a single tree; a
 machine may have either or both. A process's group is in ``/proc/self/cgroup``, but a container that sees only its
@@ -37,22 +37,37 @@ def divide_within(config: Config, readers: int) -> Budget:
 def memory_limit(root: Path = Path("/")) -> int | None:
     """The lowest limit of this process's group and its ancestors, in bytes; None if there is none."""
     found = []
-    for group, limit_file, _ in _groups(root):
-        with contextlib.suppress(OSError, ValueError):  # does not exist, or is "max"
-            found.append(int((group / limit_file).read_text()))
+    for group in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # does not exist, or is "max"
+                found.append(int((group / name).read_text()))
     return min((limit for limit in found if limit < _NO_LIMIT), default=None)
+
+
+def cpu_limit(root: Path = Path("/")) -> float | None:
+    """The lowest limit of this process's group and its ancestors, in cores; None if there is none."""
+    found = []
+    for group in _groups(root, "cpu"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # does not exist, or is "max"
+            if (group / "cpu.max").exists():
+                quota, period = map(int, (group / "cpu.max").read_text().split())
+            else:
+                quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            found.append(quota / period)
+    return min((limit for limit in found if limit > 0), default=None)  # version 1 has -1 for none
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
     """The number of OOM kills in this group, or else on this machine; None if unknown."""
-    for group, _, events_file in _groups(root):
-        if (count := _counter(group / events_file)) is not None:
-            return count
+    for group in _groups(root, "memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            if (count := _counter(group / name)) is not None:
+                return count
     return _counter(root / "proc/vmstat")
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """This process's group and its ancestors, with the names of the files for the limit and the events."""
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """This process's group and its ancestors, in each hierarchy that may have the controller."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -61,19 +76,19 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
     for line in lines:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if "memory" in controllers.split(","):
-            yield from _upwards(mounted / "memory", path, "memory.limit_in_bytes", "memory.oom_control")
+        if controller in controllers.split(","):
+            yield from _upwards(mounted / controller, path)
         elif number == "0" and not controllers:
             top = mounted if (mounted / "cgroup.controllers").exists() else mounted / "unified"
-            yield from _upwards(top, path, "memory.max", "memory.events")
+            yield from _upwards(top, path)
 
 
-def _upwards(top: Path, path: str, limit_file: str, events_file: str) -> Iterator[tuple[Path, str, str]]:
+def _upwards(top: Path, path: str) -> Iterator[Path]:
     parts = [part for part in path.split("/") if part]
     if ".." in parts or not top.joinpath(*parts).is_dir():
         parts = []
     for depth in range(len(parts), -1, -1):
-        yield top.joinpath(*parts[:depth]), limit_file, events_file
+        yield top.joinpath(*parts[:depth])
 
 
 def _counter(path: Path) -> int | None:

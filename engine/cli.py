@@ -19,10 +19,12 @@ from types import FrameType
 from typing import TextIO
 
 from engine import __version__
-from engine.config import Config, InvalidConfigError, load
+from engine.commands.docs import DOCUMENTS
+from engine.config import Config, InvalidConfigError, Secret, SinkConfig, SourceConfig, load, read_env_files
 from engine.errors import ConfigError, EngineEnded, HeadraceError
 from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
+from engine.quantities import Size, decode_quantity
 
 log = logging.getLogger("headrace")
 # The exit code that a shell reports for a program ended by SIGPIPE.
@@ -37,7 +39,8 @@ examples:
   python -m engine verify --config prod.toml             is the lake whole, and the same as the source?
   python -m engine restore --config prod.toml --to FILE.bson.zst    a collection as it stands, or stood
 
-Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000.
+Every key can also be set in the environment: HEADRACE_SECTION__KEY, for example HEADRACE_BATCH__ROWS=50000, or
+HEADRACE_SECTION__KEY_FILE=/path for a secret in a file. All keys, and how to operate an engine: headrace docs.
 """
 _EXPORT = """\
 Write the whole state, without leases, as JSON lines: the position of each stream, schemas, plans of backfills.
@@ -125,10 +128,15 @@ def _run_command(given: list[str]) -> int:
 
 
 def _perform(options: argparse.Namespace) -> int:
+    if not hasattr(options, "config"):
+        return int(options.act(options))
     try:
+        os.environ.update(read_env_files(options.env_file, os.environ))
         config = load(options.config)
     except InvalidConfigError as error:
         return _ended(error.config, error, 2)
+    except ConfigError as error:  # of the variables
+        return _ended(Config(SourceConfig(Secret("")), SinkConfig("")), error, 2)
     configure_logging(config, "supervisor")
     try:
         return int(options.act(config, options))
@@ -199,6 +207,14 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file; without it, everything comes from the environment"
     )
+    shared.add_argument(
+        "--env-file",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="file of environment variables, NAME=value, for what the environment does not set; repeatable",
+    )
 
     run = commands.add_parser("run", parents=[shared], help="follow the change streams (the default)")
     run.add_argument(
@@ -251,6 +267,31 @@ def _parser() -> argparse.ArgumentParser:
         default="run",
         help="the command whose rights are checked (default: run)",
     )
+    check.add_argument(
+        "--explain",
+        action="store_true",
+        help="show how much memory the configuration takes, and what; asks no server",
+    )
+    check.add_argument(
+        "--rate",
+        type=_rate,
+        metavar="N/s",
+        help="with --explain: also the cores, streams, writers and engines for so many events, such as 50k/s",
+    )
+    check.add_argument(
+        "--document-size",
+        type=_size,
+        default=1024,
+        metavar="SIZE",
+        help="for --rate: the mean size of a document as BSON (default: 1KiB)",
+    )
+    check.add_argument(
+        "--cores",
+        type=_positive,
+        metavar="N",
+        help="for --rate: the cores of an engine (default: those that it could use here)",
+    )
+    check.add_argument("--json", action="store_true", help="JSON instead of text")
     check.set_defaults(act=_check)
 
     status = commands.add_parser(
@@ -310,7 +351,34 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="one JSON object per stream (the default in a pipe)")
     show.set_defaults(act=_state_show)
     _add_state_commands(state_commands, shared)
+    _add_without_config(commands)
     return parser
+
+
+def _add_without_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    docs = commands.add_parser("docs", help="the documents: all keys, operations, the lake, ...")
+    docs.add_argument(
+        "name", nargs="?", choices=[*DOCUMENTS], metavar="NAME", help=f"one of {', '.join(DOCUMENTS)}"
+    )
+    docs.set_defaults(act=_docs)
+
+    completion = commands.add_parser(
+        "completion",
+        help="a script that completes commands and options",
+        description=_COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(act=_completion)
+
+
+_COMPLETION = """\
+Print a script for a shell, which completes commands, options and names of files:
+
+  headrace completion bash > ~/.local/share/bash-completion/completions/headrace
+  headrace completion zsh > ~/.zfunc/_headrace        with fpath+=~/.zfunc before compinit in ~/.zshrc
+  headrace completion fish > ~/.config/fish/completions/headrace.fish
+"""
 
 
 _VERIFY = """\
@@ -368,6 +436,30 @@ def _add_verify(
     )
     verify.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
     verify.set_defaults(act=_verify)
+
+
+def _rate(text: str) -> float:
+    from engine.commands.explain import parse_rate
+
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> float:
+    if (number := float(text)) > 0:
+        return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+
+
+def _size(text: str) -> int:
+    try:
+        if size := int(decode_quantity(Size, text)):
+            return size
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 324 or 1KiB")
 
 
 def _names(text: str) -> list[str]:
@@ -461,9 +553,14 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 
 
 def _check(config: Config, options: argparse.Namespace) -> int:
+    if options.explain or options.rate:
+        from engine.commands.explain import explain
+
+        size, cores = options.document_size, options.cores
+        return explain(config, options.rate, size, cores, as_json=options.json)
     from engine.commands.check import check
 
-    return check(config, options.command)
+    return check(config, options.command, as_json=options.json)
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:
@@ -502,6 +599,19 @@ def _state_rebuild(config: Config, options: argparse.Namespace) -> int:
     from engine.commands.rebuild import rebuild_state
 
     return rebuild_state(config, yes=options.yes)
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from engine.commands.docs import show
+
+    return show(options.name)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from engine.commands.completion import script
+
+    sys.stdout.write(script(_parser(), options.shell))
+    return 0
 
 
 def _state_show(config: Config, options: argparse.Namespace) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ClassVar, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 _RESTORE = (
@@ -109,26 +110,46 @@ def error_of_kind(kind: FailureKind, operation: str, cause: str, remedy: str) ->
 
 
 class Redactor:
-    """Replaces the given secrets in any text, however a URL may have quoted them, or a message escaped them."""
+    """Replaces the given secrets in any text, however a URL may have quoted them, or a message escaped them.
+
+    What this process has learnt since it started (``learn``) is replaced by every redactor.
+    """
+
+    _learnt: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms: set[str] = set()
-        for secret in secrets:
-            if secret:
-                plain = {secret, unquote(secret), unquote_plus(secret)}
-                forms |= plain | {quote(p, safe="") for p in plain} | {quote_plus(p) for p in plain}
-                forms |= (
-                    {quote(p) for p in plain}
-                    | {repr(p)[1:-1] for p in plain}
-                    | {json.dumps(p)[1:-1] for p in plain}
-                )
-        self._forms = sorted(forms, key=len, reverse=True)
+        self._forms = _longest_first(form for secret in secrets for form in _forms(secret))
+
+    @classmethod
+    def learn(cls, secret: str) -> None:
+        """Add a secret to all redactors of this process."""
+        cls._learnt = _longest_first((*cls._learnt, *_forms(secret)))
 
     def __call__(self, text: str) -> str:
         """``text`` with ``***`` in place of secrets."""
-        for form in self._forms:
+        for form in (*self._forms, *self._learnt):
             text = text.replace(form, "***")
         return text
+
+
+def _forms(secret: str) -> set[str]:
+    """The ways in which a text may show a secret."""
+    if not secret:
+        return set()
+    plain = {secret, unquote(secret), unquote_plus(secret)}
+    ways: tuple[Callable[[str], str], ...] = (
+        str,
+        partial(quote, safe=""),
+        quote_plus,
+        quote,
+        lambda p: repr(p)[1:-1],
+        lambda p: json.dumps(p)[1:-1],
+    )
+    return {way(each) for each in plain for way in ways}
+
+
+def _longest_first(forms: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(forms), key=len, reverse=True))
 
 
 def url_password(url: str) -> str:

@@ -15,9 +15,14 @@ class Duration(float):
 
 
 class Secret(str):
-    """Text that is never shown: ``repr`` hides it, and the log redacts it."""
+    """Text that is never shown: ``repr`` hides it, and the log redacts it.
 
-    __slots__ = ()
+    Attributes:
+        origin: the text with its references to files and to AWS, from which it can be fetched again; empty if it
+            has none.
+    """
+
+    origin = ""
 
     def __repr__(self) -> str:
         return "'***'" if self else "''"

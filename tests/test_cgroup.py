@@ -100,3 +100,24 @@ def test_a_container_that_is_too_small_for_any_configuration(monkeypatch: pytest
         cgroup.divide_within(config(1024 * MIB), 1)
     assert "Give the container at least 1GiB" in caught.value.remedy
     assert "230MiB cannot hold this configuration" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/app\n", {"": V2, "app": {"cpu.max": "150000 100000\n"}}, 1.5),
+        ("0::/a/b\n", {"": V2, "a": {"cpu.max": "50000 100000\n"}, "a/b": {"cpu.max": "max 100000\n"}}, 0.5),
+        ("0::/app\n", {"": V2, "app": {"cpu.max": "max 100000\n"}}, None),
+        (
+            "4:cpu,cpuacct:/app\n",
+            {"cpu/app": {"cpu.cfs_quota_us": "200000\n", "cpu.cfs_period_us": "100000\n"}},
+            2.0,
+        ),
+        ("4:cpu:/x\n", {"cpu": {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_lowest_limit_of_cores_applies(
+    tmp_path: Path, groups: str, files: dict[str, dict[str, str]], cores: float | None
+) -> None:
+    assert cgroup.cpu_limit(tree(tmp_path, groups, files)) == cores

@@ -160,7 +160,8 @@ def problem_of_engine(arguments: list[str]) -> str:
         options = cli._parser().parse_args(given)
     except SystemExit as ended:
         return "" if ended.code == 0 else f"{arguments} cannot be parsed"
-    return "" if options.config is None or (ROOT / options.config).exists() else f"no {options.config}"
+    config = getattr(options, "config", None)
+    return "" if config is None or (ROOT / config).exists() else f"no {config}"
 
 
 def problem_of_script(script: str, arguments: list[str]) -> str:

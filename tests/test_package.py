@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from bench.local import LocalStack
+from engine.commands.docs import DOCUMENTS
 from tests.integration.harness import EngineConfig
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,8 @@ def test_the_wheel_has_the_engine_and_nothing_else(wheel: Path) -> None:
         lines = archive.read(metadata).decode().splitlines()
     assert {name.partition("/")[0] for name in names} == {"engine", metadata.partition("/")[0]}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py")}
-    assert {name for name in names if name.startswith("engine/")} == sources | {"engine/py.typed"}
+    documents = {f"engine/documents/{path}" for path in DOCUMENTS.values()}
+    assert {name for name in names if name.startswith("engine/")} == sources | {"engine/py.typed"} | documents
     needed = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
     always = [each for each in needed if "extra ==" not in each]
     assert len(always) == len(project()["dependencies"])
@@ -84,6 +86,8 @@ def test_installed_alone_it_reaches_the_servers(
     assert version[0] == "headrace"
     assert f"-{version[1]}-" in wheel.name
     assert "can be opened" in run("headrace", "check", "--config", str(config.path))
+    for name, path in DOCUMENTS.items():
+        assert run("headrace", "docs", name) == (ROOT / path).read_text()
     code = "import engine, importlib.util as u; print(engine.__file__, u.find_spec('bench'), u.find_spec('tests'))"
     assert run("python", "-c", code).split() == [str(site / "engine" / "__init__.py"), "None", "None"]
     assert list(empty.iterdir()) == []

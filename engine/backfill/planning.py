@@ -19,6 +19,7 @@ from bson.errors import InvalidId
 from pymongo.errors import OperationFailure
 
 from engine.config import Config
+from engine.config.renewal import renewed
 from engine.config.streams import named_collections, streams_of
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
@@ -51,7 +52,7 @@ def make_plans(
         ConfigError: a collection does not exist or cannot be read, or the selection does not apply to it.
         TransientError: no server answered.
     """
-    with connect(config.source.uri, socket_timeout_ms=2 * _COMMAND_MS) as client:
+    with connect(renewed(config.source.uri), socket_timeout_ms=2 * _COMMAND_MS) as client:
         query = parse_filter(selection.filter)
         planners = [_Planner(client, config, namespace, selection, query) for namespace in wanted]
         return [planner.plan() for planner in planners if not present_only or planner.is_present()]
@@ -59,13 +60,13 @@ def make_plans(
 
 def server_clock(config: Config) -> str:
     """The server's cluster time, in the form that ``starting_position`` takes."""
-    with connect(config.source.uri) as client:
+    with connect(renewed(config.source.uri)) as client:
         return str(server_time(client))
 
 
 def absentees(config: Config) -> list[str]:
     """A sentence for each thing that the configuration names but does not exist."""
-    with connect(config.source.uri) as client:
+    with connect(renewed(config.source.uri)) as client:
         return absent(client, config.source.database, named_collections(config.source))
 
 
@@ -73,7 +74,7 @@ def list_collections(config: Config) -> list[Namespace]:
     """The existing collections that the configuration captures, without views and system collections."""
     source = config.source
     specs = streams_of(source)
-    with connect(config.source.uri) as client, translated("list the collections"):
+    with connect(renewed(config.source.uri)) as client, translated("list the collections"):
         databases = [source.database]
         if source.watch == "deployment":
             databases = [each for each in client.list_database_names() if each not in ("admin", "local", "config")]

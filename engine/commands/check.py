@@ -5,13 +5,16 @@ What each command needs of each server is one row of ``_STEPS``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.text import Text
 
 from engine.backfill.work import snapshot_readers
 from engine.cgroup import divide_within
+from engine.commands.explain import available_cores, more_writers_than_cores
 from engine.commands.terminal import Terminal
 from engine.config import Config, format_size
 from engine.config.streams import named_collections, streams_of
@@ -39,8 +42,11 @@ class Doubt(str):
 Findings = Iterator[str | Doubt | HeadraceError]
 
 
-def check(config: Config, command: str = "run") -> int:
+def check(config: Config, command: str = "run", *, as_json: bool = False) -> int:
     """Check access to the state store, MongoDB and the sink with the rights of a command; show the memory budget.
+
+    Args:
+        as_json: one JSON object per finding: ``step``, ``result`` (``ok``, ``doubt``, ``failed``) and ``text``.
 
     Returns 0 if all is well, 2 if the configuration is at fault, otherwise 1. Every failure is shown with its
     remedy.
@@ -57,7 +63,12 @@ def check(config: Config, command: str = "run") -> int:
                 label, color = "failed", "red"
             elif isinstance(found, Doubt):
                 label, color = "doubt", "yellow"
-            terminal.print(Text(f"{label:8}", style=color), f"{name:12} {redact(str(found))}", sep="")
+            text = redact(str(found))
+            if as_json:
+                line = msgspec.json.encode({"step": name, "result": label, "text": text})
+                sys.stdout.write(line.decode() + "\n")
+            else:
+                terminal.print(Text(f"{label:8}", style=color), f"{name:12} {text}", sep="")
     return code
 
 
@@ -211,6 +222,8 @@ def _check_memory(config: Config, _records: Records) -> Findings:
     lines = [f"{format_size(budget.limit)}, of which"]
     lines += [f"{'':20} {size / 2**20:7.0f} MiB  {name}" for name, size in budget.terms()]
     yield "\n".join(lines)
+    if (surplus := more_writers_than_cores(config.writers.processes, available_cores())) is not None:
+        yield Doubt(surplus)
 
 
 Step = tuple[str, Callable[[Config, Records], Findings]]

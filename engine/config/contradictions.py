@@ -67,6 +67,9 @@ def _of_s3(s3: S3Config) -> Iterator[Found]:
             ssl.create_default_context(cafile=s3.ca_file)
     except OSError as error:
         yield ("sink.s3.ca_file",), f"sink.s3.ca_file: {s3.ca_file} has no certificates that can be read ({error})"
+    if s3.accelerate and (s3.endpoint_url or s3.addressing == "path"):
+        keys = ("sink.s3.endpoint_url", "sink.s3.addressing")
+        yield keys, 'sink.s3.accelerate: has an endpoint of its own: not with endpoint_url or addressing = "path"'
     if len(s3.tags) > _MAX_TAGS:
         yield ("sink.s3.tags",), f"sink.s3.tags: an object takes at most {_MAX_TAGS}"
 

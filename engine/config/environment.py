@@ -1,5 +1,7 @@
 """The environment's part of the configuration: which variables set keys, and which are near misses of one.
 
+``NAME_FILE=/path`` is ``NAME=${file:/path}``, as images of other programs have it for secrets.
+
 A misspelled variable would be ignored silently, and a default used in its place. Every ``HEADRACE_...`` is ours,
 so one that is not a key is refused. The other names are shared with other tools: a near miss of one is refused
 only if the right name would have had an effect, and only if it is one typo away.
@@ -18,6 +20,7 @@ from engine.config.tree import Config
 from engine.failpoints import VARIABLE as FAILPOINT
 
 PREFIX = "HEADRACE_"
+OF_FILE = "_FILE"
 Path = tuple[str, ...]
 
 # These set keys that the file does not.
@@ -37,8 +40,22 @@ _WITHOUT_NEAR_MISSES = {"AWS_REGION"}
 _NO_KEYS = {FAILPOINT, "HEADRACE_VENV"}
 
 
+def value_of(environ: Mapping[str, str], name: str) -> str:
+    """The variable's value, or a reference to the file that ``<name>_FILE`` names; empty if neither is set."""
+    file = environ.get(name + OF_FILE, "")
+    return environ.get(name, "") or (f"${{file:{file}}}" if file else "")
+
+
+def is_set_twice(environ: Mapping[str, str], name: str) -> bool:
+    """Whether both the variable and ``<name>_FILE`` are set, and it is not clear which one counts."""
+    return bool(environ.get(name) and environ.get(name + OF_FILE))
+
+
 def overrides(environ: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
-    """The variables that set keys, with the key of each, and problems with our other variables."""
+    """The variables that set keys, with the key of each, and problems with our other variables.
+
+    One that is set by the name of a file is returned under its own name.
+    """
     keys = {PREFIX + "__".join(path).upper(): is_table for path, is_table in _leaves(Config)}
     found: dict[str, Path] = {}
     problems: list[str] = []
@@ -46,9 +63,12 @@ def overrides(environ: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:
         if not name.upper().startswith(PREFIX) or name in _NO_KEYS or _is_of_a_service(name, environ):
             continue
         upper = name.upper()
-        is_key = upper in keys or any(upper.startswith(f"{key}__") for key, is_table in keys.items() if is_table)
+        in_file = upper not in keys and upper.removesuffix(OF_FILE) in keys
+        is_key = in_file or upper in keys
+        is_key |= any(upper.startswith(f"{key}__") for key, is_table in keys.items() if is_table)
         if is_key and name.startswith(PREFIX):
-            found[name] = tuple(part.lower() for part in name.removeprefix(PREFIX).split("__"))
+            own = name[: -len(OF_FILE)] if in_file else name
+            found[own] = tuple(part.lower() for part in own.removeprefix(PREFIX).split("__"))
         else:
             problems.append(f"{name}: no such key; {_hint(name, keys)}")
     return found, problems
@@ -61,7 +81,7 @@ def near_misses(environ: Mapping[str, str], is_open: Mapping[str, bool]) -> Iter
         is_open: for each well-known variable, whether it would have an effect if it were set.
     """
     for known in WELL_KNOWN.keys() - _WITHOUT_NEAR_MISSES:
-        if not is_open[known] or environ.get(known):
+        if not is_open[known] or value_of(environ, known):
             continue
         for name, value in environ.items():
             if value and name not in WELL_KNOWN and is_near(name, known):
@@ -95,7 +115,7 @@ def _hint(name: str, keys: Iterable[str]) -> str:
     near = closest(name, keys)
     if near:
         return f"did you mean {near}?"
-    return "keys are set as HEADRACE_SECTION__KEY (two underscores before each key), see configs/reference.toml"
+    return "keys are set as HEADRACE_SECTION__KEY (two underscores before each key), see `headrace docs reference`"
 
 
 def _bare(name: str) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.config.environment import is_near
+from engine.config.environment import OF_FILE, is_near, is_set_twice, value_of
 from engine.config.secrets import from_aws, from_file
 from engine.errors import ConfigError
 from engine.quantities import Secret
@@ -18,10 +18,36 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET = re.compile(r"\$\{(file|aws):([^}]*)\}")
 
 
-class FromEnvironment(str):
-    """A value from the environment: always text, whatever the key's type, so it is converted leniently."""
+def fetched_again(text: str) -> tuple[Secret, list[Secret]]:
+    """A text with the files and secrets of AWS that it refers to, and these one by one.
 
-    __slots__ = ()
+    Raises:
+        ConfigError: one of them cannot be had; the cause names it.
+    """
+    parts: list[Secret] = []
+
+    def replace(match: re.Match[str]) -> str:
+        try:
+            parts.append(_fetch(*match.groups()))
+        except ConfigError as error:
+            raise ConfigError(error.operation, f"{match[0]}: {error.cause}", error.remedy) from None
+        return parts[-1]
+
+    return Secret(_SECRET.sub(replace, text)), parts
+
+
+def _fetch(source: str, reference: str) -> Secret:
+    return Secret(from_file(reference) if source == "file" else from_aws(reference))
+
+
+class FromEnvironment(str):
+    """A value from the environment: always text, whatever the key's type, so it is converted leniently.
+
+    Attributes:
+        origin: the text with its references to files and to AWS; empty if it has none.
+    """
+
+    origin = ""
 
 
 class Missing:
@@ -71,7 +97,7 @@ class Expansion:
         def replace(match: re.Match[str]) -> str:
             nonlocal missing
             name, default = match.groups()
-            found = self._environ.get(name) or default
+            found = self.text_of(name, path) or default
             missing |= found is None
             if found is None:
                 self._note_missing(path, name)
@@ -80,8 +106,14 @@ class Expansion:
         text = _VARIABLE.sub(replace, value)
         return Missing() if missing else self.fetched(text, path)
 
+    def text_of(self, name: str, path: str) -> str:
+        """The text of a variable that the key at ``path`` is set to, or refers to; empty if it is not set."""
+        if is_set_twice(self._environ, name):
+            self._problems.add(f"{path}: both {name} and {name}{OF_FILE} are set; unset one of them", path)
+        return value_of(self._environ, name)
+
     def fetched(self, text: str, path: str) -> FromEnvironment | Missing:
-        """A text, or the value of a variable, with the files and secrets that it refers to."""
+        """A text with the files and secrets that it refers to."""
         missing = False
 
         def replace(match: re.Match[str]) -> str:
@@ -93,12 +125,14 @@ class Expansion:
                 self._problems.add(f"{path}: {match[0]}: {error.cause}. {error.remedy}", path)
                 return ""
 
-        text = _SECRET.sub(replace, text)
-        return Missing() if missing else FromEnvironment(text)
+        value = FromEnvironment(_SECRET.sub(replace, text))
+        if value != text:
+            value.origin = text
+        return Missing() if missing else value
 
     def _fetch(self, whole: str, source: str, reference: str) -> Secret:
         if whole not in self._known:
-            self._known[whole] = Secret(from_file(reference) if source == "file" else from_aws(reference))
+            self._known[whole] = _fetch(source, reference)
         return self._known[whole]
 
     def _note_missing(self, path: str, name: str) -> None:

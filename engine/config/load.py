@@ -13,7 +13,7 @@ import msgspec
 from msgspec import NODEFAULT, Struct, structs
 
 from engine.config.contradictions import contradictions
-from engine.config.environment import WELL_KNOWN, near_misses, overrides
+from engine.config.environment import WELL_KNOWN, near_misses, overrides, value_of
 from engine.config.expansion import Expansion, FromEnvironment, Missing, Problems
 from engine.config.expectations import expectation, keys_of, unwrap
 from engine.config.tree import Config
@@ -60,9 +60,10 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
     expansion = Expansion(environ, problems)
     data = expansion.expand(data)
     for name, key in variables.items():
-        value = expansion.fetched(environ[name], ".".join(key))
+        at = ".".join(key)
+        value = expansion.fetched(expansion.text_of(name, at), at)
         if not _set_path(data, key, value, replace=True):
-            problems.add(f"{name}: {'.'.join(key)} is not a section")
+            problems.add(f"{name}: {at} is not a section")
     if not unreadable:
         for problem in near_misses(environ, _without_value(data, environ)):
             problems.add(problem)
@@ -88,7 +89,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            OPERATION, f"{path} is not valid TOML: {error}", "See configs/reference.toml."
+            OPERATION, f"{path} is not valid TOML: {error}", "See `headrace docs reference`."
         ) from error
 
 
@@ -99,7 +100,7 @@ def _without_value(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str
     is_open = {name: not _is_set(data, path) for name, path in WELL_KNOWN.items()}
     is_open["MONGODB_DATABASE"] &= watch != "deployment"
     is_open["MONGODB_COLLECTIONS"] &= watch == "collections"
-    is_open["S3_PREFIX"] &= bool(environ.get("S3_BUCKET"))
+    is_open["S3_PREFIX"] &= bool(value_of(environ, "S3_BUCKET"))
     return is_open
 
 
@@ -114,14 +115,15 @@ def _is_set(data: dict[str, Any], path: tuple[str, ...]) -> bool:
 
 def _apply_well_known(data: dict[str, Any], environ: Mapping[str, str], expansion: Expansion) -> None:
     """Set keys that have no value yet from the variables that other tools use too."""
-    values = {name: value for name in WELL_KNOWN if (value := environ.get(name))}
-    prefix = values.pop("S3_PREFIX", "").strip("/")
-    if bucket := values.pop("S3_BUCKET", ""):
-        values["S3_BUCKET"] = f"s3://{bucket}/{prefix}".rstrip("/")
-    for name, value in values.items():
-        key = WELL_KNOWN[name]
-        if not _is_set(data, key):
-            _set_path(data, key, expansion.fetched(value, ".".join(key)), replace=False)
+    for name, key in WELL_KNOWN.items():
+        if name == "S3_PREFIX" or _is_set(data, key) or not value_of(environ, name):
+            continue
+        at = ".".join(key)
+        text = expansion.text_of(name, at)
+        if name == "S3_BUCKET":
+            prefix = expansion.text_of("S3_PREFIX", at).strip("/")
+            text = f"s3://{text}/{prefix}".rstrip("/")
+        _set_path(data, key, expansion.fetched(text, at), replace=False)
 
 
 def _set_path(data: dict[str, Any], path: tuple[str, ...], value: Any, *, replace: bool) -> bool:
@@ -176,6 +178,7 @@ def _convert(value: Any, annotation: Any, path: str, problems: Problems) -> Any:
         problems.unread.add(path)
         return NODEFAULT
     lenient = isinstance(value, FromEnvironment)
+    origin = value.origin if isinstance(value, FromEnvironment) else ""
     if lenient:
         value = _parse_text(str(value), unwrap(annotation)[0])
     try:
@@ -187,6 +190,8 @@ def _convert(value: Any, annotation: Any, path: str, problems: Problems) -> Any:
     if minimum is not None and result < minimum:
         problems.add(f"{path}: got {_shown(value)}; {expectation(annotation)}", path)
         return NODEFAULT
+    if isinstance(result, Secret):
+        result.origin = origin
     return result
 
 

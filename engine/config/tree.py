@@ -268,6 +268,19 @@ class S3Config(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(description='Id or ARN of the KMS key, for `encryption = "sse-kms"`; empty for the AWS managed key.'),
     ] = ""
+    addressing: Annotated[
+        Literal["auto", "path", "virtual"],
+        Meta(
+            description="Whether the bucket is part of the path or of the host name; `auto` is what the client "
+            "library takes to be right for the endpoint."
+        ),
+    ] = "auto"
+    accelerate: Annotated[
+        bool, Meta(description="Use S3 Transfer Acceleration, which the bucket must have enabled; AWS only.")
+    ] = False
+    requester_pays: Annotated[
+        bool, Meta(description="Pay for requests to a bucket of another account that asks for it.")
+    ] = False
     storage_class: Annotated[
         str,
         Meta(description="Storage class of data objects, such as `STANDARD_IA`; empty for the bucket's default."),

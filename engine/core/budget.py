@@ -8,7 +8,7 @@ Sizes are proportional (PSS): memory that processes share is counted once.
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from engine.core.arena import GRAIN
 from engine.errors import ConfigError
@@ -38,6 +38,11 @@ MIN_ARENA = 64 * MIB
 MAX_ARENA = 512 * MIB
 MIN_PENDING = 24 * MIB
 MAX_PENDING = 512 * MIB
+# Parts of an upload, as S3 wants them (5 MiB at least, but for the last), and how many of them a writer holds: the
+# copies of the one in flight, and those that the objects of other segments are filling.
+MIN_PART = 6 * MIB
+MAX_PART = 16 * MIB
+PARTS_PER_WRITER = 8
 # A reader holds a reply that is being decoded, one that waits, one that is being inspected, one that is arriving,
 # and the columns of some rows of one.
 REPLIES_PER_READER = 5
@@ -50,6 +55,8 @@ class Budget(Struct, frozen=True):
         arena: shared memory for slabs.
         reply: how much a reader asks the server for at once.
         writer_pending: rows buffered for row groups, compressed parts, and the encoder's own buffers, per writer.
+        part: of an upload. Up to this size an object is one request, and all requests of a writer at one time have
+            no more than this together.
     """
 
     limit: int
@@ -59,6 +66,7 @@ class Budget(Struct, frozen=True):
     readers: int
     writers: int
     state_on_s3: bool = False
+    part: int = MIN_PART
 
     def terms(self) -> list[tuple[str, int]]:
         """The terms of the limit, with a description of each."""
@@ -79,7 +87,18 @@ class Budget(Struct, frozen=True):
                 f"row groups and parts: {writers} writer(s) x {format_size(self.writer_pending)}",
                 writers * self.writer_pending,
             ),
+            *self._larger_parts(),
         ]
+
+    def _larger_parts(self) -> list[tuple[str, int]]:
+        """What parts above the minimum, which is in a writer's own term, take."""
+        if not (more := self.part - MIN_PART):
+            return []
+        count = self.writers * PARTS_PER_WRITER
+        name = (
+            f"parts of {format_size(self.part)} instead of {format_size(MIN_PART)}: {count} x {format_size(more)}"
+        )
+        return [(name, count * more)]
 
 
 def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False) -> Budget:
@@ -102,7 +121,10 @@ def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False)
     reply = min(MAX_REPLY, MIN_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
     arena = min(MAX_ARENA, MIN_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MAX_PENDING, MIN_PENDING + spare * 4 // 10 // writers)
-    return Budget(limit, arena, reply, pending, readers, writers, state_on_s3)
+    found = Budget(limit, arena, reply, pending, readers, writers, state_on_s3)
+    left = limit - sum(size for _, size in found.terms())
+    larger = left // (PARTS_PER_WRITER * writers) // MIB * MIB
+    return structs.replace(found, part=min(MAX_PART, MIN_PART + larger))
 
 
 def refuse_above(max_limit: int, budget: Budget) -> None:

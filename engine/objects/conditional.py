@@ -15,10 +15,19 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
+from msgspec.structs import replace
+
+from engine.config.renewal import renewed_s3
 from engine.config.tree import SinkConfig
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, TransientError
 from engine.objects.failures import error_code, is_refused, translated
-from engine.objects.store import CONNECT_TIMEOUT_S, client_parameters, put_parameters
+from engine.objects.store import (
+    CONNECT_TIMEOUT_S,
+    addressing,
+    client_parameters,
+    put_parameters,
+    request_parameters,
+)
 
 READ_TIMEOUT_S = 15
 _READERS = 16
@@ -87,7 +96,8 @@ class S3Objects:
 
     def __init__(self, config: SinkConfig, place: str) -> None:
         self._config = config
-        self._bucket, _, path = config.url.partition("://")[2].rstrip("/").partition("/")
+        bucket, _, path = config.url.partition("://")[2].rstrip("/").partition("/")
+        self._of_all = {"Bucket": bucket} | request_parameters(config.s3)
         self._base = f"{path}/{place}" if path else place
         self.url = f"{config.url.rstrip('/')}/{place}"
         self._lock = threading.Lock()
@@ -98,7 +108,7 @@ class S3Objects:
         """The object; None if there is none."""
         with self._translated(f"read {self.url}{key}"):
             try:
-                answer = self._client().get_object(Bucket=self._bucket, Key=self._base + key)
+                answer = self._client().get_object(**self._of_all, Key=self._base + key)
                 return Stored(answer["Body"].read(), answer["ETag"])
             except Exception as error:
                 if error_code(error) in _ABSENT:
@@ -129,7 +139,7 @@ class S3Objects:
 
     def _put(self, key: str, body: bytes, condition: Mapping[str, str]) -> str:
         answer = self._client().put_object(
-            Bucket=self._bucket,
+            **self._of_all,
             Key=self._base + key,
             Body=body,
             ContentType="application/json",
@@ -143,7 +153,7 @@ class S3Objects:
         found: dict[str, Listed] = {}
         with self._translated(f"list {self.url}{prefix}"):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._base + prefix):
+            for page in pages.paginate(**self._of_all, Prefix=self._base + prefix):
                 now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
                 for each in page.get("Contents", ()):
                     age_s = (now - each["LastModified"]).total_seconds()
@@ -153,7 +163,7 @@ class S3Objects:
     def delete(self, key: str) -> None:
         """Delete the object, if there is one."""
         with self._translated(f"delete {self.url}{key}"):
-            self._client().delete_object(Bucket=self._bucket, Key=self._base + key)
+            self._client().delete_object(**self._of_all, Key=self._base + key)
 
     def close(self) -> None:
         """Drop the connections."""
@@ -174,9 +184,15 @@ class S3Objects:
             with translated(operation, proved=self._proved):
                 yield
         except HeadraceError as error:
-            if self._proved and is_refused(error.__cause__):
+            if not is_refused(error.__cause__):
+                raise
+            known, self._config = self._config, replace(self._config, s3=renewed_s3(self._config.s3))
+            if self._proved or self._config != known:
                 self.close()
-            raise
+            if self._proved or self._config == known:
+                raise
+            remedy = "These credentials have been read again, and are others now."
+            raise TransientError(error.operation, error.cause, remedy) from error.__cause__
         self._proved = True
 
 
@@ -189,6 +205,7 @@ def _make_client(config: SinkConfig) -> Any:
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=_READERS,
         retries={"total_max_attempts": 1},
+        s3=addressing(config.s3),
         # Checksums in trailers are not understood by every store; the entity tag and TLS are what counts here.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -9,7 +9,7 @@ from msgspec import Struct
 from engine.config import Config
 from engine.core import messages as msg
 from engine.core.budget import Budget
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, Redactor
 
 
 class ChildSettings(Struct, frozen=True):
@@ -23,6 +23,11 @@ class ChildSettings(Struct, frozen=True):
 def send_failure(
     connection: Connection, error: HeadraceError, stream: str | None = None, generation: int | None = None
 ) -> None:
-    """Report an error to the supervisor: a stream's, or without one the whole process's."""
-    failed = msg.Failed(error.kind, error.operation, error.cause, error.remedy, stream, generation)
+    """Report an error to the supervisor: a stream's, or without one the whole process's.
+
+    The supervisor redacts it, but for the secrets that only this process has learnt.
+    """
+    redact = Redactor()
+    operation, cause, remedy = map(redact, (error.operation, error.cause, error.remedy))
+    failed = msg.Failed(error.kind, operation, cause, remedy, stream, generation)
     connection.send_bytes(msg.encode(failed))

@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection, wait
 
 from msgspec.structs import replace
 
+from engine.config import Secret
+from engine.config.renewal import renewed
 from engine.config.streams import named_collections, streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
@@ -22,7 +24,7 @@ from engine.core.specs import MarkSpec, Spec, SplitSpec, StreamSpec, one_collect
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.protect import Protection
 from engine.decode.schema import SchemaOptions
-from engine.errors import HeadraceError, TransientError
+from engine.errors import HeadraceError, Redactor, TransientError
 from engine.processes.assignment import Assignment
 from engine.processes.batches import Batches
 from engine.processes.link import ChildSettings, send_failure
@@ -31,6 +33,7 @@ from engine.processes.rescue_log import RescueLog
 from engine.shared.arena import Arena
 from engine.shared.slab import SlabLayout
 from engine.source.change_stream import AWAIT_END_MS, AWAIT_MS, ChangeStream
+from engine.source.failures import is_refused
 from engine.source.oplog import OplogWatch
 from engine.source.pace import Pace
 from engine.source.prefetch import Prefetcher
@@ -58,10 +61,8 @@ class Reader:
         self._settings = settings
         self._connection = connection
         self._arena = arena
-        self._client = connect(config.source.uri)
+        self._connect(config.source.uri)
         backfill = config.backfill
-        self._primary = Members(self._client, config.source.uri, "primary")
-        self._members = Members(self._client, config.source.uri, backfill.read_preference)
         share = backfill.readers
         limits = backfill.max_documents_per_s / share, backfill.max_bytes_per_s / share
         self._pace = Pace(*limits, backfill.max_lag)
@@ -86,7 +87,13 @@ class Reader:
 
     def run(self) -> None:
         """Run until told to stop."""
-        self._send(survey(self._client))
+        try:
+            ready = survey(self._client)
+        except HeadraceError as error:
+            if not self._renew(error):
+                raise
+            ready = survey(self._client)
+        self._send(ready)
         while not self._stopping:
             try:
                 self._turn()
@@ -94,6 +101,21 @@ class Reader:
                 pass
             except HeadraceError as error:
                 self._fail(error)
+
+    def _connect(self, uri: Secret) -> None:
+        preference = self._settings.config.backfill.read_preference
+        self._uri = uri
+        self._client = connect(uri)
+        self._primary = Members(self._client, uri, "primary")
+        self._members = Members(self._client, uri, preference)
+
+    def _renew(self, error: HeadraceError) -> bool:
+        """If that is a refusal, and the credentials are others now, connect with these; whether that was so."""
+        if not is_refused(error) or (uri := renewed(self._uri)) == self._uri:
+            return False
+        self._client.close()
+        self._connect(uri)
+        return True
 
     def _turn(self) -> None:
         """One turn: start an assignment, process a reply, or wait for something to arrive."""
@@ -167,11 +189,12 @@ class Reader:
                 start = starting_position(self._client, assign.start_at)
         except HeadraceError as error:
             send_failure(self._connection, error, assign.spec.stream, assign.generation)
+            self._renew(error)
             return
         if not assign.generation and assign.spec.stream == streams_of(config.source)[0].stream:
             self._warn_of_absent()
         if self._oplog is None and isinstance(assign.spec, StreamSpec):
-            self._oplog = OplogWatch(self._client)
+            self._oplog = OplogWatch(lambda: self._client)
         if not assign.generation and isinstance(assign.spec, StreamSpec):
             self._report_not_watchable(assign.spec)
         self._assignment = Assignment(assign, start, self._limits)
@@ -224,6 +247,7 @@ class Reader:
         assert assignment is not None, error
         send_failure(self._connection, error, assignment.spec.stream, assignment.generation)
         self._drop()
+        self._renew(error)
 
     def _finish(self, assignment: Assignment) -> None:
         self._note_started(assignment)
@@ -473,7 +497,7 @@ class Reader:
             fetched, unanswered_s, error = 0, 0.0, None
             if (prefetcher := self._prefetcher) is not None:
                 fetched, unanswered_s = prefetcher.progress, prefetcher.unanswered_s
-                error = prefetcher.last_error
+                error = prefetcher.last_error and Redactor()(prefetcher.last_error)
             progress = self._progress + fetched
             self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error))
             if self._oplog is not None and (seen := self._oplog.take()) is not None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 
 from engine.core import messages as msg
@@ -26,7 +27,7 @@ from engine.processes.link import ChildSettings, send_failure
 from engine.shared.arena import Arena
 from engine.shared.slab import read_slab
 from engine.sink.lake import object_beyond
-from engine.sink.objects import PART_SIZE, Sink, Upload
+from engine.sink.objects import Sink, Upload
 
 BEAT_S = 1.0
 ROW_GROUP_BYTES = 48 * 2**20
@@ -43,7 +44,8 @@ class Writer:
         self._arena = arena
         self._progress = 0
         self._beat_at = 0.0
-        self._sink = Sink(settings.config.sink, lambda: self._beat("waiting for the sink"))
+        beat = partial(self._beat, "waiting for the sink")
+        self._sink = Sink(settings.config.sink, beat, settings.budget.part)
         self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
         self._pool = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish")
 
@@ -224,7 +226,7 @@ class Writer:
         under_way: dict[Future[None], int] = {}
         failed: BaseException | None = None
         while under_way or (waiting and failed is None):
-            while waiting and failed is None and _may_join(waiting[0].held, under_way.values()):
+            while waiting and failed is None and self._may_join(waiting[0].held, under_way.values()):
                 upload = waiting.popleft()
                 held = upload.held
                 under_way[self._pool.submit(upload.publish)] = held
@@ -237,6 +239,11 @@ class Writer:
             self._beat("publishing")
         if failed is not None:
             raise failed
+
+    def _may_join(self, size: int, others: Collection[int]) -> bool:
+        """Whether a request with a body of this size may be sent while the others are in flight."""
+        fits = not others or size + sum(others) <= self._settings.budget.part
+        return fits and len(others) < PUBLISH_THREADS
 
     def _beat(self, doing: str) -> None:
         now = time.monotonic()
@@ -254,8 +261,3 @@ def _bug(error: Exception) -> FatalError:
     log.error("a bug in the engine", exc_info=error)
     remedy = "Nothing is lost. Please report it, with the traceback that is in the log."
     return FatalError("write a segment", f"{type(error).__name__}: {error}", remedy)
-
-
-def _may_join(size: int, others: Collection[int]) -> bool:
-    """Whether a request with a body of this size may be sent while the others are in flight."""
-    return len(others) < PUBLISH_THREADS and (not others or size + sum(others) <= PART_SIZE)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -22,19 +20,15 @@ from typing import Any, NamedTuple, Protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.config.tree import SinkConfig
-from engine.errors import HeadraceError
+from engine.core.budget import MIN_PART
+from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.objects.calls import Calls
 from engine.objects.failures import translated
 from engine.objects.store import ObjectStore
-from engine.owner import is_certainly_dead, this_owner
+from engine.sink.local import LocalUpload, is_stale
 
-PART_SIZE = 6 * 2**20
+PART_SIZE = MIN_PART  # unless there is memory for more
 _PROBE = "_headrace_probe"
-# For hidden files from another machine (or container), whose processes cannot be checked: an engine there may
-# still be writing them, but would not leave one untouched for this long.
-_STALE_AFTER_S = 24 * 3600
-_HIDDEN = ".headrace_"
-_numbers = itertools.count()
 
 
 class Upload(Protocol):
@@ -76,12 +70,16 @@ class Sink:
 
     Args:
         beat: called every second while the thread that created this object waits for the store.
+        part_size: bytes of a part of an upload; smaller objects are one request.
 
     Raises:
         ConfigError: the file system does not exist or cannot be set up.
     """
 
-    def __init__(self, config: SinkConfig, beat: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, config: SinkConfig, beat: Callable[[], None] | None = None, part_size: int = PART_SIZE
+    ) -> None:
+        self._part_size = part_size
         self._url = config.url.rstrip("/")
         self._proved = False
         with translated(f"open the sink {self._url}"):
@@ -101,7 +99,17 @@ class Sink:
             ConfigError: no such bucket, or no right to it.
             TransientError: the store does not answer.
         """
-        with translated(f"write to the sink {self._url}"):
+        used = self._store.filesystem
+        try:
+            self._check()
+        except TransientError:
+            if self._store.filesystem is used:
+                raise
+            self._check()  # with the credentials as they are now
+        self._proved = True
+
+    def _check(self) -> None:
+        with self._translated(f"write to the sink {self._url}"):
             if self._is_local:
                 Path(self._root).mkdir(parents=True, exist_ok=True)
             elif hasattr(self._store.filesystem, "call_s3"):
@@ -110,7 +118,6 @@ class Sink:
                 list_ = partial(self._store.filesystem.call_s3, "list_objects_v2")
                 self._store.request(partial(list_, Bucket=bucket, Prefix=path, MaxKeys=1))
         self._probe().discard()
-        self._proved = True
 
     def prove(self) -> None:
         """As ``check``, and that an abandoned upload can be removed. Leaves nothing behind, not even a directory.
@@ -162,24 +169,41 @@ class Sink:
             probe.write(b"x")
             probe.seal()
             probe.spill()  # starting a multipart upload requires the right to write
+            if not self._is_local and not hasattr(self._store.filesystem, "call_s3"):
+                self._prove_hidden(f"{self._root}/{_PROBE}")
         except BaseException:
             probe.discard()
             raise
         return probe
+
+    def _prove_hidden(self, path: str) -> None:
+        """Check that what is uploaded is not there before it is published, as not every package of fsspec does it.
+
+        Raises:
+            ConfigError: it is.
+        """
+        filesystem, request = self._store.filesystem, self._store.request
+        filesystem.invalidate_cache()
+        if not request(partial(filesystem.exists, path)):
+            return
+        request(partial(filesystem.rm_file, path))
+        name = type(filesystem).__name__
+        cause = f"what is uploaded with {name} is visible before it is published, so that events could land twice"
+        raise ConfigError(f"write to the sink {self._url}", cause, "Use s3://, gs:// or file:// for sink.url.")
 
     def open(self, key: str) -> Upload:
         """Start an object; ``key`` is relative to the sink's URL."""
         path = f"{self._root}/{key}"
         if self._is_local:
             return LocalUpload(Path(path), proved=self._proved)
-        return StagedUpload(self._store, path, proved=self._proved)
+        return StagedUpload(self._store, path, self._part_size, proved=self._proved)
 
     def sweep(self) -> None:
         """Remove the hidden files of dead processes, which only local disks have."""
         if self._is_local:
             for directory, _, names in os.walk(self._root):
                 for name in names:
-                    if name.startswith(_HIDDEN) and _is_stale(path := Path(directory, name)):
+                    if is_stale(path := Path(directory, name)):
                         with contextlib.suppress(OSError):  # another process has removed it
                             path.unlink(missing_ok=True)
 
@@ -267,11 +291,13 @@ class StagedUpload:
     State: the bytes of a small object, or the open file of a large one.
 
     Args:
+        part_size: bytes of a part; up to this size, the object is small.
         proved: writing to the store has worked before; see ``translated``.
     """
 
-    def __init__(self, store: ObjectStore, path: str, *, proved: bool) -> None:
+    def __init__(self, store: ObjectStore, path: str, part_size: int, *, proved: bool) -> None:
         self._store = store
+        self._part_size = part_size
         self._path = path
         self._proved = proved
         self._sealed = False
@@ -282,9 +308,9 @@ class StagedUpload:
         """Add bytes; full parts are uploaded, so that a large object is never held as a whole."""
         rest = memoryview(data)
         while rest:
-            if self._small is not None and self._small.tell() == PART_SIZE:
+            if self._small is not None and self._small.tell() == self._part_size:
                 self._become_large()
-            piece = rest[: PART_SIZE - self.held]
+            piece = rest[: self._part_size - self.held]
             if self._small is not None:
                 self._small.write(piece)
             else:
@@ -296,7 +322,7 @@ class StagedUpload:
         assert self._small is not None
         with self._translated("upload"):
             filesystem = self._store.filesystem
-            options = {"block_size": PART_SIZE, "autocommit": False, **self._store.of_data}
+            options = {"block_size": self._part_size, "autocommit": False, **self._store.of_data}
             self._file = filesystem.open(self._path, "wb", **options)
         data, self._small = self._small.getvalue(), None
         self._add(data)
@@ -304,7 +330,7 @@ class StagedUpload:
     def _add(self, data: bytes | memoryview) -> None:
         """Add bytes to the file, which uploads what it holds once that fills a part."""
         with self._translated("upload"):
-            if self.held + len(data) < PART_SIZE:
+            if self.held + len(data) < self._part_size:
                 self._file.write(data)
             else:
                 self._store.request(partial(self._file.write, data))
@@ -371,86 +397,3 @@ class StagedUpload:
     def _translated(self, verb: str) -> AbstractContextManager[None]:
         used = self._store.filesystem if self._file is None else self._file.fs
         return self._store.translated(f"{verb} {self._path}", used, proved=self._proved)
-
-
-class LocalUpload:
-    """A hidden file in the same directory, until it is renamed.
-
-    The hidden name identifies the process that created it (``engine.owner``), so that files of dead ones can be
-    removed. fsspec's own two-phase file is in the system's temporary directory, from where a rename may not be
-    atomic.
-    """
-
-    def __init__(self, path: Path, *, proved: bool) -> None:
-        self._path = path
-        self._proved = proved
-        self._hidden = path.with_name(_hidden_name())
-        with translated(f"write {path}", proved=proved):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._hidden.open("wb")
-
-    def write(self, data: bytes) -> int:
-        """Add bytes."""
-        with translated(f"write {self._path}", proved=self._proved):
-            return self._file.write(data)
-
-    @property
-    def held(self) -> int:
-        """Nothing is held in memory."""
-        return 0
-
-    @property
-    def spillable(self) -> int:
-        """Nothing, then."""
-        return 0
-
-    def spill(self) -> None:
-        """Nothing to do."""
-
-    def seal(self) -> None:
-        """Sync everything to disk."""
-        with translated(f"write {self._path}", proved=self._proved):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def publish(self) -> None:
-        """Rename, and sync the rename to disk."""
-        with translated(f"publish {self._path}", proved=self._proved):
-            self._hidden.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-
-    def discard(self) -> None:
-        """Remove the hidden file, ignoring errors, such as a disk too full to flush it."""
-        with contextlib.suppress(HeadraceError):
-            self.abort()
-
-    def abort(self) -> None:
-        """Remove the hidden file.
-
-        Raises:
-            HeadraceError: it is still there.
-        """
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with translated(f"remove {self._hidden}", proved=self._proved):
-            self._hidden.unlink(missing_ok=True)
-
-
-def _hidden_name() -> str:
-    _, where, pid, started = this_owner().split("/")
-    return f"{_HIDDEN}{where}_{pid}_{started}_{next(_numbers)}.tmp"
-
-
-def _is_stale(hidden: Path) -> bool:
-    """Whether the process that created a hidden file is gone."""
-    owner = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
-    if is_certainly_dead(f"/{owner}"):
-        return True
-    with contextlib.suppress(FileNotFoundError):  # another process has removed it
-        return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
-    return False

@@ -167,6 +167,11 @@ def has_answered(error: HeadraceError) -> bool:
     return isinstance(error.__cause__, OperationFailure)
 
 
+def is_refused(error: HeadraceError) -> bool:
+    """Whether the server does not accept the user or the password."""
+    return isinstance(error.__cause__, OperationFailure) and error.__cause__.code in _UNAUTHENTICATED
+
+
 def is_bad_query(error: OperationFailure) -> bool:
     """Whether the server rejects the request itself: a pipeline, a filter, an option, a view.
 

@@ -6,6 +6,7 @@ State: the latest answer. Owner: the thread, until the reader takes it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from engine.core.messages import OplogSeen
 from engine.errors import ConfigError, FatalError, HeadraceError
@@ -19,9 +20,12 @@ class OplogWatch:
 
     A thread, because the reader's loop waits for slabs while the sink or the state store is away, and the oplog
     may run out just then.
+
+    Args:
+        client: gives the client to use; it may change.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Callable[[], Client]) -> None:
         self._client = client
         self._seen: OplogSeen | None = None
         threading.Thread(target=self._run, name="oplog", daemon=True).start()
@@ -35,7 +39,7 @@ class OplogWatch:
         pause, pause_s = threading.Event(), 1.0
         while True:
             try:
-                self._seen = OplogSeen(*oplog_window(self._client, "read the oplog's window"))
+                self._seen = OplogSeen(*oplog_window(self._client(), "read the oplog's window"))
             except (ConfigError, FatalError) as error:
                 self._seen = OplogSeen(error=str(error))
             except HeadraceError:

@@ -19,13 +19,14 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.client import Pipeline
 
+from engine.config.renewal import renewed_state
 from engine.config.tree import StateConfig
 from engine.core.naming import is_split
 from engine.errors import HeadraceError, LeaseLostError, TransientError, url_without_password
 from engine.owner import this_owner
 from engine.state.known import Known, log_restored, lost_record, own_fields
 from engine.state.redis_connection import TIMEOUT_S, WAIT_TIMEOUT_MS, connect
-from engine.state.replies import translated
+from engine.state.replies import is_refused, translated
 from engine.state.seam import Acquired, HeldElsewhere, Lease
 
 _TEN_YEARS_MS = 10 * 365 * 86_400_000
@@ -414,7 +415,9 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             self.close()
             where = url_without_password(self._config.url)
-            raise translated(operation, where, error, worked=writes in self._worked) from error
+            known, self._config = self._config, renewed_state(self._config) if is_refused(error) else self._config
+            worked = writes in self._worked or self._config != known
+            raise translated(operation, where, error, worked=worked) from error
         self._worked.add(writes)
         return result
 

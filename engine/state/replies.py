@@ -114,7 +114,11 @@ def translated(operation: str, where: str, error: redis.RedisError | OSError, *,
     cause = f"{where}: {code}{error}"
     if word in _DENIED:
         if worked:
-            return TransientError(operation, cause, f"They worked before: have they been changed? {_RIGHTS}")
+            return TransientError(
+                operation,
+                cause,
+                f"They worked before, or have just been read again: have they been changed? {_RIGHTS}",
+            )
         return ConfigError(operation, cause, _RIGHTS)
     if word in _CONFIGURATION:
         return ConfigError(operation, cause, _CONFIGURATION[word])
@@ -127,6 +131,11 @@ def translated(operation: str, where: str, error: redis.RedisError | OSError, *,
     if isinstance(error, redis.ResponseError):
         return TransientError(operation, cause, "The state store's own log may say more.")
     return ConfigError(operation, cause, _VERSION)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether another user or password might be accepted."""
+    return isinstance(error, redis.RedisError) and _word(error) in _DENIED
 
 
 def _unreachable(error: Exception) -> str:

@@ -26,6 +26,14 @@ from tests.config.files import MINIMAL, problems, written
         (('["c"]\n', '["c", "*"]\nexclude = ["c*"]\n'), "source.exclude: it excludes 'c', which"),
         (('["c"]\n', '["*"]\nsplit = {c = 2}\n'), "source.split: c is not in source.collections"),
         (('["c"]\n', '["c"]\nstart = "2026-05-01T00:00:00"\n'), "source.start: got '2026-05-01T00:00:00'"),
+        (
+            ('"file:///lake"', '"s3://x"\n[sink.s3]\naccelerate = true\naddressing = "path"'),
+            "sink.s3.accelerate: has",
+        ),
+        (
+            ('"file:///lake"', '"s3://x"\n[sink.s3]\naccelerate = true\nendpoint_url = "x"'),
+            "sink.s3.accelerate: has",
+        ),
         (("file:///lake", "/lake"), "sink.url: expected a URL"),
         (("file:///lake", "gs://lake"), 'state.url: "lake" needs a sink at s3:// or file://'),
         (('"file:///lake"', '"file:///x"\ncompression = "gzip"\ncompression_level = 12'), "gzip takes 1 to 9"),

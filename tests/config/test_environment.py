@@ -88,3 +88,40 @@ def test_service_variables_of_kubernetes_are_ignored(tmp_path: Path) -> None:
 def test_a_near_miss_beside_the_correct_variable_is_ignored(tmp_path: Path) -> None:
     environ = {"REDIS_URL": "redis://r", "REDIS_URI": "redis://of-another-program"}
     assert load(written(tmp_path, MINIMAL), environ).state.url == "redis://r"
+
+
+def test_a_variable_can_be_in_a_file(tmp_path: Path) -> None:
+    """``NAME_FILE`` beside ``NAME``: of well-known variables, of keys, and where the file refers to one."""
+    for name, text in {"uri": "mongodb://u:f1le@h\n", "key": "k3y\n", "bucket": "b\n", "rows": "7\n"}.items():
+        (tmp_path / name).write_text(text)
+    environ = {
+        "MONGODB_URI_FILE": f"{tmp_path}/uri",
+        "S3_BUCKET_FILE": f"{tmp_path}/bucket",
+        "S3_PREFIX": "p",
+        "HEADRACE_SINK__S3__SECRET_KEY_FILE": f"{tmp_path}/key",
+        "HEADRACE_SINK__S3__CA_FILE": "",  # a key whose own name ends like that
+        "HEADRACE_BATCH__ROWS_FILE": f"{tmp_path}/rows",
+        "PREFIX_FILE": f"{tmp_path}/key",
+    }
+    text = '[source]\ndatabase = "d"\ncollections = ["c"]\n[state]\nprefix = "x${PREFIX}"\n'
+    config = load(written(tmp_path, text), environ)
+    assert config.source.uri == "mongodb://u:f1le@h"
+    assert (config.sink.url, config.sink.s3.secret_key, config.sink.s3.ca_file) == ("s3://b/p", "k3y", "")
+    assert (config.batch.rows, config.state.prefix) == (7, "xk3y")
+    assert config.redactor()("mongodb://u:f1le@h xk3y") == "*** x***"
+
+
+def test_a_variable_that_is_also_in_a_file_is_refused(tmp_path: Path) -> None:
+    names = ("MONGODB_URI", "HEADRACE_SOURCE__DATABASE", "PREFIX")
+    environ = {name: "mongodb://h" for each in names for name in (each, f"{each}_FILE")}
+    text = (
+        '[source]\ndatabase = "d"\ncollections = ["c"]\n[sink]\nurl = "file:///x"\n[state]\nprefix = "${PREFIX}"\n'
+    )
+    found = problems(written(tmp_path, text), environ)
+    keys = {"source.uri": names[0], "source.database": names[1], "state.prefix": names[2]}
+    assert set(found) == {
+        f"{key}: both {name} and {name}_FILE are set; unset one of them" for key, name in keys.items()
+    }
+    empty = {"MONGODB_URI": "", "MONGODB_URI_FILE": f"{tmp_path}/nothing"}
+    (missing,) = problems(written(tmp_path, text.replace("${PREFIX}", "p")), empty)
+    assert missing == f"source.uri: ${{file:{tmp_path}/nothing}}: no such file. Is the secret mounted there?"

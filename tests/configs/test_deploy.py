@@ -142,16 +142,16 @@ def test_the_unit_reads_its_secret_and_stops_in_order() -> None:
     assert service["KillMode"] == ["mixed"]
     assert service["RestartPreventExitStatus"] == ["2"]
     assert "ProtectProc" not in service  # engine.owner must see the processes of other users
-    (secret,) = (each for each in service["Environment"] if each.startswith("MONGODB_URI="))
+    (secret,) = (each for each in service["Environment"] if each.startswith("MONGODB_URI"))
     name = service["LoadCredential"][0].partition(":")[0]
-    assert secret == f"MONGODB_URI=${{file:%d/{name}}}"
+    assert secret == f"MONGODB_URI_FILE=%d/{name}"
 
 
 def test_a_secret_can_be_named_in_the_environment(tmp_path: Path) -> None:
     """As compose and the unit do."""
     path = tmp_path / "mongodb-uri"
     path.write_text("mongodb://reader:word@db.example/\n")
-    config = load(DEPLOY / "headrace.toml", {"MONGODB_URI": f"${{file:{path}}}"})
+    config = load(DEPLOY / "headrace.toml", {"MONGODB_URI_FILE": str(path)})
     assert config.source.uri == "mongodb://reader:word@db.example/"
     assert "word" not in config.redactor()("mongodb://reader:word@db.example/")
 

@@ -23,6 +23,15 @@ def test_more_memory_is_shared_by_everything_that_can_use_it() -> None:
     assert small.writer_pending < large.writer_pending
 
 
+def test_what_is_left_makes_larger_parts_of_uploads() -> None:
+    parts = [divide(limit * MIB, 1, 2).part // MIB for limit in (512, 768, 1024, 16384)]
+    assert parts[0] >= 6
+    assert parts == sorted(parts)
+    assert parts[-1] == 16
+    for budget in (divide(1024 * MIB, 1, 2), divide(1024 * MIB, 4, 2), divide(16384 * MIB, 8, 8)):
+        assert sum(size for _, size in budget.terms()) <= budget.limit
+
+
 def test_a_limit_that_is_too_small_is_refused_with_the_sum() -> None:
     with pytest.raises(ConfigError) as caught:
         divide(512 * MIB, 8, 2)

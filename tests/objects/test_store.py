@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from botocore.exceptions import ClientError
 from msgspec.structs import replace
 
 from bench.local import LocalStack
 from engine.config import S3Config, Secret, SinkConfig
-from engine.errors import ConfigError, HeadraceError
+from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.objects.calls import Calls
 from engine.objects.conditional import S3Objects
+from engine.objects.store import ObjectStore
 from engine.sink.objects import PART_SIZE, Sink
+from tests.aws import role_of_a_pod
+from tests.integration.s3_proxy import Answer, S3Proxy
 from tests.tls import tls_in_front_of, written_ca
 
 pytestmark = pytest.mark.usefixtures("impatient_s3")
@@ -44,14 +50,19 @@ class Recorded:
 def recorded(stack: LocalStack, tmp_path: Path, unique: str) -> Iterator[Recorded]:
     authority, seen = trustme.CA(), list[bytes]()
     with tls_in_front_of(stack.s3.port, authority, seen=seen) as port:
-        s3 = S3Config(
-            region="us-east-1",
-            endpoint_url=f"https://localhost:{port}",
-            access_key=Secret(stack.s3.access_key),
-            secret_key=Secret(stack.s3.secret_key),
-            ca_file=str(written_ca(authority, tmp_path)),
-        )
-        yield Recorded(SinkConfig(url=f"s3://{stack.bucket}/{unique}", s3=s3), seen)
+        config = config_of(stack, unique, f"https://localhost:{port}")
+        ca_file = str(written_ca(authority, tmp_path))
+        yield Recorded(replace(config, s3=replace(config.s3, ca_file=ca_file)), seen)
+
+
+def config_of(stack: LocalStack, unique: str, url: str) -> SinkConfig:
+    s3 = S3Config(
+        region="us-east-1",
+        endpoint_url=url,
+        access_key=Secret(stack.s3.access_key),
+        secret_key=Secret(stack.s3.secret_key),
+    )
+    return SinkConfig(url=f"s3://{stack.bucket}/{unique}", s3=s3)
 
 
 def write_all_ways(config: SinkConfig) -> None:
@@ -99,6 +110,110 @@ def test_every_request_that_makes_an_object_says_how(
     parts = recorded.heads(r"PUT [^ ]*partNumber")
     assert len(parts) == 3 or "encryption" in changes
     assert not any("encryption" in name or "tagging" in name for head in parts for name in head)
+
+
+def test_the_requester_pays_for_every_request(recorded: Recorded) -> None:
+    config = replace(recorded.config, s3=replace(recorded.config.s3, requester_pays=True))
+    write_all_ways(config)
+    sink = Sink(config)
+    list(sink.keys(""))
+    sink.read("object-10", 0, 1)
+    with closing(S3Objects(config, "_headrace/")) as state:
+        state.get("state")
+        state.listed("")
+        state.delete("state")
+    heads = [head for method in ("PUT", "POST", "GET", "DELETE") for head in recorded.heads(f"{method} ")]
+    assert len(heads) >= 9
+    assert [head["x-amz-request-payer"] for head in heads] == ["requester"] * len(heads)
+
+
+@pytest.mark.parametrize(
+    ("changes", "url"),
+    [
+        ({"addressing": "path"}, "https://s3.eu-central-1.amazonaws.com/lake/a"),
+        ({"accelerate": True}, "https://lake.s3-accelerate.amazonaws.com/a"),
+        ({"endpoint_url": "http://minio:9000"}, "http://minio:9000/lake/a"),
+        ({"endpoint_url": "http://minio:9000", "addressing": "virtual"}, "http://lake.minio:9000/a"),
+        (
+            {"endpoint_url": "https://bucket.vpce-1a2b-3c4d.s3.eu-central-1.vpce.amazonaws.com"},
+            "https://bucket.vpce-1a2b-3c4d.s3.eu-central-1.vpce.amazonaws.com/lake/a",
+        ),
+    ],
+)
+def test_where_requests_go(changes: dict[str, Any], url: str) -> None:
+    """Those for data and those for the state: seen in the URLs that their clients sign."""
+    s3 = S3Config(region="eu-central-1", access_key=Secret("a"), secret_key=Secret("s"))
+    config = SinkConfig("s3://lake", s3=replace(s3, **changes))
+    data = ObjectStore(config, Calls(None)).filesystem.url("lake/a")
+    with closing(S3Objects(config, "")) as objects:
+        state = objects._client().generate_presigned_url("get_object", {"Bucket": "lake", "Key": "a"})
+    assert {each.partition("?")[0] for each in (data, state)} == {url}
+
+
+def test_a_request_is_repeated_by_one_library_only(
+    stack: LocalStack, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by each in turn as often as it likes; the limit is the one that the environment sets for AWS."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    proxy = S3Proxy(stack.s3.port)
+    try:
+        config = config_of(stack, unique, proxy.url)
+        sink = Sink(config)
+        sink.check()
+        upload = sink.open("object")
+        upload.write(b"x")
+        upload.seal()
+        busy = Answer(done=False, code="SlowDown")
+        with proxy.following(lambda *_: busy), pytest.raises(TransientError, match="SlowDown"):
+            upload.publish()
+        assert proxy.changed == 2
+        upload.discard()
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "attempts"),
+    [
+        ({}, "adaptive", 6),
+        ({"AWS_MAX_ATTEMPTS": "9"}, "adaptive", 9),
+        ({"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "3"}, "standard", 3),
+    ],
+)
+def test_less_is_sent_while_the_store_is_busy(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str, attempts: int
+) -> None:
+    """The library's adaptive mode, unless the environment says otherwise."""
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    filesystem = ObjectStore(SinkConfig("s3://lake", s3=S3Config(region="x")), Calls(None)).filesystem
+    filesystem.connect()
+    assert filesystem.s3.meta.config.retries == {"mode": mode, "total_max_attempts": attempts}
+
+
+def test_credentials_of_a_role_are_renewed_before_they_expire(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IRSA: by the libraries, in the file system of the data and in the client of the state, without a refusal."""
+    token, asked = tmp_path / "token", list[str]()
+    none = Secret("")
+    config = replace(recorded.config, s3=replace(recorded.config.s3, access_key=none, secret_key=none))
+    with role_of_a_pod(token, asked) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        filesystem = ObjectStore(config, Calls(None)).filesystem
+        with closing(S3Objects(config, "")) as objects:
+            state = objects._client()
+            for number in range(3):
+                token.write_text(f"token-of-pod-{number}")  # Kubernetes replaces it, too
+                for list_ in (partial(filesystem.call_s3, "list_objects_v2"), state.list_objects_v2):
+                    with suppress(OSError, ClientError):  # the server here knows of no sessions
+                        list_(Bucket="lake", MaxKeys=number + 1)
+    keys = [re.findall(r"Credential=(KEY\d+)/", head["authorization"]) for head in recorded.heads("GET ")]
+    assert len({key for (key,) in keys}) == len(keys) == 6
+    assert {f"token-of-pod-{number}" for number in range(3)} <= set(asked)
 
 
 def test_a_session_token_is_sent(recorded: Recorded) -> None:

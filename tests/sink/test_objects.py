@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import fsspec
 import pytest
 from botocore import exceptions as boto  # type: ignore[import-untyped]
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from s3fs.errors import translate_boto_error
 
 from bench.local import LocalStack, S3Server
@@ -524,3 +527,46 @@ def put(sink: Sink, key: str) -> None:
         upload.publish()
     finally:
         upload.discard()
+
+
+class Buffered(AbstractBufferedFile):  # type: ignore[misc]
+    """A file of a package of fsspec, with a store in memory."""
+
+    def _initiate_upload(self) -> None:
+        pass
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        if final and (self.autocommit or self.fs.is_eager):
+            self.commit()
+        return not final
+
+    def commit(self) -> None:
+        self.fs.store[self.path] = MemoryFile(self.fs, self.path, self.buffer.getvalue())
+
+    def discard(self) -> None:
+        pass
+
+
+class TwoPhases(MemoryFileSystem):  # type: ignore[misc]
+    protocol = "twophases"
+    is_eager = False
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        options.pop("cache_options", None)
+        return Buffered(self, path, mode, block_size, **options)
+
+
+class OnePhase(TwoPhases):
+    """As adlfs: what is uploaded is there once the file is closed."""
+
+    protocol = "onephase"
+    is_eager = True
+
+
+def test_a_store_that_shows_what_is_not_published_is_refused() -> None:
+    for each in (TwoPhases, OnePhase):
+        fsspec.register_implementation(each.protocol, each, clobber=True)
+    Sink(SinkConfig(url="twophases://lake")).check()
+    with pytest.raises(ConfigError, match="OnePhase is visible before it is published"):
+        Sink(SinkConfig(url="onephase://lake")).check()
+    assert OnePhase().find("/") == []
