@@ -25,6 +25,7 @@ from engine.objects.store import (
     CONNECT_TIMEOUT_S,
     addressing,
     client_parameters,
+    digest,
     put_parameters,
     request_parameters,
 )
@@ -143,6 +144,7 @@ class S3Objects:
             Key=self._base + key,
             Body=body,
             ContentType="application/json",
+            **digest(body),
             **condition,
             **put_parameters(self._config.s3),
         )

@@ -24,7 +24,7 @@ from engine.core.budget import MIN_PART
 from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.objects.calls import Calls
 from engine.objects.failures import translated
-from engine.objects.store import ObjectStore
+from engine.objects.store import ObjectStore, digest
 from engine.sink.local import LocalUpload, is_stale
 
 PART_SIZE = MIN_PART  # unless there is memory for more
@@ -370,8 +370,9 @@ class StagedUpload:
                 self._store.request(self._file.commit)
             else:
                 assert self._small is not None
-                put = self._store.filesystem.pipe_file
-                self._store.request(partial(put, self._path, self._small.getvalue(), **self._store.of_data))
+                put, body = self._store.filesystem.pipe_file, self._small.getvalue()
+                parameters = digest(body) if hasattr(self._store.filesystem, "call_s3") else {}
+                self._store.request(partial(put, self._path, body, **parameters, **self._store.of_data))
         self._small = self._file = None
 
     def discard(self) -> None:

@@ -30,12 +30,15 @@ class Answer:
         code: the S3 error that is answered; if empty, the server's own answer.
         wait_s: how long that takes.
         is_lost: the connection is closed instead of answering.
+        is_cut: the server gets half of the body and takes it for the whole, as when a client dies, and what is
+            between them passes on what has arrived; the connection is closed instead of answering.
     """
 
     done: bool = True
     code: str = ""
     wait_s: float = 0.0
     is_lost: bool = False
+    is_cut: bool = False
 
 
 Rule = Callable[[str, str], Answer]
@@ -79,6 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._body()
+        if len(body) < int(self.headers.get("Content-Length") or 0):  # the client has died
+            self.close_connection = True
+            return
         answer = self.server.rule(self.command, self.path)
         self.server.changed += answer is not PASS
         self._hold(answer)
@@ -86,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: list[tuple[str, str]] = []
         if answer.done:
             try:
-                status, headers, content = self._forwarded(body)
+                status, headers, content = self._forwarded(body, is_cut=answer.is_cut)
             except (OSError, HTTPException):
                 answer = Answer(is_lost=True)  # the server is away
         if answer.is_lost:
@@ -115,16 +121,19 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _forwarded(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forwarded(self, body: bytes, *, is_cut: bool) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = HTTPConnection("127.0.0.1", self.server.target, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in _OF_A_CONNECTION:
                     connection.putheader(name, value)
+            body = body[: len(body) // 2] if is_cut else body
             connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             answer = connection.getresponse()
+            if is_cut:
+                raise ConnectionAbortedError
             content = answer.read()
             headers = [each for each in answer.getheaders() if each[0].lower() not in _OF_A_CONNECTION]
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))

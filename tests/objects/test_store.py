@@ -239,3 +239,30 @@ def test_a_certificate_that_is_not_trusted(
         )
         with pytest.raises(ConfigError, match=r"sink\.s3\.ca_file"):
             Sink(replace(recorded.config, s3=s3)).check()
+
+
+def test_half_a_body_replaces_nothing(stack: LocalStack, unique: str) -> None:
+    """The sender has died: of a record of the state, and of an object whose upload is repeated."""
+    proxy = S3Proxy(stack.s3.port)
+    try:
+        s3 = S3Config("us-east-1", proxy.url, Secret(stack.s3.access_key), Secret(stack.s3.secret_key))
+        config = SinkConfig(url=f"s3://{stack.bucket}/{unique}", s3=s3)
+        with closing(S3Objects(config, "state/")) as state:
+            etag = state.put("record", b"the former one" * 100, None)
+            with proxy.following(lambda method, _: Answer(is_cut=method == "PUT")), suppress(HeadraceError):
+                state.put("record", b"the next one" * 100, etag)
+            found = state.get("record")
+            assert found is not None
+            assert (found.body, found.etag) == (b"the former one" * 100, etag)
+        sink = Sink(config)
+        for data, is_cut in ((b"whole" * 100, False), (b"whole" * 200, True)):
+            with proxy.following(lambda method, _, cut=is_cut: Answer(is_cut=cut and method == "PUT")):  # type: ignore[misc]
+                upload = sink.open("k")
+                upload.write(data)
+                upload.seal()
+                with suppress(HeadraceError):
+                    upload.publish()
+        assert stack.s3.filesystem().cat_file(f"{stack.bucket}/{unique}/k") == b"whole" * 100
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
