@@ -275,7 +275,7 @@ def test_the_final_error_has_the_format_of_the_log(config: EngineConfig, log_for
 def test_a_bug_is_logged_in_the_configured_format_and_without_secrets(config: EngineConfig) -> None:
     script = (
         "import sys, engine.commands.check\nfrom engine.cli import main\n"
-        "def fail(config, *_): raise RuntimeError(config.sink.s3.secret_key)\n"
+        "def fail(config, *_, **__): raise RuntimeError(config.sink.s3.secret_key)\n"
         f"engine.commands.check.check = fail\nsys.exit(main(['check', '--config', {str(config.path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
