@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from engine.core.stream import StreamState
-from engine.supervisor.telemetry import metrics_markdown
+from engine.supervisor.metrics import metrics_markdown
 from tests.test_documents import anchors
 
 ROOT = Path(__file__).parents[2]
