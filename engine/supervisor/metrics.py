@@ -113,7 +113,7 @@ class Metrics(Collector):
             status.oplog_window_s,
         )
         yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
-        yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
+        yield _gauge("memory_limit_bytes", "The configured `memory.limit`.", status.memory_limit_bytes)
         yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
         yield _gauge("slab_limit_bytes", "Shared memory available for slabs in total.", status.slab_limit_bytes)
 

@@ -172,7 +172,7 @@ def _metric(metric: Metric, started_ns: int, at_ns: int) -> Any:
         data = sdk.Histogram(points, cumulative)
     else:
         since_ns = started_ns if metric.type == "counter" else 0
-        numbers = [sdk.NumberDataPoint(each.labels, since_ns, at_ns, each.value) for each in metric.samples]
+        numbers = [sdk.NumberDataPoint(each.labels, since_ns, at_ns, float(each.value)) for each in metric.samples]
         data = sdk.Sum(numbers, cumulative, True) if metric.type == "counter" else sdk.Gauge(numbers)
     name = f"{metric.name}_total" if metric.type == "counter" else metric.name
     return sdk.Metric(name, metric.documentation, _UNITS.get(metric.name.rpartition("_")[2], ""), data)
@@ -195,7 +195,7 @@ def _distribution(samples: Sequence[Sample], started_ns: int, at_ns: int) -> Any
     counts = [here - before for before, here in zip([0, *cumulated], cumulated, strict=False)]
     labels = {name: value for name, value in samples[0].labels.items() if name != "le"}
     total = next((each.value for each in samples if each.name.endswith("_sum")), 0.0)
-    # The extremes are not known; an empty interval is left out by the encoding of none.
+    unknown: Any = None  # the extremes, which OTLP then leaves out
     return HistogramDataPoint(
-        labels, started_ns, at_ns, cumulated[-1], total, counts, bounds[:-1], float("nan"), float("nan")
+        labels, started_ns, at_ns, cumulated[-1], total, counts, bounds[:-1], unknown, unknown
     )

@@ -234,7 +234,10 @@ class Supervisor:
             stored = self._state.close(STOP_TIMEOUT_S)
             self._arena.close()
             self._telemetry.close()
-            self._observer.close()
+            with self._best_effort("the last commits cannot be counted"):
+                while self._answers:  # those of the writes that the state thread has made since
+                    self._observer.answered(self._answers.popleft())
+                self._observer.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._exit.error is not None:
