@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import traceback
 from collections import OrderedDict
@@ -67,18 +68,23 @@ class Repeats(logging.Filter):
     A line repeats another if level, phrase and what they concern are the same. The next one that is logged says
     how many were ``left_out``. After a pause of twice the interval a line counts as new.
 
-    State: the latest ``_MAX_KEPT`` different lines. Owner: the handler, which holds its lock.
+    State: the latest ``_MAX_KEPT`` different lines. Owner: its lock; any thread may log.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
+        self._lock = threading.Lock()
         self._lines: OrderedDict[object, _Repeated] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is logged; adds to its fields how many were left out."""
         if record.levelno < logging.WARNING:
             return True
+        with self._lock:
+            return self._is_due(record)
+
+    def _is_due(self, record: logging.LogRecord) -> bool:
         now, fields = self._clock(), fields_of(record)
         message = record.getMessage()
         key = record.levelno, message, *(str(fields[name]) for name in _IDENTITY if name in fields)
