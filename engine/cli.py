@@ -179,6 +179,9 @@ def _stopped_by_signals(stoppable: bool) -> Iterator[None]:
         raise _StopSignalError(signal.Signals(number).name)
 
     previous = {number: signal.signal(number, stop) for number in (stop_signals() if stoppable else ())}
+    # Those that change the log's level have no one to tell yet, and must not end the process.
+    ignored = (signal.SIGUSR1, signal.SIGUSR2) if stoppable else ()
+    previous |= {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         yield
     finally:

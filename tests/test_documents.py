@@ -22,7 +22,7 @@ from engine.config import load
 from engine.config.environment import WELL_KNOWN
 from engine.core.ledger import Phase
 from engine.failpoints import POINTS
-from engine.supervisor.telemetry import metrics_markdown
+from engine.supervisor.metrics import metrics_markdown
 from tests.test_imports import LAYERS
 
 ROOT = Path(__file__).parents[1]

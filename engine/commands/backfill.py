@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from engine.backfill.work import Work
     from engine.supervisor.telemetry import Watch
 
+log = logging.getLogger("headrace")
+
 
 @template()
 def backfill(config: Config, collections: Sequence[str], selection: Selection, *, restart: bool) -> int:
@@ -23,7 +26,9 @@ def backfill(config: Config, collections: Sequence[str], selection: Selection, *
     from engine.backfill.work import finish, prepare, warn_of_absent
     from engine.commands.progress import report, shown
     from engine.commands.terminal import is_cut_off
+    from engine.supervisor.identity import first_line
 
+    log.info("starting", extra={"fields": first_line(config)})
     wanted = [(config.source.database, name) for name in dict.fromkeys(collections)]
     is_first = True
     while True:

@@ -20,7 +20,7 @@ from engine.config.expectations import expectation, keys_of, unwrap
 from engine.config.tree import Config
 from engine.core import lifecycle, records
 from engine.quantities import Duration, Size, format_duration, format_size
-from engine.supervisor.telemetry import metrics_markdown
+from engine.supervisor.metrics import metrics_markdown
 
 _E = TypeVar("_E", bound=Enum)
 ROOT = Path(__file__).parents[2]

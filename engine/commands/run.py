@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from engine.core.specs import StreamSpec
 from engine.errors import EngineEnded, HeadraceError
 from engine.processes.forks import template
 
+log = logging.getLogger("headrace")
 # A loss of history that recurs at once is not one that a snapshot can repair.
 MAX_LOSSES = 3
 LOSSES_WITHIN_S = 600.0
@@ -29,7 +31,9 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     from engine.cgroup import divide_within
     from engine.commands.fleet import join, leave
     from engine.config.streams import streams_of
+    from engine.supervisor.identity import first_line
 
+    log.info("starting", extra={"fields": first_line(config)})
     specs = streams_of(config.source)
     divide_within(config, config.fleet.held(len(specs)) + snapshot_readers(config))
     # A run with an end takes whatever it can get: it is over only when every stream has caught up.

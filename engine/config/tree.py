@@ -420,8 +420,19 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "json", "text"], Meta(description="`auto`: text on a terminal, JSON elsewhere.")
     ] = "auto"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="The lowest level that is logged.")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="The lowest level that is logged. SIGUSR1 lowers it at runtime, SIGUSR2 raises it."),
     ] = "info"
+    otlp_metrics: Annotated[
+        bool,
+        Meta(
+            description="Also send the metrics over OTLP (HTTP), as `OTEL_EXPORTER_OTLP_ENDPOINT` and the other "
+            "variables of the OpenTelemetry SDK say; takes `headrace[otel]`."
+        ),
+    ] = False
+    otlp_traces: Annotated[
+        bool, Meta(description="Also send a trace for each segment, as `otlp_metrics` does for metrics.")
+    ] = False
 
 
 class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):

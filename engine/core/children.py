@@ -133,6 +133,13 @@ class Children:
             return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
         return None
 
+    def unanswered(self, child: Child) -> str | None:
+        """That the child's server does not answer it, if so."""
+        life = self._lives[child]
+        limit_s = UPLOAD_UNANSWERED_S if child.role == "writer" else UNANSWERED_S
+        is_waiting = life.alive and life.unanswered_s >= limit_s
+        return f"{SERVERS[child.role]} has not answered for {life.unanswered_s:.0f} s" if is_waiting else None
+
     def made_progress(self, child: Child) -> None:
         """Something was committed while the child was alive: its earlier deaths no longer count."""
         if self._lives[child].ready:

@@ -165,6 +165,7 @@ class Coordinator:
         """A message from a child."""
         if not self.children[child].alive:
             return []  # its exit has already been handled; later messages are void
+        self.health.servers.heard(child, message)
         match message:
             case msg.Heartbeat():
                 self.children.beat(child, message, now)
@@ -265,6 +266,7 @@ class Coordinator:
         """A child process is dead, and all its messages have been passed in."""
         decisions: list[Decision] = [*self.children.exited(child, code, now, out_of_memory=out_of_memory)]
         self.grants.reclaim(child)
+        self.health.servers.exited(child)
         self._schemas.forget(child)
         if self._exiting is None:
             decisions += self._faults.child_exited(child, now)

@@ -11,6 +11,7 @@ from engine.core.actions import Child, Log
 from engine.core.children import Children
 from engine.core.lifecycle import Stage
 from engine.core.problems import BRIEF_S, UNANSWERED_S, Problem, Problems
+from engine.core.servers import Servers, ServerStatus
 from engine.core.store import StoreSeen
 from engine.core.stream import Stream, StreamState
 
@@ -25,6 +26,7 @@ class Health:
         self._children = children
         self._problems = Problems()
         self._of_store: Problem | None = None
+        self.servers = Servers()
         self._looked_at = -LOOK_EVERY_S
 
     def store_seen(self, seen: StoreSeen, now: float) -> None:
@@ -35,6 +37,10 @@ class Health:
             self._of_store = Problem("the state store has not answered", now - seen.unanswered_s, lasts=True)
         else:
             self._of_store = None
+
+    def server_states(self, now: float) -> tuple[ServerStatus, ...]:
+        """Which servers are away."""
+        return self.servers.all(self._children, self._of_store, now)
 
     def look(self, now: float) -> list[Log]:
         """Note each stream's problem, and log those that are new or over."""

@@ -72,7 +72,8 @@ class Landing:
         replayed = stream.ledger.intents.get(message.seq)
         keys = [each.key for each in replayed.objects] if replayed else []
         old_layout = directories_of(keys) == OLD_DIRECTORIES
-        batch = Batch(stream.name, stream.generation, message.seq, message.offset, message.size, old_layout)
+        place = message.seq, message.offset, message.size
+        batch = Batch(stream.name, stream.generation, *place, old_layout, stream.epoch)
         return [Send(writer, batch)]
 
     def cut(self, stream: Stream, message: SegmentCut) -> list[Decision]:

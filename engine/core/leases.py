@@ -137,6 +137,7 @@ class Leases:
         """
         stream.life.on("lease taken")
         stream.held_by = stream.give_up_by = stream.trouble = None
+        stream.epoch = answer.epoch
         if not stream.is_open:  # it ended while its lease was being requested
             return self.give_back(stream)
         record = read_record(answer.fields)

@@ -56,6 +56,34 @@ class Intent(Struct, frozen=True):
     replaced: tuple[Replaced, ...] = ()
 
 
+class Work(Struct, frozen=True):
+    """When something was worked on, by the machine's monotonic clock, which all processes share.
+
+    Attributes:
+        busy_s: how much of the time in between it took.
+    """
+
+    began: float
+    ended: float
+    busy_s: float
+
+    def plus(self, other: Work | None) -> Work:
+        """Both together."""
+        if other is None:
+            return self
+        began, ended = min(self.began, other.began), max(self.ended, other.ended)
+        return Work(began, ended, self.busy_s + other.busy_s)
+
+
+class Counted(Struct, frozen=True):
+    """How many events of a batch have this operation, by the collection that they belong to."""
+
+    database: str
+    collection: str
+    operation: str
+    events: int
+
+
 # --- to a reader -----------------------------------------------------------------------------------------
 
 
@@ -69,6 +97,7 @@ class Assign(Struct, frozen=True, tag=True):
         replay: intents to cut at, in order, starting with ``next_seq``.
         until: stop after the last event of this cluster time; None for never.
         replay_only: stop after the last intent.
+        epoch: of the lease, for the log.
     """
 
     spec: Spec
@@ -79,6 +108,7 @@ class Assign(Struct, frozen=True, tag=True):
     replay: tuple[Intent, ...] = ()
     until: int | None = None
     replay_only: bool = False
+    epoch: int = 0
 
 
 class Unassign(Struct, frozen=True, tag=True):
@@ -181,6 +211,8 @@ class BatchReady(Struct, frozen=True, tag=True):
     raw_bytes: int
     rescued: tuple[Rescued, ...] = ()
     truncated: int = 0
+    counted: tuple[Counted, ...] = ()
+    decoding: Work | None = None
 
 
 class SegmentCut(Struct, frozen=True, tag=True):
@@ -221,6 +253,7 @@ class Batch(Struct, frozen=True, tag=True):
 
     Attributes:
         old_layout: an earlier version started the segment, in ``naming.OLD_DIRECTORIES``.
+        epoch: of the lease, for the log.
     """
 
     stream: str
@@ -229,6 +262,7 @@ class Batch(Struct, frozen=True, tag=True):
     offset: int
     size: int
     old_layout: bool = False
+    epoch: int = 0
 
 
 class Seal(Struct, frozen=True, tag=True):
@@ -298,7 +332,8 @@ class SlabFreed(Struct, frozen=True, tag=True):
 class Sealed(Struct, frozen=True, tag=True):
     """The segment is finished but not visible.
 
-    ``size`` is the bytes of its objects, ``dead_letters`` the rows that could not be decoded.
+    ``size`` is the bytes of its objects, ``dead_letters`` the rows that could not be decoded. ``uploading`` is the
+    work on uploads until then, and not part of ``encoding``.
     """
 
     stream: str
@@ -307,6 +342,8 @@ class Sealed(Struct, frozen=True, tag=True):
     objects: tuple[ObjectName, ...]
     size: int
     dead_letters: int = 0
+    encoding: Work | None = None
+    uploading: Work | None = None
 
 
 class Surveyed(Struct, frozen=True, tag=True):
@@ -323,6 +360,7 @@ class Published(Struct, frozen=True, tag=True):
     stream: str
     generation: int
     seq: int
+    publishing: Work | None = None
 
 
 # --- both ------------------------------------------------------------------------------------------------
@@ -337,6 +375,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
         cpu_s: user and system time of the process so far.
         unanswered_s: how long the process has been waiting for an answer from its server.
         error: why its latest request to that server failed; None once one has succeeded.
+        retries: how many requests have failed and are tried again, since the last heartbeat.
     """
 
     progress: int
@@ -344,6 +383,7 @@ class Heartbeat(Struct, frozen=True, tag=True):
     cpu_s: float
     unanswered_s: float = 0.0
     error: str | None = None
+    retries: int = 0
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -357,11 +397,17 @@ class Failed(Struct, frozen=True, tag=True):
     generation: int | None = None
 
 
+class LogLevel(Struct, frozen=True, tag=True):
+    """Log from this level on: ``debug``, ``info``, ``warning`` or ``error``."""
+
+    level: str
+
+
 class Stop(Struct, frozen=True, tag=True):
     """Exit."""
 
 
-ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | Stop
+ToReader = Assign | Unassign | Grant | CutNow | Finish | SchemaGiven | LogLevel | Stop
 FromReader = (
     ReaderReady
     | OplogSeen
@@ -375,7 +421,7 @@ FromReader = (
     | Heartbeat
     | Failed
 )
-ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Survey | Stop
+ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Survey | LogLevel | Stop
 FromWriter = WriterReady | SlabFreed | Sealed | Published | Surveyed | Heartbeat | Failed
 FromChild = FromReader | FromWriter
 ToChild = ToReader | ToWriter

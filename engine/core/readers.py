@@ -134,6 +134,7 @@ class Readers:
             replay=replay,
             until=None if stream.is_of_backfill else self.until,
             replay_only=old_spec is not None,
+            epoch=stream.epoch,
         )
         stream.life.on("assigned")
         stream.ended_at = None

@@ -23,11 +23,13 @@ class LeaseTaken(Struct, frozen=True, tag=True):
     Attributes:
         fields: the stream's record as of that moment; empty for a stream that has never run.
         document: the shared document requested with it, read after that; None if there is none.
+        epoch: the lease's, for the log.
     """
 
     stream: str
     fields: dict[str, str]
     document: str | None = None
+    epoch: int = 0
 
 
 class LeaseDenied(Struct, frozen=True, tag=True):
@@ -60,12 +62,18 @@ class RecordLost(Struct, frozen=True, tag=True):
 
 
 class Written(Struct, frozen=True, tag=True):
-    """A write to a stream's record is durable. The attributes are those of the ``Write``."""
+    """A write to a stream's record is durable. The attributes are those of the ``Write``.
+
+    Attributes:
+        requested_at, written_at: by the monotonic clock.
+    """
 
     stream: str
     generation: int
     kind: WriteKind
     seq: int | None = None
+    requested_at: float = 0.0
+    written_at: float = 0.0
 
 
 class SchemaRead(Struct, frozen=True, tag=True):
@@ -104,10 +112,17 @@ class FleetSeen(Struct, frozen=True, tag=True):
 
 
 class StoreSeen(Struct, frozen=True, tag=True):
-    """The store's health: how long an answer has been outstanding, and why the latest attempt failed, if so."""
+    """The store's health: how long an answer has been outstanding, and why the latest attempt failed, if so.
+
+    Attributes:
+        retries: how many attempts have failed and were followed by another, so far.
+        renewals: how many leases have been renewed, so far.
+    """
 
     unanswered_s: float
     error: str | None = None
+    retries: int = 0
+    renewals: int = 0
 
 
 class StoreFailed(Struct, frozen=True, tag=True):

@@ -99,6 +99,7 @@ class Stream(Struct):
         durable_seq: the last commit that is known to be durable because a later intent is; None if there is none.
         surveyor: the writer that surveys the lake for it.
         beyond: an object in the lake that the record did not account for when it was last read.
+        epoch: of the lease that was last taken, for the log.
         schemas: the versions in the record, by the schemas' names.
         history_lost: it starts over at ``start_at``, if its record still has the position ``lost_at``.
         replaced: collections whose new content is not in the lake, by namespace, with the time of the replacement.
@@ -127,6 +128,7 @@ class Stream(Struct):
     durable_seq: int | None = None
     surveyor: Child | None = None
     beyond: str | None = None
+    epoch: int = 0
     schemas: dict[str, int] = field(default_factory=dict)
     trouble: Problem | None = None
     problem: Problem | None = None

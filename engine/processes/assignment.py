@@ -22,6 +22,7 @@ class Assignment:
         if self.whole:
             limits = UNCUT
         self.generation = assign.generation
+        self.epoch = assign.epoch
         self.replay_only = assign.replay_only
         self.until = assign.until
         next_seq = first_segment(start) if assign.next_seq is None else assign.next_seq

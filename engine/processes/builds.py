@@ -5,7 +5,9 @@ State: what has been collected and not written. Owner: the writer's loop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -27,6 +29,7 @@ from engine.core.schema import CollectionSchema
 from engine.core.schemas import packed_schema
 from engine.encode.formats import DEAD_LETTER_SUFFIX, Encoder, open_file, suffix_of
 from engine.footprint import arrays_bytes, joined
+from engine.processes.figures import work_since
 from engine.shared.slab import Content
 from engine.sink.objects import Sink, Upload
 
@@ -44,11 +47,27 @@ class Outflow:
     def __init__(self, upload: Upload) -> None:
         self._upload: Upload | None = upload
         self.size = 0
+        self.uploading: msg.Work | None = None
 
     def write(self, data: bytes) -> int:
         """Add bytes to the upload; called by the encoder."""
         self.size += len(data)
-        return len(data) if self._upload is None else self._upload.write(data)
+        if self._upload is None:
+            return len(data)
+        with self.timed():
+            return self._upload.write(data)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count what is done here as uploading."""
+        began = time.monotonic()
+        yield
+        self.uploading = work_since(began).plus(self.uploading)
+
+    @property
+    def uploading_s(self) -> float:
+        """How long uploading has taken so far."""
+        return 0.0 if self.uploading is None else self.uploading.busy_s
 
     def cut(self) -> None:
         """Ignore further writes: an encoder that is dropped still writes the end of its file."""
@@ -76,6 +95,12 @@ class ObjectBuild:
         self._pending: list[pa.RecordBatch] = []
         self._values_bytes = self._arrays_bytes = 0  # of what is collected
         self.rows = 0
+        self.encoding: msg.Work | None = None
+
+    @property
+    def uploading(self) -> msg.Work | None:
+        """When its bytes were uploaded."""
+        return self._outflow.uploading
 
     @property
     def size(self) -> int:
@@ -106,8 +131,21 @@ class ObjectBuild:
         """Write the collected rows as a row group."""
         if not self._pending:
             return
-        self._open().write([self._stamped(batch) for batch in self._pending])
+        with self._encoding():
+            self._open().write([self._stamped(batch) for batch in self._pending])
         self._forget_pending()
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Count what is done here as encoding, except for the uploads in it."""
+        began, before_s = time.monotonic(), self._outflow.uploading_s
+        yield
+        self.encoding = work_since(began, self._outflow.uploading_s - before_s).plus(self.encoding)
+
+    def spill(self) -> None:
+        """Upload what is held of a sealed object."""
+        with self._outflow.timed():
+            self.upload.spill()
 
     def _forget_pending(self) -> None:
         self._pending = []
@@ -137,9 +175,11 @@ class ObjectBuild:
             "headrace.schema": packed_schema(self.schema),
             "headrace.rows": str(self.rows),
         }
-        self._open().close(facts | own)
+        with self._encoding():
+            self._open().close(facts | own)
         self._file = None  # a sealed object may wait long to be published, and should hold little memory
-        self.upload.seal()
+        with self._outflow.timed():
+            self.upload.seal()
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -153,8 +193,16 @@ class SegmentBuild:
     """One segment being built: its objects by key."""
 
     def __init__(
-        self, stream: str, seq: int, sink: Sink, config: Config, directories: Directories = DIRECTORIES
+        self,
+        stream: str,
+        seq: int,
+        sink: Sink,
+        config: Config,
+        directories: Directories = DIRECTORIES,
+        *,
+        epoch: int = 0,
     ) -> None:
+        self.epoch = epoch
         self._directories = directories
         self._stream = stream
         self._seq = seq
@@ -200,6 +248,14 @@ class SegmentBuild:
     def pending(self) -> Iterator[ObjectBuild]:
         """The objects with collected rows."""
         return (build for build in self.objects.values() if build.pending_bytes)
+
+    def work(self) -> tuple[msg.Work | None, msg.Work | None]:
+        """When its objects were encoded, and when uploaded."""
+        encoding = uploading = None
+        for build in self.objects.values():
+            encoding = build.encoding.plus(encoding) if build.encoding else encoding
+            uploading = build.uploading.plus(uploading) if build.uploading else uploading
+        return encoding, uploading
 
     def seal(self, sealed: msg.Seal, version: str) -> None:
         """Finish all objects, with an empty one for each other that an earlier attempt may have made."""

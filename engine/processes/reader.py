@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 
 from msgspec.structs import replace
@@ -25,8 +26,10 @@ from engine.decode.decoder import Decoded, Decoder
 from engine.decode.protect import Protection
 from engine.decode.schema import SchemaOptions
 from engine.errors import HeadraceError, Redactor, TransientError
+from engine.logs import log_with, set_level
 from engine.processes.assignment import Assignment
 from engine.processes.batches import Batches
+from engine.processes.figures import counted, work_since
 from engine.processes.link import ChildSettings, send_failure
 from engine.processes.registry import Registry, Unsettled
 from engine.processes.rescue_log import RescueLog
@@ -168,6 +171,8 @@ class Reader:
                 self._assignment.cut_now = True
             case msg.SchemaGiven(database, collection, schema):
                 self._registry.known[database, collection] = schema
+            case msg.LogLevel(level):
+                set_level(level)
             case msg.Stop():
                 self._drop()
                 self._stopping = True
@@ -200,9 +205,17 @@ class Reader:
         self._assignment = Assignment(assign, start, self._limits)
         self._assignment.finishing = self._finish_assigned
         self._assignment.idle_at = time.monotonic() + IDLE_EVERY_S
+        log_with(self._shown)
         self._prefetcher = Prefetcher(self._source(assign, start), config.retry)
         namespace = (assign.spec.database, one_collection(assign.spec))
         self._decoder = Decoder(self._registry, self._options, namespace, assign.spec.covers)
+
+    def _shown(self) -> dict[str, object]:
+        """What each log line of this process concerns."""
+        if (assignment := self._assignment) is None:
+            return {}
+        epoch = {"epoch": assignment.epoch} if assignment.epoch else {}
+        return {"stream": assignment.spec.stream, "seq": assignment.segmenter.seq} | epoch
 
     def _report_not_watchable(self, spec: StreamSpec) -> None:
         """Log the collections of a shared stream that will never have an event in it."""
@@ -361,7 +374,9 @@ class Reader:
         Returns where it stopped: before ``stop`` if the rows take too much memory as columns.
         """
         assert self._decoder is not None
+        began = time.monotonic()
         layout, decoded, stop = self._batches.batch(self._decoder, assignment, reply, row, stop)
+        decoding = work_since(began)
         segmenter = assignment.segmenter
         grown = [
             batch
@@ -377,7 +392,9 @@ class Reader:
                 raise TransientError("replay a segment", cause)  # it is known from now on: start over
             else:
                 self._report(assignment, segmenter.flush("schema"))
+        events = counted(decoded.batches)
         self._note_renames(assignment, decoded)
+        _tell_of_drops(assignment, events)
         for batch in decoded.batches:
             assignment.versions[batch.database, batch.collection] = batch.schema_version
         raw_bytes = int(reply.offsets[stop] - reply.offsets[row])
@@ -387,17 +404,18 @@ class Reader:
         if not assignment.grown:
             rescued = tuple(each for batch in decoded.batches for each in batch.rescued)
             truncated, reply.truncated = reply.truncated, 0  # counted once, with the first of its rows
-            self._hand_over(assignment, layout, stop - row, raw_bytes, rescued, truncated)
+            self._hand_over(assignment, layout, stop - row, raw_bytes, rescued, truncated, events, decoding)
         return stop
 
     def _note_renames(self, assignment: Assignment, decoded: Decoded) -> None:
-        """Note which collections the open segment replaces, and warn of those that are renamed away."""
+        """Log renames of collections that are captured, and note which collections the open segment replaces."""
         for renamed in decoded.renames:
             source, target = ".".join(renamed.source), ".".join(renamed.target)
+            fields = {"stream": assignment.spec.stream, "collection": source, "to": target}
             if assignment.spec.covers(*renamed.target):
                 assignment.replaced[target] = msg.Replaced(target, renamed.time)
+                log.info("a collection was renamed", extra={"fields": fields})
             elif assignment.spec.covers(*renamed.source):
-                fields = {"stream": assignment.spec.stream, "collection": source, "to": target}
                 what = "a collection was renamed, and is not captured under its new name"
                 log.warning(what, extra={"fields": fields})
 
@@ -409,13 +427,15 @@ class Reader:
         raw_bytes: int,
         rescued: tuple[msg.Rescued, ...],
         truncated: int,
+        events: tuple[msg.Counted, ...],
+        decoding: msg.Work,
     ) -> None:
         seq = assignment.segmenter.seq
         self._send(msg.SlabRequest(assignment.generation, seq, layout.size))
         grant = self._await_grant()
         layout.write(self._arena.slab(grant.offset, grant.size))
         place = grant.generation, seq, grant.offset, grant.size
-        self._send(msg.BatchReady(*place, rows, raw_bytes, rescued, truncated))
+        self._send(msg.BatchReady(*place, rows, raw_bytes, rescued, truncated, events, decoding))
         for each in rescued:
             schema = self._registry.known[each.database, each.collection]
             self._rescue_log.note(each, full=not columns_left(schema.fields, self._options.max_fields))
@@ -494,14 +514,25 @@ class Reader:
         now = time.monotonic()
         if at_once or now - self._beat_at >= BEAT_S:
             self._beat_at = now
-            fetched, unanswered_s, error = 0, 0.0, None
+            fetched, unanswered_s, error, retries = 0, 0.0, None, 0
             if (prefetcher := self._prefetcher) is not None:
                 fetched, unanswered_s = prefetcher.progress, prefetcher.unanswered_s
                 error = prefetcher.last_error and Redactor()(prefetcher.last_error)
+                retries = prefetcher.take_retries()
             progress = self._progress + fetched
-            self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error))
+            self._send(msg.Heartbeat(progress, doing, time.process_time(), unanswered_s, error, retries))
             if self._oplog is not None and (seen := self._oplog.take()) is not None:
                 self._send(seen)
 
     def _send(self, message: msg.FromReader) -> None:
         self._connection.send_bytes(msg.encode(message))
+
+
+def _tell_of_drops(assignment: Assignment, events: Sequence[msg.Counted]) -> None:
+    """Log the collections and databases that were dropped."""
+    for each in events:
+        if each.operation in ("drop", "dropDatabase"):
+            what = "a collection was dropped" if each.operation == "drop" else "a database was dropped"
+            fields = {"collection": f"{each.database}.{each.collection}"} if each.operation == "drop" else {}
+            fields |= {"stream": assignment.spec.stream, "database": each.database}
+            log.warning(what, extra={"fields": fields})

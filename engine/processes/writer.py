@@ -22,7 +22,9 @@ from engine.core.naming import (
 )
 from engine.errors import FatalError, HeadraceError
 from engine.failpoints import failpoint
+from engine.logs import log_with, set_level
 from engine.processes.builds import ObjectBuild, SegmentBuild
+from engine.processes.figures import work_since
 from engine.processes.link import ChildSettings, send_failure
 from engine.shared.arena import Arena
 from engine.shared.slab import read_slab
@@ -44,6 +46,8 @@ class Writer:
         self._arena = arena
         self._progress = 0
         self._beat_at = 0.0
+        self._working_on: tuple[str, int, int] | None = None
+        log_with(self._shown)
         beat = partial(self._beat, "waiting for the sink")
         self._sink = Sink(settings.config.sink, beat, settings.budget.part)
         self._segments: dict[tuple[str, int, int], SegmentBuild] = {}
@@ -82,6 +86,8 @@ class Writer:
                 self._flush_pending(0)
             case msg.Survey():
                 self._survey(message)
+            case msg.LogLevel(level):
+                set_level(level)
             case _:
                 raise AssertionError(message)
 
@@ -115,6 +121,7 @@ class Writer:
     @contextmanager
     def _ending(self, key: tuple[str, int, int]) -> Iterator[None]:
         """A failure ends this segment."""
+        self._working_on = key
         try:
             yield
         except HeadraceError as error:
@@ -123,6 +130,15 @@ class Writer:
             raise
         except Exception as error:
             self._failed(key, _bug(error))
+        finally:
+            self._working_on = None
+
+    def _shown(self) -> dict[str, object]:
+        """What each log line of this process concerns."""
+        if (key := self._working_on) is None:
+            return {}
+        segment = self._segments.get(key)
+        return {"stream": key[0], "seq": key[2]} | ({"epoch": segment.epoch} if segment and segment.epoch else {})
 
     def _failed(self, key: tuple[str, int, int], error: HeadraceError) -> None:
         if (segment := self._segments.pop(key, None)) is not None:
@@ -136,7 +152,8 @@ class Writer:
         segment = self._segments.get(key)
         if segment is None:
             directories = OLD_DIRECTORIES if batch.old_layout else DIRECTORIES
-            segment = SegmentBuild(key[0], key[2], self._sink, self._settings.config, directories)
+            config = self._settings.config
+            segment = SegmentBuild(key[0], key[2], self._sink, config, directories, epoch=batch.epoch)
             self._segments[key] = segment
         if batch.size > max_bytes // 2:
             self._add_large(segment, batch)
@@ -172,7 +189,7 @@ class Writer:
     def _flush_pending(self, max_bytes: int) -> None:
         """Write row groups early, then upload small objects early, until at most ``max_bytes`` are held here."""
         self._release(max_bytes, lambda build: build.pending_bytes, ObjectBuild.flush)
-        self._release(max_bytes, lambda build: build.upload.spillable, lambda build: build.upload.spill())
+        self._release(max_bytes, lambda build: build.upload.spillable, ObjectBuild.spill)
 
     def _release(
         self, max_bytes: int, size: Callable[[ObjectBuild], int], release: Callable[[ObjectBuild], None]
@@ -201,7 +218,7 @@ class Writer:
         objects = tuple(sorted(build.name for build in segment.objects.values()))
         letters = sum(build.rows for build in segment.objects.values() if build.name.dead_letter)
         size = sum(build.size for build in segment.objects.values())
-        self._send(msg.Sealed(*key, objects, size, letters))
+        self._send(msg.Sealed(*key, objects, size, letters, *segment.work()))
         failpoint("after_seal")
 
     def _publish(self, key: tuple[str, int, int]) -> None:
@@ -209,11 +226,13 @@ class Writer:
         if segment is None:
             return  # it failed after it was sealed, which has been reported
         failpoint("before_publish")
+        began = time.monotonic()
         self._publish_all([build.upload for build in segment.objects.values()])
+        publishing = work_since(began)
         failpoint("after_publish")
         del self._segments[key]
         failpoint("before_acknowledge")
-        self._send(msg.Published(*key))
+        self._send(msg.Published(*key, publishing))
         failpoint("after_acknowledge")
 
     def _publish_all(self, uploads: Sequence[Upload]) -> None:

@@ -59,6 +59,8 @@ class Prefetcher:
         self._wake_read, self._wake_write = os.pipe()
         self.progress = 0  # attempts, and the seconds between them: waiting for a retry is not hanging
         self.last_error: str | None = None
+        self._retries = 0
+        self._retries_taken = 0
         self._failures = Failures(policy_of(retry), random.Random())
         self._reached: Position | None = None
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -68,6 +70,12 @@ class Prefetcher:
     def unanswered_s(self) -> float:
         """How long the current request to MongoDB has been unanswered."""
         return self._stream.unanswered_s
+
+    def take_retries(self) -> int:
+        """How many attempts have failed and are followed by another, since the last call."""
+        retries = self._retries
+        found, self._retries_taken = retries - self._retries_taken, retries
+        return found
 
     def fileno(self) -> int:
         """For ``multiprocessing.connection.wait``."""
@@ -151,6 +159,7 @@ class Prefetcher:
         if not self._failures.failed(now):
             remedy = "This lasted longer than the [retry] budget. Start again when it is over: nothing is lost."
             raise FatalError(error.operation, error.cause, f"{error.remedy} {remedy}".lstrip()) from error
+        self._retries += 1
         wait_s = self._failures.retry_at - now
         log_retry("MongoDB", error, self._failures.count, wait_s, has_answered=has_answered(error))
         while (left_s := self._failures.retry_at - time.monotonic()) > 0:

@@ -95,22 +95,25 @@ class StateThread:
         self._leases: dict[str, Lease] = {}
         self._epochs: dict[str, int] = {}  # by stream: the highest that another engine has announced
         self._documents: dict[str, str] = {}  # by stream: the shared document read with its record
-        self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Operation, float] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self.error: HeadraceError | None = None
         self._last_error: str | None = None
         self._attempt_started_at: float | None = None
+        self._retries = self._renewals = 0
+        self._requested_at = 0.0  # of the operation being performed
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
 
     def seen(self) -> StoreSeen:
         """How the store is doing; may be called from any thread."""
         started_at = self._attempt_started_at
-        return StoreSeen(0.0 if started_at is None else time.monotonic() - started_at, self._last_error)
+        unanswered_s = 0.0 if started_at is None else time.monotonic() - started_at
+        return StoreSeen(unanswered_s, self._last_error, self._retries, self._renewals)
 
     def do(self, operation: Operation) -> None:
         """Queue an operation. The protocol bounds how many can wait: a few per segment in flight."""
-        self._queue.put(operation)
+        self._queue.put((operation, time.monotonic()))
 
     def close(self, timeout_s: float) -> bool:
         """Perform what is queued, then end; False if that failed or took longer than ``timeout_s``."""
@@ -122,7 +125,8 @@ class StateThread:
     def _run(self) -> None:
         with closing(self._store):
             try:
-                while (operation := self._next()) is not None:
+                while (queued := self._next()) is not None:
+                    operation, self._requested_at = queued
                     self._with_retries(operation)
             except HeadraceError as error:
                 self._fail(error)
@@ -130,8 +134,8 @@ class StateThread:
                 log.exception("the state thread failed")
                 self._fail(FatalError("write the state", f"{type(error).__name__}: {error}"))
 
-    def _next(self) -> Operation | None:
-        """The next operation; None at the end."""
+    def _next(self) -> tuple[Operation, float] | None:
+        """The next operation, and when it was requested; None at the end."""
         while True:
             try:
                 return self._queue.get(timeout=PROBE_EVERY_S)
@@ -161,7 +165,15 @@ class StateThread:
         self._answer(StoreFailed(error.kind, error.operation, error.cause, error.remedy))
 
     def _with_retries(self, operation: Operation) -> None:
-        retrying(self._retry, stopped=self._stopped, what="the state store")(self._perform, operation)
+        attempts = 0
+
+        def attempt() -> None:
+            nonlocal attempts
+            self._retries += attempts > 0
+            attempts += 1
+            self._perform(operation)
+
+        retrying(self._retry, stopped=self._stopped, what="the state store")(attempt)
 
     def _perform(self, operation: Operation) -> None:
         with self._attempt():
@@ -170,7 +182,8 @@ class StateThread:
                     self._acquire(stream, document)
                 case Renew(streams):
                     for stream in streams:
-                        self._fenced(stream, lambda lease: self._store.renew(lease, self._lease_ttl_s))
+                        renew = partial(self._store.renew, ttl_s=self._lease_ttl_s)
+                        self._renewals += self._fenced(stream, renew)
                 case Release(streams):
                     for stream in streams:
                         self._fenced(stream, self._store.release)
@@ -211,7 +224,7 @@ class StateThread:
             case Acquired(lease, fields):
                 text = self._read(document)
                 self._leases[stream] = lease
-                self._answer(LeaseTaken(stream, fields, text))
+                self._answer(LeaseTaken(stream, fields, text, lease.epoch))
             case HeldElsewhere(holder, expires_in_s):
                 self._answer(LeaseDenied(stream, holder, expires_in_s))
 
@@ -223,7 +236,8 @@ class StateThread:
         if self._fenced(write.stream, lambda lease: self._store.write(lease, put, write.change.remove)):
             if after:
                 failpoint(after)
-            self._answer(Written(write.stream, write.generation, write.kind, write.seq))
+            times = self._requested_at, time.monotonic()
+            self._answer(Written(write.stream, write.generation, write.kind, write.seq, *times))
 
     def _fenced(self, stream: str, act: Callable[[Lease], None]) -> bool:
         """Call ``act`` with the stream's lease; False if it is lost, which is answered once."""

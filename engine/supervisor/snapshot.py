@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
 import psutil
+from msgspec.structs import replace
 
 from engine import __version__
 from engine.core.actions import Child
@@ -49,6 +51,14 @@ def snapshot(
         unowned=coordinator.fleet.unowned,
         oplog_window_s=coordinator.oplog.window_s,
         oplog_error=redact(coordinator.oplog.error or ""),
+        servers=tuple(
+            replace(each, problem=redact(each.problem))
+            for each in coordinator.health.server_states(time.monotonic())
+        ),
+        leases_held=sum(each.holds_lease for each in coordinator.streams.values()),
+        supervisor=ProcessStatus(
+            "supervisor", os.getpid(), True, "", time.process_time(), memory.get(os.getpid()), 0
+        ),
         streams=tuple(_of_stream(coordinator, each, redact) for each in streams),
         backfills=tuple(coordinator.splits.progress.values()),
         rescued=coordinator.landing.rescues.top(RESCUED_COLUMNS),

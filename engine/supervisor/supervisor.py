@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from types import FrameType
+from typing import Any
 
 from engine import __version__
 from engine.cgroup import divide_within, oom_kills
@@ -42,11 +43,13 @@ from engine.core.actions import (
 from engine.core.backfill import Progress
 from engine.core.coordinator import Coordinator
 from engine.core.generations import Generation
+from engine.core.messages import FromChild, LogLevel
 from engine.core.position import Position
 from engine.core.specs import BackfillSpec, StreamSpec
 from engine.core.store import FromStore
 from engine.core.stream import Settings
 from engine.errors import EngineEnded, FatalError
+from engine.logs import LEVELS, set_level
 from engine.owner import this_owner
 from engine.processes.child import DEATH_S, ChildProcess
 from engine.processes.forks import stop_signals
@@ -56,6 +59,7 @@ from engine.retries import policy_of
 from engine.shared.arena import Arena
 from engine.state.opening import open_store
 from engine.state.thread import StateThread
+from engine.supervisor.observer import Observer
 from engine.supervisor.snapshot import memory_of_tree, snapshot
 from engine.supervisor.telemetry import Telemetry, Watch
 
@@ -64,6 +68,7 @@ MEASURE_EVERY_S = 2.0
 WARN_EVERY_S = 60.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
+_LEVEL_STEPS = {signal.SIGUSR1: -1, signal.SIGUSR2: 1}
 
 log = logging.getLogger("headrace")
 
@@ -136,8 +141,14 @@ class Supervisor:
         os.set_blocking(self._wake_write, False)
         self._spawner = Spawner(self._spawn, self._take_spawned)
         self._signals = 0
+        self._stop_signal = ""
+        self._stop_told = False
         self._exit: Exit | None = None
-        self._telemetry = Telemetry()
+        self._telemetry = telemetry = Telemetry()
+        self._observer = Observer(lambda: telemetry.status)
+        telemetry.registry.register(self._observer.metrics)
+        self._log_level: str = config.telemetry.log_level
+        self._level_steps: deque[int] = deque()
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = 0.0
@@ -201,6 +212,7 @@ class Supervisor:
         if self._config.telemetry.listen:
             address = self._telemetry.serve(self._config.telemetry.listen)
             log.info("listening", extra={"fields": {"address": address}})
+        self._observer.export(self._config.telemetry)
         store = open_store(self._config.state, self._config.sink)
         self._state = StateThread(
             store,
@@ -211,6 +223,7 @@ class Supervisor:
             self._redact,
         )
         previous = {each: signal.signal(each, self._on_signal) for each in stop_signals()}
+        previous |= {each: signal.signal(each, self._on_level_signal) for each in _LEVEL_STEPS}
         try:
             if not self._launched:
                 self.launch()
@@ -221,6 +234,10 @@ class Supervisor:
             stored = self._state.close(STOP_TIMEOUT_S)
             self._arena.close()
             self._telemetry.close()
+            with self._best_effort("the last commits cannot be counted"):
+                while self._answers:  # those of the writes that the state thread has made since
+                    self._observer.answered(self._answers.popleft())
+                self._observer.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._exit.error is not None:
@@ -246,12 +263,17 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         while self._answers:
-            self._perform(self._coordinator.from_store(self._answers.popleft(), time.monotonic()))
+            answer = self._answers.popleft()
+            with self._best_effort("an answer cannot be counted"):
+                self._observer.answered(answer)
+            self._perform(self._coordinator.from_store(answer, time.monotonic()))
         self._act_on_signals()
         self._measure()
         assert self._state is not None
         now = time.monotonic()
-        self._perform(self._coordinator.from_store(self._state.seen(), now))
+        seen = self._state.seen()
+        self._observer.answered(seen)
+        self._perform(self._coordinator.from_store(seen, now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
         with self._best_effort("the status cannot be updated; the last one is shown"):
@@ -270,9 +292,17 @@ class Supervisor:
         """Handle some of a child's messages."""
         try:
             for message in self._children[name].receive():
-                self._perform(self._coordinator.from_child(name, message, time.monotonic()))
+                now = time.monotonic()
+                self._note(name, message, now)
+                self._perform(self._coordinator.from_child(name, message, now))
         except (EOFError, OSError):
             self._children[name].mark_disconnected()  # it died, perhaps in the middle of a message
+
+    def _note(self, name: Child, message: FromChild, now: float) -> None:
+        """Count a child's message before it has any effect."""
+        with self._best_effort("a message cannot be counted"):
+            stream = self._coordinator.readers.stream_of(name) if name.role == "reader" else None
+            self._observer.heard(name, message, stream, now)
 
     def _reap_if_dead(self, name: Child) -> None:
         """If a child has ended, handle its last messages, then tell the coordinator."""
@@ -294,20 +324,45 @@ class Supervisor:
                 self._perform(self._coordinator.child_exited(name, None, time.monotonic()))
             else:
                 self._children[name] = process
+                if self._log_level != self._config.telemetry.log_level:
+                    process.send(LogLevel(self._log_level))
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         # A closing terminal causes several SIGHUPs: its own and the shell's. They are not a second request.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
+        self._stop_signal = self._stop_signal or signal.Signals(number).name
+        self._wake()
+
+    def _on_level_signal(self, number: int, _: FrameType | None) -> None:
+        self._level_steps.append(_LEVEL_STEPS[signal.Signals(number)])
         self._wake()
 
     def _act_on_signals(self) -> None:
+        while self._level_steps:
+            self._step_log_level(self._level_steps.popleft())
+        if self._stop_signal and not self._stop_told:
+            self._stop_told = True
+            log.info("stopping at a signal", extra={"fields": {"signal": self._stop_signal}})
         if self._signals == 1:
             self._perform(self._coordinator.shut_down(time.monotonic()))
         elif self._signals > 1 and self._exit is None:
             cause = "a second signal arrived during the drain"
             error = FatalError("drain", cause, "Nothing is lost: what was not committed is replayed next time.")
             self._exit = Exit(1, error)
+
+    def _step_log_level(self, step: int) -> None:
+        """Log more, or less, from now on, in all processes."""
+        at = LEVELS.index(self._log_level) + step
+        self._log_level = LEVELS[min(max(at, 0), len(LEVELS) - 1)]
+        set_level(self._log_level)
+        for child in self._children.values():
+            child.send(LogLevel(self._log_level))
+        log.log(
+            logging.getLevelNamesMapping()[self._log_level.upper()],
+            "the log level was changed",
+            extra={"fields": {"level": self._log_level}},
+        )
 
     def _take_spawned(self, name: Child, process: ChildProcess | None) -> None:
         """Called from the spawner's thread."""
@@ -337,11 +392,19 @@ class Supervisor:
                     self._kill(child)
                 case Acquire() | Renew() | Release() | Write() | GrowSchema() | ReadState() | Announce() | Leave():
                     assert self._state is not None
+                    if isinstance(action, Release):
+                        self._observer.released(action.streams)
                     self._state.do(action)
                 case Log(level, event, fields):
-                    log.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": fields})
+                    shown = self._with_epoch(fields)
+                    log.log(logging.getLevelNamesMapping()[level.upper()], event, extra={"fields": shown})
                 case Exit():
                     self._exit = action
+
+    def _with_epoch(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a line about a stream, with the epoch of its lease."""
+        stream = self._coordinator.streams.get(fields.get("stream", ""))
+        return fields | {"epoch": stream.epoch} if stream is not None and stream.epoch else fields
 
     def _spawn(self, child: Child) -> ChildProcess:
         """Called from the spawner's thread."""

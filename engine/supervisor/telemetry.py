@@ -7,16 +7,16 @@ are null in /status, and have no sample in /metrics.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from engine.core.backfill import Progress
 from engine.core.rescues import RescuedValues
+from engine.core.servers import ServerStatus
 from engine.core.stream import StreamState
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ class Status(Struct, frozen=True):
         unowned: streams that no engine can take.
         oplog_window_s: from the oplog's first entry to its last.
         oplog_error: why that is not known, if it cannot be.
+        servers: which of the servers that the engine needs are away.
+        leases_held: how many leases are this engine's, those of splits included.
+        supervisor: the engine's main process; ``processes`` are its children.
     """
 
     version: str
@@ -138,6 +141,9 @@ class Status(Struct, frozen=True):
     unowned: tuple[str, ...] = ()
     oplog_window_s: float | None = None
     oplog_error: str = ""
+    servers: tuple[ServerStatus, ...] = ()
+    leases_held: int = 0
+    supervisor: ProcessStatus | None = None
 
 
 class Telemetry:
@@ -145,13 +151,15 @@ class Telemetry:
 
     State: ``status``, and ``turned_at``: when the supervisor's loop last turned (monotonic). Owner: that loop,
     which replaces them; readers see one whole snapshot.
+
+    Attributes:
+        registry: the metrics; see ``supervisor.metrics``.
     """
 
     def __init__(self) -> None:
         self.status: Status | None = None
         self.turned_at = time.monotonic()
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Collector(lambda: self.status))
+        self.registry = CollectorRegistry(auto_describe=False)
         self._server: HttpServer | None = None
 
     def serve(self, listen: str) -> str:
@@ -183,7 +191,9 @@ class Telemetry:
                 ready, lines = readiness(self.status)
                 return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
             case "/metrics":
-                return 200, _METRICS, generate_latest(self._registry)
+                return 200, _METRICS, generate_latest(self.registry)
+            case "/status" if self.status is None:
+                return 503, _JSON, msgspec.json.encode({"error": "starting"})
             case "/status":
                 return 200, _JSON, msgspec.json.encode(self.status)
         return None
@@ -220,148 +230,3 @@ def _line(stream: StreamStatus) -> str:
         held = f"held by {stream.held_by}" if stream.held_by else "another engine is to take it"
     why = " ".join((stream.error or stream.problem or held).split())
     return f"{stream.stream}: {stream.state}" + (f": {why}" if why else "")
-
-
-_COUNTERS = {
-    "events_read": "Events read from the change stream.",
-    "events_committed": "Events in committed objects.",
-    "bytes_read": "Bytes of raw BSON read.",
-    "bytes_landed": "Bytes of objects written.",
-    "objects": "Objects written.",
-    "segments": "Segments committed.",
-    "dead_letters": "Events that could not be decoded.",
-    "truncated_events": "Events past 16 MiB, read without a document because the server cannot split them.",
-    "restarts": "Times the stream was restarted.",
-}
-_GAUGES = {
-    "lag_s": (
-        "lag_seconds",
-        "Seconds from the committed position's cluster time to now; no sample while the position is unknown.",
-    ),
-    "oplog_headroom_s": (
-        "oplog_headroom_seconds",
-        "Seconds from the oplog's first entry to the committed position; at 0 the stream is lost.",
-    ),
-    "oplog_lost_in_s": (
-        "oplog_lost_in_seconds",
-        "Seconds until the oplog's first entry passes the committed position, at the rates of the last minutes; "
-        "no sample while it does not come closer.",
-    ),
-    "segments_in_flight": ("segments_in_flight", "Segments between their first batch and their commit."),
-    "reading": (
-        "reading",
-        "1 while the stream is being read and no problem is known: events are captured as they happen.",
-    ),
-    "replaced_collections": (
-        "replaced_collections",
-        "Collections whose content was replaced by a rename or $out, and has not been loaded since.",
-    ),
-}
-_BACKFILL = {
-    "splits": "Splits of the backfill that are in the lake.",
-    "splits_total": "Splits of the backfill.",
-    "documents": "Documents of the backfill that are in the lake.",
-    "documents_total": "Approximate number of documents in the collection when the backfill was planned.",
-    "bytes": "Approximate bytes of BSON of the backfill that are in the lake.",
-    "bytes_total": "Approximate bytes of BSON in the collection when the backfill was planned.",
-}
-
-
-class _Collector:
-    """Turns the snapshot into metrics at each scrape."""
-
-    def __init__(self, status: Callable[[], Status | None]) -> None:
-        self._status = status
-
-    def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        if status is None:
-            return
-        yield from _of_streams(status.streams)
-        for name, text in _BACKFILL.items():
-            gauge = GaugeMetricFamily(f"headrace_backfill_{name}", text, labels=["collection"])
-            for backfill in status.backfills:
-                gauge.add_metric([backfill.collection], getattr(backfill, name))
-            yield gauge
-        yield _of_rescued(status.rescued)
-        yield from _of_processes(status.processes)
-        yield _gauge(
-            "oplog_window_seconds",
-            "Seconds from the oplog's first entry to its last; no sample where it cannot be read.",
-            status.oplog_window_s,
-        )
-        yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
-        yield _gauge("memory_limit_bytes", "memory.limit", status.memory_limit_bytes)
-        yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)
-        yield _gauge("slab_limit_bytes", "Shared memory available for slabs in total.", status.slab_limit_bytes)
-
-
-def _of_streams(streams: Sequence[StreamStatus]) -> Iterator[Metric]:
-    for name, text in _COUNTERS.items():
-        counter = CounterMetricFamily(f"headrace_{name}", text, labels=["stream"])
-        for stream in streams:
-            counter.add_metric([stream.stream], getattr(stream, name))
-        yield counter
-    for attribute, (name, text) in _GAUGES.items():
-        gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=["stream"])
-        for stream in streams:
-            if (value := getattr(stream, attribute)) is not None:
-                gauge.add_metric([stream.stream], float(value))
-        yield gauge
-    states = GaugeMetricFamily(
-        "headrace_stream_state",
-        f"1 for the state that the stream is in, 0 for the others: {', '.join(get_args(StreamState))}.",
-        labels=["stream", "state"],
-    )
-    for stream in streams:
-        for state in get_args(StreamState):
-            states.add_metric([stream.stream, state], float(state == stream.state))
-    yield states
-    carried = GaugeMetricFamily(
-        "headrace_stream_collection",
-        "1 for each collection or pattern that the stream carries; the label is empty if it carries all.",
-        labels=["stream", "database", "collection"],
-    )
-    for stream in streams:
-        for collection in stream.collections or ("",):
-            carried.add_metric([stream.stream, stream.database, collection], 1)
-    yield carried
-
-
-def _of_rescued(rescued: Sequence[RescuedValues]) -> Metric:
-    text = "Values in _cdc_rescued, in batches that this engine has read."
-    counter = CounterMetricFamily("headrace_rescued_values", text, labels=["database", "collection"])
-    for each in rescued:
-        counter.add_metric([each.database, each.collection], each.values)
-    return counter
-
-
-def _of_processes(processes: Sequence[ProcessStatus]) -> Iterator[Metric]:
-    cpu = CounterMetricFamily("headrace_cpu_seconds", "User and system time of a process.", labels=["process"])
-    restarts = CounterMetricFamily("headrace_process_restarts", "Times the process died.", labels=["process"])
-    memory = GaugeMetricFamily("headrace_memory_bytes", "Proportional set size of a process.", labels=["process"])
-    for process in processes:
-        cpu.add_metric([process.process], process.cpu_s)
-        restarts.add_metric([process.process], process.restarts)
-        if process.memory_bytes is not None:
-            memory.add_metric([process.process], process.memory_bytes)
-    yield from (cpu, restarts, memory)
-
-
-def _gauge(name: str, text: str, value: float | None) -> Metric:
-    """A value for the whole engine; no sample if it is unknown."""
-    gauge = GaugeMetricFamily(f"headrace_{name}", text, labels=[])
-    if value is not None:
-        gauge.add_metric([], value)
-    return gauge
-
-
-def metrics_markdown() -> str:
-    """All metrics as a table."""
-    nothing = Status("", 0.0, 0.0, False, None, 0, 0, 0)
-    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for metric in _Collector(lambda: nothing).collect():
-        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-        labels = ", ".join(f"`{each}`" for each in getattr(metric, "_labelnames", ()))
-        lines.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
-    return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from engine.commands.reference import OPERATIONS, operations_with_metrics
+from engine.supervisor.metrics import Metrics
 from engine.supervisor.telemetry import ProcessStatus, Status, StreamStatus, Telemetry, readiness
 
 STREAM = StreamStatus(
@@ -101,8 +102,14 @@ def test_health_depends_only_on_the_loop() -> None:
     assert "stuck for 60 s" in text
 
 
+def test_before_the_first_snapshot() -> None:
+    telemetry = Telemetry()
+    assert answer(telemetry, "/status") == (503, '{"error":"starting"}')
+
+
 def test_unknown_values_are_absent() -> None:
     telemetry = Telemetry()
+    telemetry.registry.register(Metrics(lambda: telemetry.status))
     telemetry.status = status(STREAM, STANDBY)
     _, metrics = answer(telemetry, "/metrics")
     assert 'headrace_lag_seconds{stream="shop.orders"} 1.5' in metrics
