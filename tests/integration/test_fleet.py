@@ -49,9 +49,9 @@ def test_engines_come_and_go(
             fleet.start()
             fleet.start()
             fleet.wait_even()
-            disturbed(fleet, random.Random(2), events=4, seconds=60, ttl_s=TTL_S)
+            disturbed(fleet, random.Random(2), events=3, seconds=40, ttl_s=TTL_S)
             fleet.wait_even()
-            rest(fleet, 4)
+            rest(fleet, 3)
             lines = status_lines(config)
             engines = [each for each in lines if "engine" in each]
             assert sorted(len(each["streams"]) for each in engines) == [2, 2, 2]
