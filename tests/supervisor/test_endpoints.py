@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from engine.supervisor.endpoints import HttpServer
+from engine.supervisor.endpoints import HttpServer, Reply
 
 
 def test_it_can_be_closed_at_any_moment(caplog: pytest.LogCaptureFixture) -> None:
@@ -27,7 +27,7 @@ def test_it_can_be_closed_at_any_moment(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_it_answers_until_it_is_closed() -> None:
-    server = HttpServer("127.0.0.1:0", lambda path: (200, "text/plain", path.encode()))
+    server = HttpServer("127.0.0.1:0", lambda path: Reply(200, "text/plain", path.encode()))
     with urllib.request.urlopen(f"http://{server.address}/x", timeout=30) as answer:
         assert answer.read() == b"/x"
     server.close()
