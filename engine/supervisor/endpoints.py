@@ -130,11 +130,14 @@ class HttpServer:
             backlog=BACKLOG,
         )
         await self._closing.wait()
-        handshakes = [each.handshake for each in open_ if each.handshake]
-        for each in list(open_):
-            each.end()
+        # Not the server's ``close``: what has been accepted could no longer become a connection, and be closed.
+        self._loop.remove_reader(self._socket)
+        # What has been accepted, or shakes hands, has a task, which then ends.
+        while open_ or asyncio.all_tasks() - {asyncio.current_task()}:
+            for each in list(open_):
+                each.end()
+            await asyncio.sleep(0)
         await asyncio.sleep(0)  # the transports close in the loop's next iteration
-        await asyncio.gather(*handshakes)
 
     async def _app(self, scope: Any, _: Any, send: Any) -> None:
         reply = self._reply(scope["method"], scope["path"], dict(scope["headers"]).get(b"authorization", b""))
@@ -196,9 +199,9 @@ class _Connection(H11Protocol):
         self._certificate = certificate
         self._tcp: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None  # the loop itself keeps no task
         self._early = b""
         self._is_secured = certificate is None
-        self.handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self._open) >= MAX_CONNECTIONS:
@@ -209,7 +212,7 @@ class _Connection(H11Protocol):
         if self._certificate is None:
             super().connection_made(transport)
         else:
-            self.handshake = self.loop.create_task(self._shake_hands(transport, self._certificate.context()))
+            self._handshake = self.loop.create_task(self._shake_hands(transport, self._certificate.context()))
 
     async def _shake_hands(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
         secure = None
@@ -227,7 +230,8 @@ class _Connection(H11Protocol):
             return
         self._is_secured = True
         super().connection_made(secure)
-        super().data_received(self._early)
+        if self._early:  # nothing would mean the end to h11
+            super().data_received(self._early)
 
     def data_received(self, data: bytes) -> None:
         if not self._is_secured:  # it came with the end of the handshake, of which we are only told next
