@@ -267,8 +267,21 @@ class View:
         return [Text(), table]
 
     def _fleet(self, status: Status) -> list[RenderableType]:
-        """Nothing for an engine that knows no others."""
-        return []
+        """The engines that share the streams, if there are several; and what nobody can take."""
+        parts: list[RenderableType] = []
+        if len(status.fleet) > 1:
+            table = _table("engine", "streams", "room", "cannot take", "version")
+            for each in status.fleet:
+                name = plain(each.engine) + (
+                    " (this one)" if each.is_this else " (leaving)" if each.leaving else ""
+                )
+                numbers = [str(number) for number in (len(each.streams), each.room, len(each.cannot))]
+                table.add_row(Text(name), *numbers, Text(plain(each.version)))
+            parts += [Text(), table]
+        if status.unowned:
+            names = plain(", ".join(status.unowned))
+            parts.append(Text(f"no engine can take {names}", style="red", no_wrap=True, overflow="ellipsis"))
+        return parts
 
     def _errors(self, status: Status) -> list[RenderableType]:
         lines: list[RenderableType] = [Text()]

@@ -71,9 +71,11 @@ class Source:
             )
             raise ConfigError(self._operation, "it asks for credentials that were not given or are wrong", remedy)
         try:
+            if code == 503:
+                return None
             if code != 200:
                 raise ValueError(f"HTTP {code}")
-            return msgspec.json.decode(body, type=Status | None)
+            return msgspec.json.decode(body, type=Status)
         except ValueError as error:
             remedy = "Is the address that of an engine (telemetry.listen), and the engine of this version?"
             raise ConfigError(self._operation, f"the answer is no status ({error})", remedy) from error
@@ -182,8 +184,8 @@ def by_trouble(stream: StreamStatus) -> tuple[int, str]:
 
 def reason(stream: StreamStatus) -> str:
     """Why a stream is not simply being read."""
-    if stream.state == "standby" and stream.held_by:
-        return f"held by {stream.held_by}"
+    if stream.state == "standby":
+        return f"held by {stream.held_by}" if stream.held_by else "another engine is to take it"
     doubt = "the oplog is running out" if stream.oplog_short else ""
     if stream.replaced:
         doubt = f"not loaded since they were replaced: {', '.join(stream.replaced)}"
