@@ -20,7 +20,7 @@ from typing import TextIO
 
 from engine import __version__
 from engine.commands.docs import DOCUMENTS
-from engine.config import Config, InvalidConfigError, Secret, SinkConfig, SourceConfig, load, read_env_files
+from engine.config import Config, InvalidConfigError, load, read_env_files, unconfigured
 from engine.errors import ConfigError, EngineEnded, HeadraceError
 from engine.logs import configure_logging, final_line
 from engine.processes.forks import stop_signals
@@ -35,6 +35,7 @@ examples:
   python -m engine --config prod.toml --until-caught-up  capture what has happened so far, then end
   python -m engine backfill --config prod.toml           load existing documents; continues where it stopped
   python -m engine status --config prod.toml             progress of streams and backfills, from any shell
+  python -m engine top --config prod.toml                the engine that runs here, live
   python -m engine check --config prod.toml              is everything reachable, with the required rights?
   python -m engine verify --config prod.toml             is the lake whole, and the same as the source?
   python -m engine restore --config prod.toml --to FILE.bson.zst    a collection as it stands, or stood
@@ -71,6 +72,11 @@ First stop every engine, on every machine, for good: one that is only paused cou
 """
 
 
+_TOP = """\
+Show an engine that runs, live: throughput, lag, oplog, memory, streams with problems first, processes, and its
+last errors. q ends it; the arrow keys scroll. It waits for an engine that is away. In a pipe it shows everything
+once; for scripts, use /status, or status --json.
+"""
 _RESTORE = """\
 Write a collection as it stood at a time from the lake into a MongoDB server or a file, without its indexes.
 
@@ -132,11 +138,11 @@ def _perform(options: argparse.Namespace) -> int:
         return int(options.act(options))
     try:
         os.environ.update(read_env_files(options.env_file, os.environ))
-        config = load(options.config)
+        config = load(options.config) if options.config or not options.bare(options) else unconfigured()
     except InvalidConfigError as error:
         return _ended(error.config, error, 2)
     except ConfigError as error:  # of the variables
-        return _ended(Config(SourceConfig(Secret("")), SinkConfig("")), error, 2)
+        return _ended(unconfigured(), error, 2)
     configure_logging(config, "supervisor")
     try:
         return int(options.act(config, options))
@@ -203,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(stoppable=False)
+    parser.set_defaults(stoppable=False, bare=lambda _: False)
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
@@ -302,6 +308,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="one JSON object per line (the default in a pipe)")
     status.set_defaults(act=_state_show)
+
+    top = commands.add_parser(
+        "top", parents=[shared], help="an engine that runs, live in the terminal", description=_TOP
+    )
+    top.add_argument(
+        "--url",
+        default="",
+        metavar="URL",
+        help="of its endpoints, http:// or https:// (default: telemetry.listen); '${NAME}' and '${file:/path}' "
+        "are replaced, so that no password is among the arguments: 'https://headrace:${PASSWORD}@host:8080'",
+    )
+    top.add_argument("--ca-file", type=Path, metavar="FILE", help="the authorities of its certificate, in PEM")
+    top.set_defaults(act=_top, stoppable=True, bare=lambda options: bool(options.url))
 
     _add_verify(commands, shared)
 
@@ -578,6 +597,12 @@ def _restore(config: Config, options: argparse.Namespace) -> int:
 
     wanted = Options(options.to, options.collection, options.at, options.name, options.drop, options.work)
     return restore(config, wanted, as_json=options.json or not sys.stdout.isatty())
+
+
+def _top(config: Config, options: argparse.Namespace) -> int:
+    from engine.commands.top import top
+
+    return top(config, options.url, options.ca_file)
 
 
 def _state_export(config: Config, options: argparse.Namespace) -> int:

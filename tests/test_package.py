@@ -47,8 +47,9 @@ def test_the_wheel_has_the_engine_and_nothing_else(wheel: Path) -> None:
         lines = archive.read(metadata).decode().splitlines()
     assert {name.partition("/")[0] for name in names} == {"engine", metadata.partition("/")[0]}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py")}
-    documents = {f"engine/documents/{path}" for path in DOCUMENTS.values()}
-    assert {name for name in names if name.startswith("engine/")} == sources | {"engine/py.typed"} | documents
+    files = {"engine/py.typed", "engine/supervisor/page.html"}
+    files |= {f"engine/documents/{path}" for path in DOCUMENTS.values()}
+    assert {name for name in names if name.startswith("engine/")} == sources | files
     needed = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
     always = [each for each in needed if "extra ==" not in each]
     assert len(always) == len(project()["dependencies"])

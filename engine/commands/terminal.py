@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
@@ -12,6 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 INDENT = 2
+# Control characters, and those that change the direction or the order of what follows, or cannot be seen.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A text on one line that cannot control the terminal: names from MongoDB may contain anything."""
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Terminal(Console):
@@ -33,7 +41,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             name, overflow="fold", justify="right" if name in ("behind", "events", "documents") else "left"
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     Terminal().print(table)
 
 
@@ -44,10 +52,10 @@ def print_details(title: str, facts: Mapping[str, str]) -> None:
     grid.add_column(overflow="fold")
     for name, fact in facts.items():
         if fact:
-            grid.add_row(name, Text(fact))
+            grid.add_row(name, Text(plain(fact)))
     terminal = Terminal()
     terminal.print()
-    terminal.print(Text(title, style="bold", overflow="fold"))
+    terminal.print(Text(plain(title), style="bold", overflow="fold"))
     terminal.print(Padding(grid, (0, 0, 0, INDENT)))
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from engine.config.streams import excludes, named_collections, streams_of
-from engine.config.tree import LAKE, PROTECTIONS, Config, S3Config, SourceConfig, parse_start
+from engine.config.tree import LAKE, PROTECTIONS, Config, S3Config, SourceConfig, TelemetryConfig, parse_start
 from engine.core.patterns import divide
 from engine.core.schema import parse_type
 from engine.errors import ConfigError
@@ -52,8 +52,19 @@ def contradictions(config: Config) -> Iterator[Found]:
             yield ("state.url", "sink.url"), problem
     elif not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
         yield ("state.url",), 'state.url: expected "lake", redis://, rediss://, redis+sentinel:// or sqlite://'
-    if config.telemetry.listen and not re.fullmatch(r".*:\d{1,5}", config.telemetry.listen):
+    yield from _of_telemetry(config.telemetry)
+
+
+def _of_telemetry(telemetry: TelemetryConfig) -> Iterator[Found]:
+    if telemetry.listen and not re.fullmatch(r".*:\d{1,5}", telemetry.listen):
         yield ("telemetry.listen",), 'telemetry.listen: expected "host:port", or "" for none'
+    if telemetry.key_file and not telemetry.certificate_file:
+        yield ("telemetry.certificate_file",), "telemetry.key_file: needs telemetry.certificate_file"
+    if 0 < len(telemetry.password) < _SHORTEST_KEY:
+        problem = f"telemetry.password: expected at least {_SHORTEST_KEY} characters"
+        yield ("telemetry.password",), problem
+    if ":" in telemetry.username:
+        yield ("telemetry.username",), "telemetry.username: a user name of HTTP Basic has no colon"
 
 
 def _of_s3(s3: S3Config) -> Iterator[Found]:

@@ -16,7 +16,7 @@ from engine.config.contradictions import contradictions
 from engine.config.environment import WELL_KNOWN, near_misses, overrides, value_of
 from engine.config.expansion import Expansion, FromEnvironment, Missing, Problems
 from engine.config.expectations import expectation, keys_of, unwrap
-from engine.config.tree import Config
+from engine.config.tree import Config, SinkConfig, SourceConfig
 from engine.errors import ConfigError
 from engine.quantities import Secret, decode_quantity
 
@@ -78,6 +78,11 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
         listing = "".join(f"\n  - {problem}" for problem in found)
         raise InvalidConfigError(f"{len(found)} problem(s) in {where}:{listing}", remedy, config)
     return config
+
+
+def unconfigured() -> Config:
+    """A configuration for what needs none: defaults, without a source or a sink."""
+    return Config(SourceConfig(Secret("")), SinkConfig(""))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

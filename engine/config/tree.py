@@ -414,8 +414,32 @@ class TelemetryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Logs, metrics, health."""
 
     listen: Annotated[
-        str, Meta(description="`host:port` for /health, /ready, /metrics and /status; empty for none.")
+        str,
+        Meta(
+            description="`host:port` for the page at / and for /health, /ready, /metrics, /status; empty for none."
+        ),
     ] = "127.0.0.1:8080"
+    certificate_file: Annotated[
+        str,
+        Meta(
+            description="PEM file of the endpoints' certificate, with its chain, for TLS; read again when it "
+            "changes. Empty: no TLS."
+        ),
+    ] = ""
+    key_file: Annotated[
+        str, Meta(description="PEM file of its key, without a password; empty if the key is in the same file.")
+    ] = ""
+    username: Annotated[
+        str, Meta(description="User name that clients of the endpoints give with the password.")
+    ] = "headrace"
+    password: Annotated[
+        Secret,
+        Meta(
+            description="What clients of the endpoints must present: with the user name (HTTP Basic) or alone, as "
+            "a bearer token; at least 16 characters. Without it, /health and /ready tell only their verdict. "
+            "Empty: nothing is asked for."
+        ),
+    ] = Secret("")
     log_format: Annotated[
         Literal["auto", "json", "text"], Meta(description="`auto`: text on a terminal, JSON elsewhere.")
     ] = "auto"
@@ -480,7 +504,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         """Removes this configuration's secrets from any text."""
         urls = (self.source.uri, self.state.url, self.sink.url)
         secrets = [url_password(url) for url in urls] + [*self.fetched]
-        secrets += [self.sink.s3.secret_key, self.sink.s3.session_token, self.schema.protect_key]
+        secrets += [
+            self.telemetry.password,
+            self.sink.s3.secret_key,
+            self.sink.s3.session_token,
+            self.schema.protect_key,
+        ]
         for url in urls:
             options = parse_qsl(url.partition("?")[2])
             secrets += [value for key, value in options if re.search("password|token|secret", key, re.I)]

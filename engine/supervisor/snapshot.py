@@ -16,6 +16,7 @@ from engine.core.coordinator import Coordinator
 from engine.core.position import split_time, token_data
 from engine.core.stream import Stream
 from engine.owner import name_of
+from engine.supervisor.recent import LoggedError
 from engine.supervisor.telemetry import MemberStatus, ProcessStatus, Status, StreamStatus
 
 # How many columns of each collection are in the status: those with the most rescued values.
@@ -29,6 +30,7 @@ def snapshot(
     budget: Budget,
     started_at: float,
     redact: Callable[[str], str],
+    errors: tuple[LoggedError, ...] = (),
 ) -> Status:
     """The current status of an engine.
 
@@ -36,6 +38,7 @@ def snapshot(
         pids: of the children that are alive.
         memory: proportional set size in bytes of every process, by pid; empty when it could not be measured.
         started_at: seconds since 1970.
+        errors: the last of the log.
     """
     streams = (each for each in coordinator.streams.values() if not each.is_of_backfill or each.error)
     return Status(
@@ -61,6 +64,7 @@ def snapshot(
         ),
         streams=tuple(_of_stream(coordinator, each, redact) for each in streams),
         backfills=tuple(coordinator.splits.progress.values()),
+        errors=errors,
         rescued=coordinator.landing.rescues.top(RESCUED_COLUMNS),
         processes=tuple(_of_process(coordinator, each, pids.get(each), memory) for each in coordinator.children),
     )

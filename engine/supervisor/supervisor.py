@@ -60,6 +60,7 @@ from engine.shared.arena import Arena
 from engine.state.opening import open_store
 from engine.state.thread import StateThread
 from engine.supervisor.observer import Observer
+from engine.supervisor.recent import recent_errors
 from engine.supervisor.snapshot import memory_of_tree, snapshot
 from engine.supervisor.telemetry import Telemetry, Watch
 
@@ -154,6 +155,7 @@ class Supervisor:
         self._measured_at = 0.0
         self._warned_at: dict[str, float] = {}
         self._redact = config.redactor()
+        self._errors = recent_errors(self._redact)
         self._oom_kills = self._oom_kills_before = oom_kills() or 0
         self._state: StateThread | None = None
 
@@ -206,11 +208,11 @@ class Supervisor:
         """Run until the work is done or cannot go on; returns the exit code.
 
         Raises:
-            ConfigError: the address of the endpoints cannot be used.
+            ConfigError: the address or the certificate of the endpoints cannot be used.
             EngineEnded: it ended with an error.
         """
         if self._config.telemetry.listen:
-            address = self._telemetry.serve(self._config.telemetry.listen)
+            address = self._telemetry.serve(self._config.telemetry)
             log.info("listening", extra={"fields": {"address": address}})
         self._observer.export(self._config.telemetry)
         store = open_store(self._config.state, self._config.sink)
@@ -284,6 +286,7 @@ class Supervisor:
                 self._budget,
                 self._started_at,
                 self._redact,
+                self._errors.latest(),
             )
         if self._watch is not None:
             self._watch(tuple(self._coordinator.splits.progress.values()))

@@ -14,10 +14,12 @@ import msgspec
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, generate_latest
 
+from engine.config.tree import TelemetryConfig
 from engine.core.backfill import Progress
 from engine.core.rescues import RescuedValues
 from engine.core.servers import ServerStatus
 from engine.core.stream import StreamState
+from engine.supervisor.recent import LoggedError
 
 if TYPE_CHECKING:
     from engine.supervisor.endpoints import HttpServer, Reply
@@ -123,6 +125,7 @@ class Status(Struct, frozen=True):
         servers: which of the servers that the engine needs are away.
         leases_held: how many leases are this engine's, those of splits included.
         supervisor: the engine's main process; ``processes`` are its children.
+        errors: the last warnings and errors of the log, the latest first.
     """
 
     version: str
@@ -144,6 +147,7 @@ class Status(Struct, frozen=True):
     servers: tuple[ServerStatus, ...] = ()
     leases_held: int = 0
     supervisor: ProcessStatus | None = None
+    errors: tuple[LoggedError, ...] = ()
 
 
 class Telemetry:
@@ -162,15 +166,16 @@ class Telemetry:
         self.registry = CollectorRegistry(auto_describe=False)
         self._server: HttpServer | None = None
 
-    def serve(self, listen: str) -> str:
-        """Answer HTTP at ``host:port`` from now on; returns the address, with the actual port for port 0.
+    def serve(self, config: TelemetryConfig) -> str:
+        """Answer HTTP from now on; returns the address, with the actual port for port 0.
 
         Raises:
-            ConfigError: the address cannot be used.
+            ConfigError: the address or the certificate cannot be used.
         """
+        from engine.supervisor.access import certificate_of, credentials_of
         from engine.supervisor.endpoints import HttpServer
 
-        self._server = HttpServer(listen, self.answer)
+        self._server = HttpServer(config.listen, self.answer, certificate_of(config), credentials_of(config))
         return self._server.address
 
     def close(self) -> None:
@@ -180,22 +185,28 @@ class Telemetry:
 
     def answer(self, path: str) -> Reply | None:
         """The reply for a path; None if there is no such path."""
+        # Imported here, so that a run without endpoints does not load them.
+        from engine.supervisor.endpoints import Reply
+        from engine.supervisor.page import page
+
         match path:
+            case "/":
+                return page()
             case "/health":
                 stuck_s = time.monotonic() - self.turned_at
                 text = f"the supervisor's loop has been stuck for {stuck_s:.0f} s\n"
                 if stuck_s > STALE_AFTER_S:
-                    return 503, _TEXT, text.encode()
-                return 200, _TEXT, "".join(f"{line}\n" for line in ("ok", *_warnings(self.status))).encode()
+                    return Reply(503, _TEXT, text.encode())
+                return Reply(200, _TEXT, "".join(f"{line}\n" for line in ("ok", *_warnings(self.status))).encode())
             case "/ready":
                 ready, lines = readiness(self.status)
-                return 200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode()
+                return Reply(200 if ready else 503, _TEXT, "".join(f"{line}\n" for line in lines).encode())
             case "/metrics":
-                return 200, _METRICS, generate_latest(self.registry)
+                return Reply(200, _METRICS, generate_latest(self.registry))
             case "/status" if self.status is None:
-                return 503, _JSON, msgspec.json.encode({"error": "starting"})
+                return Reply(503, _JSON, msgspec.json.encode({"error": "starting"}))
             case "/status":
-                return 200, _JSON, msgspec.json.encode(self.status)
+                return Reply(200, _JSON, msgspec.json.encode(self.status))
         return None
 
 
