@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import cli
+from engine.arguments import parser
 from engine.commands.reference import OPERATIONS, PROTOCOL, reference_markdown
 from engine.config import load
 from engine.config.environment import WELL_KNOWN
@@ -157,7 +157,7 @@ def problem_of(command: str) -> str:
 def problem_of_engine(arguments: list[str]) -> str:
     given = arguments if arguments and not arguments[0].startswith("--config") else ["run", *arguments]
     try:
-        options = cli._parser().parse_args(given)
+        options = parser().parse_args(given)
     except SystemExit as ended:
         return "" if ended.code == 0 else f"{arguments} cannot be parsed"
     config = getattr(options, "config", None)

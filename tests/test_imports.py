@@ -28,6 +28,7 @@ LAYERS = (
     "supervisor",
     "backfill",
     "commands",
+    "arguments",
     "cli",
     "__main__",
 )
