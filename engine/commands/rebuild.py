@@ -23,6 +23,7 @@ from engine.core.backfill import (
     plan_document,
 )
 from engine.core.formats import encode_document
+from engine.core.generations import FLEET_DOCUMENT, decode_generations
 from engine.core.ledger import Ledger
 from engine.core.naming import is_split, plan_of_split
 from engine.core.position import split_time, token_data
@@ -88,6 +89,7 @@ class _Rebuild:
         self._look_at_streams()
         self._look_at_schemas()
         self._look_at_backfills()
+        self._look_at_generations()
 
     # --- streams -----------------------------------------------------------------------------------------
 
@@ -126,6 +128,16 @@ class _Rebuild:
             self.told.append(f"  the first segments after a rewind are missing ({numbers}): rewind it again")
         for each in stands.replaced:
             self.told.append(f"  {each.namespace} was replaced; source.on_replaced says what is done about it")
+
+    # --- generations -------------------------------------------------------------------------------------
+
+    def _look_at_generations(self) -> None:
+        """The lake cannot tell them, and need not: the next engine introduces its own."""
+        try:
+            decode_generations(self._stored_documents.get(FLEET_DOCUMENT, (0, ""))[1])
+        except StateLostError:
+            self.documents[FLEET_DOCUMENT] = 0, ""
+            self.told.append("the list of configurations in force is damaged: it starts anew")
 
     # --- schemas -----------------------------------------------------------------------------------------
 

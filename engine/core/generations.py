@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from engine.core.formats import decode_document, encode_document
 from engine.core.handover import overlap
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StateLostError
 
 # The shared document that holds the ``Generations``.
 FLEET_DOCUMENT = "fleet"
@@ -26,6 +26,9 @@ FLEET_DOCUMENT = "fleet"
 MAX_FORMER = 50
 
 _OPERATION = "join the fleet"
+_DAMAGED = (
+    "Stop every engine, then: headrace state rebuild --yes. It only forgets which configuration is the newest."
+)
 
 
 class Generation(Struct, frozen=True):
@@ -64,7 +67,10 @@ def decode_generations(text: str | None) -> Generations:
         ConfigError: it was written by a later version.
         StateLostError: it is damaged.
     """
-    return decode_document(text, Generations, Generations) if text else Generations()
+    try:
+        return decode_document(text, Generations, Generations) if text else Generations()
+    except StateLostError as error:
+        raise StateLostError(error.operation, error.cause, _DAMAGED) from error
 
 
 def encode_generations(generations: Generations) -> str:

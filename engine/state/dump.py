@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from engine.config.tree import SinkConfig
 from engine.core.backfill import decode_index, decode_plan
+from engine.core.generations import FLEET_DOCUMENT, decode_generations
 from engine.core.handover import decode_handover
 from engine.core.records import read_record
 from engine.core.schemas import decode_schema
@@ -33,6 +34,7 @@ _DOCUMENTS = {
     "backfill:": decode_plan,
     "backfills": decode_index,
     "handover": decode_handover,
+    FLEET_DOCUMENT: decode_generations,
 }
 
 # Between the URL and the layout in a sink's identity.

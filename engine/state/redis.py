@@ -236,8 +236,10 @@ class RedisStore:
 
         def act(client: redis.Redis) -> dict[str, str]:
             owners = sorted(cast("set[str]", client.smembers(self._engines)))
-            texts = cast("list[str | None]", client.mget(map(self._engine, owners))) if owners else []
-            return {owner: text or "" for owner, text in zip(owners, texts, strict=True)}
+            with client.pipeline(transaction=False) as batch:
+                for owner in owners:
+                    batch.get(self._engine(owner))
+                return {owner: text or "" for owner, text in zip(owners, batch.execute(), strict=True)}
 
         found: dict[str, str] = self._run("see the other engines", act)
         if not self._read_only and (gone := [owner for owner, text in found.items() if not text]):

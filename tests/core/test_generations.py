@@ -14,7 +14,7 @@ from engine.core.generations import (
     successor,
 )
 from engine.core.specs import StreamSpec
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StateLostError
 
 
 def streams(*collections: str, pipeline: str = "[]") -> list[StreamSpec]:
@@ -100,6 +100,11 @@ def test_a_higher_number_of_the_same_selection_replaces_nobody() -> None:
 def test_one_engine_hands_over() -> None:
     found = claimed(after(Generations(), A), A_ID, "other/2")
     assert found.current[0].by == "other/2"
+
+
+def test_damage_has_a_remedy() -> None:
+    with pytest.raises(StateLostError, match="headrace state rebuild --yes"):
+        decode_generations('{"format": 2, "current": [{"number"')
 
 
 def test_the_document_round_trips() -> None:

@@ -9,6 +9,7 @@ import pytest
 from engine.config import Secret, SinkConfig
 from engine.config.tree import StateConfig
 from engine.core.backfill import encode_index
+from engine.core.generations import Generation, Generations, encode_generations
 from engine.core.position import Position
 from engine.core.records import begin
 from engine.core.specs import StreamSpec
@@ -32,6 +33,14 @@ def store(directory: Path) -> SqliteStore:
 
 def test_what_is_written_is_read() -> None:
     assert parse(lines_of(STATE)) == STATE
+
+
+def test_the_generations_of_a_fleet_are_part_of_it() -> None:
+    text = encode_generations(Generations((Generation(1, "selection", ()),)))
+    state = State(STATE.head, {}, {"fleet": (4, text)})
+    assert parse(lines_of(state)) == state
+    with pytest.raises(ConfigError, match="line 2 is damaged"):
+        parse(lines_of(State(STATE.head, {}, {"fleet": (4, text[:-2])})))
 
 
 @pytest.mark.parametrize("gone", range(6))
