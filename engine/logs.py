@@ -21,6 +21,7 @@ import msgspec
 
 from engine.config import Config
 from engine.errors import HeadraceError, Redactor
+from engine.plain import plain, plain_lines
 
 _COLORS = {"DEBUG": "\033[2m", "INFO": "", "WARNING": "\033[33m", "ERROR": "\033[31m", "CRITICAL": "\033[31m"}
 _RESET = "\033[0m"
@@ -118,7 +119,8 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, followed by the traceback if there is one."""
         time = datetime.fromtimestamp(record.created, UTC)
-        fields = " ".join(f"{name}={value}" for name, value in _cleaned(fields_of(record), self._redact).items())
+        found = _cleaned(fields_of(record), self._redact)
+        fields = " ".join(f"{plain(name)}={plain_lines(str(value))}" for name, value in found.items())
         line = f"{time:%H:%M:%S}.{int(record.msecs):03d} {record.levelname.lower():7} {self._process:10} "
         line += f"{record.getMessage()}  {fields}".rstrip()
         if record.exc_info:
@@ -199,7 +201,7 @@ def configure_logging(config: Config, process: str) -> None:
 def final_line(config: Config, error: HeadraceError, code: int) -> str:
     """Why the program ends, as its last line on stderr, in the format of the log."""
     if is_text(config):
-        return config.redactor()(f"headrace: {error}")
+        return config.redactor()(f"headrace: {plain_lines(str(error))}")
     fields = {"error": str(error), "operation": error.operation, "cause": error.cause, "remedy": error.remedy}
     record = logging.LogRecord("headrace", logging.ERROR, "", 0, "ended with an error", (), None)
     record.fields = fields | {"exit_code": code}

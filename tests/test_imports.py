@@ -17,7 +17,7 @@ import engine
 
 # From lowest to highest: a module may import its own package and lower layers.
 LAYERS = (
-    "errors quantities failpoints owner rawbson fold footprint",
+    "errors quantities failpoints owner rawbson fold footprint plain",
     "core",
     "config",
     "logs retries cgroup",

@@ -100,3 +100,10 @@ def test_a_line_says_what_the_process_works_on(capsys: pytest.CaptureFixture[str
     assert (one["stream"], one["seq"], one["epoch"]) == ("a", 7, 2)
     assert two["stream"] == "b"
     assert "seq" not in two
+
+
+def test_a_name_can_neither_control_the_terminal_nor_pass_for_a_line() -> None:
+    record = logging.LogRecord("headrace", logging.WARNING, "", 0, "created", (), None)
+    record.fields = {"collection": "a\x1b[2J\u202eb\n12:00:00.000 error   supervisor all is lost"}
+    line = LineFormatter(Redactor([]), "supervisor", colors=False).format(record)
+    assert "collection=a\\x1b[2J\\u202eb\n  12:00:00.000 error" in line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import select
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
@@ -12,14 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from engine.plain import plain
+
 INDENT = 2
-# Control characters, and those that change the direction or the order of what follows, or cannot be seen.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-
-
-def plain(text: str) -> str:
-    """A text on one line that cannot control the terminal: names from MongoDB may contain anything."""
-    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Terminal(Console):

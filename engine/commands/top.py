@@ -19,11 +19,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from engine.commands.terminal import Terminal, plain
+from engine.commands.terminal import Terminal
 from engine.commands.watching import Rates, Source, by_trouble, reason, source_of, trusting, utc, verdict
 from engine.config import Config
 from engine.config.expansion import Expansion, Problems
 from engine.errors import ConfigError, FatalError, TransientError
+from engine.plain import plain
 from engine.supervisor.telemetry import Status, StreamStatus
 
 POLL_S = 1.0
