@@ -33,10 +33,13 @@ _POLL_S = 1.0
 log = logging.getLogger("headrace")
 
 
-def join(config: Config, specs: Sequence[StreamSpec]) -> Generation:
+def join(config: Config, specs: Sequence[StreamSpec], *, stays: bool = True) -> Generation:
     """The generation that an engine with these streams belongs to; it is introduced if it is new.
 
     An engine of a replaced selection waits for as long as one that has just died is still announced.
+
+    Args:
+        stays: it goes on running; see ``joined``.
 
     Raises:
         ConfigError: the selection has been replaced by another.
@@ -47,18 +50,20 @@ def join(config: Config, specs: Sequence[StreamSpec]) -> Generation:
     with closing(open_retrying(config.state, config.sink, config.retry)) as store:
         while True:
             try:
-                return _join(store, config, specs, selection)
+                return _join(store, config, specs, selection, stays=stays)
             except ConfigError:
                 if config.fleet.generation or time.monotonic() > until:
                     raise
             time.sleep(_POLL_S)
 
 
-def _join(store: StateStore, config: Config, specs: Sequence[StreamSpec], selection: str) -> Generation:
+def _join(
+    store: StateStore, config: Config, specs: Sequence[StreamSpec], selection: str, *, stays: bool
+) -> Generation:
     living = {each.selection for each in _members(store).values()}
 
     def changed(found: Generations) -> Generations | None:
-        return joined(found, specs, selection, config.fleet.generation, living, this_owner())
+        return joined(found, specs, selection, config.fleet.generation, living, this_owner(), stays=stays)
 
     found = _amend(store, changed)
     (mine,) = (each for each in found.current if each.selection == selection)

@@ -16,7 +16,14 @@ from engine.commands.fleet import lead
 from engine.config import Config
 from engine.core import records
 from engine.core.generations import Generation
-from engine.core.handover import Handover, decode_handover, encode_handover, find_abandoned, find_succession
+from engine.core.handover import (
+    Handover,
+    Succession,
+    decode_handover,
+    encode_handover,
+    find_abandoned,
+    find_succession,
+)
 from engine.core.ledger import first_segment
 from engine.core.position import Position
 from engine.core.records import Change, StreamRecord, read_record
@@ -66,6 +73,7 @@ def hand_over(
             "open": [spec.stream for spec in succession.open],
         }
         log.info("the streams change; the old ones run to a common end first", extra={"fields": fields})
+        _warn_of_gaps(store, succession)
         end = run_to_end(succession.close)
         if end is None:
             return False
@@ -80,6 +88,27 @@ def hand_over(
         return True
     finally:
         store.close()
+
+
+def _warn_of_gaps(store: StateStore, succession: Succession) -> None:
+    """Tell which collections were captured once, are not now, and will be again: something is missing in between."""
+    known = [read_record(fields) for fields, _ in store.read_all().values()]
+    before = [each for each in known if each.closed]
+    for spec in succession.open:
+        missed = {
+            collection
+            for record in before
+            if isinstance(record.spec, StreamSpec) and record.spec.database == spec.database
+            for collection in {*record.spec.collections, *spec.collections}
+            if record.spec.covers(spec.database, collection) and spec.covers(spec.database, collection)
+            if not any(each.covers(spec.database, collection) for each in succession.close)
+        }
+        if missed:
+            fields = {"stream": spec.stream, "database": spec.database, "collections": sorted(missed)}
+            fields["remedy"] = (
+                "headrace verify shows what is missing; headrace backfill --restart loads them again."
+            )
+            log.warning("collections are captured again that were left out for a time", extra={"fields": fields})
 
 
 def _await_turn(store: StateStore, config: Config, desired: Sequence[StreamSpec], fleet: Generation) -> None:

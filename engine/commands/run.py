@@ -36,8 +36,9 @@ def run(config: Config, *, until_caught_up: bool) -> int:
     log.info("starting", extra={"fields": first_line(config)})
     specs = streams_of(config.source)
     divide_within(config, config.fleet.held(len(specs)) + snapshot_readers(config))
+    generation = join(config, specs, stays=not until_caught_up)
     # A run with an end takes whatever it can get: it is over only when every stream has caught up.
-    fleet = None if until_caught_up else join(config, specs)
+    fleet = None if until_caught_up else generation
     lost: Mapping[str, Position | None] = {}
     losses: list[float] = []
     reload_from = 0.0

@@ -16,6 +16,7 @@ from engine.core.children import Children
 from engine.core.decisions import Decision, GiveUp
 from engine.core.generations import FLEET_DOCUMENT, decode_generations, successor
 from engine.core.lifecycle import Lease, Stage
+from engine.core.problems import Problem
 from engine.core.sharing import Member, Share, decode_members, share
 from engine.core.store import FleetSeen
 from engine.core.stream import Settings, Stream
@@ -24,6 +25,7 @@ from engine.core.stream import Settings, Stream
 LOOK_EVERY_S = 2.0
 # A reason why an engine cannot read a stream; the whole of it is in that engine's log.
 MAX_REASON = 300
+NOBODY = "no engine can take this stream"
 
 
 class Fleet:
@@ -122,19 +124,22 @@ class Fleet:
         late = [name for name in free if now - self._free_since[name] > self._settings.lease_ttl_s]
         todo = Share() if draining or self._settings.common_end else share(names, self.members, self.me, late)
         self._take = frozenset(todo.take)
-        self._note_holders(holders)
+        told = [*self._told(free), *self._told_of_unowned(late)]
+        self._note_holders(holders, now)
         return [
-            *self._told(free),
-            *self._told_of_unowned(late),
+            *told,
             *(GiveUp(self._streams[name]) for name in todo.give),
             *self._resting(),
         ]
 
-    def _note_holders(self, holders: Mapping[str, str]) -> None:
+    def _note_holders(self, holders: Mapping[str, str], now: float) -> None:
         """Note who has the streams that are neither ours nor asked for; "" for no one yet."""
         for stream in self._own:
-            if stream.life.lease is Lease.FREE and stream.stage is Stage.WAITING and stream.name not in self._take:
+            if stream.life.lease is not Lease.FREE or stream.stage is not Stage.WAITING:
+                continue
+            if stream.name not in self._take:
                 stream.held_by = holders.get(stream.name, "")
+            stream.trouble = Problem.after(stream.trouble, NOBODY if stream.name in self.unowned else None, now)
 
     def _resting(self) -> list[Action]:
         """Let the readers of streams that others have exit."""

@@ -85,10 +85,13 @@ def joined(
     wanted: int,
     living: Collection[str],
     by: str,
+    *,
+    stays: bool = True,
 ) -> Generations | None:
     """The generations once an engine of this selection has joined; None if nothing changes.
 
     Args:
+        stays: it goes on running. One that ends by itself replaces no engine that runs, unless its number says so.
         wanted: the number of its generation, as configured; 0 for the next one.
         living: the selections of the engines that are alive.
         by: the engine.
@@ -111,6 +114,12 @@ def joined(
         if not wanted and selection in each.former and each.selection in living:
             cause = "its configuration has been replaced by another, and engines with that one are running"
             remedy = "Stop them first, or set fleet.generation, to say which configuration is newer."
+            raise ConfigError(_OPERATION, cause, remedy)
+        if not wanted and not stays and each.selection in living:
+            cause = (
+                "engines with another configuration are running, and this run would only replace them for a time"
+            )
+            remedy = "Run it with their configuration, or stop them first."
             raise ConfigError(_OPERATION, cause, remedy)
     number = wanted or 1 + max((each.number for each in found.current), default=0)
     former = [name for each in met for name in (each.selection, *each.former) if name != selection]

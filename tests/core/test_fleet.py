@@ -185,7 +185,13 @@ def test_what_nobody_can_take_is_told_once() -> None:
             taken(made, stream, base.record(made.streams[stream].spec, make_time(90, 1)), now + 0.3)  # type: ignore[arg-type]
     lines = [each for each in told if isinstance(each, Log) and "no engine can take" in each.event]
     assert len(lines) == 1
-    assert len(made.fleet.unowned) == 1
+    (unowned,) = made.fleet.unowned
+    made.tick(103.0)
+    assert made.health.state_of(made.streams[unowned]) == "stalled"
+    assert made.streams[unowned].trouble is not None
+    # Another engine that can take it has come.
+    sees(made, 104.0, member(room=0), member(holds={unowned: True}, room=1))
+    assert made.streams[unowned].trouble is None
 
 
 def test_an_engine_that_was_slower_looks_again_at_once() -> None:

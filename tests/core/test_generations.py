@@ -71,6 +71,15 @@ def test_a_replaced_selection_is_refused_while_engines_of_the_new_one_live() -> 
         after(found, A, living={B_ID})
 
 
+def test_a_run_with_an_end_replaces_no_engine_that_runs() -> None:
+    found = after(Generations(), A)
+    with pytest.raises(ConfigError, match="would only replace them for a time"):
+        joined(found, B, B_ID, 0, {A_ID}, "host/1", stays=False)
+    assert joined(found, A, A_ID, 0, {A_ID}, "host/1", stays=False) is None
+    assert joined(found, B, B_ID, 0, set(), "host/1", stays=False) is not None
+    assert joined(found, B, B_ID, 5, {A_ID}, "host/1", stays=False) is not None
+
+
 def test_going_back_to_an_earlier_configuration() -> None:
     found = after(after(after(Generations(), A), B), A)
     assert numbers(found) == {"a": 3}
