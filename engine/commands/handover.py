@@ -91,7 +91,7 @@ def hand_over(
 
 
 def _warn_of_gaps(store: StateStore, succession: Succession) -> None:
-    """Tell which collections were captured once, are not now, and will be again: something is missing in between."""
+    """Tell which collections were captured once, are not now, and will be again: something is missing."""
     known = [read_record(fields) for fields, _ in store.read_all().values()]
     before = [each for each in known if each.closed]
     for spec in succession.open:

@@ -208,7 +208,7 @@ class Decoder:
         """The metadata columns of all events, and the events of each namespace."""
         envelopes = self._events.scan(reply.view, reply.starts, reply.ends, reply.flag)
         metadata = envelopes.columns()
-        spaces = self._without_renames(reply, envelopes)
+        spaces = self._spaces(reply, envelopes)
         groups = {namespace: _Group(namespace, rows, reply.count) for namespace, rows in spaces.items()}
         for group in groups.values():
             self._scan_events(reply, envelopes, group)
@@ -217,10 +217,23 @@ class Decoder:
             if event is None:
                 reply.dead.append(reply.bytes_of(row))
                 continue
-            namespace, found = self._place(reply, event)
+            place, found = self._place(reply, event)
+            namespace = self._named(place)
             group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
             group.slow.append(_SlowRow(row, found, rowwise.document_of(event)))
         return metadata, list(groups.values())
+
+    def _spaces(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
+        """The rows of each namespace. Events without one, such as invalidates, are among those of the stream.
+
+        As a group of their own they would land out of order in the collection's object.
+        """
+        found: dict[Namespace, Ints | None] = {}
+        for namespace, rows in self._without_renames(reply, envelopes).items():
+            known = found.get(name := self._named(namespace))
+            assert known is None or rows is not None, "of several namespaces, each has some of the rows"
+            found[name] = rows if known is None or rows is None else np.union1d(known, rows)
+        return found
 
     def _without_renames(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
         """The rows of each namespace, without renames, which are few and are decoded row by row."""

@@ -59,6 +59,18 @@ def test_a_rename_is_reported_in_the_captured_collections_that_it_ends(
         assert [row["_cdc_raw"] for row in rows if row["_cdc_op"] == "rename"] == [events[1]]
 
 
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("first", [[], [insert("b", 1)]])
+def test_events_without_a_namespace_keep_their_place(first: list[bytes], raw: bool) -> None:
+    """A rename over the collection, and the invalidate after it: rows of one object, in the order they came."""
+    ends = bson.encode({"_id": {"_data": "82z"}, "operationType": "invalidate", "clusterTime": Timestamp(7, 3)})
+    events = [*first, event("rename", "a", "b"), ends]
+    decoder = Decoder(Schemas(1000), SchemaOptions(raw=raw), ("shop", "b"), lambda _, name: name == "b")
+    (batch,) = decoder.decode(*values.as_array(events)).batches
+    operations = batch.batch.column("_cdc_op").to_pylist()
+    assert operations == [*(["insert"] * len(first)), "rename", "invalidate"]
+
+
 def test_temporary_collections_have_no_directory_and_no_schema() -> None:
     schemas = Schemas(1000)
     decoder = Decoder(schemas, SchemaOptions(), ("shop", ""))
