@@ -119,7 +119,7 @@ def test_read_only_commands_leave_the_state_files_alone(
     assert files() == before
     with Engine(config) as engine:  # the last writes are still in the log beside the file
         engine.wait_reading()
-        shown = json.loads(run_engine(config, "status").stdout)
+        shown, _engine = map(json.loads, run_engine(config, "status").stdout.splitlines())
         assert shown["status"] == "running"
         assert run_engine(config, "check").returncode == 0
         assert engine.terminate() == 0
