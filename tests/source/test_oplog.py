@@ -39,7 +39,7 @@ def test_no_answer_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oplog, "oplog_window", window)
     monkeypatch.setattr(oplog, "ASK_EVERY_S", 0.02)
     client: Any = None
-    watch, seen = OplogWatch(client), list[OplogSeen]()
+    watch, seen = OplogWatch(lambda: client), list[OplogSeen]()
     while not exhausted.wait(0.001):
         if (each := watch.take()) is not None:
             seen.append(each)
