@@ -149,7 +149,8 @@ class Coordinator:
             fields = {"for_s": round(now - self._ticked_at, 1)}
             decisions.append(Log("warning", "this process was paused", fields))
         self._ticked_at = now
-        decisions += self.fleet.look(now, draining=self.draining)
+        if self._exiting is None:  # it has taken its announcement back
+            decisions += self.fleet.look(now, draining=self.draining)
         decisions += [] if self.draining else self._leases.due(now)
         decisions += self.children.start_due(now)
         decisions += self._leases.renewals(now)

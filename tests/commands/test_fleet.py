@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -113,7 +114,7 @@ def test_an_engine_waits_while_another_hands_over(
         if len(waited) == 2:
             store.announce(OTHER, "", 600.0)  # it dies
 
-    monkeypatch.setattr("engine.commands.handover.time.sleep", slept)
+    monkeypatch.setattr("engine.commands.handover.time", SimpleNamespace(sleep=slept))
     assert hand_over(config, desired, lambda _: (7 << 32) + 5, generation)
     assert len(waited) == 2
     assert {name for name, (fields, _) in store.read_all().items() if fields.get("closed") != "1"} == {

@@ -216,6 +216,7 @@ def test_it_makes_way_for_another_selection() -> None:
     assert [each.code for each in actions if isinstance(each, Exit)] == [0]
     assert released(actions) == {"shop.a", "shop.b"}
     assert Leave() in actions
+    assert not looked(made.tick(30.0)), "what was taken back is not announced again"
 
 
 def test_selections_that_do_not_meet_it_are_left_alone() -> None:
