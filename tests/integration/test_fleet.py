@@ -49,7 +49,7 @@ def test_engines_come_and_go(
             fleet.start()
             fleet.start()
             fleet.wait_even()
-            disturbed(fleet, random.Random(2), events=3, seconds=40, ttl_s=TTL_S)
+            disturbed(fleet, random.Random(2), events=2, seconds=30, ttl_s=TTL_S)
             fleet.wait_even()
             rest(fleet, 3)
             lines = status_lines(config)

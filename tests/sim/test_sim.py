@@ -28,9 +28,9 @@ from tests.sim.fleet import FleetInLakeWorld, FleetWorld
 from tests.sim.rebuilt import RebuiltWorld
 from tests.sim.world import ForgetfulWorld, LakeWorld, SplitWorld, World
 
-SEEDS = 4_000
-SEEDS_OF_SPLITS = 1_500
-SEEDS_OF_LOSSES = 1_000
+SEEDS = 3_000
+SEEDS_OF_SPLITS = 1_000
+SEEDS_OF_LOSSES = 700
 SEEDS_OF_REBUILDS = 300
 SEEDS_IN_THE_LAKE = 500
 SEEDS_OF_FLEETS = 150
