@@ -65,8 +65,8 @@ def _join(
     def changed(found: Generations) -> Generations | None:
         return joined(found, specs, selection, config.fleet.generation, living, this_owner(), stays=stays)
 
-    found = _amend(store, changed)
-    (mine,) = (each for each in found.current if each.selection == selection)
+    mine = _amend(store, changed).of(selection)
+    assert mine is not None, "it has just joined"
     return mine
 
 
@@ -86,14 +86,9 @@ def lead(store: StateStore, config: Config, generation: Generation) -> str | Non
     member = Member(selection=generation.selection, generation=generation.number)
     store.announce(this_owner(), msgspec.json.encode(member).decode(), config.lease.ttl)
     living = _members(store)
-
-    def changed(found: Generations) -> Generations | None:
-        by = next((each.by for each in found.current if each.selection == generation.selection), this_owner())
-        return None if by == this_owner() or by in living else claimed(found, generation.selection, this_owner())
-
-    found = _amend(store, changed)
-    by = next((each.by for each in found.current if each.selection == generation.selection), this_owner())
-    return None if by == this_owner() else by
+    found = _amend(store, lambda found: claimed(found, generation.selection, this_owner(), living))
+    mine = found.of(generation.selection)
+    return None if mine is None or mine.by == this_owner() else mine.by
 
 
 def _members(store: StateStore) -> dict[str, Member]:

@@ -22,6 +22,7 @@ from engine.core.handover import (
     decode_handover,
     encode_handover,
     find_abandoned,
+    find_gaps,
     find_succession,
 )
 from engine.core.ledger import first_segment
@@ -65,7 +66,8 @@ def hand_over(
             _await_turn(store, config, desired, fleet)
         _carry_out_pending(store, config)
         version, _ = store.read_shared(_DOCUMENT)
-        succession = find_succession(desired, _running(store))
+        known = _known(store)
+        succession = find_succession(desired, _open(known))
         if succession is None:
             return True
         fields = {
@@ -73,7 +75,7 @@ def hand_over(
             "open": [spec.stream for spec in succession.open],
         }
         log.info("the streams change; the old ones run to a common end first", extra={"fields": fields})
-        _warn_of_gaps(store, succession)
+        _warn_of_gaps(succession, known)
         end = run_to_end(succession.close)
         if end is None:
             return False
@@ -90,31 +92,18 @@ def hand_over(
         store.close()
 
 
-def _warn_of_gaps(store: StateStore, succession: Succession) -> None:
-    """Tell which collections were captured once, are not now, and will be again: something is missing."""
-    known = [read_record(fields) for fields, _ in store.read_all().values()]
-    before = [each for each in known if each.closed]
-    for spec in succession.open:
-        missed = {
-            collection
-            for record in before
-            if isinstance(record.spec, StreamSpec) and record.spec.database == spec.database
-            for collection in {*record.spec.collections, *spec.collections}
-            if record.spec.covers(spec.database, collection) and spec.covers(spec.database, collection)
-            if not any(each.covers(spec.database, collection) for each in succession.close)
-        }
-        if missed:
-            fields = {"stream": spec.stream, "database": spec.database, "collections": sorted(missed)}
-            fields["remedy"] = (
-                "headrace verify shows what is missing; headrace backfill --restart loads them again."
-            )
-            log.warning("collections are captured again that were left out for a time", extra={"fields": fields})
+def _warn_of_gaps(succession: Succession, known: Mapping[str, StreamRecord]) -> None:
+    closed = [each.spec for each in known.values() if each.closed and isinstance(each.spec, StreamSpec)]
+    for stream, collections in find_gaps(succession, closed).items():
+        remedy = "headrace verify shows what is missing; headrace backfill --restart loads them again."
+        fields = {"stream": stream, "collections": collections, "remedy": remedy}
+        log.warning("collections are captured again that were left out for a time", extra={"fields": fields})
 
 
 def _await_turn(store: StateStore, config: Config, desired: Sequence[StreamSpec], fleet: Generation) -> None:
     """Wait until nothing is to be handed over, or this engine is the one to do it."""
     waits_for: str | None = None
-    while store.read_shared(_DOCUMENT)[1] or find_succession(desired, _running(store)) is not None:
+    while store.read_shared(_DOCUMENT)[1] or find_succession(desired, _open(_known(store))) is not None:
         by = lead(store, config, fleet)
         if by is None:
             return
@@ -130,7 +119,7 @@ def abandoned(config: Config, desired: Sequence[StreamSpec]) -> dict[str, str]:
     try:
         if store.read_shared(_DOCUMENT)[1]:
             return {}
-        known = {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
+        known = _known(store)
     finally:
         store.close()
     closed = {name: record.handover for name, record in known.items() if record.closed and record.handover}
@@ -141,12 +130,13 @@ def abandoned(config: Config, desired: Sequence[StreamSpec]) -> dict[str, str]:
     return found
 
 
-def _running(store: StateStore) -> dict[str, StreamSpec]:
-    """The store's open streams, by name."""
-    return _open({name: read_record(fields) for name, (fields, _) in store.read_all().items()})
+def _known(store: StateStore) -> dict[str, StreamRecord]:
+    """The records of all streams, by name."""
+    return {name: read_record(fields) for name, (fields, _) in store.read_all().items()}
 
 
 def _open(known: Mapping[str, StreamRecord]) -> dict[str, StreamSpec]:
+    """The open streams among them."""
     return {
         name: record.spec
         for name, record in known.items()
@@ -201,8 +191,7 @@ def _carry_out_pending(store: StateStore, config: Config) -> bool:
 
 def _refuse_if_lost(store: StateStore) -> None:
     """Raise ``StateLostError`` if some, but not all, records of a handover refer to it: its document is lost."""
-    records = [read_record(fields) for fields, _ in store.read_all().values()]
-    for id_, count in Counter(record.handover for record in records if record.handover).items():
+    for id_, count in Counter(each.handover for each in _known(store).values() if each.handover).items():
         streams, _, name = id_.partition("-")
         if name and count < int(streams):
             cause = f"the state store has lost the handover {id_}, to which {count} of its {streams} streams refer"

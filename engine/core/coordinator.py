@@ -149,8 +149,7 @@ class Coordinator:
             fields = {"for_s": round(now - self._ticked_at, 1)}
             decisions.append(Log("warning", "this process was paused", fields))
         self._ticked_at = now
-        if self._exiting is None:  # it has taken its announcement back
-            decisions += self.fleet.look(now, draining=self.draining)
+        decisions += [] if self._exiting else self.fleet.look(now, draining=self.draining)
         decisions += [] if self.draining else self._leases.due(now)
         decisions += self.children.start_due(now)
         decisions += self._leases.renewals(now)
@@ -209,7 +208,7 @@ class Coordinator:
         """Drain if the fleet has another selection now: those who follow it take over."""
         if self.fleet.successor is None or self.draining or self._exiting is not None:
             return []
-        fields = {"generation": self.fleet.successor}
+        fields = {"generation": self.fleet.successor.number}
         what = "a newer configuration has been started: leaving the streams to its engines"
         return [Log("warning", what, fields), *self.shut_down(now)]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from engine.core.actions import Action, Announce, Log
 from engine.core.children import Children
 from engine.core.decisions import Decision, GiveUp
-from engine.core.generations import FLEET_DOCUMENT, decode_generations, successor
+from engine.core.generations import FLEET_DOCUMENT, Generation, decode_generations, successor
 from engine.core.lifecycle import Lease, Stage
 from engine.core.problems import Problem
 from engine.core.sharing import Member, Share, decode_members, share
@@ -55,7 +55,7 @@ class Fleet:
         self.me = ""
         self.members: dict[str, Member] = {}
         self.unowned: tuple[str, ...] = ()
-        self.successor: int | None = None
+        self.successor: Generation | None = None
 
     @property
     def _own(self) -> list[Stream]:
@@ -111,8 +111,7 @@ class Fleet:
         self._awaits = False
         self.me = answer.owner
         assert self._identity is not None
-        replaced_by = successor(decode_generations(answer.document), self._identity.selection)
-        self.successor = None if replaced_by is None else replaced_by.number
+        self.successor = successor(decode_generations(answer.document), self._identity)
         found = decode_members(answer.members)
         self.members = {name: each for name, each in found.items() if each.selection == self._identity.selection}
         self.members[self.me] = self._member(draining=draining)

@@ -53,6 +53,14 @@ class Generations(Struct, frozen=True):
 
     current: tuple[Generation, ...] = ()
 
+    def of(self, selection: str) -> Generation | None:
+        """The generation with this selection; None if it is not in force."""
+        return next((each for each in self.current if each.selection == selection), None)
+
+    def meeting(self, streams: Sequence[StreamSpec]) -> list[Generation]:
+        """The generations that capture some of what these streams do."""
+        return [each for each in self.current if any(overlap(a, b) for a in each.streams for b in streams)]
+
 
 def selection_of(streams: Sequence[StreamSpec], sink: str) -> str:
     """The identity of a selection: the same for engines with the same streams and the same sink."""
@@ -99,11 +107,9 @@ def joined(
     Raises:
         ConfigError: its selection has been replaced by another.
     """
-    own = [each for each in found.current if each.selection == selection]
-    if own:
-        (mine,) = own
+    if (mine := found.of(selection)) is not None:
         return None if wanted <= mine.number else _with(found, [mine], replace(mine, number=wanted))
-    met = [each for each in found.current if any(overlap(a, b) for a in each.streams for b in streams)]
+    met = found.meeting(streams)
     for each in met:
         if wanted and wanted <= each.number:
             cause = (
@@ -127,17 +133,15 @@ def joined(
     return _with(found, met, made)
 
 
-def claimed(found: Generations, selection: str, by: str) -> Generations:
-    """The generations once this engine is the one that hands over to the selection."""
-    (mine,) = (each for each in found.current if each.selection == selection)
-    return _with(found, [mine], replace(mine, by=by))
+def claimed(found: Generations, selection: str, by: str, living: Collection[str]) -> Generations | None:
+    """The generations once this engine is the one that hands over to the selection; None if another one lives."""
+    mine = found.of(selection)
+    return None if mine is None or mine.by in (by, *living) else _with(found, [mine], replace(mine, by=by))
 
 
-def successor(found: Generations, selection: str) -> Generation | None:
-    """The generation that has replaced a selection; None if it is in force, or unknown."""
-    if any(each.selection == selection for each in found.current):
-        return None
-    return next((each for each in found.current if selection in each.former), None)
+def successor(found: Generations, former: Generation) -> Generation | None:
+    """The generation that has replaced this one; None if it is in force, or nothing is known."""
+    return None if found.of(former.selection) else next(iter(found.meeting(former.streams)), None)
 
 
 def _with(found: Generations, without: Sequence[Generation], new: Generation) -> Generations:

@@ -11,7 +11,7 @@ Invariant: whatever is covered at all is covered by exactly one open stream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -113,6 +113,35 @@ def find_abandoned(
         for spec in desired
         if spec.stream in closed and not any(overlap(spec, other) for other in running.values())
     }
+
+
+def find_gaps(succession: Succession, closed: Iterable[StreamSpec]) -> dict[str, list[str]]:
+    """The named collections that are captured again after they were left out, by the stream that opens.
+
+    Nothing of them was captured since the streams that had them were closed: those that close now do not.
+
+    Args:
+        closed: the streams that were handed over earlier, with the selection that they ran under.
+    """
+    earlier = list(closed)
+    found = {}
+    for new in succession.open:
+        names = {
+            name
+            for old in earlier
+            if old.database == new.database
+            for name in (*old.collections, *new.collections)
+        }
+        missed = [
+            name
+            for name in sorted(names)
+            if new.covers(new.database, name)
+            and any(old.covers(new.database, name) for old in earlier)
+            and not any(old.covers(new.database, name) for old in succession.close)
+        ]
+        if missed:
+            found[new.stream] = missed
+    return found
 
 
 def _carry_the_same_database(one: StreamSpec, other: StreamSpec) -> bool:

@@ -86,7 +86,7 @@ def test_one_engine_leads_until_it_is_gone(tmp_path: Path, store: StateStore) ->
     config = config_of(tmp_path)
     generation = joined(config)
     assert lead(store, config, generation) is None
-    fleet._amend(store, lambda found: claimed(found, generation.selection, OTHER))
+    fleet._amend(store, lambda found: claimed(found, generation.selection, OTHER, []))
     announce(store, OTHER, generation)
     assert lead(store, config, generation) == OTHER
     store.announce(OTHER, "", 600.0)
@@ -105,7 +105,7 @@ def test_an_engine_waits_while_another_hands_over(
     store.release(found.lease)
     desired = streams_of(config.source)
     generation = join(config, desired)
-    fleet._amend(store, lambda found: claimed(found, generation.selection, OTHER))
+    fleet._amend(store, lambda found: claimed(found, generation.selection, OTHER, []))
     announce(store, OTHER, generation)
     waited: list[float] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.core.generations import (
+    Generation,
     Generations,
     claimed,
     decode_generations,
@@ -34,6 +35,11 @@ def numbers(found: Generations) -> dict[str, int]:
     }
 
 
+def generation(specs: list[StreamSpec]) -> Generation:
+    """That of an engine with these streams."""
+    return Generation(1, selection_of(specs, "lake"), tuple(specs))
+
+
 A, B, OTHER = streams("a"), streams("a", "b"), streams("x")
 A_ID, B_ID = selection_of(A, "lake"), selection_of(B, "lake")
 
@@ -53,14 +59,14 @@ def test_engines_of_one_selection_join_one_generation() -> None:
 def test_another_selection_replaces_the_one_that_it_meets() -> None:
     found = after(after(Generations(), A), B)
     assert numbers(found) == {"a+b": 2}
-    assert successor(found, A_ID) == found.current[0]
-    assert successor(found, B_ID) is None
+    assert successor(found, generation(A)) == found.current[0]
+    assert successor(found, generation(B)) is None
 
 
 def test_selections_that_do_not_meet_exist_beside_each_other() -> None:
     found = after(after(Generations(), A), OTHER)
     assert sorted(numbers(found)) == ["a", "x"]
-    assert successor(found, A_ID) is None
+    assert successor(found, generation(A)) is None
     found = after(found, B)
     assert sorted(numbers(found)) == ["a+b", "x"]
 
@@ -83,8 +89,8 @@ def test_a_run_with_an_end_replaces_no_engine_that_runs() -> None:
 def test_going_back_to_an_earlier_configuration() -> None:
     found = after(after(after(Generations(), A), B), A)
     assert numbers(found) == {"a": 3}
-    assert successor(found, B_ID) == found.current[0]
-    assert successor(found, A_ID) is None
+    assert successor(found, generation(B)) == found.current[0]
+    assert successor(found, generation(A)) is None
 
 
 def test_configured_numbers_decide() -> None:
@@ -103,12 +109,25 @@ def test_a_higher_number_of_the_same_selection_replaces_nobody() -> None:
     found = after(after(Generations(), A, wanted=7), A, wanted=8)
     assert numbers(found) == {"a": 8}
     assert after(found, A, wanted=7) is found
-    assert successor(found, A_ID) is None
+    assert successor(found, generation(A)) is None
 
 
 def test_one_engine_hands_over() -> None:
-    found = claimed(after(Generations(), A), A_ID, "other/2")
+    first = after(Generations(), A)
+    assert claimed(first, A_ID, "other/2", ["host/1"]) is None
+    found = claimed(first, A_ID, "other/2", [])
+    assert found is not None
     assert found.current[0].by == "other/2"
+    assert claimed(found, A_ID, "other/2", []) is None
+    assert claimed(found, B_ID, "other/2", []) is None
+
+
+def test_a_selection_is_replaced_even_if_that_was_forgotten() -> None:
+    """The document was lost, and an engine with another selection has made it anew."""
+    found = after(Generations(), B)
+    assert successor(found, generation(A)) == found.current[0]
+    assert successor(found, generation(OTHER)) is None
+    assert successor(Generations(), generation(A)) is None
 
 
 def test_damage_has_a_remedy() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.streams import streams_of
-from engine.core.handover import find_abandoned, find_succession, overlap
+from engine.core.handover import Succession, find_abandoned, find_gaps, find_succession, overlap
 from engine.core.specs import StreamSpec
 from tests.config.test_streams import NAMES, running, source
 
@@ -68,6 +68,19 @@ def test_a_stream_whose_successors_have_left_its_collection_out_starts_over() ->
     assert over == {"shop.c": "1", "shop.d": "1", "shop.e": "1"}
     assert find_abandoned(streams_of(source()), shared, own) == {}, "that one hands over"
     assert find_abandoned(streams_of(source()), left, {}) == {}, "they were never closed"
+
+
+def test_collections_that_were_left_out_for_a_time_are_told() -> None:
+    """One selection, another with ``d`` in one shared stream, the first again, and then the other again."""
+    a, b = (StreamSpec(f"shop.{name}", "collection", "shop", (name,)) for name in "ab")
+    shared = StreamSpec("shop~1", "database", "shop", ("a", "b", "d"))
+    again = Succession((a, b), (shared,))
+    assert find_gaps(again, [shared]) == {"shop~1": ["d"]}
+    assert find_gaps(again, []) == {}, "it is new"
+    assert find_gaps(Succession((shared,), (a, b)), [a, b]) == {}
+    everything = StreamSpec("shop", "database", "shop")
+    assert find_gaps(Succession((a, b), (everything,)), [shared]) == {"shop": ["d"]}
+    assert find_gaps(Succession((StreamSpec("x", "database", "x"),), (everything,)), []) == {}
 
 
 SHAPES = st.fixed_dictionaries(
