@@ -279,6 +279,11 @@ class LakeStore:
     def announce(self, owner: str, text: str, ttl_s: float) -> None:
         """Let other engines see ``text`` as what this one says of itself; "" takes it back."""
         self._prove()
+        if not text:
+            with suppress(ConfigError):  # without the right to delete, an object that says nothing is left
+                self._objects.delete(_key("engines", owner))
+                self._announced.pop(owner, None)
+                return
         self._beat(owner, float(ttl_s), text)
 
     def announced(self) -> dict[str, str]:
@@ -296,6 +301,9 @@ class LakeStore:
             with suppress(StateLostError, ConfigError):  # damaged, or of a later version: its leases tell
                 known[key] = stored.etag, self._decode(stored.body, _Beat, key)
         self._beats = known
+        # One that is there no more is looked at again, should it matter.
+        there = {owner for owner in self._watched if _key("engines", owner) in listed}
+        self._watched = {name: each for name, each in self._watched.items() if each.etag is None or name in there}
         for key, each in listed.items():
             if key in known:
                 self._saw(known[key][1].owner, each.etag, started, ended)

@@ -282,3 +282,20 @@ def test_only_an_object_store_or_a_directory_can_hold_the_state(stack: LocalStac
 
     with pytest.raises(ConfigError, match="only s3:// and file:// sinks"):
         open_store(StateConfig(Secret(LAKE)), SinkConfig("memory://x"))
+
+
+def test_nothing_is_kept_of_engines_that_have_left(make: Make) -> None:
+    """However many there were: neither an object, nor what was seen of it."""
+    (watching, objects), (other, _) = make(), make()
+    for number in range(3):
+        other.announce(f"engine{number}", "1", TTL_S)
+        assert f"engine{number}" in watching.announced()
+        other.announce(f"engine{number}", "", TTL_S)
+        assert f"engine{number}" not in watching.announced()
+    assert objects.listed("engines/") == {}
+    assert watching._watched == {}
+    # Whoever comes back is alive, and keeps its leases.
+    other.announce("engine0", "2", TTL_S)
+    lease = acquired(other, "engine0").lease
+    assert isinstance(watching.acquire("s", "b", TTL_S), HeldElsewhere)
+    other.renew(lease, TTL_S)
