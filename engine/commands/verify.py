@@ -254,7 +254,9 @@ class _Verification:
             what = "documents have updates of which the lake has only the changes; they could not be compared"
             self._notes.append(f"{name}: {compared.pending} {what} (see source.full_document)")
         if compared.unsettled:
-            what = "documents changed too often to be compared; verify again"
+            what = (
+                "documents changed or were loaded after what the streams have passed; verify again while one runs"
+            )
             self._notes.append(f"{name}: {compared.unsettled} {what}")
         if not compared.complete:
             self._notes.append(f"{name}: there are so many differences that the rest was not compared exactly")

@@ -495,6 +495,31 @@ def test_with_the_state_in_the_lake_on_s3(
     assert (code, summary["differences"]) == (1, {"segment_missing": 1})
 
 
+def test_what_was_loaded_after_the_streams_had_stopped(
+    mongo: MongoClient[dict[str, Any]],
+    config: EngineConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lake has it from a time that no stream has passed: that is no difference, and it is told."""
+    monkeypatch.setattr(sides, "ADVANCE_S", 1)  # how long the streams are given to advance
+    config.set("source", start="now")
+    orders = mongo[config.name].orders
+    orders.insert_many([{"_id": f"d{n}"} for n in range(6)])
+    catch_up(config)
+    orders.update_many({}, {"$set": {"n": 1}})
+    assert run_engine(config, "backfill").returncode == 0
+    for unsettled in (6, 0):
+        assert verify(load(config.path), Options(), as_json=True) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        compared = summary["collections"][f"{config.name}.orders"]
+        assert (compared["source"], compared["unsettled"]) == (6, unsettled)
+        said = any("or were loaded after what the streams have passed" in each for each in summary["notes"])
+        assert said == bool(unsettled)
+        orders.insert_one({"_id": unsettled})  # by which the stream passes all that was before
+        catch_up(config)
+
+
 def test_no_protected_value_is_shown(
     stack: LocalStack,
     mongo: MongoClient[dict[str, Any]],

@@ -51,7 +51,7 @@ class Compared(Struct):
         source, lake: how many documents each has.
         again: how many of them were looked at exactly.
         pending: documents that cannot be compared, because the lake has only the changes of their updates.
-        unsettled: documents that changed too often to be compared.
+        unsettled: documents that changed, or were loaded, after the time that the streams have passed.
         first, last: the cluster times of the first and the last range; 0 for none.
         complete: False if there were so many differences that the rest was not looked at.
     """

@@ -39,7 +39,7 @@ class _Difference(NamedTuple):
 
     Attributes:
         may_pass: the lake's side may be newer than the source's.
-        is_written: the document was written again, after that time.
+        is_written: the document was written, or read by a backfill, after that time.
     """
 
     kind: Kind
@@ -55,7 +55,7 @@ class Settling:
 
     Attributes:
         pending: how many cannot be compared, because the lake has only the changes of their updates.
-        unsettled: how many changed too often.
+        unsettled: how many are in the lake from a later time only, that the streams have not passed.
     """
 
     def __init__(self, sides: Sides, findings: Findings) -> None:
@@ -113,9 +113,11 @@ class Settling:
                         room -= len(difference.lake.normal or b"") if difference.lake else 0
                 late = set(partition.unknown)
                 for id_ in missing & source.keys():
-                    # Rows of a backfill may be later than that time.
-                    there = source[id_]
-                    found[id_] = _Difference("document_missing", wanted[id_], None, there, may_pass=id_ in late)
+                    # The lake may have it from a later time alone, as a row of a backfill or as the last update.
+                    is_late = id_ in late
+                    found[id_] = _Difference(
+                        "document_missing", wanted[id_], None, source[id_], is_late, is_written=is_late
+                    )
         return self._without_newer(found)
 
     def _source(self, keys: list[bytes], at: int | None) -> dict[str, _Document]:
