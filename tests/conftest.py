@@ -17,9 +17,10 @@ from pymongo import MongoClient
 from bench.local import LocalStack
 from bench.local.servers import Valkey
 from engine.source.session import connect
+from tests.exploring import EXPLORE
 
 # The same examples in every run, so that a failure is due to the change; EXPLORE=1 looks for new ones.
-settings.register_profile("repeatable", derandomize=not os.environ.get("EXPLORE"), deadline=None)
+settings.register_profile("repeatable", derandomize=not EXPLORE, deadline=None)
 settings.load_profile("repeatable")
 
 _numbers = itertools.count()

@@ -24,6 +24,7 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack
 from bench.local.servers import wait_until
+from tests.exploring import explored
 from tests.integration.harness import EngineConfig, Lake
 from tests.test_documents import ROOT
 
@@ -47,7 +48,7 @@ def limits() -> Iterator[str]:
 LIMITS = tuple(limits())
 
 pytestmark = [
-    pytest.mark.skipif(not os.environ.get("EXPLORE"), reason="builds an image, which takes minutes: EXPLORE=1"),
+    explored("builds an image, which takes minutes"),
     pytest.mark.timeout(1800),
 ]
 

@@ -19,6 +19,7 @@ from pymongo import MongoClient
 from bench.local import LocalStack
 from bench.local.servers import Valkey, wait_until
 from tests.conditions import as_a_replica, busy, client_of, out_of_memory
+from tests.exploring import rare
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -184,7 +185,7 @@ def slow_load(stack: LocalStack, mongo: Client, store: Store, directory: Path, n
     return EngineConfig(stack, directory, name, {"state": {"url": store.url}, "backfill": pace})
 
 
-@pytest.mark.parametrize("what", ["the plan", "the list", "both"])
+@pytest.mark.parametrize("what", ["the plan", rare("the list"), "both"])
 def test_only_a_plan_is_lost(
     stack: LocalStack, mongo: Client, store: Store, tmp_path: Path, unique: str, what: str
 ) -> None:
@@ -216,7 +217,7 @@ def test_a_plan_is_lost_while_its_splits_are_read(
     assert f"the state store has lost the plan of the backfill of {unique}.orders" in engine.log()
 
 
-@pytest.mark.parametrize("how", ["removed", "replaced by a backup", "moved with its directory"])
+@pytest.mark.parametrize("how", ["removed", "replaced by a backup", rare("moved with its directory")])
 def test_the_sqlite_file_is_removed(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from engine.commands.reference import OPERATIONS
+from tests.exploring import EXPLORE
 from tests.integration.fault_rows import FAULTS, Fault
 from tests.integration.fault_table import HERE, KINDS, OWN_TEST, check, key, read_table, rig, shown
 from tests.integration.rig import Rig, Servers
 
-EXPLORE = "EXPLORE" in os.environ
 TRIED = sorted(
     (each for each in FAULTS if each.bring is not None and (each.is_quick or EXPLORE)),
     key=lambda each: KINDS.index(each.rig),  # so that one rig is open at a time

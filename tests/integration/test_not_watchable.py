@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from tests.exploring import rare
 from tests.integration.harness import EngineConfig, Lake, run_engine
 
 Client = MongoClient[dict[str, Any]]
@@ -25,9 +26,10 @@ def database(mongo: Client, config: EngineConfig) -> Any:
     return made
 
 
-@pytest.mark.parametrize("start", ["earliest", "snapshot"])
-@pytest.mark.parametrize("readers", [8, 1])
-def test_others_are_captured(database: Any, config: EngineConfig, lake: Lake, start: str, readers: int) -> None:
+@pytest.mark.parametrize(
+    ("readers", "start"), [(8, "earliest"), (1, "snapshot"), rare(8, "snapshot"), rare(1, "earliest")]
+)
+def test_others_are_captured(database: Any, config: EngineConfig, lake: Lake, readers: int, start: str) -> None:
     config.set("source", max_readers=readers, start=start)
     config.set("memory", limit="2GiB")
     checked = run_engine(config, "check")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import pytest
 
 from bench.local import LocalStack
 from engine.commands.reference import OPERATIONS
+from tests.exploring import explored
 from tests.integration.harness import Engine
 from tests.integration.outage_table import (
     AT_S,
@@ -72,7 +72,7 @@ def test_what_is_reported_within_a_minute(servers: LocalStack, engine: Engine, s
     assert b'"streams resumed"' in engine.log_path.read_bytes()[log_from:]
 
 
-@pytest.mark.skipif("EXPLORE" not in os.environ, reason="takes as long as it says: with EXPLORE=1")
+@explored("takes as long as it says")
 @pytest.mark.parametrize(("server", "way"), CASES)
 def test_at_each_of_its_times(servers: LocalStack, engine: Engine, server: str, way: str) -> None:
     found = tried(engine, servers, server, way, AT_S)

@@ -73,7 +73,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str, cluster: str) -> Engi
 
 
 def test_the_same_as_the_local_pool(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    documents = mixed_documents(6000)
+    documents = mixed_documents(2000)
     mongo[config.name].orders.insert_many(documents)
     (report,) = backfill(config)
     assert report["documents"] == len(documents)
@@ -96,7 +96,7 @@ def shown(lake: Lake) -> list[str]:
 
 
 def test_a_worker_killed_in_the_middle(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    documents = mixed_documents(12_000)
+    documents = mixed_documents(6000)
     mongo[config.name].orders.insert_many(documents)
     config.set("backfill", max_documents_per_s=1000)
     with Engine(config, command="backfill") as engine:

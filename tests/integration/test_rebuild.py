@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import time
 from collections import defaultdict
@@ -24,10 +23,10 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack
 from engine.failpoints import VARIABLE
+from tests.exploring import EXPLORE, explored
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time, run_engine
 
 Client = MongoClient[dict[str, Any]]
-EXPLORE = bool(os.environ.get("EXPLORE"))
 STORES = ["sqlite", "redis", "lake"]
 
 
@@ -281,7 +280,7 @@ def check_streamed(lake: Lake, tokens: set[str], loaded: int) -> None:
     check_types(lake)
 
 
-@pytest.mark.skipif(not EXPLORE, reason="EXPLORE=1")
+@explored("loses the state again and again")
 @with_stores(*STORES)
 @pytest.mark.parametrize("seed", range(3))
 def test_lost_at_random(mongo: Client, stack: LocalStack, config: EngineConfig, seed: int) -> None:

@@ -41,6 +41,7 @@ from engine.failpoints import VARIABLE
 from engine.lake.documents.comparison import normal_form
 from engine.state.opening import open_store
 from tests.decode.lake import document_tree
+from tests.exploring import explored
 from tests.integration import workload
 from tests.integration.harness import Engine, EngineConfig, catch_up
 
@@ -236,7 +237,7 @@ def refusals(config: EngineConfig, name: str, file: Path, uri: str) -> None:
     assert restored(config, file, drop=True)["documents"] == 3000
 
 
-@pytest.mark.skipif(os.environ.get("EXPLORE") != "1", reason="takes minutes; EXPLORE=1 runs it")
+@explored("takes minutes")
 def test_a_collection_several_times_larger_than_memory(tmp_path: Path) -> None:
     """400,000 documents, 420 MB, in a lake that is made here; the rows may take 16 MiB of memory."""
     config = tmp_path / "large.toml"

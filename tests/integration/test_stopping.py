@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from tests.exploring import rare
 from tests.integration.harness import Engine, EngineConfig, catch_up
 from tests.integration.s3_proxy import Answer, S3Proxy
 
@@ -68,7 +68,7 @@ def landed(config: EngineConfig) -> tuple[int, int, int]:
     return int(found[0]), int(found[1]), int(found[2])
 
 
-@pytest.mark.parametrize("request_s", [0.0, 0.5, *([2.0] if os.environ.get("EXPLORE") else [])])
+@pytest.mark.parametrize("request_s", [0.0, 0.5, rare(2.0)])
 def test_sigterm_under_full_load(mongo: Client, config: EngineConfig, slow: S3Proxy, request_s: float) -> None:
     """Also if S3 is so slow that all slabs are taken, and the reader waits."""
     assert config.stack.mongo is not None

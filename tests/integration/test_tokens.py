@@ -19,6 +19,7 @@ from pymongo import MongoClient
 from bench.local import LocalStack, Mongo, Process
 from bench.local.servers import latest_mongod
 from engine.failpoints import VARIABLE
+from tests.exploring import rare
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 from tests.integration.workload import a_document, an_id
 
@@ -102,7 +103,7 @@ def test_a_position_without_type_bits_resumes_from_its_time(
     assert len(lake.check_no_token_twice()) == 40
 
 
-@pytest.mark.parametrize("then", ["shrinks", "is gone", "grows", "stays"])
+@pytest.mark.parametrize("then", [rare("shrinks"), "is gone", "grows", "stays"])
 def test_resumes_after_a_split_event(latest: Mongo, config: EngineConfig, lake: Lake, then: str) -> None:
     """The token of its last fragment can only be found while the document is as large as it was."""
     config.set("source", uri=latest.uri, full_document_before_change="when_available", collections=["orders"])
@@ -130,7 +131,7 @@ def test_resumes_after_a_split_event(latest: Mongo, config: EngineConfig, lake: 
     assert update["_cdc_before"] is not None
 
 
-@pytest.mark.parametrize("point", ["before_publish", "after_publish", "before_commit"])
+@pytest.mark.parametrize("point", [rare("before_publish"), "after_publish", "before_commit"])
 def test_a_server_is_upgraded_while_segments_are_outstanding(
     stack: LocalStack, tmp_path: Path, unique: str, point: str
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError
 
 from bench.local import LocalStack
+from tests.exploring import rare
 from tests.integration import workload
 from tests.integration.harness import (
     EngineConfig,
@@ -36,7 +36,6 @@ from tests.integration.harness import (
 ROOT = Path(__file__).parents[2]
 BEFORE = "240886c9eaef727b1aea7d3b52873af62eb74d42"  # version 0.2.0
 Client = MongoClient[dict[str, Any]]
-SLOW = pytest.mark.skipif("EXPLORE" not in os.environ, reason="the same with another store: EXPLORE=1")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def run_before(before: Path, config: EngineConfig, *arguments: str) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=before)
 
 
-@pytest.mark.parametrize("store", ["redis", pytest.param("sqlite", marks=SLOW)])
+@pytest.mark.parametrize("store", ["redis", rare("sqlite")])
 def test_the_version_before_is_gone_on_from(
     store: str, before: Path, mongo: Client, stack: LocalStack, config: EngineConfig, tmp_path: Path
 ) -> None:

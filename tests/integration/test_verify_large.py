@@ -18,13 +18,14 @@ import pytest
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from tests.exploring import explored
 from tests.integration.harness import Engine, EngineConfig, run_engine
 
 DOCUMENTS = int(os.environ.get("DOCUMENTS", "5000000"))
 LIMIT_BYTES = 512 * 2**20
 
 
-@pytest.mark.skipif(not os.environ.get("EXPLORE"), reason="takes minutes; EXPLORE=1 runs it")
+@explored("takes minutes")
 @pytest.mark.timeout(3600)
 def test_a_large_collection_in_bounded_memory(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], unique: str, tmp_path: Path

@@ -28,12 +28,12 @@ from tests.sim.fleet import FleetInLakeWorld, FleetWorld
 from tests.sim.rebuilt import RebuiltWorld
 from tests.sim.world import ForgetfulWorld, LakeWorld, SplitWorld, World
 
-SEEDS = 3_000
-SEEDS_OF_SPLITS = 1_000
-SEEDS_OF_LOSSES = 700
-SEEDS_OF_REBUILDS = 300
-SEEDS_IN_THE_LAKE = 500
-SEEDS_OF_FLEETS = 150
+SEEDS = 2_000
+SEEDS_OF_SPLITS = 600
+SEEDS_OF_LOSSES = 500
+SEEDS_OF_REBUILDS = 200
+SEEDS_IN_THE_LAKE = 350
+SEEDS_OF_FLEETS = 80
 SEEDS_FOR_BROKEN = 2_000
 
 

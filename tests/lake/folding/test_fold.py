@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.lake.folding.fold import PARTITIONS, Current, Fold, Next, partition_of
+from tests.exploring import EXPLORE
 from tests.test_fold import CONFIGS, NEW, SCHEMA, World
 
-WORLDS = 400 if os.environ.get("EXPLORE") == "1" else 10
+WORLDS = 400 if EXPLORE else 10
 
 
 def batches(rows: list[dict[str, Any]], rng: random.Random, schema: pa.Schema = SCHEMA) -> list[pa.RecordBatch]:
