@@ -52,16 +52,19 @@ def check(fault: Fault, made: Rig) -> Outcome:
 
 
 class _Watch:
-    """A plugin of pytest: the tests that did not pass, and the logs of the engines of each, by file and name."""
+    """A plugin of pytest: which tests passed, or failed in some case, and the logs of the engines of each, by name."""
 
     def __init__(self) -> None:
+        self.passed: set[str] = set()
         self.failed: list[str] = []
         self.logs: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note what did not pass."""
-        if not report.passed:
+        """Note how it went; a case that was skipped says nothing."""
+        if report.failed:
             self.failed.append(_name(report.nodeid))
+        elif report.passed and report.when == "call":
+            self.passed.add(_name(report.nodeid))
 
     def pytest_runtest_setup(self) -> None:
         """Forget the engines of the previous test."""
@@ -89,7 +92,7 @@ def elsewhere(faults: Sequence[Fault]) -> dict[str, list[str]]:
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     pytest.main([*options, *(str(HERE / each.test) for each in faults)], plugins=[watch])
     print(f"failed elsewhere: {watch.failed}", flush=True)
-    passed = [each for each in faults if each.test in watch.logs and each.test not in watch.failed]
+    passed = [each for each in faults if each.test in watch.passed.difference(watch.failed)]
     return {key(each): _cells(each, watch.logs[each.test]) for each in passed}
 
 
