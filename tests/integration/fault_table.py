@@ -52,7 +52,7 @@ def check(fault: Fault, made: Rig) -> Outcome:
 
 
 class _Watch:
-    """A plugin of pytest: which tests passed, or failed in some case, and the logs of the engines of each, by name."""
+    """A plugin of pytest: the tests that passed, or failed in some case, and the logs of each one's engines."""
 
     def __init__(self) -> None:
         self.passed: set[str] = set()
