@@ -180,7 +180,8 @@ def uploads_vanish(rig: Rig) -> Iterator[None]:
     deadline = time.monotonic() + 60
     while aborted < 2:
         assert time.monotonic() < deadline, "no upload was met"
-        rig.database.orders.insert_many([{"data": os.urandom(2_000_000)} for _ in range(8)])
+        # More than the largest part, so that one object is a multipart upload.
+        rig.database.orders.insert_many([{"data": os.urandom(2_000_000)} for _ in range(16)])
         until = time.monotonic() + 3
         while time.monotonic() < until:
             found = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{rig.name}/")
