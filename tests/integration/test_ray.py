@@ -73,7 +73,7 @@ def config(stack: LocalStack, tmp_path: Path, unique: str, cluster: str) -> Engi
 
 
 def test_the_same_as_the_local_pool(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    documents = mixed_documents(2000)
+    documents = mixed_documents(6000)
     mongo[config.name].orders.insert_many(documents)
     (report,) = backfill(config)
     assert report["documents"] == len(documents)
