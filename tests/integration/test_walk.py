@@ -149,5 +149,6 @@ def test_every_command_of_the_guides(mongo: Client, stack: LocalStack, tmp_path:
             problem = "" if "--since and --until need ObjectIds" in problem else f"not refused: {problem}"
         if problem:
             wrong[shown] = problem
+    mongo.drop_database(DATABASE)  # which no other test expects
     assert not wrong, "\n\n".join(f"{command}: {problem}" for command, problem in wrong.items())
     assert len(wanted) > 25
