@@ -28,7 +28,13 @@ def divide_within(config: Config, readers: int) -> Budget:
         ConfigError: it exceeds it, or is too small for this many readers.
     """
     state_on_s3 = config.state.url == LAKE and not config.sink.url.startswith("file:")
-    budget = divide(config.memory.limit, readers, config.writers.processes, state_on_s3=state_on_s3)
+    budget = divide(
+        config.memory.limit,
+        readers,
+        config.writers.processes,
+        state_on_s3=state_on_s3,
+        tables=config.table.format != "none",
+    )
     if (limit := memory_limit()) is not None:
         refuse_above(limit, budget)
     return budget

@@ -24,6 +24,7 @@ LAYERS = (
     "decode objects",
     "encode shared source sink state",
     "lake",
+    "tables",
     "processes",
     "supervisor",
     "backfill",

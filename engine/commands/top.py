@@ -153,7 +153,7 @@ class View:
         if status is None:
             return Group(*above, Text("The engine is starting." if not self._missing else ""))
         above += [Text(), self._figure_table(status, width)]
-        below = [*self._fleet(status), *self._backfills(status), *self._errors(status)]
+        below = [*self._fleet(status), *self._backfills(status), *self._tables(status), *self._errors(status)]
         taken = len(above) + 3 + sum(map(_lines, below))
         processes = self._processes(status)
         left = 10**6 if height is None else max(3, height - taken - 4)
@@ -265,6 +265,15 @@ class View:
                 f"{each.splits:,} of {each.splits_total:,}",
                 f"{each.documents:,} of about {each.documents_total:,}",
             )
+        return [Text(), table]
+
+    def _tables(self, status: Status) -> list[RenderableType]:
+        if status.tables_lag_s is None:
+            return []
+        table = _table("table", "commits", "files", "rows")
+        for each in sorted(status.tables, key=lambda each: (not each.error, each.table))[:ERRORS_SHOWN]:
+            counts = (f"{number:,}" for number in (each.commits, each.files, each.rows))
+            table.add_row(Text(plain(each.table) or "all", style="red" if each.error else ""), *counts)
         return [Text(), table]
 
     def _fleet(self, status: Status) -> list[RenderableType]:

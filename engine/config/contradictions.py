@@ -52,7 +52,34 @@ def contradictions(config: Config) -> Iterator[Found]:
             yield ("state.url", "sink.url"), problem
     elif not re.match(r"(redis|rediss|unix|redis\+sentinel|rediss\+sentinel|sqlite)://", config.state.url):
         yield ("state.url",), 'state.url: expected "lake", redis://, rediss://, redis+sentinel:// or sqlite://'
+    yield from _of_tables(config)
     yield from _of_telemetry(config.telemetry)
+
+
+def _of_tables(config: Config) -> Iterator[Found]:
+    table, sink = config.table, config.sink
+    if table.format == "none":
+        return
+    for key, value, wanted in (
+        ("partition_by", sink.partition_by, "table"),
+        ("prefix_shards", sink.prefix_shards, 0),
+        ("format", sink.format, "parquet"),
+    ):
+        if value != wanted:
+            yield (f"sink.{key}", "table.format"), f"sink.{key}: leave it out: tables have a layout of their own"
+    if "://" in sink.url and not re.match("(s3|s3a|file)://", sink.url):
+        yield ("sink.url", "table.format"), "table.format: needs a sink at s3:// or file://"
+    library = {"iceberg": "pyiceberg", "delta": "deltalake"}[table.format]
+    if find_spec(library) is None:
+        problem = f"table.format: {table.format} needs {library}: pip install 'headrace[{table.format}]'"
+        yield ("table.format",), problem
+    if table.format == "iceberg" and not table.catalog:
+        problem = (
+            'table.catalog: Iceberg needs a catalog, such as { type = "rest", uri = "http://localhost:8181" }'
+        )
+        yield ("table.catalog", "table.format"), problem
+    if table.format == "delta" and table.catalog:
+        yield ("table.catalog", "table.format"), "table.catalog: Delta tables have no catalog; leave it out"
 
 
 def _of_telemetry(telemetry: TelemetryConfig) -> Iterator[Found]:

@@ -69,6 +69,8 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
             problems.add(problem)
     _apply_well_known(data, environ, expansion)
     config = structs.replace(_build(Config, data, "", problems), fetched=tuple(expansion.secrets))
+    if config.table.format != "none" and not _is_set(data, ("sink", "partition_by")):
+        config = structs.replace(config, sink=structs.replace(config.sink, partition_by="table"))
     found = problems.found + [text for keys, text in contradictions(config) if not problems.unread & {*keys}]
     if unreadable:  # other problems may come from not having read it
         found = [unreadable]

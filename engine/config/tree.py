@@ -313,8 +313,11 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=22, description="For zstd (1-22) and gzip (1-9); not used by the others.")
     ] = 3
     partition_by: Annotated[
-        Literal["hour", "day", "collection", "none"],
-        Meta(description="The finest partition in a key; by the event's cluster time in UTC."),
+        Literal["hour", "day", "collection", "none", "table"],
+        Meta(
+            description="The finest partition in a key; by the event's cluster time in UTC. With tables it is "
+            "`table`: below each table's root, by day."
+        ),
     ] = "hour"
     prefix_shards: Annotated[
         int,
@@ -330,6 +333,8 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # The value of ``state.url`` for a state beside the data.
+# Properties of a catalog whose values are never shown.
+_SECRET_PROPERTY = re.compile("password|token|secret|credential|key", re.I)
 LAKE = "lake"
 
 
@@ -468,6 +473,30 @@ class ShutdownConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = Duration(25)
 
 
+class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tables of what lands: `<collection>_changes`, with every event."""
+
+    format: Annotated[
+        Literal["none", "iceberg", "delta"],
+        Meta(
+            description="The format of the tables; needs the extra `headrace[iceberg]` or `headrace[delta]`, "
+            "Parquet, and a sink on S3 with conditional writes."
+        ),
+    ] = "none"
+    interval: Annotated[
+        Duration,
+        Meta(description="How often what has landed is committed to the tables.", extra={"min": 0.1}),
+    ] = Duration(60)
+    catalog: Annotated[
+        dict[str, str],
+        Meta(
+            description="Properties of the Iceberg catalog, as pyiceberg has them: `type` (`rest`, `sql`, `glue`, "
+            "`hive`), `uri`, ...; `name` is the catalog's name, by default `headrace`. Where the objects are is "
+            "taken from [sink]. Delta has no catalog."
+        ),
+    ] = field(default_factory=dict)
+
+
 class SupervisionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Supervision of the processes."""
 
@@ -485,6 +514,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     source: SourceConfig
     sink: SinkConfig
+    table: TableConfig = field(default_factory=TableConfig)
     schema: SchemaConfig = field(default_factory=SchemaConfig)
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -502,8 +532,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     def redactor(self) -> Redactor:
         """Removes this configuration's secrets from any text."""
-        urls = (self.source.uri, self.state.url, self.sink.url)
+        urls: tuple[str, ...] = (self.source.uri, self.state.url, self.sink.url)
+        urls += tuple(value for name, value in self.table.catalog.items() if "://" in value)
         secrets = [url_password(url) for url in urls] + [*self.fetched]
+        secrets += [value for name, value in self.table.catalog.items() if _SECRET_PROPERTY.search(name)]
         secrets += [
             self.telemetry.password,
             self.sink.s3.secret_key,

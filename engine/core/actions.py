@@ -12,7 +12,7 @@ from engine.core.schema import Field
 from engine.core.sharing import Member
 from engine.errors import HeadraceError
 
-Role = Literal["reader", "writer"]
+Role = Literal["reader", "writer", "committer"]
 # What a write to a stream's record contains: where it starts and what it selects; a segment about to be published;
 # a committed position; collections that have been reloaded; the record in the current format.
 WriteKind = Literal["begin", "intent", "commit", "loaded", "upgrade"]
@@ -93,6 +93,7 @@ class GrowSchema(Struct, frozen=True):
         min_version: the lowest version that the store must have, because objects were written under it.
         creates: the schema may be created if there is none.
         max_fields: the number of columns that it may grow to.
+        plain: see ``schema.grow``.
     """
 
     reader: Child
@@ -102,6 +103,7 @@ class GrowSchema(Struct, frozen=True):
     min_version: int
     creates: bool
     max_fields: int
+    plain: bool = False
 
 
 class ReadState(Struct, frozen=True):

@@ -28,6 +28,8 @@ TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
 WRITER = 92 * MIB
+# With the libraries of the table formats, after some hundred commits.
+COMMITTER = 192 * MIB
 
 # One event of 16 MiB must always fit: as a raw reply, as columns, and in a slab. When replies are that large, a
 # reader holds only one: it asks for the next when it is done with it (``source.prefetch``), and a writer encodes
@@ -67,6 +69,7 @@ class Budget(Struct, frozen=True):
     writers: int
     state_on_s3: bool = False
     part: int = MIN_PART
+    tables: bool = False
 
     def terms(self) -> list[tuple[str, int]]:
         """The terms of the limit, with a description of each."""
@@ -74,6 +77,7 @@ class Budget(Struct, frozen=True):
         return [
             ("supervisor", SUPERVISOR),
             *([("its client for the state on S3", STATE_ON_S3)] if self.state_on_s3 else []),
+            *([("committer of tables", COMMITTER)] if self.tables else []),
             ("template process", TEMPLATE),
             ("shared libraries", SHARED),
             (f"{readers} reader(s) x {format_size(READER)}", readers * READER),
@@ -101,17 +105,18 @@ class Budget(Struct, frozen=True):
         return [(name, count * more)]
 
 
-def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False) -> Budget:
+def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False, tables: bool = False) -> Budget:
     """Divide a limit.
 
     Args:
         state_on_s3: whether the supervisor keeps the state there itself.
+        tables: whether there are tables.
 
     Raises:
         ConfigError: it is below the minimum that these processes need; the sum is in the message.
     """
     limit = int(limit)
-    minimum = Budget(limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers, state_on_s3)
+    minimum = Budget(limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers, state_on_s3, tables=tables)
     needed = sum(size for _, size in minimum.terms())
     if needed > limit:
         cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{_sum(minimum)}"
@@ -121,7 +126,7 @@ def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False)
     reply = min(MAX_REPLY, MIN_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
     arena = min(MAX_ARENA, MIN_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MAX_PENDING, MIN_PENDING + spare * 4 // 10 // writers)
-    found = Budget(limit, arena, reply, pending, readers, writers, state_on_s3)
+    found = Budget(limit, arena, reply, pending, readers, writers, state_on_s3, tables=tables)
     left = limit - sum(size for _, size in found.terms())
     larger = left // (PARTS_PER_WRITER * writers) // MIB * MIB
     return structs.replace(found, part=min(MAX_PART, MIN_PART + larger))
@@ -143,7 +148,7 @@ def refuse_above(max_limit: int, budget: Budget) -> None:
         f"{format_size(max_limit)}:{_sum(budget)}"
     )
     try:
-        divide(max_limit, budget.readers, budget.writers, state_on_s3=budget.state_on_s3)
+        divide(max_limit, budget.readers, budget.writers, state_on_s3=budget.state_on_s3, tables=budget.tables)
         remedy = f"Set memory.limit to at most {format_size(max_limit)}, or give the container more memory."
     except ConfigError as error:
         remedy = (

@@ -20,7 +20,7 @@ from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError
 
 OUT_OF_MEMORY = "killed by the kernel: out of memory"
-SERVERS = {"reader": "MongoDB", "writer": "the sink"}
+SERVERS = {"reader": "MongoDB", "writer": "the sink", "committer": "the catalog or the sink"}
 MORE_MEMORY = "Give the container (or the machine) more memory than memory.limit, or lower memory.limit."
 
 

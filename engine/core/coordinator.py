@@ -18,6 +18,7 @@ component, in a fixed order, what has become possible.
     schemas       the types of the collections' fields
     replacements  collections whose content was replaced
     oplog         how much of it is left
+    tables        those that follow the lake
     children      the processes; grants: their slabs; health: their problems; pressure: their memory
     faults        what follows from their errors and deaths
 
@@ -56,6 +57,7 @@ from engine.core.schemas import Schemas
 from engine.core.specs import BackfillSpec, MarkSpec, Spec, SplitSpec, StreamSpec
 from engine.core.splits import Splits
 from engine.core.stream import Settings, Stream
+from engine.core.tables import COMMITTER, Tables
 from engine.errors import ConfigError, HeadraceError, StateLostError, error_of_kind
 
 MAX_SLABS = 64
@@ -79,14 +81,15 @@ class Coordinator:
         writers = [Child("writer", number) for number in range(settings.writers)]
         own = {reader: self._new_stream(spec, reader) for reader, spec in zip(readers, specs, strict=False)}
         self.streams: dict[str, Stream] = {each.name: each for each in own.values()}
-        self.children = Children([*readers, *writers], settings.retry, settings.hang_timeout_s, rng)
+        committers = [COMMITTER] if settings.tables else []
+        self.children = Children([*readers, *writers, *committers], settings.retry, settings.hang_timeout_s, rng)
         self.grants = Grants(settings.arena_size, MAX_SLABS)
         self.readers = Readers(settings, self.streams, self.children, own, readers[len(specs) :])
         self.splits = Splits(settings.pool, self.streams)
         self._replacements = Replacements(settings, self.streams)
         self.fleet = Fleet(settings, self.streams, self.children)
         self._leases = Leases(settings, self.streams, self.children, self.fleet, self._replacements)
-        self._schemas = Schemas(settings.max_fields, self.streams)
+        self._schemas = Schemas(settings.max_fields, self.streams, plain=settings.tables)
         self.landing = Landing(
             settings.writers,
             self.streams,
@@ -101,6 +104,7 @@ class Coordinator:
         self._pressure = Pressure(settings.memory_limit, self.children)
         self.health = Health(self.streams, self.children)
         self.oplog = Oplog(self.streams)
+        self.tables = Tables(settings, self.streams, self.children)
         self.reloads = False
         self.draining = False
         self._drain_until = 0.0
@@ -139,6 +143,7 @@ class Coordinator:
             if child.role == "reader":
                 self.children.want(child)
         self.children.want(Child("writer", 0))
+        self.tables.start()
         return self.children.start_due(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -178,6 +183,11 @@ class Coordinator:
                 self.children.became_ready(child, now)
                 self.readers.became_ready(message)
                 return self._settle([], now)
+            case msg.CommitterReady():
+                self.children.became_ready(child, now)
+                return self._settle([], now)
+            case msg.TablesSeen() | msg.CaughtUp():
+                return self._settle(self.tables.report(message, now), now)
             case msg.OplogSeen():
                 return [*self.oplog.seen(message, now)]
             case msg.Failed():
@@ -268,6 +278,8 @@ class Coordinator:
         self.grants.reclaim(child)
         self.health.servers.exited(child)
         self._schemas.forget(child)
+        if child == COMMITTER:
+            self.tables.exited()
         if self._exiting is None:
             decisions += self._faults.child_exited(child, now)
         return self._settle(decisions, now)
@@ -316,6 +328,8 @@ class Coordinator:
         """Whether the child has work, so that silence means that it hangs."""
         if child.role == "writer":
             return self.landing.is_busy(child)
+        if child.role == "committer":
+            return True
         stream = self.readers.stream_of(child)
         waits = self.grants.is_waiting(child) or self._schemas.is_waiting(child)
         return stream is not None and stream.stage in (Stage.ASSIGNED, Stage.READING) and not waits
@@ -429,6 +443,9 @@ class Coordinator:
         )
         if self._exiting is not None or not (done or hopeless):
             return []
+        if done and not self.tables.is_caught_up:
+            return [*self.tables.catch_up()]
+        errors += [self.tables.error] if self.tables.error else []
         code = min(self._faults.code_of(error) for error in errors) if hopeless else int(bool(errors))
         return [End(errors[0] if errors else None, code)]
 

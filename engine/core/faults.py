@@ -74,7 +74,12 @@ class Faults:
 
     def _of_process(self, child: Child, error: HeadraceError) -> list[Decision]:
         """A process has reported why it is exiting."""
-        has_worked = self._readers.deployment is not None if child.role == "reader" else self.sink_seen
+        seen = {
+            "reader": self._readers.deployment is not None,
+            "writer": self.sink_seen,
+            "committer": self.has_run,
+        }
+        has_worked = seen[child.role]
         if error.kind == "transient" or has_worked:
             self._children[child].error = error
             return []
@@ -115,6 +120,9 @@ class Faults:
             return self._blame(worst, child, hit)
         if error is None:
             return []
+        if child.role == "committer":  # the lake does not need it
+            self._children.forgive(child)
+            return [Log("error", "the tables are not followed", {"error": str(error)})]
         own = self._readers.stream_of(child)
         if own is None or own.is_of_backfill:
             return [End(error, 1)]
@@ -135,5 +143,7 @@ class Faults:
         """Whether the child reads the stream, surveys the lake for it, or builds a segment of it."""
         if child.role == "reader":
             return stream.is_assigned and stream.reader == child
+        if child.role == "committer":
+            return False
         builds = any(each.writer == child.index for each in stream.ledger.segments.values())
         return builds or stream.surveyor == child

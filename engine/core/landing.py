@@ -25,7 +25,7 @@ from engine.core.messages import (
     SegmentCut,
     SlabRequest,
 )
-from engine.core.naming import OLD_DIRECTORIES, directories_of
+from engine.core.naming import has_old_directories
 from engine.core.readers import Readers
 from engine.core.replacements import Replacements
 from engine.core.rescues import Rescues
@@ -71,7 +71,7 @@ class Landing:
         stream.counters.rescued_values += self.rescues.add(message.rescued)
         replayed = stream.ledger.intents.get(message.seq)
         keys = [each.key for each in replayed.objects] if replayed else []
-        old_layout = directories_of(keys) == OLD_DIRECTORIES
+        old_layout = has_old_directories(keys)
         place = message.seq, message.offset, message.size
         batch = Batch(stream.name, stream.generation, *place, old_layout, stream.epoch)
         return [Send(writer, batch)]

@@ -363,6 +363,49 @@ class Published(Struct, frozen=True, tag=True):
     publishing: Work | None = None
 
 
+# --- to and from the committer ---------------------------------------------------------------------------
+
+
+class CatchUp(Struct, frozen=True, tag=True):
+    """Add to the tables what is committed up to these segments, by stream; answer ``CaughtUp``."""
+
+    committed: dict[str, int]
+
+
+class CommitterReady(Struct, frozen=True, tag=True):
+    """Imports are done and the catalog has answered."""
+
+
+class TableSeen(Struct, frozen=True):
+    """What was added to a table."""
+
+    commits: int = 0
+    files: int = 0
+    rows: int = 0
+
+
+class TablesSeen(Struct, frozen=True, tag=True):
+    """The tables have been looked at.
+
+    Attributes:
+        tables: what was added to each since the last look.
+        failed: the tables that lack something, each with the reason; "" stands for all.
+        lag_s: how long ago the tables had everything that was committed then.
+        pass_s: how long the pass took.
+    """
+
+    tables: dict[str, TableSeen]
+    failed: dict[str, str]
+    lag_s: float
+    pass_s: float
+
+
+class CaughtUp(Struct, frozen=True, tag=True):
+    """The tables have everything, except for those in ``failed``, with the reason."""
+
+    failed: dict[str, str]
+
+
 # --- both ------------------------------------------------------------------------------------------------
 
 
@@ -423,8 +466,10 @@ FromReader = (
 )
 ToWriter = Batch | Seal | Publish | Abandon | FlushBuffers | Survey | LogLevel | Stop
 FromWriter = WriterReady | SlabFreed | Sealed | Published | Surveyed | Heartbeat | Failed
-FromChild = FromReader | FromWriter
-ToChild = ToReader | ToWriter
+ToCommitter = CatchUp | LogLevel | Stop
+FromCommitter = CommitterReady | TablesSeen | CaughtUp | Heartbeat | Failed
+FromChild = FromReader | FromWriter | FromCommitter
+ToChild = ToReader | ToWriter | ToCommitter
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode

@@ -27,23 +27,43 @@ from urllib.parse import quote
 
 from engine.core.position import split_time
 
-Partitioning = Literal["hour", "day", "collection", "none"]
+Partitioning = Literal["hour", "day", "collection", "none", "table"]
 
 
 class Directories(NamedTuple):
-    """The names of a key's directories; those of times are patterns of ``strftime``."""
+    """A layout: the names of a key's directories; those of times are patterns of ``strftime``.
 
-    database: str = "cdc_database"
-    collection: str = "cdc_collection"
+    Attributes:
+        database, collection: what a name is put behind.
+        suffix: what follows a collection's name.
+        escape: what stands for the ``%`` of an encoded name.
+    """
+
+    database: str = "cdc_database="
+    collection: str = "cdc_collection="
     day: str = "cdc_date=%Y-%m-%d"
     hour: str = "cdc_hour=%H"
+    suffix: str = ""
+    escape: str = "%"
 
 
 DIRECTORIES = Directories()
 # Those of earlier versions: they are read, and replays still write them.
-OLD_DIRECTORIES = Directories("database", "collection", "year=%Y/month=%m/day=%d", "hour=%H")
-PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES)
-_OLD_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{OLD_DIRECTORIES.database}=")
+OLD_DIRECTORIES = Directories("database=", "collection=", "year=%Y/month=%m/day=%d", "hour=%H")
+# The roots of tables: ``shop/orders_changes/``. Readers would take ``name=value`` above a root for a column, and
+# some decode a root as a URL.
+TABLE_SUFFIX = "_changes"
+TABLE_DIRECTORIES = Directories("", "", suffix=TABLE_SUFFIX, escape="~")
+LAYOUTS = (DIRECTORIES, OLD_DIRECTORIES, TABLE_DIRECTORIES)
+
+
+def layout_of(partitioning: Partitioning) -> Directories:
+    """The layout of new objects."""
+    return TABLE_DIRECTORIES if partitioning == "table" else DIRECTORIES
+
+
+PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES if name)
+_OLD_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{OLD_DIRECTORIES.database}")
 
 # What Hive, Spark and DuckDB read as null: events that concern a whole database or deployment.
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"
@@ -59,12 +79,14 @@ _SUFFIX = re.compile(r"(~\d+of\d+|~[0-9a-f]{12}|~read[0-9a-z]+-\d+)?")
 _DEAD_LETTER_SUFFIX = ".bson.zst"
 _KEY = re.compile(
     rf"(?P<dead>{DEAD_LETTER_PREFIX}/)?(?P<shard>[0-9a-f]{{4}}/)?"
-    rf"(?:(?P<new>{DIRECTORIES.database}=[^/]+/{DIRECTORIES.collection}=[^/]+/)"
+    rf"(?:(?P<new>{DIRECTORIES.database}[^/]+/{DIRECTORIES.collection}[^/]+/)"
     r"(?P<new_time>cdc_date=\d{4}-\d\d-\d\d/(?:cdc_hour=\d\d/)?)?"
-    rf"|(?P<old>{OLD_DIRECTORIES.database}=[^/]+/{OLD_DIRECTORIES.collection}=[^/]+/)"
-    r"(?P<old_time>year=\d{4}/month=\d\d/day=\d\d/(?:hour=\d\d/)?)?)?"
+    rf"|(?P<old>{OLD_DIRECTORIES.database}[^/]+/{OLD_DIRECTORIES.collection}[^/]+/)"
+    r"(?P<old_time>year=\d{4}/month=\d\d/day=\d\d/(?:hour=\d\d/)?)?"
+    rf"|(?P<table>[^/=]+/[^/=]+{TABLE_SUFFIX}/)(?P<table_time>cdc_date=\d{{4}}-\d\d-\d\d/))?"
     r"(?P<stem>[^/._][^/]*)-(?P<seq>\d{12,})(?P<suffix>\.(?:parquet|avro|(?:jsonl|csv|bson)(?:\.[a-z0-9]+)?))"
 )
+_LAYOUTS = {"new": DIRECTORIES, "old": OLD_DIRECTORIES, "table": TABLE_DIRECTORIES}
 _NAMED_STEM = re.compile("(?P<stream>.*)~~(?P<own>[^~].*)")
 _HASH_DIGITS = 16
 _SHARED_DIGITS = 12
@@ -235,12 +257,12 @@ def parts_of(key: str) -> KeyParts | None:
     if part["dead"]:
         is_letter = not (part["shard"] or part["new"] or part["old"]) and part["suffix"] == _DEAD_LETTER_SUFFIX
         return KeyParts(part["stem"], number, "none", part["suffix"], dead_letter=True) if is_letter else None
-    directories = OLD_DIRECTORIES if part["old"] else DIRECTORIES
-    directory = part["new"] or part["old"]
-    partition = (part["new_time"] or part["old_time"]).rstrip("/") or "collection" if directory else "none"
+    layout = next((name for name in _LAYOUTS if part[name]), "new")
+    directory = part[layout]
+    partition = part[f"{layout}_time"].rstrip("/") or "collection" if directory else "none"
     named = _NAMED_STEM.fullmatch(part["stem"]) if partition == "none" else None
     stream = named["stream"] if named else part["stem"]
-    return KeyParts(stream, number, partition, part["suffix"], directories, part["shard"], directory)
+    return KeyParts(stream, number, partition, part["suffix"], _LAYOUTS[layout], part["shard"], directory)
 
 
 def number_in(key: str, stream: str) -> int | None:
@@ -252,15 +274,16 @@ def number_in(key: str, stream: str) -> int | None:
     return int(number) if is_own and number.isdecimal() else None
 
 
-def directories_of(keys: Iterable[str]) -> Directories:
-    """The directories that these keys of one segment have."""
-    return OLD_DIRECTORIES if any(_OLD_KEY.match(key) for key in keys) else DIRECTORIES
+def has_old_directories(keys: Iterable[str]) -> bool:
+    """Whether these keys of one segment have the directories of earlier versions."""
+    return any(_OLD_KEY.match(key) for key in keys)
 
 
 def collection_directory(database: str, collection: str, directories: Directories = DIRECTORIES) -> str:
     """The directory of a collection's objects, unless ``sink.partition_by`` is ``none``."""
-    outer = f"{directories.database}={safe_name(database, _DATABASE_MAX)}"
-    return f"{outer}/{directories.collection}={safe_name(collection)}/"
+    names = safe_name(database, _DATABASE_MAX), safe_name(collection)
+    outer, inner = (each.replace("%", directories.escape) for each in names)
+    return f"{directories.database}{outer}/{directories.collection}{inner}{directories.suffix}/"
 
 
 def partition_of(cluster_time: int, partitioning: Partitioning, directories: Directories = DIRECTORIES) -> str:

@@ -144,7 +144,9 @@ def types_by_path(fields: tuple[Field, ...], parent: str = "") -> Iterator[tuple
         yield from types_by_path(type_.fields, path)
 
 
-def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int) -> CollectionSchema:
+def grow(
+    schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int, *, plain: bool = False
+) -> CollectionSchema:
     """``schema`` with the proposed fields that it lacks; the same object if it lacks none.
 
     Existing fields stay as they are: proposing another type for a known field changes nothing.
@@ -153,8 +155,9 @@ def grow(schema: CollectionSchema, proposed: tuple[Field, ...], max_fields: int)
         max_fields: the number of columns, counted at the leaves, that a schema may grow to. A new sub-document
             that would exceed it becomes one JSON column; if even that would, a new field gets none, except
             ``_id``.
+        plain: new columns get names that table formats take, see ``ColumnNames``.
     """
-    growth = _Growth(schema, max_fields)
+    growth = _Growth(schema, max_fields, plain=plain)
     fields = growth.fields(schema.fields, proposed, outermost=True)
     if fields == schema.fields:
         return schema
@@ -181,7 +184,8 @@ class _Growth:
         has_overflowed: a proposed field did not get the type that it was proposed with.
     """
 
-    def __init__(self, schema: CollectionSchema, max_fields: int) -> None:
+    def __init__(self, schema: CollectionSchema, max_fields: int, *, plain: bool = False) -> None:
+        self._plain = plain
         self._version = schema.version + 1
         self._columns_left = columns_left(schema.fields, max_fields)
         self.has_overflowed = False
@@ -200,7 +204,7 @@ class _Growth:
             type_ = self._fitting(field.type, required=outermost and field.name == IDENTIFIER)
             if type_ is not None:
                 self._columns_left -= _leaves(type_)
-                names = names or ColumnNames(known, outermost=outermost)
+                names = names or ColumnNames(known, outermost=outermost, plain=self._plain)
                 by_name[field.name] = names.new_field(field.name, type_, self._version)
         return tuple(by_name.values())
 
@@ -253,6 +257,9 @@ def folded(name: str) -> str:
     return key
 
 
+_NOT_PLAIN = re.compile(r"[.\s,;{}()=]")
+
+
 class ColumnNames:
     """The names of the existing columns of one level, and those that new ones get.
 
@@ -260,22 +267,28 @@ class ColumnNames:
     number is appended: ``name__2`` beside ``Name``. The same applies at the outermost level to names that could be
     mistaken for a metadata column, for ``_id``, or for a directory of the lake. A name is assigned once and kept
     with the schema, so it depends only on the order in which the schema got its fields.
+
+    Args:
+        plain: characters that a table format or its readers cannot take become ``_``: a dot, which separates the
+            names of a path, and the punctuation and white space that Delta does not allow.
     """
 
-    def __init__(self, known: Iterable[Field], *, outermost: bool = False) -> None:
+    def __init__(self, known: Iterable[Field], *, outermost: bool = False, plain: bool = False) -> None:
         self._outermost = outermost
+        self._plain = plain
         self._taken = {folded(field.column_name) for field in known if field.type.kind != "drop"}
 
     def new_field(self, name: str, type_: DataType, since: int) -> Field:
         """A field, and all below it, marked as new in this version; its column's name is taken from now on."""
         column = "" if type_.kind == "drop" else self._take(name)
-        return Field(name, _as_new(type_, since), since, "" if column == name else column)
+        return Field(name, _as_new(type_, since, self._plain), since, "" if column == name else column)
 
     def _take(self, name: str) -> str:
-        column, key, number = name, folded(name), 1
-        while key in self._taken or (number == 1 and self._is_reserved(name, key)):
+        base = _NOT_PLAIN.sub("_", name) or "_" if self._plain else name
+        column, key, number = base, folded(base), 1
+        while key in self._taken or (number == 1 and self._is_reserved(base, key)):
             number += 1
-            column = f"{name}__{number}"
+            column = f"{base}__{number}"
             key = folded(column)
         self._taken.add(key)
         return column
@@ -287,10 +300,10 @@ class ColumnNames:
         return like_identifier or key in PARTITION_NAMES or key.startswith(RESERVED_PREFIX)
 
 
-def _as_new(type_: DataType, since: int) -> DataType:
+def _as_new(type_: DataType, since: int, plain: bool) -> DataType:
     """The type with all fields below it marked as new in a version, and with names for their columns."""
     if type_.kind not in ("struct", "list"):
         return type_
-    names = ColumnNames(())
+    names = ColumnNames((), plain=plain)
     fields = tuple(names.new_field(field.name, field.type, since) for field in type_.fields)
-    return DataType(type_.kind, fields, _as_new(type_.item, since) if type_.item else None)
+    return DataType(type_.kind, fields, _as_new(type_.item, since, plain) if type_.item else None)

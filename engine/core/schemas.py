@@ -47,8 +47,9 @@ class _Wanted(Struct):
 class Schemas:
     """The schemas that an engine's readers ask for."""
 
-    def __init__(self, max_fields: int, streams: Mapping[str, Stream]) -> None:
+    def __init__(self, max_fields: int, streams: Mapping[str, Stream], *, plain: bool = False) -> None:
         self._max_fields = max_fields
+        self._plain = plain
         self._streams = streams
         self._versions: dict[str, int] = {}
         self._wanted: dict[Child, _Wanted] = {}
@@ -76,6 +77,7 @@ class Schemas:
             min_version,
             creates,
             self._max_fields,
+            self._plain,
         )
 
     def read(self, answer: SchemaRead, *, is_ready: bool) -> list[Decision]:
@@ -179,5 +181,5 @@ def grown_document(asked: GrowSchema, version: int, text: str) -> str | None:
     if not text and not asked.creates:
         return None
     known = decode_schema(text) if text else CollectionSchema()
-    grown = grow(known, asked.fields, asked.max_fields)
+    grown = grow(known, asked.fields, asked.max_fields, plain=asked.plain)
     return None if grown is known else encode_document(grown)

@@ -42,6 +42,7 @@ class Settings(Struct, frozen=True):
             every stream that it can get.
         capacity: how many change streams it holds at most; 0 for all.
         version: of this engine, for the others to see.
+        tables: whether what lands is added to tables.
     """
 
     writers: int
@@ -66,6 +67,7 @@ class Settings(Struct, frozen=True):
     fleet: Generation | None = None
     capacity: int = 0
     version: str = ""
+    tables: bool = False
 
 
 class Counters(Struct):

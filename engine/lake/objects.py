@@ -21,8 +21,7 @@ from msgspec import Struct
 from engine.config.tree import RetryConfig, SinkConfig
 from engine.core.messages import Replaced
 from engine.core.naming import (
-    DIRECTORIES,
-    OLD_DIRECTORIES,
+    LAYOUTS,
     KeyParts,
     collection_directory,
     is_split,
@@ -114,7 +113,7 @@ class Objects:
 
     def all(self, *, dead_letters: bool = False) -> Iterator[LakeObject]:
         """Every object of the lake, in the order of keys."""
-        return (each for each in self._below("") if dead_letters or not each.parts.dead_letter)
+        return (each for each in self.below("") if dead_letters or not each.parts.dead_letter)
 
     def everything(self) -> Iterator[LakeObject | str]:
         """Every object below ``sink.url``, in the order of keys; of what is not the lake's, the key."""
@@ -129,11 +128,11 @@ class Objects:
     def of_collection(self, database: str, collection: str) -> Iterator[LakeObject]:
         """The objects with rows of one collection, without dead letters; lists only where they can be."""
         for shard in all_shards(self._sink):
-            for directories in (DIRECTORIES, OLD_DIRECTORIES):
-                yield from self._below(shard + collection_directory(database, collection, directories))
+            for directories in LAYOUTS:
+                yield from self.below(shard + collection_directory(database, collection, directories))
             # Without directories, files have the name of their stream, then that of the collection.
             for prefix in (stream_id(database), stream_id()):
-                for each in self._below(shard + prefix):
+                for each in self.below(shard + prefix):
                     if each.parts.partition == "none" and is_of(each, database, collection):
                         yield each
 
@@ -152,8 +151,9 @@ class Objects:
                 raise ConfigError(f"read {database}.{collection} in the lake", cause, remedy)
             yield each
 
-    def _below(self, prefix: str) -> Iterator[LakeObject]:
-        for key, size in self._sink.entries(prefix):
+    def below(self, prefix: str, after: str = "") -> Iterator[LakeObject]:
+        """The objects whose keys start with ``prefix`` and sort after ``after``, in the order of keys."""
+        for key, size in self._sink.entries(prefix, after):
             parts = parts_of(key)
             if parts is not None:
                 yield LakeObject(key, parts, size)

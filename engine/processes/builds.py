@@ -17,10 +17,10 @@ import pyarrow as pa
 from engine.config.tree import Config
 from engine.core import messages as msg
 from engine.core.naming import (
-    DIRECTORIES,
     Directories,
     Partitioning,
     is_split,
+    layout_of,
     object_key,
     partition_of_seconds,
 )
@@ -198,12 +198,12 @@ class SegmentBuild:
         seq: int,
         sink: Sink,
         config: Config,
-        directories: Directories = DIRECTORIES,
+        directories: Directories | None = None,
         *,
         epoch: int = 0,
     ) -> None:
         self.epoch = epoch
-        self._directories = directories
+        self._directories = directories or layout_of(config.sink.partition_by)
         self._stream = stream
         self._seq = seq
         self._sink = sink

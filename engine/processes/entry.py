@@ -16,6 +16,7 @@ from engine.processes.forks import end_with_parent
 from engine.processes.link import ChildSettings, send_failure
 
 if TYPE_CHECKING:
+    from engine.processes.committer import Committer
     from engine.processes.reader import Reader
     from engine.processes.writer import Writer
 
@@ -34,11 +35,15 @@ def main(child: Child, settings: ChildSettings, connection: Connection, arena_fd
 
     arena = Arena(arena_fd, arena_size)
     try:
-        loop: Reader | Writer
+        loop: Reader | Writer | Committer
         if child.role == "reader":
             from engine.processes import reader
 
             loop = reader.Reader(settings, connection, arena)
+        elif child.role == "committer":
+            from engine.processes import committer
+
+            loop = committer.Committer(settings, connection)
         else:
             from engine.processes import writer
 

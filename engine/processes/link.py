@@ -13,11 +13,16 @@ from engine.errors import HeadraceError, Redactor
 
 
 class ChildSettings(Struct, frozen=True):
-    """What every child is given when it starts."""
+    """What every child is given when it starts.
+
+    Attributes:
+        owner: of this engine's leases.
+    """
 
     config: Config
     budget: Budget
     version: str
+    owner: str = ""
 
 
 def send_failure(

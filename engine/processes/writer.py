@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 
 from engine.core import messages as msg
 from engine.core.naming import (
-    DIRECTORIES,
     OLD_DIRECTORIES,
+    layout_of,
 )
 from engine.errors import FatalError, HeadraceError
 from engine.failpoints import failpoint
@@ -151,8 +151,8 @@ class Writer:
         self._flush_pending(max(0, max_bytes - batch.size))
         segment = self._segments.get(key)
         if segment is None:
-            directories = OLD_DIRECTORIES if batch.old_layout else DIRECTORIES
             config = self._settings.config
+            directories = OLD_DIRECTORIES if batch.old_layout else layout_of(config.sink.partition_by)
             segment = SegmentBuild(key[0], key[2], self._sink, config, directories, epoch=batch.epoch)
             self._segments[key] = segment
         if batch.size > max_bytes // 2:

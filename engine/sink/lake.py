@@ -14,8 +14,8 @@ from typing import NamedTuple
 from engine.config.tree import SinkConfig
 from engine.core.naming import (
     DEAD_LETTER_PREFIX,
-    DIRECTORIES,
-    OLD_DIRECTORIES,
+    LAYOUTS,
+    TABLE_DIRECTORIES,
     Directories,
     collection_directory,
     number_in,
@@ -27,6 +27,7 @@ from engine.sink.objects import Sink
 
 WAIT_S = 1.0
 _SHARD = re.compile("[0-9a-f]{4}/")
+_NOT_DATABASES = {f"{DEAD_LETTER_PREFIX}/", "_headrace/"}
 
 
 class Wanted(NamedTuple):
@@ -115,14 +116,15 @@ def ranges(sink: Sink, config: SinkConfig, spec: Spec, since: int | None) -> Ite
             yield Range(shard + spec.stream)
         if config.partition_by == "none" and since:
             continue
-        for directories in (DIRECTORIES, OLD_DIRECTORIES):
-            for directory in _directories(sink, spec, shard, directories):
+        for directories in LAYOUTS:
+            partition_by = "table" if directories is TABLE_DIRECTORIES else config.partition_by
+            for directory in directories_of(sink, spec, directories, shard):
                 if not since:
                     yield Range(directory)
-                elif config.partition_by == "collection":
+                elif partition_by == "collection":
                     yield Range(directory + spec.stream)
                 else:  # the order of keys is the order of times
-                    yield Range(directory, f"{directory}{partition_of(since, config.partition_by, directories)}/")
+                    yield Range(directory, f"{directory}{partition_of(since, partition_by, directories)}/")
 
 
 def _shards(config: SinkConfig) -> list[str]:
@@ -134,17 +136,24 @@ def all_shards(sink: Sink) -> list[str]:
     return ["", *(each for each in sink.directories("") if _SHARD.fullmatch(each))]
 
 
-def _directories(sink: Sink, spec: Spec, shard: str, directories: Directories) -> Iterator[str]:
-    """The directories of the collections that a stream can have events of."""
-    if spec.named:
+def directories_of(sink: Sink, spec: Spec | None, directories: Directories, shard: str = "") -> Iterator[str]:
+    """The directories of the collections that a stream can have events of; without one, of all collections."""
+    if spec is not None and spec.named:
         carries_database = isinstance(spec, StreamSpec) and spec.carries_database
         names = (*spec.named, "") if carries_database else spec.named
         yield from (shard + collection_directory(spec.database, name, directories) for name in names)
         return
     databases = (
         [shard + collection_directory(spec.database, "", directories).partition("/")[0] + "/"]
-        if spec.database
-        else [each for each in sink.directories(shard) if each.startswith(f"{shard}{directories.database}=")]
+        if spec is not None and spec.database
+        else [each for each in sink.directories(shard) if _is_database(each.removeprefix(shard), directories)]
     )
     for database in databases:
-        yield from sink.directories(database)
+        yield from (each for each in sink.directories(database) if each.endswith(f"{directories.suffix}/"))
+
+
+def _is_database(directory: str, directories: Directories) -> bool:
+    """Whether a directory at the top of the lake is a database's, in this layout."""
+    if directories.database:
+        return directory.startswith(directories.database)
+    return "=" not in directory and directory not in _NOT_DATABASES

@@ -25,10 +25,14 @@ class LocalUpload:
     The hidden name identifies the process that created it (``engine.owner``), so that files of dead ones can be
     removed. fsspec's own two-phase file is in the system's temporary directory, from where a rename may not be
     atomic.
+
+    Args:
+        once: a file that is there is not replaced.
     """
 
-    def __init__(self, path: Path, *, proved: bool) -> None:
+    def __init__(self, path: Path, *, proved: bool, once: bool = False) -> None:
         self._path = path
+        self._once = once
         self._proved = proved
         self._hidden = path.with_name(_hidden_name())
         with translated(f"write {path}", proved=proved):
@@ -63,7 +67,12 @@ class LocalUpload:
     def publish(self) -> None:
         """Rename, and sync the rename to disk."""
         with translated(f"publish {self._path}", proved=self._proved):
-            self._hidden.replace(self._path)
+            if self._once:
+                with contextlib.suppress(FileExistsError):
+                    os.link(self._hidden, self._path)
+                self._hidden.unlink()
+            else:
+                self._hidden.replace(self._path)
             directory = os.open(self._path.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)

@@ -23,12 +23,13 @@ from engine.config.tree import SinkConfig
 from engine.core.budget import MIN_PART
 from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.objects.calls import Calls
-from engine.objects.failures import translated
+from engine.objects.failures import error_code, translated
 from engine.objects.store import ObjectStore, digest
 from engine.sink.local import LocalUpload, is_stale
 
 PART_SIZE = MIN_PART  # unless there is memory for more
 _PROBE = "_headrace_probe"
+_EXISTS = {"PreconditionFailed", "412"}
 
 
 class Upload(Protocol):
@@ -86,6 +87,7 @@ class Sink:
             self._store = ObjectStore(config, Calls(beat))
         self._root = self._store.root
         self._is_local = isinstance(self._store.filesystem, LocalFileSystem)
+        self._once = config.partition_by == "table"
 
     @property
     def unanswered_s(self) -> float:
@@ -192,11 +194,15 @@ class Sink:
         raise ConfigError(f"write to the sink {self._url}", cause, "Use s3://, gs:// or file:// for sink.url.")
 
     def open(self, key: str) -> Upload:
-        """Start an object; ``key`` is relative to the sink's URL."""
+        """Start an object; ``key`` is relative to the sink's URL.
+
+        In the layout of tables it does not replace one that is there: that has the same events, and a table may
+        already name it, with its size.
+        """
         path = f"{self._root}/{key}"
         if self._is_local:
-            return LocalUpload(Path(path), proved=self._proved)
-        return StagedUpload(self._store, path, self._part_size, proved=self._proved)
+            return LocalUpload(Path(path), proved=self._proved, once=self._once)
+        return StagedUpload(self._store, path, self._part_size, proved=self._proved, once=self._once)
 
     def sweep(self) -> None:
         """Remove the hidden files of dead processes, which only local disks have."""
@@ -293,9 +299,11 @@ class StagedUpload:
     Args:
         part_size: bytes of a part; up to this size, the object is small.
         proved: writing to the store has worked before; see ``translated``.
+        once: an object that is there is not replaced.
     """
 
-    def __init__(self, store: ObjectStore, path: str, part_size: int, *, proved: bool) -> None:
+    def __init__(self, store: ObjectStore, path: str, part_size: int, *, proved: bool, once: bool = False) -> None:
+        self._once = once
         self._store = store
         self._part_size = part_size
         self._path = path
@@ -323,7 +331,7 @@ class StagedUpload:
         with self._translated("upload"):
             filesystem = self._store.filesystem
             options = {"block_size": self._part_size, "autocommit": False, **self._store.of_data}
-            self._file = filesystem.open(self._path, "wb", **options)
+            self._file = filesystem.open(self._path, "xb" if self._once else "wb", **options)
         data, self._small = self._small.getvalue(), None
         self._add(data)
 
@@ -365,15 +373,34 @@ class StagedUpload:
 
     def publish(self) -> None:
         """Complete the multipart upload, or put the small object in one request, and free the memory."""
-        with self._translated("publish"):
-            if self._file is not None:
-                self._store.request(self._file.commit)
-            else:
-                assert self._small is not None
-                put, body = self._store.filesystem.pipe_file, self._small.getvalue()
-                parameters = digest(body) if hasattr(self._store.filesystem, "call_s3") else {}
-                self._store.request(partial(put, self._path, body, **parameters, **self._store.of_data))
+        try:
+            with self._translated("publish"):
+                self._publish()
+        except HeadraceError as error:
+            if not (self._once and self._is_there(error.__cause__)):
+                raise
+            self.discard()
         self._small = self._file = None
+
+    def _publish(self) -> None:
+        if self._file is not None:
+            self._store.request(self._file.commit)
+            return
+        assert self._small is not None
+        put, body = self._store.filesystem.pipe_file, self._small.getvalue()
+        parameters: dict[str, Any] = digest(body) if hasattr(self._store.filesystem, "call_s3") else {}
+        if self._once:
+            parameters["mode"] = "create"
+        self._store.request(partial(put, self._path, body, **parameters, **self._store.of_data))
+
+    def _is_there(self, error: BaseException | None) -> bool:
+        """Whether publishing has failed because the object is there, by another attempt or by this very one."""
+        if isinstance(error, FileExistsError) or error_code(error) in _EXISTS:
+            return True
+        if error_code(error) != "NoSuchUpload":
+            return False
+        with self._translated("look at"):
+            return bool(self._store.request(partial(self._store.filesystem.exists, self._path)))
 
     def discard(self) -> None:
         """Abort the multipart upload, if there is one."""

@@ -112,13 +112,24 @@ class Figures:
             ["server"],
             registry=None,
         )
+        self._tables = {
+            "commits": Counter("headrace_table_commits", "Commits to tables.", registry=None),
+            "files": Counter("headrace_table_files", "Files added to tables.", registry=None),
+            "rows": Counter("headrace_table_rows", "Rows added to tables.", registry=None),
+        }
+        self._pass = Histogram(
+            "headrace_table_pass_duration_seconds",
+            "Time to bring all tables up to date.",
+            buckets=_STAGE_BUCKETS,
+            registry=None,
+        )
         self._renewals = Counter("headrace_lease_renewals", "Renewals of leases.", registry=None)
         self._taken = Counter("headrace_leases_taken", "Leases taken.", registry=None)
         self._lost = Counter("headrace_leases_lost", "Leases lost to another engine.", registry=None)
         # An increase is only seen from a value that was there before.
         for stage in STAGES:
             self._stages.labels(stage)
-        for role in ("reader", "writer", "state"):
+        for role in ("reader", "writer", "committer", "state"):
             for kind in get_args(FailureKind):
                 self._errors.labels(role, kind)
         servers: tuple[Server, ...] = ("mongodb", "state")
@@ -128,6 +139,7 @@ class Figures:
     def collectors(self) -> Iterator[MetricWrapperBase]:
         """All of them."""
         yield from (self._events, self._stages, self._events_of, self._bytes_of, self._age, self._duration)
+        yield from (*self._tables.values(), self._pass)
         yield from (self._errors, self._retries, self._taken, self._renewals, self._lost)
 
     def heard(self, child: Child, message: msg.FromChild) -> None:
@@ -140,6 +152,10 @@ class Figures:
                     labels = self._collections.labels(each.database, each.collection)
                     operation = each.operation if each.operation in OPERATIONS else OTHER
                     self._events.labels(*labels, operation).inc(each.events)
+            case msg.TablesSeen(tables=tables):
+                self._pass.observe(message.pass_s)
+                for name, counter in self._tables.items():
+                    counter.inc(sum(getattr(each, name) for each in tables.values()))
             case msg.Failed(kind=kind):
                 self._errors.labels(child.role, kind).inc()
 

@@ -112,6 +112,13 @@ class Metrics(Collector):
             "Seconds from the oplog's first entry to its last; no sample where it cannot be read.",
             status.oplog_window_s,
         )
+        yield _gauge(
+            "tables_lag_seconds",
+            "Seconds since the tables had all that had been committed; no sample without tables.",
+            status.tables_lag_s,
+        )
+        failed = sum(bool(each.error) for each in status.tables) if status.tables_lag_s is not None else None
+        yield _gauge("tables_failed", "Tables that lack something, and could not be committed to.", failed)
         yield _gauge("memory_used_bytes", "Proportional set size of the whole process tree.", status.memory_bytes)
         yield _gauge("memory_limit_bytes", "The configured `memory.limit`.", status.memory_limit_bytes)
         yield _gauge("slab_bytes", "Shared memory in use for slabs.", status.slab_bytes)

@@ -13,11 +13,12 @@ from engine import __version__
 from engine.core.actions import Child
 from engine.core.budget import Budget
 from engine.core.coordinator import Coordinator
+from engine.core.messages import TableSeen
 from engine.core.position import split_time, token_data
 from engine.core.stream import Stream
 from engine.owner import name_of
 from engine.supervisor.recent import LoggedError
-from engine.supervisor.telemetry import MemberStatus, ProcessStatus, Status, StreamStatus
+from engine.supervisor.telemetry import MemberStatus, ProcessStatus, Status, StreamStatus, TableStatus
 
 # How many columns of each collection are in the status: those with the most rescued values.
 RESCUED_COLUMNS = 10
@@ -65,6 +66,8 @@ def snapshot(
         streams=tuple(_of_stream(coordinator, each, redact) for each in streams),
         backfills=tuple(coordinator.splits.progress.values()),
         errors=errors,
+        tables=_tables(coordinator, redact),
+        tables_lag_s=coordinator.tables.lag_s(time.monotonic()),
         rescued=coordinator.landing.rescues.top(RESCUED_COLUMNS),
         processes=tuple(_of_process(coordinator, each, pids.get(each), memory) for each in coordinator.children),
     )
@@ -84,6 +87,15 @@ def _fleet(coordinator: Coordinator, redact: Callable[[str], str]) -> tuple[Memb
             owner == fleet.me,
         )
         for owner, each in sorted(fleet.members.items())
+    )
+
+
+def _tables(coordinator: Coordinator, redact: Callable[[str], str]) -> tuple[TableStatus, ...]:
+    added, failed = coordinator.tables.added, coordinator.tables.failed
+    found = ((name, added.get(name, TableSeen())) for name in sorted({*added, *failed}))
+    return tuple(
+        TableStatus(name, each.commits, each.files, each.rows, redact(failed.get(name, "")))
+        for name, each in found
     )
 
 

@@ -129,9 +129,10 @@ class Supervisor:
             fleet=fleet,
             capacity=config.fleet.streams,
             version=__version__,
+            tables=config.table.format != "none",
         )
         self._coordinator = Coordinator(settings, specs, random.Random())
-        self._child_settings = ChildSettings(config, budget, __version__)
+        self._child_settings = ChildSettings(config, budget, __version__, this_owner())
         self._arena = Arena.create(budget.arena)
         self._children: dict[Child, ChildProcess] = {}
         self._launched = False

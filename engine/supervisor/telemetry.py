@@ -99,6 +99,20 @@ class MemberStatus(Struct, frozen=True):
     is_this: bool = False
 
 
+class TableStatus(Struct, frozen=True):
+    """One table: what this engine has added to it, and why it lacks something.
+
+    Attributes:
+        table: its name, after that of the database; "" for what concerns all tables.
+    """
+
+    table: str
+    commits: int
+    files: int
+    rows: int
+    error: str = ""
+
+
 class ProcessStatus(Struct, frozen=True):
     """One process of the engine."""
 
@@ -126,6 +140,7 @@ class Status(Struct, frozen=True):
         leases_held: how many leases are this engine's, those of splits included.
         supervisor: the engine's main process; ``processes`` are its children.
         errors: the last warnings and errors of the log, the latest first.
+        tables_lag_s: how long ago the tables had all that had been committed; null without tables.
     """
 
     version: str
@@ -148,6 +163,8 @@ class Status(Struct, frozen=True):
     leases_held: int = 0
     supervisor: ProcessStatus | None = None
     errors: tuple[LoggedError, ...] = ()
+    tables: tuple[TableStatus, ...] = ()
+    tables_lag_s: float | None = None
 
 
 class Telemetry:

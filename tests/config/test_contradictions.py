@@ -36,6 +36,23 @@ from tests.config.files import MINIMAL, problems, written
         ),
         (("file:///lake", "/lake"), "sink.url: expected a URL"),
         (("file:///lake", "gs://lake"), 'state.url: "lake" needs a sink at s3:// or file://'),
+        (
+            ('"file:///lake"', '"file:///x"\npartition_by = "day"\n[table]\nformat = "delta"'),
+            "sink.partition_by: leave",
+        ),
+        (
+            ('"file:///lake"', '"file:///x"\nprefix_shards = 2\n[table]\nformat = "delta"'),
+            "sink.prefix_shards: leave",
+        ),
+        (
+            ('"file:///lake"', '"file:///x"\nformat = "json"\n[table]\nformat = "delta"'),
+            "sink.format: leave it out",
+        ),
+        (('"file:///lake"', '"file:///x"\n[table]\nformat = "iceberg"'), "table.catalog: Iceberg needs a catalog"),
+        (
+            ('"file:///lake"', '"file:///x"\n[table]\nformat = "delta"\ncatalog = {a = "b"}'),
+            "table.catalog: Delta",
+        ),
         (('"file:///lake"', '"file:///x"\ncompression = "gzip"\ncompression_level = 12'), "gzip takes 1 to 9"),
     ],
 )

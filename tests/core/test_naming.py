@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from engine.core.naming import (
-    DIRECTORIES,
+    LAYOUTS,
     NO_NAME,
-    OLD_DIRECTORIES,
+    TABLE_DIRECTORIES,
     Directories,
     Partitioning,
     is_temporary,
@@ -64,11 +64,29 @@ def test_shards_go_in_front() -> None:
     assert keys == {f"{number:04x}" for number in range(8)}
 
 
-NAMES = ["orders", "a.b", "", "~", "a~~b", "deployment~", "-000000000007", "_x", "ü" * 80, "a/b", "cdc_database=x"]
+NAMES = [
+    "orders",
+    "a.b",
+    "",
+    "~",
+    "a~~b",
+    "deployment~",
+    "-000000000007",
+    "_x",
+    "x_changes",
+    "ü" * 80,
+    "a/b",
+    "cdc_database=x",
+]
 
 
-@pytest.mark.parametrize("directories", [DIRECTORIES, OLD_DIRECTORIES])
-@pytest.mark.parametrize("partitioning", ["hour", "day", "collection", "none"])
+@pytest.mark.parametrize(
+    ("directories", "partitioning"),
+    [
+        *((directories, each) for directories in LAYOUTS[:2] for each in ("hour", "day", "collection", "none")),
+        (TABLE_DIRECTORIES, "table"),
+    ],
+)
 @pytest.mark.parametrize("shards", [0, 8])
 def test_a_key_shows_what_it_was_made_of(
     directories: Directories, partitioning: Partitioning, shards: int
@@ -90,6 +108,7 @@ def test_a_key_shows_what_it_was_made_of(
                 assert (parts.stream, parts.seq, parts.partition, parts.suffix) == (stream, 7, partition, suffix)
                 assert not parts.dead_letter
                 assert parts.shard + parts.key_for("shop", collection) == key
+                assert parts.directories == directories or partitioning == "none"
                 assert bool(parts.shard) == bool(shards)
 
 

@@ -15,7 +15,7 @@ from bench.local import LocalStack
 from engine.config import Config, Secret, SinkConfig
 from engine.config.tree import SourceConfig
 from engine.core import messages as msg
-from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, Directories, Partitioning
+from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, TABLE_DIRECTORIES, Directories, Partitioning
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, DataType, Field
 from engine.core.schemas import unpacked_schema
@@ -71,8 +71,13 @@ def sink(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> SinkCon
     return s3_config(stack, f"s3://{stack.bucket}/{unique}")
 
 
-@pytest.mark.parametrize("partition_by", ["hour", "day", "collection", "none"])
-@pytest.mark.parametrize("directories", [DIRECTORIES, OLD_DIRECTORIES])
+@pytest.mark.parametrize(
+    ("partition_by", "directories"),
+    [
+        *((each, of) for each in ("hour", "day", "collection", "none") for of in (DIRECTORIES, OLD_DIRECTORIES)),
+        ("table", TABLE_DIRECTORIES),
+    ],
+)
 def test_every_layout(tmp_path: Path, partition_by: Partitioning, directories: Directories) -> None:
     settings = config(SinkConfig(url=f"file://{tmp_path}", partition_by=partition_by))
     sharded = config(replace(settings.sink, prefix_shards=4))

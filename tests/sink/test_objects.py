@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import fsspec
@@ -18,6 +18,7 @@ import pytest
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
+from msgspec.structs import replace
 from s3fs.errors import translate_boto_error
 
 from bench.local import LocalStack, S3Server
@@ -66,14 +67,26 @@ def test_a_directory_that_cannot_be_listed_is_not_taken_for_empty(
 
 @pytest.fixture(params=["s3", "file"])
 def place(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Place:
-    if request.param == "file":
+    return place_of(request.param, stack, tmp_path, unique)
+
+
+@pytest.fixture(params=["s3", "file"])
+def once(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Place:
+    """In the layout of tables."""
+    return place_of(request.param, stack, tmp_path, unique, "table")
+
+
+def place_of(
+    kind: str, stack: LocalStack, tmp_path: Path, unique: str, partition_by: Literal["hour", "table"] = "hour"
+) -> Place:
+    if kind == "file":
         root = tmp_path / "lake"
 
         def files() -> dict[str, bytes]:
             found = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
             return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
-        sink = Sink(SinkConfig(url=f"file://{root}"))
+        sink = Sink(SinkConfig(url=f"file://{root}", partition_by=partition_by))
         return Place(sink, files, lambda: [path.name for path in root.rglob(".*")])
     config = s3_config(stack, f"s3://{stack.bucket}/{unique}")
     fs: Any = stack.s3.filesystem()
@@ -86,7 +99,7 @@ def place(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, uni
         listed = fs.call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=unique)
         return [upload["Key"] for upload in listed.get("Uploads", [])]
 
-    return Place(Sink(config), objects, uploads)
+    return Place(Sink(replace(config, partition_by=partition_by)), objects, uploads)
 
 
 def s3_config(stack: LocalStack, url: str, **changes: str) -> SinkConfig:
@@ -161,6 +174,31 @@ def test_two_processes_may_make_the_same_object(place: Place) -> None:
     with contextlib.suppress(ConfigError):  # the hidden file of a local sink may be cleared by then
         paused.publish()
     assert place.visible() == {"k": b"same" * PART_SIZE}
+
+
+@pytest.mark.parametrize("size", [0, 7, PART_SIZE + 7])
+@pytest.mark.parametrize("later", [1, PART_SIZE + 1])
+def test_in_the_layout_of_tables_an_object_is_never_replaced(once: Place, size: int, later: int) -> None:
+    """The later one succeeds all the same: what is there has the same events."""
+    for count, content in ((size, b"a"), (later, b"b"), (size, b"c")):
+        upload = once.sink.open("a/b.parquet")
+        upload.write(content * count)
+        upload.seal()
+        upload.publish()
+        assert upload.held == 0
+    assert once.visible() == {"a/b.parquet": b"a" * size}
+    assert once.hidden() == []
+
+
+def test_of_two_at_once_one_is_published(once: Place) -> None:
+    uploads = [once.sink.open("x") for _ in range(2)]
+    for number, upload in enumerate(uploads):
+        upload.write(bytes([number]) * (PART_SIZE + 1))
+        upload.seal()
+    for upload in reversed(uploads):
+        upload.publish()
+    assert once.visible() == {"x": bytes([1]) * (PART_SIZE + 1)}
+    assert once.hidden() == []
 
 
 def test_checking_creates_nothing(place: Place) -> None:

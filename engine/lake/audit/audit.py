@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from msgspec import Struct
 
 from engine.core.backfill import Plan
-from engine.core.naming import DIRECTORIES, OLD_DIRECTORIES, collection_directory, is_split, plan_of_split
+from engine.core.naming import LAYOUTS, TABLE_SUFFIX, collection_directory, is_split, plan_of_split
 from engine.core.records import StreamRecord
 from engine.lake.audit.catalogue import Catalogue, Entry
 from engine.lake.audit.contents import Contents, read_contents, twice
@@ -29,7 +29,9 @@ from engine.lake.objects import LakeObject, Objects, is_of
 # may have ten times as much.
 _AHEAD_BYTES = 2 * 2**20
 _THREADS = 4
-_BOTH = (DIRECTORIES, OLD_DIRECTORIES)
+
+# Beside a table's objects are its metadata, which are not the engine's.
+_OF_A_TABLE = re.compile(rf"[^/=]+/[^/=]+{TABLE_SUFFIX}/cdc_date=")
 
 Namespace = tuple[str, str]
 Watch = Callable[[str, int, int], None]
@@ -129,9 +131,11 @@ class Auditor:
         # Whoever reads a directory reads all of its files, whatever the ends of their names.
         below = re.sub("^[0-9a-f]{4}/", "", key)
         if self._collections is None:
-            return below.startswith(tuple(f"{each.database}=" for each in _BOTH))
-        homes = [collection_directory(*pair, each) for pair in self._collections for each in _BOTH]
-        return below.startswith(tuple(homes))
+            homes = [each.database for each in LAYOUTS if each.database]
+            return below.startswith(tuple(homes)) or _OF_A_TABLE.match(below) is not None
+        homes = [collection_directory(*pair, each) for pair in self._collections for each in LAYOUTS]
+        in_table = [f"{each}cdc_date=" if each.endswith(f"{TABLE_SUFFIX}/") else each for each in homes]
+        return below.startswith(tuple(in_table))
 
     def _is_wanted(self, each: LakeObject) -> bool:
         if self._collections is None:

@@ -1,0 +1,195 @@
+"""Delta tables, by delta-rs. The coverage is in the log's ``txn`` actions, one for each stream.
+
+A table is widened in a commit of its own before files are added: columns that no file has yet harm nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+from deltalake import DeltaTable as RustTable
+from deltalake import Schema
+from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, Transaction
+
+from engine.config.renewal import renewed_s3
+from engine.config.tree import Config, S3Config
+from engine.errors import ConfigError, TransientError
+from engine.tables.table import ConflictError, DataFile, unknown_outcome
+
+_DAY = "cdc_date"
+_APP = "headrace/"
+
+
+class DeltaTables:
+    """The tables of a lake. State: those that have been opened."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._root = config.sink.url.rstrip("/").replace("s3a://", "s3://", 1)
+        self._tables: dict[tuple[str, str], DeltaTable] = {}
+
+    def check(self) -> None:
+        """There is no catalog."""
+
+    def open(self, database: str, name: str) -> DeltaTable:
+        """The table in this directory, which is created with the first commit if there is none.
+
+        Raises:
+            HeadraceError: of the store.
+        """
+        if (known := self._tables.get((database, name))) is None:
+            options = _options(renewed_s3(self._config.sink.s3)) if self._root.startswith("s3:") else {}
+            known = DeltaTable(f"{self._root}/{database}/{name}", f"{database}.{name}", options)
+            self._tables[database, name] = known
+        return known
+
+
+class DeltaTable:
+    """One table; see ``table.Table``. State: the table as it was last read; None if there was none."""
+
+    def __init__(self, uri: str, name: str, options: dict[str, str]) -> None:
+        self._uri, self._name, self._options = uri, name, options
+        self._table: RustTable | None = None
+
+    @property
+    def identity(self) -> str:
+        """Which table it is: a new one in the same place is another; "" if there is none."""
+        return "" if self._table is None else str(self._table.metadata().id)
+
+    def coverage(self) -> Mapping[str, int]:
+        """The last segment of each stream whose files it has, as it stands now."""
+        with _translated(f"read the table {self._name}"):
+            try:
+                self._table = RustTable(self._uri, storage_options=self._options)
+            except TableNotFoundError:
+                self._table = None
+        return _Coverage(self._table)
+
+    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
+        """Widen the table, then add the files and the coverage in one commit."""
+        operation = f"commit to the table {self._name}"
+        with _translated(operation, is_commit=True):
+            table = self._widened(files)
+            done = [Transaction(f"{_APP}{stream}", seq) for stream, seq in coverage.items()]
+            table.create_write_transaction(
+                [_added(each) for each in files],
+                mode="append",
+                schema=table.schema(),
+                partition_by=[_DAY],
+                commit_properties=CommitProperties(app_transactions=done, max_commit_retries=0),
+            )
+            table.update_incremental()
+
+    def _widened(self, files: Sequence[DataFile]) -> RustTable:
+        schemas = {each.version: each.schema for each in files}
+        for version in sorted(schemas):
+            wanted = Schema.from_arrow(_as_delta(schemas[version]))
+            if self._table is None:
+                self._table = RustTable.create(
+                    self._uri, schema=wanted, partition_by=[_DAY], storage_options=self._options
+                )
+                continue
+            before = self._table.schema().to_json()
+            known = json.loads(before)["fields"]
+            if not _has_all(known, json.loads(wanted.to_json())["fields"]):
+                self._table.alter.add_columns(
+                    list(wanted.fields), commit_properties=CommitProperties(max_commit_retries=0)
+                )
+        assert self._table is not None
+        return self._table
+
+
+class _Coverage(Mapping[str, int]):
+    """Looked up one by one: a table may have thousands of transactions."""
+
+    def __init__(self, table: RustTable | None) -> None:
+        self._table = table
+
+    def __getitem__(self, stream: str) -> int:
+        found = None if self._table is None else self._table.transaction_version(f"{_APP}{stream}")
+        if found is None:
+            raise KeyError(stream)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        raise NotImplementedError("a table does not list its transactions")
+
+    def __len__(self) -> int:
+        raise NotImplementedError("a table does not list its transactions")
+
+
+def _added(file: DataFile) -> AddAction:
+    path = "/".join(file.key.split("/")[2:])  # below the table's root
+    return AddAction(
+        path=path,  # which the library encodes
+        size=file.size,
+        partition_values={_DAY: file.day.isoformat()},
+        modification_time=int(time.time() * 1000),
+        data_change=True,
+        stats=json.dumps({"numRecords": file.rows}),
+    )
+
+
+def _has_all(known: list[dict[str, object]], wanted: list[dict[str, object]]) -> bool:
+    """Whether fields, in the JSON of the format, are all there, to any depth."""
+    by_name = {each["name"]: each["type"] for each in known}
+    return all(each["name"] in by_name and _covers(by_name[each["name"]], each["type"]) for each in wanted)
+
+
+def _covers(known: object, wanted: object) -> bool:
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        if "fields" in wanted:
+            return _has_all(known["fields"], wanted["fields"])
+        return _covers(known.get("elementType"), wanted.get("elementType"))
+    return True  # a column's type is settled once
+
+
+def _as_delta(schema: pa.Schema) -> pa.Schema:
+    """The schema with the types that the format has, and the partition's column."""
+    fields = [pa.field(each.name, _type(each.type)) for each in schema]
+    return pa.schema([*fields, pa.field(_DAY, pa.date32())])
+
+
+def _type(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(type_):
+        return pa.timestamp("us", type_.tz)
+    if pa.types.is_fixed_size_binary(type_):
+        return pa.binary()
+    if pa.types.is_struct(type_):
+        return pa.struct([pa.field(each.name, _type(each.type)) for each in type_])
+    if pa.types.is_list(type_):
+        return pa.list_(pa.field("element", _type(type_.value_type)))
+    return type_
+
+
+def _options(s3: S3Config) -> dict[str, str]:
+    """How the library reads and writes objects; what is not given, it finds as AWS's own tools do."""
+    found = {
+        "AWS_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_REGION": s3.region,
+        "AWS_ACCESS_KEY_ID": str(s3.access_key),
+        "AWS_SECRET_ACCESS_KEY": str(s3.secret_key),
+        "AWS_SESSION_TOKEN": str(s3.session_token),
+        "AWS_ALLOW_HTTP": "true" if s3.endpoint_url.startswith("http://") else "",
+    }
+    return {name: value for name, value in found.items() if value} | {"aws_conditional_put": "etag"}
+
+
+@contextmanager
+def _translated(operation: str, *, is_commit: bool = False) -> Iterator[None]:
+    """Errors of the library and of the store as ours."""
+    try:
+        yield
+    except CommitFailedError as error:
+        raise ConflictError(operation, str(error), "The table is read again.") from error
+    except SchemaMismatchError as error:
+        raise ConfigError(operation, str(error), "The table cannot take these files as they are.") from error
+    except (DeltaError, OSError) as error:
+        if is_commit:
+            raise unknown_outcome(operation, error) from error
+        raise TransientError(operation, f"{type(error).__name__}: {error}", "Is the store there?") from error

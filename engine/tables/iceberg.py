@@ -1,0 +1,222 @@
+"""Iceberg tables, by pyiceberg, in whichever catalog is configured.
+
+One transaction widens the schema by name, adds the files and sets the coverage, which is kept in the table's
+properties, because snapshots with their summaries expire. Each column comes with the first file that has it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
+    BadRequestError,
+    CommitFailedException,
+    CommitStateUnknownException,
+    ForbiddenError,
+    NamespaceAlreadyExistsError,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    RESTError,
+    TableAlreadyExistsError,
+    UnauthorizedError,
+)
+from pyiceberg.table import Table as PyicebergTable
+from pyiceberg.transforms import DayTransform
+
+from engine.config.renewal import renewed_s3
+from engine.config.tree import Config, S3Config
+from engine.core.naming import is_split, plan_of_split
+from engine.errors import ConfigError, TransientError
+from engine.tables.table import ConflictError, DataFile, unknown_outcome
+
+_SEQ = "headrace.seq."
+_SPLITS = "headrace.splits."
+_TIME, _DAY = "_cdc_cluster_time", "_cdc_day"
+# The library would add the files a second time, without looking whether they are there.
+_RETRIES = "commit.retry.num-retries"
+_PROPERTIES = {"format-version": "2", _RETRIES: "0"}
+logging.getLogger("pyiceberg").setLevel(logging.ERROR)
+
+
+class IcebergTables:
+    """The tables of a lake.
+
+    State: the connection to the catalog, and the tables that have been opened.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._root = config.sink.url.rstrip("/").replace("s3a://", "s3://", 1)
+        self._catalog: Catalog | None = None
+        self._tables: dict[tuple[str, str], IcebergTable] = {}
+
+    def check(self) -> None:
+        """See whether the catalog answers.
+
+        Raises:
+            HeadraceError: it does not.
+        """
+        with _translated("reach the Iceberg catalog"):
+            self._catalog = self._catalog or self._connect()
+            self._catalog.list_namespaces()
+
+    def open(self, database: str, name: str) -> IcebergTable:
+        """The table with this name, which is created with the first commit if there is none.
+
+        Args:
+            database, name: as in the directory of its objects.
+
+        Raises:
+            HeadraceError: of the catalog.
+        """
+        if (known := self._tables.get((database, name))) is None:
+            with _translated("reach the Iceberg catalog"):
+                self._catalog = self._catalog or self._connect()
+            known = IcebergTable(self._catalog, (database, name), self._root)
+            self._tables[database, name] = known
+        return known
+
+    def _connect(self) -> Catalog:
+        properties = _file_properties(renewed_s3(self._config.sink.s3)) | self._config.table.catalog
+        return load_catalog(properties.pop("name", "headrace"), **properties)
+
+
+class IcebergTable:
+    """One table; see ``table.Table``. State: the table as it was last read; None if there was none.
+
+    Args:
+        root: ``sink.url``.
+    """
+
+    def __init__(self, catalog: Catalog, name: tuple[str, str], root: str) -> None:
+        self._catalog = catalog
+        self._names = name
+        self._name = ".".join(name)
+        self._root = root
+        self._location = f"{root}/{'/'.join(name)}"
+        self._table: PyicebergTable | None = None
+        self._splits: dict[str, dict[str, int]] = {}
+
+    @property
+    def identity(self) -> str:
+        """Which table it is: a new one with the same name is another; "" if there is none."""
+        return "" if self._table is None else str(self._table.metadata.table_uuid)
+
+    def coverage(self) -> Mapping[str, int]:
+        """The last segment of each stream whose files it has, as it stands now."""
+        self._splits = {}
+        with _translated(f"read the table {self._name}"):
+            try:
+                self._table = self._catalog.load_table(self._names)
+            except (NoSuchTableError, NoSuchNamespaceError):
+                self._table = None
+                return {}
+        self._refuse_another(self._table)
+        found: dict[str, int] = {}
+        for key, value in self._table.properties.items():
+            if key.startswith(_SEQ):
+                found[key.removeprefix(_SEQ)] = int(value)
+            elif key.startswith(_SPLITS):
+                self._splits[key] = json.loads(value)
+                found |= self._splits[key]
+        return found
+
+    def _refuse_another(self, table: PyicebergTable) -> None:
+        """Refuse a table that is not ours, or that the library could add files to twice."""
+        if table.location().rstrip("/") != self._location:
+            cause = f"the catalog has one at {table.location()}, and its objects are at {self._location}"
+            remedy = "Rename or drop that table, or use another catalog, or another sink.url."
+            raise ConfigError(f"open the table {self._name}", cause, remedy)
+        if table.properties.get(_RETRIES) != "0":
+            cause = f"its property {_RETRIES} is not 0: the library would repeat a commit, and add files twice"
+            raise ConfigError(f"open the table {self._name}", cause, f"Set {_RETRIES} to 0.")
+
+    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
+        """Add the files and the coverage in one transaction."""
+        with _translated(f"commit to the table {self._name}", is_commit=True):
+            table = self._table = self._table or self._created(files[0])
+            with table.transaction() as transaction:
+                for version in sorted(versions := {each.version: each.schema for each in files}):
+                    with transaction.update_schema() as update:
+                        update.union_by_name(versions[version])
+                if not table.spec().fields:
+                    with transaction.update_spec() as spec:
+                        spec.add_field(_TIME, DayTransform(), _DAY)
+                paths = [f"{self._root}/{each.key}" for each in files]
+                transaction.add_files(paths, check_duplicate_files=False)
+                transaction.set_properties(self._properties(coverage))
+
+    def _created(self, first: DataFile) -> PyicebergTable:
+        """The table, made with the columns of its first file; another engine's if that was faster."""
+        with suppress(NamespaceAlreadyExistsError):
+            self._catalog.create_namespace(self._names[:1])
+        try:
+            return self._catalog.create_table(
+                self._names, first.schema, location=self._location, properties=_PROPERTIES
+            )
+        except TableAlreadyExistsError as error:
+            raise CommitFailedException("another engine has made it") from error
+
+    def _properties(self, coverage: Mapping[str, int]) -> dict[str, str]:
+        changed: dict[str, str] = {}
+        for stream, seq in coverage.items():
+            if is_split(stream):  # there may be thousands: one property for all of a backfill
+                key = f"{_SPLITS}{plan_of_split(stream)}"
+                self._splits.setdefault(key, {})[stream] = seq
+                changed[key] = json.dumps(self._splits[key], separators=(",", ":"))
+            else:
+                changed[f"{_SEQ}{stream}"] = str(seq)
+        return changed
+
+
+def _file_properties(s3: S3Config) -> dict[str, str]:
+    """How the library reads and writes objects; what is not given, it finds as AWS's own tools do."""
+    found = {
+        "s3.endpoint": s3.endpoint_url,
+        "s3.region": s3.region,
+        "s3.access-key-id": s3.access_key,
+        "s3.secret-access-key": s3.secret_key,
+        "s3.session-token": s3.session_token,
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+@contextmanager
+def _translated(operation: str, *, is_commit: bool = False) -> Iterator[None]:
+    """Errors of the library and of what it talks to as ours."""
+    try:
+        yield
+    except (CommitFailedException, CommitStateUnknownException) as error:
+        raise ConflictError(operation, _text(error), "The table is read again.") from error
+    except (UnauthorizedError, ForbiddenError, AuthorizationExpiredError) as error:
+        remedy = "Check the credentials in table.catalog."
+        raise ConfigError(operation, _text(error), remedy) from error
+    except BadRequestError as error:
+        raise ConfigError(operation, _text(error), "Check table.catalog.") from error
+    except (OSError, RESTError) as error:
+        if is_commit:
+            raise unknown_outcome(operation, error) from error
+        raise TransientError(operation, _text(error), "Is the catalog there, and the store?") from error
+    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+        raise ConfigError(operation, _text(error), "The table cannot take these files as they are.") from error
+    except Exception as error:
+        if not _is_of_a_database(error):
+            raise
+        if is_commit:
+            raise unknown_outcome(operation, error) from error
+        raise TransientError(operation, _text(error), "Is the catalog there?") from error
+
+
+def _is_of_a_database(error: Exception) -> bool:
+    """Whether an SQL catalog has raised it; its library is there only with such a catalog."""
+    return any(each.__module__.startswith("sqlalchemy.") for each in type(error).__mro__)
+
+
+def _text(error: Any) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

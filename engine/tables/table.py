@@ -1,0 +1,123 @@
+"""What a table format has to offer, and how what has landed gets into a table exactly once.
+
+A table records, in the same atomic commit that adds files, up to which segment of each stream it has them: its
+*coverage*. Files are added only beyond that, whoever adds them: two engines that add the same files cannot both
+succeed, because the second finds the table changed, reads its coverage again, and has nothing left to add. A
+commit whose outcome is unknown is treated the same way. Formats' libraries must not repeat a commit by themselves:
+they would add the files again without comparing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from engine.errors import HeadraceError, TransientError
+from engine.failpoints import failpoint
+
+FILES_MAX = 500  # of one commit
+ATTEMPTS = 10
+log = logging.getLogger("headrace")
+
+
+class DataFile(NamedTuple):
+    """An object of the lake, to be named by a table.
+
+    Attributes:
+        key: below ``sink.url``.
+        size: in bytes.
+        rows: at least one.
+        day: of its events' cluster times, in UTC.
+        schema: its columns, without metadata.
+        version: of the collection's schema; files of one version have the same columns.
+    """
+
+    stream: str
+    seq: int
+    key: str
+    size: int
+    rows: int
+    day: datetime.date
+    schema: pa.Schema
+    version: int
+
+
+class Table(Protocol):
+    """One table. Errors are ``HeadraceError``s; ``ConflictError`` if somebody else has changed it meanwhile."""
+
+    @property
+    def identity(self) -> str:
+        """Which table was last looked at, or made: one that was dropped and made again is another; "" for none."""
+
+    def coverage(self) -> Mapping[str, int]:
+        """The last segment of each stream whose files it has, as it stands now."""
+
+    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
+        """Add files that it does not have, and their streams' coverage, in one step; once, or not at all."""
+
+
+class ConflictError(TransientError):
+    """Somebody else has changed the table since its coverage was read, or the outcome is not known."""
+
+
+class Added(NamedTuple):
+    """What was added to a table."""
+
+    commits: int = 0
+    files: int = 0
+    rows: int = 0
+
+
+def add(table: Table, files: Sequence[DataFile]) -> Added:
+    """Add those of these files that the table does not have.
+
+    Args:
+        files: of each segment, all that it has for this table; of each stream, all such segments up to the last.
+
+    Raises:
+        HeadraceError: it cannot be done, or cannot be done now.
+    """
+    done = Added()
+    for attempt in range(1, ATTEMPTS + 1):
+        coverage = table.coverage()
+        left = [each for each in files if each.seq > coverage.get(each.stream, -1)]
+        if not left:
+            return done
+        try:
+            for group, reached in _groups(left):
+                failpoint("before_table_commit")
+                table.commit(group, reached)
+                failpoint("after_table_commit")
+                rows = sum(each.rows for each in group)
+                done = Added(done.commits + 1, done.files + len(group), done.rows + rows)
+            return done
+        except ConflictError as error:
+            if attempt == ATTEMPTS:
+                raise
+            log.debug("the table has changed: reading it again", extra={"fields": {"error": str(error)}})
+    raise AssertionError("unreachable")
+
+
+def _groups(files: Sequence[DataFile]) -> Iterator[tuple[list[DataFile], Mapping[str, int]]]:
+    """The files in commits of about ``FILES_MAX``, of whole segments, with the coverage after each."""
+    group: list[DataFile] = []
+    reached: dict[str, int] = {}
+    ordered = sorted(files, key=lambda each: (each.stream, each.seq, each.key))
+    for (stream, seq), of_segment in groupby(ordered, key=lambda each: (each.stream, each.seq)):
+        if len(group) >= FILES_MAX:
+            yield group, reached
+            group, reached = [], {}
+        group += of_segment
+        reached[stream] = seq
+    if group:
+        yield group, reached
+
+
+def unknown_outcome(operation: str, error: BaseException) -> HeadraceError:
+    """The error for a commit that may have happened."""
+    return ConflictError(operation, f"{type(error).__name__}: {error}", "The table is read again.")

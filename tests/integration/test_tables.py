@@ -1,0 +1,430 @@
+"""Tables have every event of the lake once, whatever dies; they are read through their own metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError
+
+from bench.local import LocalStack
+from engine.config import load
+from engine.core.naming import safe_name
+from engine.failpoints import VARIABLE, TablePoint
+from engine.state.opening import open_store
+from engine.tables.follower import Follower
+from engine.tables.table import ConflictError
+from tests.exploring import EXPLORE
+from tests.integration import workload
+from tests.integration.harness import (
+    Engine,
+    EngineConfig,
+    Lake,
+    PlainStream,
+    catch_up,
+    kill_all,
+    operation_time,
+    run_engine,
+)
+from tests.integration.test_kill import writing
+from tests.test_documents import ROOT, blocks
+
+Client = MongoClient[dict[str, Any]]
+FORMATS = ["iceberg", "delta"]
+KILLS = 30 if EXPLORE else 8
+
+
+@pytest.fixture(params=FORMATS)
+def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
+    made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": ["orders", "items"]}})
+    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db"}
+    made.set(
+        "table",
+        format=request.param,
+        interval="500ms",
+        **({"catalog": catalog} if request.param == "iceberg" else {}),
+    )
+    return made
+
+
+def follower(config: EngineConfig) -> Follower:
+    from engine.tables.formats import tables_of
+
+    settings = load(config.path, os.environ)
+    return Follower(settings, open_store(settings.state, settings.sink, read_only=True), tables_of(settings))
+
+
+class Read:
+    """Reads tables by the formats' own libraries."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._format = config.sections["table"]["format"]
+        self._s3 = config.stack.s3
+
+    def _catalog(self) -> Any:
+        from pyiceberg.catalog import load_catalog
+
+        store = {
+            "s3.endpoint": self._s3.endpoint_url, "s3.access-key-id": self._s3.access_key,
+            "s3.secret-access-key": self._s3.secret_key, "s3.region": "us-east-1",
+        }  # fmt: skip
+        return load_catalog("headrace", **store, **self._config.sections["table"]["catalog"])
+
+    def table(self, collection: str, database: str | None = None) -> pa.Table:
+        database = database or self._config.name
+        if self._format == "iceberg":
+            return self._catalog().load_table((database, f"{collection}_changes")).scan().to_arrow()
+        from deltalake import DeltaTable
+
+        options = {
+            "AWS_ENDPOINT_URL": self._s3.endpoint_url, "AWS_ACCESS_KEY_ID": self._s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": self._s3.secret_key, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+        }  # fmt: skip
+        url = f"{self._config.sections['sink']['url']}/{database}/{collection}_changes"
+        return DeltaTable(url, storage_options=options).to_pyarrow_table()
+
+    def drop(self, collection: str) -> None:
+        """Drop a table: its metadata goes, its objects stay."""
+        if self._format == "iceberg":
+            self._catalog().drop_table((self._config.name, f"{collection}_changes"))
+            return
+        root = (
+            f"{self._config.stack.bucket}/{self._config.name}/{self._config.name}/{collection}_changes/_delta_log/"
+        )
+        files = self._s3.filesystem()
+        for each in files.find(root):
+            files.rm_file(each)
+
+    def tokens(self, *collections: str, missing_ok: bool = False) -> list[str]:
+        found: list[str] = []
+        for name in collections:
+            with contextlib.suppress(*(self._missing if missing_ok else ())):
+                found += self.table(name)["_cdc_token"].to_pylist()
+        return found
+
+    @property
+    def _missing(self) -> tuple[type[Exception], ...]:
+        from deltalake.exceptions import TableNotFoundError
+        from pyiceberg.exceptions import NoSuchTableError
+
+        return NoSuchTableError, TableNotFoundError
+
+
+def write(mongo: Client, database: str, rng: random.Random, keys: Mapping[str, list[Any]], count: int) -> None:
+    for name, known in keys.items():
+        for number in range(count):
+            with contextlib.suppress(DuplicateKeyError):
+                workload.write(mongo[database][name], known, rng, number)
+
+
+def test_the_tables_have_what_the_lake_has(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    rng, keys = random.Random(1), {"orders": list[Any](), "items": list[Any]()}
+    plain, read, follow = PlainStream(mongo, config.name, operation_time(mongo)), Read(config), follower(config)
+    for number in range(3):
+        write(mongo, config.name, rng, keys, 80)
+        mongo[config.name].orders.insert_many([{"a": {"b": n, f"c{number}": [{"d": n}]}} for n in range(20)])
+        catch_up(config)
+        done = follow.run_once() if number < 2 else follower(config).run_once()
+        assert not done.failed, done.failed
+        again = follower(config).run_once()
+        assert not any(each.files for each in again.tables.values()), (number, done, again)
+        tokens = read.tokens("orders", "items")
+        assert len(tokens) == len(set(tokens))
+        assert set(tokens) == lake.check_no_token_twice()
+    assert set(tokens) == plain.stop()
+
+
+def test_an_engine_brings_its_tables_up_to_date(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    rng, keys = random.Random(2), {"orders": list[Any](), "items": list[Any]()}
+    plain, read = PlainStream(mongo, config.name, operation_time(mongo)), Read(config)
+    for _ in range(2):
+        write(mongo, config.name, rng, keys, 60)
+        catch_up(config)
+        tokens = read.tokens("orders", "items")
+        assert len(tokens) == len(set(tokens))
+        assert set(tokens) == lake.check_no_token_twice()
+    with Engine(config) as engine:
+        engine.wait_reading()
+        write(mongo, config.name, rng, keys, 60)
+        engine.wait_for(lambda _: set(read.tokens("orders", "items")) > set(tokens), "a commit to the tables")
+        write(mongo, config.name, rng, keys, 60)
+        assert engine.terminate() == 0
+    catch_up(config)
+    tokens = read.tokens("orders", "items")
+    assert len(tokens) == len(set(tokens))
+    assert set(tokens) == plain.stop() == lake.check_no_token_twice()
+
+
+class Looks:
+    """Looks at tables again and again: no event is there twice, and none goes away."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self.seen: set[str] = set()
+
+    def look(self) -> set[str]:
+        tokens = self._read.tokens("orders", "items", missing_ok=True)
+        assert len(tokens) == len(set(tokens)), "an event is in a table twice"
+        assert self.seen <= set(tokens), "events are gone from a table"
+        self.seen = set(tokens)
+        return self.seen
+
+
+def test_killed_at_random(stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    rng, looks = random.Random(3), Looks(Read(config))
+    plain = PlainStream(mongo, config.name, operation_time(mongo))
+    kills = dict.fromkeys(("committer", "writer", "supervisor", "tree"), 0)
+    engine: Engine | None = None
+    with writing(stack, config.name, seed=3):
+        while sum(kills.values()) < KILLS or not all(kills.values()):
+            engine = engine or Engine(config)
+            time.sleep(rng.random() * 2.5)
+            victim = rng.choice(list(kills))
+            if victim == "tree":
+                engine.kill_tree()
+                engine = None
+            elif victim == "supervisor":
+                engine.kill_supervisor()
+                engine = None
+            elif pids := engine.pids(victim):
+                kill_all([rng.choice(pids)])
+            else:
+                continue
+            kills[victim] += 1
+            looks.look()
+        if engine is not None:
+            engine.kill_tree()
+    catch_up(config)
+    assert looks.look() == plain.stop() == lake.check_no_token_twice()
+    assert len(looks.seen) > 500
+
+
+@pytest.mark.parametrize("point", get_args(TablePoint))
+def test_killed_at_a_failpoint(
+    stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, point: str
+) -> None:
+    looks, plain = Looks(Read(config)), PlainStream(mongo, config.name, operation_time(mongo))
+    with writing(stack, config.name, seed=4), Engine(config, environment={VARIABLE: f"{point}:3"}) as engine:
+        engine.wait_for(
+            lambda status: any(
+                each["restarts"] > 1 for each in status["processes"] if each["process"] == "committer-0"
+            ),
+            "a committer that has died twice",
+        )
+        looks.look()
+        engine.kill_tree()
+    catch_up(config)
+    assert looks.look() == plain.stop() == lake.check_no_token_twice()
+
+
+HOSTILE = ["a.b", "a b", "100%", "Ü~1", "n" * 120, "x=y", "orders_changes", "_hidden"]
+
+
+def test_hostile_names(mongo: Client, config: EngineConfig) -> None:
+    """Of collections, and of fields that differ by case, have dots, or are those of the metadata."""
+    config.set("source", collections=HOSTILE)
+    document = {"a.b": 1, "a": {"b": 2, "b.c": 3}, "A": "x", "": 4, "_cdc_op": 5, " ,;{}()=": 6, "cdc_date": "7"}
+    for name in HOSTILE:
+        mongo[config.name][name].insert_many([document | {"line\nend": 8, "n": n} for n in range(3)])
+    catch_up(config)
+    read = Read(config)
+    for name in HOSTILE:
+        rows = read.table(directory_name(name))
+        assert sorted(rows["n"].to_pylist()) == [0, 1, 2], name
+        assert set(rows["_cdc_collection"].to_pylist()) == {name}
+        row = rows.to_pylist()[0]
+        rescued = json.loads(row.pop("_cdc_rescued") or "{}")
+        assert {1, 2, 3, 4, 5, 6, 8, "7", "x"} <= {*values_of(row), *values_of(rescued)}
+        assert not re.search(r"[.\s,;{}()=]", "".join(names_of(rows.schema))), rows.schema.names
+
+
+def directory_name(collection: str) -> str:
+    """What stands for a collection in the path of its table, by the documentation."""
+    return safe_name(collection).replace("%", "~")
+
+
+def names_of(fields: Iterable[pa.Field]) -> Iterator[str]:
+    for field in fields:
+        yield field.name
+        while pa.types.is_list(field.type) or pa.types.is_large_list(field.type):
+            field = field.type.value_field  # noqa: PLW2901
+        if pa.types.is_struct(field.type):
+            yield from names_of(field.type)
+
+
+def values_of(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from values_of(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from values_of(each)
+    else:
+        yield value
+
+
+def has_committed(status: dict[str, Any]) -> bool:
+    return bool(sum(each["events_committed"] for each in status["streams"]) == 1)
+
+
+def test_many_add_at_once(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """As the committers of several engines may, for a moment, or after a pause of one of them."""
+    rng, keys = random.Random(5), {"orders": list[Any](), "items": list[Any]()}
+    config.set("table", interval="1h")
+    write(mongo, config.name, rng, keys, 20)
+    with Engine(config) as engine:
+        for _ in range(6):
+            write(mongo, config.name, rng, keys, 20)
+            time.sleep(0.6)
+        landed = set(lake.check_no_token_twice())
+        engine.kill_tree()
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda one: one.run_once(), [follower(config) for _ in range(4)]))
+    failed = [each for one in done for each in one.failed.values()]
+    assert all(isinstance(each, ConflictError) for each in failed), failed
+    follower(config).run_once()
+    tokens = Read(config).tokens("orders", "items")
+    assert len(tokens) == len(set(tokens))
+    assert landed
+    assert set(tokens) >= landed
+
+
+def test_a_dropped_table_is_made_again(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    rng, keys = random.Random(6), {"orders": list[Any](), "items": list[Any]()}
+    read, follow = Read(config), follower(config)
+    write(mongo, config.name, rng, keys, 40)
+    catch_up(config)
+    assert not follow.run_once().failed
+    read.drop("orders")
+    mongo[config.name].orders.insert_one({"n": 1})
+    config.set("table", interval="1h")
+    with Engine(config) as engine:
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 1, "a commit"
+        )
+        engine.kill_tree()
+    assert not follow.run_once().failed
+    tokens = read.tokens("orders", "items")
+    assert len(tokens) == len(set(tokens))
+    assert set(tokens) == lake.check_no_token_twice()
+
+
+def test_while_the_catalog_is_away_the_lake_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    if config.sections["table"]["format"] != "iceberg":
+        pytest.skip("there is no catalog")
+    path = Path(config.sections["table"]["catalog"]["uri"].removeprefix("sqlite:///"))
+    mongo[config.name].orders.insert_one({"n": 0})
+    catch_up(config)
+    away = path.with_suffix(".away")
+    with Engine(config) as engine:
+        engine.wait_for(lambda status: bool(engine.pids("committer")), "a committer")
+        path.rename(away)
+        path.mkdir()
+        mongo[config.name].orders.insert_one({"n": 1})
+        engine.wait_for(
+            lambda status: sum(each["events_committed"] for each in status["streams"]) == 1, "a commit"
+        )
+        engine.wait_for(lambda _: "a table is behind" in engine.log(), "a warning")
+        path.rmdir()
+        away.rename(path)
+        deadline = time.monotonic() + 60
+        while len(Read(config).tokens("orders")) < 2:
+            assert time.monotonic() < deadline, engine.log_tail()
+            time.sleep(0.3)
+        assert engine.terminate() == 0
+    assert set(Read(config).tokens("orders")) == lake.check_no_token_twice()
+
+
+def test_from_a_snapshot(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """One command from a live database to its tables: what was there and what happened since, each once."""
+    config.set("source", start="snapshot")
+    config.set("backfill", split_size="64KiB", readers=1)
+    mongo[config.name].orders.insert_many([{"_id": n, "text": "x" * 500} for n in range(600)])
+    mongo[config.name].items.insert_one({"_id": 0})
+    with Engine(config) as engine:
+        engine.wait_for(lambda status: any(each["splits"] for each in status["backfills"]), "a split")
+        mongo[config.name].orders.insert_one({"_id": "later"})
+        time.sleep(1)
+        engine.kill_tree()
+    catch_up(config)
+    rows = Read(config).table("orders")
+    read = [
+        id_ for op, id_ in zip(rows["_cdc_op"].to_pylist(), rows["_id"].to_pylist(), strict=True) if op == "read"
+    ]
+    assert len(read) == len(set(read))
+    assert len(read) in (600, 601)
+    keys = ["_cdc_stream", "_cdc_seq", "_cdc_token"]
+    landed = [
+        row
+        for key in lake.object_keys()
+        if "/orders_changes/cdc_date=" in key
+        for row in lake.table(key, keys).to_pylist()
+    ]
+    order = lambda row: tuple(map(str, row.values()))  # noqa: E731
+    assert sorted(rows.select(keys).to_pylist(), key=order) == sorted(landed, key=order)
+    verified = run_engine(config, "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_two_engines_on_one_table(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """Through different streams: each part of a collection has its own, and both go into one table."""
+    config.set("source", split={"orders": 2})
+    config.set("fleet", streams=2)
+    rng, looks = random.Random(8), Looks(Read(config))
+    plain, keys = (
+        PlainStream(mongo, config.name, operation_time(mongo)),
+        {"orders": list[Any](), "items": list[Any]()},
+    )
+    (config.directory / "other").mkdir()
+    other = EngineConfig(config.stack, config.directory / "other", config.name, {})
+    other.sections = {**config.sections, "telemetry": {"listen": f"127.0.0.1:{other.port}"}}
+    other.write()
+    with Engine(config) as one, Engine(other) as two:
+        for engine in (one, two):
+            engine.wait_for(lambda status: any(each["reading"] for each in status["streams"]), "a stream")
+        for _ in range(12):
+            write(mongo, config.name, rng, keys, 15)
+            time.sleep(0.5)
+            looks.look()
+        one.kill_tree()
+        write(mongo, config.name, rng, keys, 15)
+        assert two.terminate() == 0
+    catch_up(config)
+    assert looks.look() == plain.stop() == lake.check_no_token_twice()
+
+
+def test_the_guide_reads_tables(mongo: Client, config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of the guide to the lake, with the names of these servers in place of its own."""
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(3)])
+    catch_up(config)
+    guide = (ROOT / "configs" / "LAKE.md").read_text().partition("\n## Tables\n")[2].partition("\n## ")[0]
+    of_iceberg, of_delta = blocks(guide, "python")
+    s3 = config.stack.s3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    found: dict[str, Any] = {}
+    if config.sections["table"]["format"] == "iceberg":
+        catalog = config.sections["table"]["catalog"]
+        given = f'type="sql", uri="{catalog["uri"]}", **{{"s3.endpoint": "{s3.endpoint_url}"}}'
+        block = of_iceberg.replace('type="rest", uri="http://localhost:8181"', given)
+        exec(block.replace("shop.", f"{config.name}."), found)
+        assert found["rows"].num_rows == 3
+    else:
+        root = f"{config.sections['sink']['url']}/{config.name}/"
+        exec(of_delta.replace("s3://lake/prefix/shop/", root), found)
+        assert found["rows"].height == 3
