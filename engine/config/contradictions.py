@@ -59,7 +59,12 @@ def contradictions(config: Config) -> Iterator[Found]:
 def _of_tables(config: Config) -> Iterator[Found]:
     table, sink = config.table, config.sink
     if table.format == "none":
+        if config.mirror.enabled:
+            yield ("mirror.enabled", "table.format"), 'mirror.enabled: needs table.format = "iceberg" or "delta"'
         return
+    if config.mirror.enabled and config.source.full_document == "default":
+        problem = "mirror.enabled: updates would come without their documents; set source.full_document"
+        yield ("mirror.enabled", "source.full_document"), problem
     for key, value, wanted in (
         ("partition_by", sink.partition_by, "table"),
         ("prefix_shards", sink.prefix_shards, 0),

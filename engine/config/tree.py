@@ -497,6 +497,22 @@ class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = field(default_factory=dict)
 
 
+class MirrorConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tables of the collections as they stand: one row for each document."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Keep a table of each collection as it stands, merged from its changelog table; needs "
+            "`table.format`."
+        ),
+    ] = False
+    interval: Annotated[
+        Duration,
+        Meta(description="How often what has changed is merged into them.", extra={"min": 0.1}),
+    ] = Duration(300)
+
+
 class SupervisionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Supervision of the processes."""
 
@@ -515,6 +531,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     source: SourceConfig
     sink: SinkConfig
     table: TableConfig = field(default_factory=TableConfig)
+    mirror: MirrorConfig = field(default_factory=MirrorConfig)
     schema: SchemaConfig = field(default_factory=SchemaConfig)
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

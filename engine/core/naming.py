@@ -62,6 +62,12 @@ def layout_of(partitioning: Partitioning) -> Directories:
     return TABLE_DIRECTORIES if partitioning == "table" else DIRECTORIES
 
 
+def mirror_name(changes: str) -> str:
+    """The name of a collection's mirror, from that of its changelog table: no other table has it."""
+    name = changes.removesuffix(TABLE_SUFFIX)
+    return f"{name[:-1]}{TABLE_DIRECTORIES.escape}73" if name.endswith(TABLE_SUFFIX) else name
+
+
 PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES if name)
 _OLD_KEY = re.compile(rf"([0-9a-f]{{4}}/)?{OLD_DIRECTORIES.database}")
 

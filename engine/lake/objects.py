@@ -11,7 +11,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -42,6 +42,18 @@ THREADS = 16
 _WHOLE_BYTES = 4 * 2**20
 # Rows that are decoded at once, approximately.
 _BATCH_BYTES = 8 * 2**20
+
+
+class Stored(Protocol):
+    """What can be read: something with a key below ``sink.url``, and a size in bytes."""
+
+    @property
+    def key(self) -> str:
+        """Below ``sink.url``."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
 
 
 class LakeObject(Struct, frozen=True):
@@ -198,7 +210,7 @@ class Objects:
 
     def batches(
         self,
-        object_: LakeObject,
+        object_: Stored,
         rows: int,
         *,
         checked: bool = False,
@@ -227,12 +239,12 @@ class Objects:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
-    def _opened(self, object_: LakeObject) -> Any:
+    def _opened(self, object_: Stored) -> Any:
         if object_.size > _WHOLE_BYTES:
             return self.open(object_)
         return pa.BufferReader(self._read(object_.key, 0, object_.size) if object_.size else b"")
 
-    def open(self, object_: LakeObject) -> io.RawIOBase:
+    def open(self, object_: Stored) -> io.RawIOBase:
         """The object as a file, each read of which is a request of its own."""
         return _Ranged(object_, self._read)
 
@@ -246,7 +258,7 @@ class Objects:
 class _Ranged(io.RawIOBase):
     """A file whose reads are ranged requests."""
 
-    def __init__(self, object_: LakeObject, read: Callable[[str, int, int], bytes]) -> None:
+    def __init__(self, object_: Stored, read: Callable[[str, int, int], bytes]) -> None:
         self._object = object_
         self._read = read
         self._at = 0

@@ -1,6 +1,7 @@
-"""The committer process: adds to tables what has been committed to the lake.
+"""The committer process: adds to tables what has been committed to the lake, and merges mirrors.
 
-One loop: receive a message, look at the lake every ``table.interval``, send a heartbeat. State: what the tables
+One loop: receive a message, look at the lake every ``table.interval``, merge every ``mirror.interval``, send a
+heartbeat. State: what the tables
 have, as far as this process has seen to it. Owner: the loop. It reads the state store, and never writes to it.
 """
 
@@ -18,6 +19,7 @@ from engine.retries import policy_of
 from engine.state.opening import open_store
 from engine.tables.follower import Follower
 from engine.tables.formats import tables_of
+from engine.tables.mirrors import Mirrors
 
 BEAT_S = 1.0
 _WAIT_S = 0.1  # for a commit to become visible
@@ -33,6 +35,9 @@ class Committer:
         self._store = open_store(config.state, config.sink, read_only=True)
         self._tables = tables_of(config)
         self._follower = Follower(config, self._store, self._tables, settings.owner)
+        enabled = config.mirror.enabled
+        self._mirrors = Mirrors(config, self._store, self._tables, settings.owner) if enabled else None
+        self._merge_at = time.monotonic()
         self._rng = random.Random()
         self._progress = 0
         self._beat_at = 0.0
@@ -74,11 +79,23 @@ class Committer:
             added = {name: msg.TableSeen(*each) for name, each in done.tables.items()}
             if committed is not None and (short := self._follower.short_of(committed)):
                 failed[""] = f"the state store does not show the last commits of {', '.join(sorted(short))} yet"
+            if self._mirrors is not None and (committed is not None or began >= self._merge_at):
+                self._merge(self._mirrors, added, failed)
         now = time.monotonic()
         if not failed:
             self._complete_at = began
         self._send(msg.TablesSeen(added, failed, now - self._complete_at, now - began))
         return failed
+
+    def _merge(self, mirrors: Mirrors, added: dict[str, msg.TableSeen], failed: dict[str, str]) -> None:
+        try:
+            merged = mirrors.run_once(lambda: self._beat("merging mirrors"))
+        except HeadraceError as error:
+            failed[""] = str(error)
+            return
+        failed |= {name: str(error) for name, error in merged.failed.items()}
+        added |= {name: msg.TableSeen(1, each.files, each.written) for name, each in merged.tables.items()}
+        self._merge_at = time.monotonic() + self._settings.config.mirror.interval
 
     def _catch_up(self, committed: dict[str, int]) -> dict[str, str]:
         """Look again until the tables have everything, within the bounds of [retry]."""

@@ -9,17 +9,19 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable as RustTable
 from deltalake import Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, Transaction
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from engine.config.renewal import renewed_s3
 from engine.config.tree import Config, S3Config
 from engine.errors import ConfigError, TransientError
-from engine.tables.table import ConflictError, DataFile, unknown_outcome
+from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, unknown_outcome
 
 _DAY = "cdc_date"
 _APP = "headrace/"
@@ -36,24 +38,36 @@ class DeltaTables:
     def check(self) -> None:
         """There is no catalog."""
 
-    def open(self, database: str, name: str) -> DeltaTable:
+    def open(self, database: str, name: str, *, by_day: bool) -> DeltaTable:
         """The table in this directory, which is created with the first commit if there is none.
+
+        Args:
+            database, name: as in the directory of its objects.
+            by_day: whether it is partitioned by the day of its events.
 
         Raises:
             HeadraceError: of the store.
         """
         if (known := self._tables.get((database, name))) is None:
             options = _options(renewed_s3(self._config.sink.s3)) if self._root.startswith("s3:") else {}
-            known = DeltaTable(f"{self._root}/{database}/{name}", f"{database}.{name}", options)
+            known = DeltaTable(self._root, (database, name), options, by_day=by_day)
             self._tables[database, name] = known
         return known
 
 
 class DeltaTable:
-    """One table; see ``table.Table``. State: the table as it was last read; None if there was none."""
+    """One table; see ``table.Table``. State: the table as it was last read; None if there was none.
 
-    def __init__(self, uri: str, name: str, options: dict[str, str]) -> None:
-        self._uri, self._name, self._options = uri, name, options
+    Args:
+        root: ``sink.url``.
+        by_day: whether it is partitioned by the day of its events.
+    """
+
+    def __init__(self, root: str, names: tuple[str, str], options: dict[str, str], *, by_day: bool) -> None:
+        self._below = "/".join(names)
+        self._uri, self._name = f"{root}/{self._below}", ".".join(names)
+        self._options = options
+        self._by_day = by_day
         self._table: RustTable | None = None
 
     @property
@@ -70,28 +84,74 @@ class DeltaTable:
                 self._table = None
         return _Coverage(self._table)
 
-    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
-        """Widen the table, then add the files and the coverage in one commit."""
+    def files(self) -> Sequence[TableFile]:
+        """The files that it had when its coverage was last read."""
+        if self._table is None:
+            return []
+        with _translated(f"read the table {self._name}"):
+            entries = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
+        return [
+            TableFile(
+                f"{self._below}/{unquote(each['path'])}",
+                each["size_bytes"],
+                each["num_records"],
+                _bounds(each),
+                each,
+            )
+            for each in entries
+        ]
+
+    def commit(
+        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+    ) -> None:
+        """Widen the table, then add and remove files and record the coverage in one commit."""
         operation = f"commit to the table {self._name}"
         with _translated(operation, is_commit=True):
             table = self._widened(files)
             done = [Transaction(f"{_APP}{stream}", seq) for stream, seq in coverage.items()]
             table.create_write_transaction(
-                [_added(each) for each in files],
+                [*map(self._removed, removed), *map(self._added, files)],
                 mode="append",
                 schema=table.schema(),
-                partition_by=[_DAY],
+                partition_by=[_DAY] if self._by_day else None,
                 commit_properties=CommitProperties(app_transactions=done, max_commit_retries=0),
             )
             table.update_incremental()
 
+    def _added(self, file: DataFile) -> AddAction:
+        low: dict[str, object] = {"_cdc_timestamp": file.bounds.oldest}
+        high: dict[str, object] = {"_cdc_timestamp": file.bounds.newest}
+        if file.bounds.first is not None:
+            low["_cdc_id"], high["_cdc_id"] = file.bounds.first, file.bounds.last
+        # As they are: the library reads pairs of escaped surrogates as other characters.
+        told = {"numRecords": file.rows, "minValues": low, "maxValues": high, "nullCount": {}}
+        return AddAction(
+            path=file.key.removeprefix(f"{self._below}/"),  # which the library encodes
+            size=file.size,
+            partition_values={_DAY: file.day.isoformat()} if file.day is not None else {},
+            modification_time=int(time.time() * 1000),
+            data_change=True,
+            stats=json.dumps(told, ensure_ascii=False),
+        )
+
+    def _removed(self, file: TableFile) -> RemoveAction:
+        return RemoveAction(
+            path=file.key.removeprefix(f"{self._below}/"),
+            data_change=True,
+            deletion_timestamp=int(time.time() * 1000),
+            size=file.size,
+        )
+
     def _widened(self, files: Sequence[DataFile]) -> RustTable:
         schemas = {each.version: each.schema for each in files}
         for version in sorted(schemas):
-            wanted = Schema.from_arrow(_as_delta(schemas[version]))
+            wanted = Schema.from_arrow(_as_delta(schemas[version], by_day=self._by_day))
             if self._table is None:
                 self._table = RustTable.create(
-                    self._uri, schema=wanted, partition_by=[_DAY], storage_options=self._options
+                    self._uri,
+                    schema=wanted,
+                    partition_by=[_DAY] if self._by_day else None,
+                    storage_options=self._options,
                 )
                 continue
             before = self._table.schema().to_json()
@@ -102,6 +162,13 @@ class DeltaTable:
                 )
         assert self._table is not None
         return self._table
+
+
+def _bounds(entry: Mapping[str, Any]) -> Bounds | None:
+    oldest, newest = entry.get("min._cdc_timestamp"), entry.get("max._cdc_timestamp")
+    if oldest is None or newest is None:
+        return None
+    return Bounds(oldest, newest, entry.get("min._cdc_id"), entry.get("max._cdc_id"))
 
 
 class _Coverage(Mapping[str, int]):
@@ -123,18 +190,6 @@ class _Coverage(Mapping[str, int]):
         raise NotImplementedError("a table does not list its transactions")
 
 
-def _added(file: DataFile) -> AddAction:
-    path = "/".join(file.key.split("/")[2:])  # below the table's root
-    return AddAction(
-        path=path,  # which the library encodes
-        size=file.size,
-        partition_values={_DAY: file.day.isoformat()},
-        modification_time=int(time.time() * 1000),
-        data_change=True,
-        stats=json.dumps({"numRecords": file.rows}),
-    )
-
-
 def _has_all(known: list[dict[str, object]], wanted: list[dict[str, object]]) -> bool:
     """Whether fields, in the JSON of the format, are all there, to any depth."""
     by_name = {each["name"]: each["type"] for each in known}
@@ -149,10 +204,10 @@ def _covers(known: object, wanted: object) -> bool:
     return True  # a column's type is settled once
 
 
-def _as_delta(schema: pa.Schema) -> pa.Schema:
+def _as_delta(schema: pa.Schema, *, by_day: bool) -> pa.Schema:
     """The schema with the types that the format has, and the partition's column."""
     fields = [pa.field(each.name, _type(each.type)) for each in schema]
-    return pa.schema([*fields, pa.field(_DAY, pa.date32())])
+    return pa.schema([*fields, pa.field(_DAY, pa.date32())] if by_day else fields)
 
 
 def _type(type_: pa.DataType) -> pa.DataType:

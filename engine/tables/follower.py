@@ -28,7 +28,7 @@ from engine.lake.objects import LakeObject, Objects
 from engine.sink.lake import directories_of
 from engine.sink.objects import Sink
 from engine.state.seam import StateStore
-from engine.tables.table import Added, DataFile, Table, add
+from engine.tables.table import Added, Bounds, DataFile, Table, add
 
 _DATE = re.compile(r"cdc_date=(\d{4}-\d\d-\d\d)")
 # Splits read what is there now, by the server's clock.
@@ -46,8 +46,12 @@ class Tables(Protocol):
             HeadraceError: they cannot.
         """
 
-    def open(self, database: str, name: str) -> Table:
-        """The table whose objects are in ``<database>/<name>/``, made if there is none."""
+    def open(self, database: str, name: str, *, by_day: bool) -> Table:
+        """The table whose objects are in ``<database>/<name>/``, made with the first commit if there is none.
+
+        Args:
+            by_day: whether it is partitioned by the day of its events.
+        """
 
 
 class Pass(NamedTuple):
@@ -201,7 +205,7 @@ class Follower:
 
     def _added(self, directory: str, found: Iterable[LakeObject], records: Mapping[str, StreamRecord]) -> Added:
         database, name, _ = directory.split("/")
-        table = self._tables.open(database, name)
+        table = self._tables.open(database, name, by_day=True)
         coverage = table.coverage()
         if self._known.get(directory, table.identity) != table.identity:
             log.warning(
@@ -238,4 +242,16 @@ class Follower:
             day=datetime.date.fromisoformat(day[1]),
             schema=metadata.schema.to_arrow_schema().remove_metadata(),
             version=version,
+            bounds=_bounds(metadata),
         )
+
+
+def _bounds(metadata: pq.FileMetaData) -> Bounds:
+    """Between which times the rows of a file are, by its footer.
+
+    Raises:
+        KeyError: it does not say.
+    """
+    number = metadata.schema.names.index("_cdc_timestamp")
+    told = [metadata.row_group(each).column(number).statistics for each in range(metadata.num_row_groups)]
+    return Bounds(min(each.min for each in told), max(each.max for each in told))

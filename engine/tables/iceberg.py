@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
     BadRequestError,
@@ -26,17 +28,25 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
     UnauthorizedError,
 )
+from pyiceberg.io.pyarrow import parquet_file_to_data_file
+from pyiceberg.manifest import DataFile as IcebergFile
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table as PyicebergTable
+from pyiceberg.table import Transaction
+from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from pyiceberg.transforms import DayTransform
+from pyiceberg.types import LongType
 
 from engine.config.renewal import renewed_s3
 from engine.config.tree import Config, S3Config
 from engine.core.naming import is_split, plan_of_split
 from engine.errors import ConfigError, TransientError
-from engine.tables.table import ConflictError, DataFile, unknown_outcome
+from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, unknown_outcome
 
 _SEQ = "headrace.seq."
 _SPLITS = "headrace.splits."
+_MAPPING = "schema.name-mapping.default"
+_THREADS = 8
 _TIME, _DAY = "_cdc_cluster_time", "_cdc_day"
 # The library would add the files a second time, without looking whether they are there.
 _RETRIES = "commit.retry.num-retries"
@@ -66,11 +76,12 @@ class IcebergTables:
             self._catalog = self._catalog or self._connect()
             self._catalog.list_namespaces()
 
-    def open(self, database: str, name: str) -> IcebergTable:
+    def open(self, database: str, name: str, *, by_day: bool) -> IcebergTable:
         """The table with this name, which is created with the first commit if there is none.
 
         Args:
             database, name: as in the directory of its objects.
+            by_day: whether it is partitioned by the day of its events.
 
         Raises:
             HeadraceError: of the catalog.
@@ -78,7 +89,7 @@ class IcebergTables:
         if (known := self._tables.get((database, name))) is None:
             with _translated("reach the Iceberg catalog"):
                 self._catalog = self._catalog or self._connect()
-            known = IcebergTable(self._catalog, (database, name), self._root)
+            known = IcebergTable(self._catalog, (database, name), self._root, by_day=by_day)
             self._tables[database, name] = known
         return known
 
@@ -92,13 +103,15 @@ class IcebergTable:
 
     Args:
         root: ``sink.url``.
+        by_day: whether it is partitioned by the day of its events.
     """
 
-    def __init__(self, catalog: Catalog, name: tuple[str, str], root: str) -> None:
+    def __init__(self, catalog: Catalog, name: tuple[str, str], root: str, *, by_day: bool) -> None:
         self._catalog = catalog
         self._names = name
         self._name = ".".join(name)
         self._root = root
+        self._by_day = by_day
         self._location = f"{root}/{'/'.join(name)}"
         self._table: PyicebergTable | None = None
         self._splits: dict[str, dict[str, int]] = {}
@@ -137,28 +150,75 @@ class IcebergTable:
             cause = f"its property {_RETRIES} is not 0: the library would repeat a commit, and add files twice"
             raise ConfigError(f"open the table {self._name}", cause, f"Set {_RETRIES} to 0.")
 
-    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
-        """Add the files and the coverage in one transaction."""
+    def files(self) -> Sequence[TableFile]:
+        """The files that it had when its coverage was last read."""
+        if self._table is None:
+            return []
+        with _translated(f"read the table {self._name}"):
+            tasks = list(self._table.scan().plan_files())
+            schema = self._table.schema()
+        if any(task.delete_files for task in tasks):
+            cause = "another writer has removed rows from its files, and has not rewritten these"
+            remedy = "Rewrite its data files with the engine that has done so, and let only Headrace write to it."
+            raise ConfigError(f"read the table {self._name}", cause, remedy)
+        bounds = _Bounds(schema)
+        return [
+            TableFile(
+                each.file_path.removeprefix(f"{self._root}/"),
+                each.file_size_in_bytes,
+                each.record_count,
+                bounds.of(each),
+                each,
+            )
+            for each in (task.file for task in tasks)
+        ]
+
+    def commit(
+        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+    ) -> None:
+        """Add and remove files and record the coverage in one transaction, with a snapshot.
+
+        The snapshot is what two commits conflict by: of properties alone the last one would win.
+        """
         with _translated(f"commit to the table {self._name}", is_commit=True):
-            table = self._table = self._table or self._created(files[0])
+            table = self._table = self._table or self._created(files)
             with table.transaction() as transaction:
                 for version in sorted(versions := {each.version: each.schema for each in files}):
                     with transaction.update_schema() as update:
                         update.union_by_name(versions[version])
-                if not table.spec().fields:
+                if self._by_day and not table.spec().fields:
                     with transaction.update_spec() as spec:
                         spec.add_field(_TIME, DayTransform(), _DAY)
-                paths = [f"{self._root}/{each.key}" for each in files]
-                transaction.add_files(paths, check_duplicate_files=False)
+                if transaction.table_metadata.name_mapping() is None:  # the files have no ids of their own
+                    mapping = transaction.table_metadata.schema().name_mapping
+                    transaction.set_properties({_MAPPING: mapping.model_dump_json()})
+                with transaction.update_snapshot().overwrite() if removed else _append(transaction) as snapshot:
+                    for old in removed:
+                        snapshot.delete_data_file(old.entry)
+                    for entry in self._entries(transaction, files):
+                        snapshot.append_data_file(entry)
                 transaction.set_properties(self._properties(coverage))
 
-    def _created(self, first: DataFile) -> PyicebergTable:
+    def _entries(self, transaction: Transaction, files: Sequence[DataFile]) -> Iterator[IcebergFile]:
+        metadata, io = transaction.table_metadata, transaction._table.io
+        bounds = _Bounds(metadata.schema())
+        paths = [f"{self._root}/{each.key}" for each in files]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            made = pool.map(lambda path: parquet_file_to_data_file(io, metadata, path), paths)
+            for file, entry in zip(files, made, strict=True):
+                bounds.set(entry, file.bounds)
+                yield entry
+
+    def _created(self, files: Sequence[DataFile]) -> PyicebergTable:
         """The table, made with the columns of its first file; another engine's if that was faster."""
         with suppress(NamespaceAlreadyExistsError):
             self._catalog.create_namespace(self._names[:1])
         try:
             return self._catalog.create_table(
-                self._names, first.schema, location=self._location, properties=_PROPERTIES
+                self._names,
+                files[0].schema if files else Schema(),
+                location=self._location,
+                properties=_PROPERTIES,
             )
         except TableAlreadyExistsError as error:
             raise CommitFailedException("another engine has made it") from error
@@ -173,6 +233,34 @@ class IcebergTable:
             else:
                 changed[f"{_SEQ}{stream}"] = str(seq)
         return changed
+
+
+class _Bounds:
+    """The bounds of files in a table with this schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        named = {each.name: each.field_id for each in schema.fields}
+        self._time, self._id = named.get("_cdc_timestamp"), named.get("_cdc_id")
+
+    def of(self, file: IcebergFile) -> Bounds | None:
+        lower, upper = file.lower_bounds or {}, file.upper_bounds or {}
+        if self._time is None or not (self._time in lower and self._time in upper):
+            return None
+        oldest, newest = (int(from_bytes(LongType(), each[self._time])) for each in (lower, upper))
+        if self._id is None or not (self._id in lower and self._id in upper):
+            return Bounds(oldest, newest)
+        return Bounds(oldest, newest, lower[self._id].decode(), upper[self._id].decode())
+
+    def set(self, file: IcebergFile, bounds: Bounds) -> None:
+        """Have a file's bounds of ids exactly as they are given: the library cuts them after a few characters."""
+        if self._id is not None and bounds.first is not None and bounds.last is not None:
+            file.lower_bounds[self._id] = bounds.first.encode()
+            file.upper_bounds[self._id] = bounds.last.encode()
+
+
+def _append(transaction: Transaction) -> _MergeAppendFiles:
+    """Appends, and now and then makes one manifest of many: their number decides how long a read takes to plan."""
+    return transaction.update_snapshot().merge_append()
 
 
 def _file_properties(s3: S3Config) -> dict[str, str]:

@@ -13,7 +13,7 @@ import datetime
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -25,16 +25,31 @@ ATTEMPTS = 10
 log = logging.getLogger("headrace")
 
 
+class Bounds(NamedTuple):
+    """Between which values the rows of a file are.
+
+    Attributes:
+        oldest, newest: of ``_cdc_timestamp``.
+        first, last: of ``_cdc_id``, perhaps a little more than the rows have; both None if that is not known.
+    """
+
+    oldest: int
+    newest: int
+    first: str | None = None
+    last: str | None = None
+
+
 class DataFile(NamedTuple):
     """An object of the lake, to be named by a table.
 
     Attributes:
+        stream, seq: the segment that it is of; "" and 0 for a file that is not of one.
         key: below ``sink.url``.
         size: in bytes.
         rows: at least one.
-        day: of its events' cluster times, in UTC.
+        day: of its events' cluster times, in UTC; None in a table that is not partitioned by it.
         schema: its columns, without metadata.
-        version: of the collection's schema; files of one version have the same columns.
+        version: of the schema; files of one version have the same columns.
     """
 
     stream: str
@@ -42,9 +57,27 @@ class DataFile(NamedTuple):
     key: str
     size: int
     rows: int
-    day: datetime.date
+    day: datetime.date | None
     schema: pa.Schema
     version: int
+    bounds: Bounds
+
+
+class TableFile(NamedTuple):
+    """A file that a table names.
+
+    Attributes:
+        key: below ``sink.url``.
+        size: in bytes.
+        bounds: None if they are not known.
+        entry: the format's own description.
+    """
+
+    key: str
+    size: int
+    rows: int
+    bounds: Bounds | None
+    entry: Any
 
 
 class Table(Protocol):
@@ -57,8 +90,16 @@ class Table(Protocol):
     def coverage(self) -> Mapping[str, int]:
         """The last segment of each stream whose files it has, as it stands now."""
 
-    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
-        """Add files that it does not have, and their streams' coverage, in one step; once, or not at all."""
+    def files(self) -> Sequence[TableFile]:
+        """The files that it had when its coverage was last read."""
+
+    def commit(
+        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+    ) -> None:
+        """Add files that it does not have, remove others, and record coverage in one step, once or not at all.
+
+        A table that is not there is made with its first file.
+        """
 
 
 class ConflictError(TransientError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -73,7 +74,7 @@ def test_types_that_never_meet_in_two_batches_stay_apart() -> None:
 def test_what_arrays_take_counts_as_memory(tmp_path: Path) -> None:
     """A row in many columns takes far more than its values."""
     numbers = count()
-    parts = Parts(tmp_path, 2**20, lambda _: next(numbers) % 8)
+    parts = Parts(tmp_path, 2**20, lambda ids: np.array([next(numbers) % 8 for _ in ids]))
     own = {ID: ["1"], TIME: [1], LATER: [False], "_cdc_op": ["read"]}
     row = pa.record_batch(own | {f"c{n}": [n] for n in range(100)})
     added = 0

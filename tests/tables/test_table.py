@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from engine.tables import table as module
-from engine.tables.table import ConflictError, DataFile, add
+from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, add
 
 
 def file(stream: str, seq: int, part: int = 0) -> DataFile:
     key = f"d/c_changes/cdc_date=2026-01-01/{stream}-{seq:012d}.{part}"
-    return DataFile(stream, seq, key, 10, 2, datetime.date(2026, 1, 1), pa.schema([]), 1)
+    return DataFile(stream, seq, key, 10, 2, datetime.date(2026, 1, 1), pa.schema([]), 1, Bounds(0, 0))
 
 
 class Shared:
@@ -42,7 +42,12 @@ class Format:
         self._version = self._shared.version
         return dict(self._shared.covered)
 
-    def commit(self, files: Sequence[DataFile], coverage: Mapping[str, int]) -> None:
+    def files(self) -> Sequence[TableFile]:
+        raise NotImplementedError
+
+    def commit(
+        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+    ) -> None:
         if self._others and self._rng.random() < 0.4:
             with suppress(ConflictError):
                 add(Format(self._shared, random.Random(self._rng.random())), prefix(self._others, self._rng))

@@ -15,17 +15,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.position import token_time
 from engine.fold import ENDINGS
 from engine.lake.documents.inverse import documents
-from engine.lake.folding.spill import ID, LATER, TIME, Bools, Parts, Rows, hash_of, is_read, is_whole
+from engine.lake.folding.spill import ID, LATER, TIME, Bools, Ints, Parts, Rows, hashes_of, is_read, is_whole
 
 PARTITIONS = 64
 # So many documents are held at once.
@@ -86,7 +87,7 @@ class Partition(NamedTuple):
 
 def partition_of(id_: str) -> int:
     """The partition of a ``_cdc_id``."""
-    return hash_of(id_) % PARTITIONS
+    return int(hashes_of([id_])[0]) % PARTITIONS
 
 
 class Fold:
@@ -115,13 +116,13 @@ class Fold:
         self._known = known
         self._without = frozenset(without)
         self._directory = Path(tempfile.mkdtemp(prefix="headrace-fold-", dir=directory))
-        self._parts = Parts(self._directory, memory // 2, self._wanted)
+        self._parts = Parts(self._directory, memory // 2, self._numbers_of)
         self._end = -1
         self.rows = 0
 
-    def _wanted(self, hash_: int) -> int | None:
-        number = hash_ % PARTITIONS
-        return None if number in self._without else number
+    def _numbers_of(self, ids: Sequence[str]) -> Ints:
+        numbers = hashes_of(ids) % PARTITIONS
+        return np.where(np.isin(numbers, [*self._without]), -1, numbers) if self._without else numbers
 
     def __enter__(self) -> Self:
         return self

@@ -37,23 +37,22 @@ class Parts:
 
     Args:
         directory: where the files are; must be empty.
-        number_of: the part of an id, from its hash; None for one that is not wanted.
+        numbers_of: the part of each of some ids; -1 for those that are not wanted.
     """
 
     def __init__(
-        self, directory: Path, memory: int, number_of: Callable[[int], int | None], level: int = 0
+        self, directory: Path, memory: int, numbers_of: Callable[[Sequence[str]], Ints], level: int = 0
     ) -> None:
         self._directory = directory
         self._memory = memory
-        self._number_of = number_of
+        self._numbers_of = numbers_of
         self._level = level
         self._held: dict[int, list[pa.RecordBatch]] = {}
-        self._held_bytes = 0
+        self._bytes: dict[int, int] = {}
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Add rows."""
-        numbers = [self._number_of(hash_of(id_)) for id_ in rows.column(ID).to_pylist()]
-        found = np.array([-1 if each is None else each for each in numbers], np.int64)
+        found = self._numbers_of(rows.column(ID).to_pylist())
         order = np.argsort(found, kind="stable")
         order = order[np.searchsorted(found[order], 0) :]
         if not len(order):
@@ -61,21 +60,28 @@ class Parts:
         # One copy in the order of the parts, of which each part gets a slice: a copy for each takes far more.
         sorted_ = rows.take(pa.array(order))
         starts = np.flatnonzero(np.diff(found[order], prepend=-1))
+        size = held_bytes(sorted_)
         for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-            part = sorted_.slice(start, stop - start)
-            self._held.setdefault(int(found[order[start]]), []).append(part)
-        self._held_bytes += held_bytes(sorted_)
-        if self._held_bytes > self._memory:
+            number = int(found[order[start]])
+            self._held.setdefault(number, []).append(sorted_.slice(start, stop - start))
+            self._bytes[number] = self._bytes.get(number, 0) + size * (stop - start) // len(order)
+        if sum(self._bytes.values()) > self._memory:
             self.spill()
 
     def spill(self) -> None:
         """Put what is in memory on disk."""
-        for number, rows in self._held.items():
-            with self._file(number).open("ab") as file:
-                for batch in reduced(rows):
-                    with pa.ipc.new_stream(file, batch.schema) as stream:
-                        stream.write_batch(batch)
-        self._held, self._held_bytes = {}, 0
+        for number in list(self._held):
+            self._spill(number)
+
+    def _spill(self, number: int) -> None:
+        with self._file(number).open("ab") as file:
+            for batch in reduced(self._pop(number)):
+                with pa.ipc.new_stream(file, batch.schema) as stream:
+                    stream.write_batch(batch)
+
+    def _pop(self, number: int) -> Rows:
+        self._bytes.pop(number, None)
+        return self._held.pop(number, [])
 
     @property
     def spilled(self) -> bool:
@@ -86,8 +92,9 @@ class Parts:
         """The rows of a part, reduced, in groups; all rows of an id are in one. Call it once for each part."""
         path = self._file(number)
         if not path.exists():
-            yield reduced(self._held.pop(number, []))
+            yield reduced(self._pop(number))
             return
+        self._spill(number)
         size = path.stat().st_size
         if size <= self._memory or self._level == _DEEPEST:
             yield self._all(path)
@@ -95,7 +102,7 @@ class Parts:
             return
         below = self._directory / f"{number}.parts"
         below.mkdir()
-        inner = Parts(below, self._memory, self._number_below, self._level + 1)
+        inner = Parts(below, self._memory, self._numbers_below, self._level + 1)
         for batch in _read(path):
             inner.add(batch)
         path.unlink()
@@ -104,8 +111,8 @@ class Parts:
             yield from inner.take(each)
         below.rmdir()
 
-    def _number_below(self, hash_: int) -> int:
-        return (hash_ >> (8 + 4 * self._level)) % _WAYS
+    def _numbers_below(self, ids: Sequence[str]) -> Ints:
+        return (hashes_of(ids) >> (8 + 4 * self._level)) % _WAYS
 
     def _all(self, path: Path) -> Rows:
         """A part from its file, without ever holding many more rows than can count."""
@@ -123,9 +130,9 @@ class Parts:
         return self._directory / f"{number}.arrow"
 
 
-def hash_of(id_: str) -> int:
-    """The hash of a ``_cdc_id``: 32 bits, the same in every process."""
-    return zlib.crc32(id_.encode())
+def hashes_of(ids: Sequence[str]) -> Ints:
+    """The hash of each ``_cdc_id``: 32 bits, the same in every process."""
+    return np.fromiter((zlib.crc32(id_.encode()) for id_ in ids), np.int64, len(ids))
 
 
 def _read(path: Path) -> Iterator[pa.RecordBatch]:
