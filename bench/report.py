@@ -114,6 +114,52 @@ def collections_table(found: Sequence[Result]) -> str:
     return table(header, rows)
 
 
+def tables_table(found: Sequence[Result]) -> str:
+    """One row per format."""
+    without = found[0]["engine_per_s"] if found else 0.0
+    header = ["tables", "Headrace", "of without", "CPU per event", "PSS peak", "exact"]
+    rows = [
+        [
+            each["tables"] or "none",
+            _rate(each["engine_per_s"]),
+            f"{each['engine_per_s'] / without:.2f}",
+            f"{each['engine_cpu_us']:.1f} µs",
+            f"{each['pss_peak'] / 2**20:,.0f} MiB",
+            "yes" if each["exact"] else "NO",
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
+def merge_table(found: Sequence[Result]) -> str:
+    """One row per merge."""
+    header = [
+        "format",
+        "changed",
+        "rows merged",
+        "seconds",
+        "rows/s",
+        "written per row",
+        "of the mirror",
+        "USS peak",
+    ]
+    rows = [
+        [
+            each["format"],
+            each["case"],
+            f"{each['changed']:,}",
+            f"{each['seconds']:.1f}",
+            _rate(each["rows_per_s"]),
+            f"{each['written_per_change']:,.0f} B",
+            f"{each['rewritten']:.0%}",
+            f"{each['uss_peak'] / 2**20:,.0f} MiB",
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
 def backfill_table(found: Sequence[Result]) -> str:
     """One row per workload."""
     header = [
@@ -206,6 +252,9 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "split": ("One hot collection", split_table),
     "collections": ("Many collections", collections_table),
     "backfill": ("A whole collection", backfill_table),
+    "tables": ("With tables", tables_table),
+    "merge": ("Merges into a mirror", merge_table),
+    "day": ("A day of commits to a table", plain_table),
     "peer": ("Beside Rigatoni", peer_table),
     "latency": ("From a write to its visible object", plain_table),
     "startup": ("From launch to the first event", plain_table),

@@ -41,6 +41,7 @@ class StreamResult(Struct):
     """Medians over the rounds; rates per second, CPU in microseconds per event, sizes in bytes.
 
     Attributes:
+        tables: the format of a table of the changes; empty for none.
         reading: from the assignment of the stream to its last commit, by the engine's log: without the start.
         of_drain: the engine's rate as a share of the raw drain's.
         cpu_of_watch: the engine's CPU per event as a share of the bare loop's; 0 if that was not run.
@@ -57,6 +58,7 @@ class StreamResult(Struct):
     rounds: int
     split: int
     collections: int
+    tables: str
     drain_per_s: float
     drains_per_s: float
     watch_per_s: float
@@ -87,6 +89,7 @@ class Case(Struct, frozen=True):
 
     Attributes:
         readers: ``source.max_readers``; 0 for the default.
+        tables: the format of a table of the changes; empty for none.
         baselines: which of ``drain``, ``drains``, ``watch``, ``usual`` to compare the engine with.
     """
 
@@ -98,6 +101,7 @@ class Case(Struct, frozen=True):
     collections: int = 1
     readers: int = 0
     lookup: bool = True
+    tables: str = ""
     baselines: Sequence[str] = ("drain", "watch", "usual")
 
 
@@ -217,6 +221,7 @@ class _Rounds:
             rounds=len(self._prefixes),
             split=case.split,
             collections=case.collections,
+            tables=case.tables,
             drain_per_s=drain,
             drains_per_s=rates.get("drains", 0.0),
             watch_per_s=rates.get("watch", 0.0),
@@ -289,10 +294,21 @@ url = "{stack.valkey.url}"
 prefix = "{prefix}"
 [memory]
 limit = "{case.memory}"
+{_table_section(case.tables, prefix)}
 [telemetry]
 listen = ""
 log_format = "json"
 """
+
+
+def _table_section(tables: str, prefix: str) -> str:
+    if not tables:
+        return ""
+    catalog = f"""{{ type = "sql", uri = "sqlite:///{tempfile.gettempdir()}/catalog-{prefix}.db" }}"""
+    return f"""[table]
+format = "{tables}"
+interval = "5s"
+{f"catalog = {catalog}" if tables == "iceberg" else ""}"""
 
 
 def _s3_options(stack: LocalStack) -> dict[str, Any]:
@@ -315,7 +331,8 @@ def landed_in(stack: LocalStack, tag: str) -> _Landed:
     filesystem = stack.s3.filesystem()
     database = duckdb.connect()
     database.register_filesystem(filesystem)
-    source = f"read_parquet('s3://{stack.bucket}/{tag}/**/*.parquet', filename = true, union_by_name = true)"
+    files = f"s3://{stack.bucket}/{tag}/**/cdc_date=*/**/*.parquet"
+    source = f"read_parquet('{files}', filename = true, union_by_name = true)"
     row = database.execute(
         "select count(*), count(distinct _cdc_token), count(distinct filename), "
         f"md5(string_agg(_cdc_token || _cdc_key, '' order by _cdc_token)) from {source}"

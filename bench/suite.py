@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from bench import decode, live, parts, peer
+from bench import day, decode, live, merge, parts, peer
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.stream import Case, measure_by_turns, measure_stream
@@ -104,6 +104,26 @@ def _collections(options: Options) -> Iterator[Struct]:
         yield from measure_by_turns(stack, uri, cases, options.tell)
 
 
+def _tables(options: Options) -> Iterator[Struct]:
+    with _servers(options) as (stack, uri):
+        cases = [
+            Case(options.workload, options.events, options.rounds, _MORE_MEMORY, tables=tables, baselines=())
+            for tables in ("", "iceberg", "delta")
+        ]
+        yield from measure_by_turns(stack, uri, cases, options.tell)
+
+
+def _merge(options: Options) -> Iterator[Struct]:
+    with LocalStack(with_mongo=False) as stack:
+        for format_ in ("iceberg", "delta"):
+            yield from merge.measure(stack, format_, options.events, options.tell)
+
+
+def _day(options: Options) -> Iterator[Struct]:
+    with LocalStack(with_mongo=False) as stack:
+        yield from day.measure(stack, options.events, options.tell)
+
+
 def _backfill(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for workload in options.each(tuple(WORKLOADS)):
@@ -198,6 +218,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         _backfill,
         events=2_000_000,
     ),
+    "tables": Benchmark("a change stream end to end, without tables and with them", _tables, events=1_000_000),
+    "merge": Benchmark(
+        "merges into a mirror: all documents, one in 100 at random, the latest such, all again",
+        _merge,
+        events=10_000_000,
+        rounds=1,
+    ),
+    "day": Benchmark("1,440 commits to a table, with maintenance and without", _day, events=1440, rounds=1),
     "peer": Benchmark("Rigatoni (Rust) on the same events and servers; needs cargo", _peer, events=400_000),
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),

@@ -34,6 +34,7 @@ def divide_within(config: Config, readers: int) -> Budget:
         config.writers.processes,
         state_on_s3=state_on_s3,
         tables=config.table.format != "none",
+        mirrors=config.mirror.enabled,
     )
     if (limit := memory_limit()) is not None:
         refuse_above(limit, budget)

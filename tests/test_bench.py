@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from bench import decode, live, parts, report, results, soak
+from bench import day, decode, live, merge, parts, report, results, soak
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.suite import BENCHMARKS
 from bench.workloads import WORKLOADS, documents
+from tests.exploring import rare
 
 
 @pytest.fixture
@@ -63,6 +65,16 @@ def test_memory(stack: LocalStack, uri: str) -> None:
     assert sum(found.budget.values()) <= found.limit
 
 
+@pytest.mark.parametrize("format_", [rare("iceberg"), "delta"])
+def test_merge_and_day(stack: LocalStack, format_: str) -> None:
+    found = list(merge.measure(stack, format_, 400, lambda _: None))
+    assert [each.changed for each in found] == [400, 4, 4, 400]
+    assert all(each.rows_per_s > 0 for each in found)
+    (kept, left) = day.measure(stack, 60, lambda _: None, formats=(format_,))
+    assert (kept.changelog_files, left.changelog_files) == (1, 60)
+    assert report.merge_table([msgspec.to_builtins(each) for each in found]).count("\n") == 5
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -71,8 +83,9 @@ def test_memory(stack: LocalStack, uri: str) -> None:
         Case("updates", 2000, 1, lookup=False, baselines=("drain",)),
         Case(events=4000, rounds=1, memory="1GiB", split=2, baselines=()),
         Case(events=20_000, rounds=1, memory="1GiB", collections=4, readers=2, baselines=()),
+        Case(events=3000, rounds=1, memory="1GiB", tables="delta", baselines=()),
     ],
-    ids=["orders", "updates", "updates-plain", "split", "collections"],
+    ids=["orders", "updates", "updates-plain", "split", "collections", "tables"],
 )
 def test_stream(stack: LocalStack, uri: str, case: Case) -> None:
     found = measure_stream(stack, uri, case, lambda _: None)

@@ -216,6 +216,20 @@ def _read_sink(config: Config, _records: Records) -> Findings:
     yield f"{config.sink.url} can be listed and read"
 
 
+def _check_tables(config: Config, _records: Records) -> Findings:
+    """Nothing is said without tables."""
+    from engine.sink.objects import Sink
+
+    if config.table.format == "none":
+        return
+    from engine.tables.formats import tables_of
+
+    tables_of(config).check()
+    Sink(config.sink).prove_readable()
+    mirrors = " and mirrors" if config.mirror.enabled else ""
+    yield f"changelog tables{mirrors} in {config.table.format} can be looked at"
+
+
 def _check_memory(config: Config, _records: Records) -> Findings:
     readers = config.fleet.held(len(streams_of(config.source))) + snapshot_readers(config)
     budget = divide_within(config, readers)
@@ -232,10 +246,21 @@ _STEPS: dict[str, tuple[Step, ...]] = {
         ("state store", _check_state),
         ("MongoDB", _check_source),
         ("sink", _check_sink),
+        ("tables", _check_tables),
         ("memory", _check_memory),
     ),
-    "backfill": (("state store", _check_state), ("MongoDB", _check_loading), ("sink", _check_sink)),
-    "verify": (("state store", _read_state), ("MongoDB", _check_comparing), ("sink", _read_sink)),
+    "backfill": (
+        ("state store", _check_state),
+        ("MongoDB", _check_loading),
+        ("sink", _check_sink),
+        ("tables", _check_tables),
+    ),
+    "verify": (
+        ("state store", _read_state),
+        ("MongoDB", _check_comparing),
+        ("sink", _read_sink),
+        ("tables", _check_tables),
+    ),
     "restore": (("state store", _read_state), ("sink", _read_sink)),
     "status": (("state store", _read_state),),
 }

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ from engine.source.failures import translated
 from engine.source.session import Client, Members, connect
 from engine.source.snapshots import CappedCollectionError
 from engine.state.opening import open_store
+from engine.tables.verification import TableCompared, compare_tables
 
 Namespace = tuple[str, str]
 State = tuple[Mapping[str, StreamRecord], Sequence[Plan]]
@@ -79,6 +81,7 @@ class _Report(Struct):
     differences: dict[str, int]
     lake: Audited
     collections: dict[str, Compared]
+    tables: dict[str, TableCompared]
     notes: list[str]
 
 
@@ -127,8 +130,22 @@ class _Verification:
             numbers = ", ".join(map(str, seqs))
             self._notes.append(f"{stream} was rewound, on purpose, before segment {numbers}")
         compared = {} if self._options.lake_only else self._against_source(named, auditor.namespaces, window)
+        tables = self._tables(named) if self._config.table.format != "none" and window == Window() else {}
         counts = {str(kind): count for kind, count in sorted(self.findings.counts.items())}
-        return _Report(not self.findings and self.failure is None, counts, audited, compared, self._notes)
+        return _Report(not self.findings and self.failure is None, counts, audited, compared, tables, self._notes)
+
+    def _tables(self, named: Sequence[Namespace]) -> dict[str, TableCompared]:
+        steps_done = count(1)
+
+        def beat() -> None:
+            self._watch("comparing tables", next(steps_done), 0)
+
+        try:
+            return compare_tables(self._config, self._objects, self._store, named, self.findings, beat)
+        except HeadraceError as error:
+            self.failure = self.failure or error
+            self._notes.append(f"the tables were not compared: {error}")
+            return {}
 
     def _named(self, name: str) -> Namespace:
         if database := self._config.source.database:
@@ -294,6 +311,8 @@ def _print(report: _Report, findings: Findings, redact: Callable[[str], str], *,
     print_details("the lake", _facts(report.lake))
     for name, compared in report.collections.items():
         print_details(name, _compared_facts(compared))
+    for name, table in report.tables.items():
+        print_details(f"table {name}", {"files": f"{table.files:,}", "rows": f"{table.rows:,}"})
     for note in report.notes:
         terminal.print(Text(redact(f"note: {note}"), style="yellow"))
     verdict = ("clean", "green") if report.clean else ("there are differences", "bold red")

@@ -59,6 +59,8 @@ def contradictions(config: Config) -> Iterator[Found]:
 def _of_tables(config: Config) -> Iterator[Found]:
     table, sink = config.table, config.sink
     if table.format == "none":
+        if sink.partition_by == "table":
+            yield ("sink.partition_by", "table.format"), 'sink.partition_by: "table" needs table.format'
         if config.mirror.enabled:
             yield ("mirror.enabled", "table.format"), 'mirror.enabled: needs table.format = "iceberg" or "delta"'
         return

@@ -513,6 +513,26 @@ class MirrorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = Duration(300)
 
 
+class MaintenanceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What keeps tables small: files are compacted, old snapshots expire, and what no table names is removed."""
+
+    interval: Annotated[
+        Duration,
+        Meta(description="How often; 0s for never.", extra={"min": 0}),
+    ] = Duration(3600)
+    keep_snapshots: Annotated[
+        Duration,
+        Meta(
+            description="How long a table's earlier versions can be read, and how long a query may take.",
+            extra={"min": 3600},
+        ),
+    ] = Duration(86400)
+    file_size: Annotated[
+        Size,
+        Meta(description="Files of a changelog table are compacted to about this size.", extra={"min": 2**20}),
+    ] = Size(128 * 2**20)
+
+
 class SupervisionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Supervision of the processes."""
 
@@ -532,6 +552,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     sink: SinkConfig
     table: TableConfig = field(default_factory=TableConfig)
     mirror: MirrorConfig = field(default_factory=MirrorConfig)
+    maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
     schema: SchemaConfig = field(default_factory=SchemaConfig)
     backfill: BackfillConfig = field(default_factory=BackfillConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -28,8 +28,9 @@ TEMPLATE = 32 * MIB
 SHARED = 64 * MIB
 READER = 48 * MIB
 WRITER = 92 * MIB
-# With the libraries of the table formats, after some hundred commits.
+# With the libraries of the table formats, after some hundred commits; and while it merges.
 COMMITTER = 192 * MIB
+MERGE = 224 * MIB
 
 # One event of 16 MiB must always fit: as a raw reply, as columns, and in a slab. When replies are that large, a
 # reader holds only one: it asks for the next when it is done with it (``source.prefetch``), and a writer encodes
@@ -70,6 +71,7 @@ class Budget(Struct, frozen=True):
     state_on_s3: bool = False
     part: int = MIN_PART
     tables: bool = False
+    mirrors: bool = False
 
     def terms(self) -> list[tuple[str, int]]:
         """The terms of the limit, with a description of each."""
@@ -78,6 +80,7 @@ class Budget(Struct, frozen=True):
             ("supervisor", SUPERVISOR),
             *([("its client for the state on S3", STATE_ON_S3)] if self.state_on_s3 else []),
             *([("committer of tables", COMMITTER)] if self.tables else []),
+            *([("merge of a mirror", MERGE)] if self.mirrors else []),
             ("template process", TEMPLATE),
             ("shared libraries", SHARED),
             (f"{readers} reader(s) x {format_size(READER)}", readers * READER),
@@ -105,18 +108,28 @@ class Budget(Struct, frozen=True):
         return [(name, count * more)]
 
 
-def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False, tables: bool = False) -> Budget:
+def divide(
+    limit: int,
+    readers: int,
+    writers: int,
+    *,
+    state_on_s3: bool = False,
+    tables: bool = False,
+    mirrors: bool = False,
+) -> Budget:
     """Divide a limit.
 
     Args:
         state_on_s3: whether the supervisor keeps the state there itself.
-        tables: whether there are tables.
+        tables, mirrors: whether there are any.
 
     Raises:
         ConfigError: it is below the minimum that these processes need; the sum is in the message.
     """
     limit = int(limit)
-    minimum = Budget(limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers, state_on_s3, tables=tables)
+    minimum = Budget(
+        limit, MIN_ARENA, MIN_REPLY, MIN_PENDING, readers, writers, state_on_s3, tables=tables, mirrors=mirrors
+    )
     needed = sum(size for _, size in minimum.terms())
     if needed > limit:
         cause = f"{format_size(limit)} cannot hold this configuration, which needs at least:{_sum(minimum)}"
@@ -126,7 +139,7 @@ def divide(limit: int, readers: int, writers: int, *, state_on_s3: bool = False,
     reply = min(MAX_REPLY, MIN_REPLY + spare * 4 // 10 // (REPLIES_PER_READER * readers))
     arena = min(MAX_ARENA, MIN_ARENA + spare * 2 // 10) // GRAIN * GRAIN
     pending = min(MAX_PENDING, MIN_PENDING + spare * 4 // 10 // writers)
-    found = Budget(limit, arena, reply, pending, readers, writers, state_on_s3, tables=tables)
+    found = structs.replace(minimum, arena=arena, reply=reply, writer_pending=pending)
     left = limit - sum(size for _, size in found.terms())
     larger = left // (PARTS_PER_WRITER * writers) // MIB * MIB
     return structs.replace(found, part=min(MAX_PART, MIN_PART + larger))
@@ -148,7 +161,14 @@ def refuse_above(max_limit: int, budget: Budget) -> None:
         f"{format_size(max_limit)}:{_sum(budget)}"
     )
     try:
-        divide(max_limit, budget.readers, budget.writers, state_on_s3=budget.state_on_s3, tables=budget.tables)
+        divide(
+            max_limit,
+            budget.readers,
+            budget.writers,
+            state_on_s3=budget.state_on_s3,
+            tables=budget.tables,
+            mirrors=budget.mirrors,
+        )
         remedy = f"Set memory.limit to at most {format_size(max_limit)}, or give the container more memory."
     except ConfigError as error:
         remedy = (

@@ -15,6 +15,8 @@ from engine.core.stream import Settings, Stream
 from engine.errors import FatalError, HeadraceError
 
 COMMITTER = Child("committer", 0)
+# So often in a row it dies before an engine that is otherwise done ends without it.
+_DEATHS = 3
 
 
 class Tables:
@@ -30,6 +32,7 @@ class Tables:
         self._children = children
         self._asked = False
         self._answer: CaughtUp | None = None
+        self._deaths = 0
         self._seen_at = 0.0
         self._seen: TablesSeen | None = None
         self.added: dict[str, TableSeen] = {}
@@ -44,6 +47,7 @@ class Tables:
         if isinstance(message, CaughtUp):
             self._answer = message
             return []
+        self._deaths = 0
         known = self.failed
         self._seen, self._seen_at = message, now
         for name, each in message.tables.items():
@@ -69,18 +73,23 @@ class Tables:
     def exited(self) -> None:
         """The committer has died: it is asked again once it is back."""
         self._asked = False
+        self._deaths += 1
 
     @property
     def is_caught_up(self) -> bool:
         """Whether an engine that is otherwise done may end."""
-        return not self._settings.tables or self._settings.common_end or self._answer is not None
+        answered = self._answer is not None or self._deaths >= _DEATHS
+        return not self._settings.tables or self._settings.common_end or answered
 
     @property
     def error(self) -> HeadraceError | None:
         """Why some table lacks something at the end."""
-        if self._answer is None or not self._answer.failed:
+        if self._answer is None and self._deaths >= _DEATHS:
+            causes = f"the committer has died {self._deaths} times in a row; the log above has the reason"
+        elif self._answer is None or not self._answer.failed:
             return None
-        causes = "; ".join(f"{name}: {error}" for name, error in sorted(self._answer.failed.items()))
+        else:
+            causes = "; ".join(f"{name}: {error}" for name, error in sorted(self._answer.failed.items()))
         remedy = "The lake has everything; the next run adds it to the tables."
         return FatalError("bring the tables up to date", causes, remedy)
 

@@ -7,6 +7,7 @@ have, as far as this process has seen to it. Owner: the loop. It reads the state
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from multiprocessing.connection import Connection
@@ -19,9 +20,11 @@ from engine.retries import policy_of
 from engine.state.opening import open_store
 from engine.tables.follower import Follower
 from engine.tables.formats import tables_of
+from engine.tables.maintenance import Maintenance
 from engine.tables.mirrors import Mirrors
 
 BEAT_S = 1.0
+log = logging.getLogger("headrace")
 _WAIT_S = 0.1  # for a commit to become visible
 
 
@@ -37,7 +40,9 @@ class Committer:
         self._follower = Follower(config, self._store, self._tables, settings.owner)
         enabled = config.mirror.enabled
         self._mirrors = Mirrors(config, self._store, self._tables, settings.owner) if enabled else None
+        self._maintenance = Maintenance(config, self._store, self._tables, settings.owner)
         self._merge_at = time.monotonic()
+        self._maintain_at = time.monotonic() + config.maintenance.interval
         self._rng = random.Random()
         self._progress = 0
         self._beat_at = 0.0
@@ -63,6 +68,7 @@ class Committer:
                         raise AssertionError(message)
             elif time.monotonic() >= next_at:
                 self._look()
+                self._maintain()
                 next_at = time.monotonic() + self._settings.config.table.interval
 
     def _look(self, committed: dict[str, int] | None = None) -> dict[str, str]:
@@ -96,6 +102,22 @@ class Committer:
         failed |= {name: str(error) for name, error in merged.failed.items()}
         added |= {name: msg.TableSeen(1, each.files, each.written) for name, each in merged.tables.items()}
         self._merge_at = time.monotonic() + self._settings.config.mirror.interval
+
+    def _maintain(self) -> None:
+        interval = self._settings.config.maintenance.interval
+        if not interval or time.monotonic() < self._maintain_at:
+            return
+        try:
+            done = self._maintenance.run_once(lambda: self._beat("maintaining tables"))
+        except HeadraceError as error:
+            log.warning("tables are not maintained", extra={"fields": {"error": str(error)}})
+        else:
+            for name, cause in done.failed.items():
+                log.warning("a table is not maintained", extra={"fields": {"table": name, "error": str(cause)}})
+            for name, each in done.tables.items():
+                if any(each):
+                    log.info("a table was maintained", extra={"fields": {"table": name, **each._asdict()}})
+        self._maintain_at = time.monotonic() + interval
 
     def _catch_up(self, committed: dict[str, int]) -> dict[str, str]:
         """Look again until the tables have everything, within the bounds of [retry]."""

@@ -13,6 +13,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -64,6 +65,14 @@ class Upload(Protocol):
 
     def spill(self) -> None:
         """Upload what is held; the object stays invisible."""
+
+
+class StoredObject(NamedTuple):
+    """What a listing says of an object: its key below the sink's URL, size in bytes, and time of its writing."""
+
+    key: str
+    size: int
+    modified: float
 
 
 class Sink:
@@ -219,13 +228,27 @@ class Sink:
 
     def entries(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
         """As ``keys``, each with the object's size in bytes."""
+        return ((each.key, each.size) for each in self.stored(prefix, after))
+
+    def stored(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
+        """As ``keys``, each with what a listing says of the object."""
         with self._translated(f"list {self._url}/{prefix}"):
             if hasattr(self._store.filesystem, "call_s3"):
                 yield from (entry for page in self._pages(prefix, after) for entry in page.entries)
-            else:
-                size = self._store.filesystem.size
-                for key in sorted(key for key in self._find(prefix) if key > after):
-                    yield key, int(size(f"{self._root}/{key}"))
+                return
+            filesystem = self._store.filesystem
+            for key in sorted(key for key in self._find(prefix) if key > after):
+                modified: datetime = filesystem.modified(f"{self._root}/{key}")
+                yield StoredObject(key, int(filesystem.size(f"{self._root}/{key}")), modified.timestamp())
+
+    def remove(self, key: str) -> None:
+        """Remove an object, if it is there.
+
+        Raises:
+            ConfigError: no right to.
+        """
+        with self._translated(f"remove {self._url}/{key}"), contextlib.suppress(FileNotFoundError):
+            self._store.request(partial(self._store.filesystem.rm_file, f"{self._root}/{key}"))
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """The bytes of an object from ``start`` up to but excluding ``stop``, in one request.
@@ -254,7 +277,10 @@ class Sink:
         asked = {name: value for name, value in asked.items() if value and (name != "StartAfter" or after)}
         while True:
             answer = self._store.request(partial(self._store.filesystem.call_s3, "list_objects_v2", **asked))
-            entries = [(each["Key"].removeprefix(base), int(each["Size"])) for each in answer.get("Contents", ())]
+            entries = [
+                StoredObject(each["Key"].removeprefix(base), int(each["Size"]), each["LastModified"].timestamp())
+                for each in answer.get("Contents", ())
+            ]
             directories = [each["Prefix"].removeprefix(base) for each in answer.get("CommonPrefixes", ())]
             yield _Page(entries, directories)
             if not answer.get("IsTruncated"):
@@ -285,9 +311,9 @@ def _files(directory: str) -> Iterator[str]:
 
 
 class _Page(NamedTuple):
-    """One answer of a listing; the entries are keys with sizes."""
+    """One answer of a listing."""
 
-    entries: list[tuple[str, int]]
+    entries: list[StoredObject]
     directories: list[str]
 
 

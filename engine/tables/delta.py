@@ -6,8 +6,9 @@ A table is widened in a commit of its own before files are added: columns that n
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -20,11 +21,15 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Tra
 
 from engine.config.renewal import renewed_s3
 from engine.config.tree import Config, S3Config
-from engine.errors import ConfigError, TransientError
-from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, unknown_outcome
+from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, first_line, unexpected, unknown_outcome
 
 _DAY = "cdc_date"
 _APP = "headrace/"
+# How long the log is kept; without a checkpoint now and then, a reader would need all of it.
+_CONFIGURATION = {"delta.logRetentionDuration": "interval 1 days", "delta.checkpointInterval": "50"}
+# The columns with bounds. Without this the library takes all others for bounded by null, and filters find nothing.
+_BOUNDED = "delta.dataSkippingStatsColumns"
 
 
 class DeltaTables:
@@ -95,14 +100,37 @@ class DeltaTable:
                 f"{self._below}/{unquote(each['path'])}",
                 each["size_bytes"],
                 each["num_records"],
+                each.get(f"partition.{_DAY}"),
                 _bounds(each),
                 each,
             )
             for each in entries
         ]
 
+    def expire(self, before: float) -> None:
+        """Write a checkpoint, so that a reader needs few files; the library removes what is older than its log."""
+        if self._table is not None:
+            with _translated(f"write a checkpoint of the table {self._name}"):
+                self._table.create_checkpoint()
+                self._table.cleanup_metadata()
+
+    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+        """Those of these objects that no version since then names."""
+        self.coverage()
+        if self._table is None:
+            return []
+        hours = math.ceil((time.time() - before) / 3600)
+        with _translated(f"read the table {self._name}"):
+            found = self._table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+        return {f"{self._below}/{unquote(each)}" for each in found} & set(keys)
+
     def commit(
-        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+        self,
+        files: Sequence[DataFile],
+        coverage: Mapping[str, int],
+        removed: Sequence[TableFile] = (),
+        *,
+        same_rows: bool = False,
     ) -> None:
         """Widen the table, then add and remove files and record the coverage in one commit."""
         operation = f"commit to the table {self._name}"
@@ -110,7 +138,10 @@ class DeltaTable:
             table = self._widened(files)
             done = [Transaction(f"{_APP}{stream}", seq) for stream, seq in coverage.items()]
             table.create_write_transaction(
-                [*map(self._removed, removed), *map(self._added, files)],
+                [
+                    *(self._removed(each, not same_rows) for each in removed),
+                    *(self._added(each, not same_rows) for each in files),
+                ],
                 mode="append",
                 schema=table.schema(),
                 partition_by=[_DAY] if self._by_day else None,
@@ -118,7 +149,7 @@ class DeltaTable:
             )
             table.update_incremental()
 
-    def _added(self, file: DataFile) -> AddAction:
+    def _added(self, file: DataFile, is_change: bool) -> AddAction:
         low: dict[str, object] = {"_cdc_timestamp": file.bounds.oldest}
         high: dict[str, object] = {"_cdc_timestamp": file.bounds.newest}
         if file.bounds.first is not None:
@@ -130,14 +161,14 @@ class DeltaTable:
             size=file.size,
             partition_values={_DAY: file.day.isoformat()} if file.day is not None else {},
             modification_time=int(time.time() * 1000),
-            data_change=True,
+            data_change=is_change,
             stats=json.dumps(told, ensure_ascii=False),
         )
 
-    def _removed(self, file: TableFile) -> RemoveAction:
+    def _removed(self, file: TableFile, is_change: bool) -> RemoveAction:
         return RemoveAction(
             path=file.key.removeprefix(f"{self._below}/"),
-            data_change=True,
+            data_change=is_change,
             deletion_timestamp=int(time.time() * 1000),
             size=file.size,
         )
@@ -152,6 +183,8 @@ class DeltaTable:
                     schema=wanted,
                     partition_by=[_DAY] if self._by_day else None,
                     storage_options=self._options,
+                    configuration=_CONFIGURATION
+                    | {_BOUNDED: "_cdc_timestamp" if self._by_day else "_cdc_timestamp,_cdc_id"},
                 )
                 continue
             before = self._table.schema().to_json()
@@ -247,4 +280,8 @@ def _translated(operation: str, *, is_commit: bool = False) -> Iterator[None]:
     except (DeltaError, OSError) as error:
         if is_commit:
             raise unknown_outcome(operation, error) from error
-        raise TransientError(operation, f"{type(error).__name__}: {error}", "Is the store there?") from error
+        raise TransientError(operation, first_line(error), "See whether the store answers.") from error
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise unexpected(operation, error) from error

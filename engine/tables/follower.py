@@ -214,36 +214,41 @@ class Follower:
             found = self._objects.below(directory)
         committed = (each for each in found if self._is_committed(each, records))
         left = [each for each in committed if each.parts.seq > coverage.get(each.parts.stream, -1)]
-        done = add(table, [file for each in left if (file := self._file(each)) is not None])
+        done = add(table, [file for each in left if (file := data_file(self._objects, each)) is not None])
         self._known[directory] = table.identity
         return done
 
-    def _file(self, object_: LakeObject) -> DataFile | None:
-        """What a table needs to know of an object; None for one without rows."""
-        try:
-            metadata = pq.read_metadata(self._objects.open(object_))
-            day = _DATE.search(object_.key)
-            assert day is not None
-            version = int((metadata.metadata or {})[b"headrace.schema_version"])
-        except HeadraceError:
-            raise
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            cause = f"{object_.key} is damaged: {type(error).__name__}: {error}"
-            remedy = "Run headrace verify, and bring the object back, or remove it."
-            raise ConfigError("read an object of the lake", cause, remedy) from error
-        if not metadata.num_rows:
-            return None
-        return DataFile(
-            stream=object_.parts.stream,
-            seq=object_.parts.seq,
-            key=object_.key,
-            size=object_.size,
-            rows=metadata.num_rows,
-            day=datetime.date.fromisoformat(day[1]),
-            schema=metadata.schema.to_arrow_schema().remove_metadata(),
-            version=version,
-            bounds=_bounds(metadata),
-        )
+
+def data_file(objects: Objects, object_: LakeObject) -> DataFile | None:
+    """What a table needs to know of an object of the lake; None for one without rows.
+
+    Raises:
+        HeadraceError: of the store, or the object is damaged.
+    """
+    try:
+        metadata = pq.read_metadata(objects.open(object_))
+        day = _DATE.search(object_.key)
+        assert day is not None
+        version = int((metadata.metadata or {})[b"headrace.schema_version"])
+    except HeadraceError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        cause = f"{object_.key} is damaged: {type(error).__name__}: {error}"
+        remedy = "Run headrace verify, and bring the object back, or remove it."
+        raise ConfigError("read an object of the lake", cause, remedy) from error
+    if not metadata.num_rows:
+        return None
+    return DataFile(
+        stream=object_.parts.stream,
+        seq=object_.parts.seq,
+        key=object_.key,
+        size=object_.size,
+        rows=metadata.num_rows,
+        day=datetime.date.fromisoformat(day[1]),
+        schema=metadata.schema.to_arrow_schema().remove_metadata(),
+        version=version,
+        bounds=_bounds(metadata),
+    )
 
 
 def _bounds(metadata: pq.FileMetaData) -> Bounds:

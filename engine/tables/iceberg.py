@@ -6,12 +6,12 @@ properties, because snapshots with their summaries expire. Each column comes wit
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
@@ -40,17 +40,29 @@ from pyiceberg.types import LongType
 from engine.config.renewal import renewed_s3
 from engine.config.tree import Config, S3Config
 from engine.core.naming import is_split, plan_of_split
-from engine.errors import ConfigError, TransientError
-from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, unknown_outcome
+from engine.errors import ConfigError, HeadraceError, TransientError
+from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, first_line, unexpected, unknown_outcome
 
 _SEQ = "headrace.seq."
 _SPLITS = "headrace.splits."
 _MAPPING = "schema.name-mapping.default"
 _THREADS = 8
+_GONE = "Bring the file back, or drop the table in its catalog: it is made again from the lake."
+_EPOCH = datetime.date(1970, 1, 1)
 _TIME, _DAY = "_cdc_cluster_time", "_cdc_day"
 # The library would add the files a second time, without looking whether they are there.
 _RETRIES = "commit.retry.num-retries"
-_PROPERTIES = {"format-version": "2", _RETRIES: "0"}
+# Each commit writes a new file of metadata, with all snapshots; so many are kept.
+_METADATA_FILES = {
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "50",
+}
+# The columns with bounds. Those of others the library would turn into Python's types, which lack some dates.
+_METRICS = {
+    "write.metadata.metrics.default": "counts",
+    **{f"write.metadata.metrics.column.{each}": "full" for each in (_TIME, "_cdc_timestamp", "_cdc_id")},
+}
+_PROPERTIES = {"format-version": "2", _RETRIES: "0", **_METADATA_FILES, **_METRICS}
 logging.getLogger("pyiceberg").setLevel(logging.ERROR)
 
 
@@ -72,7 +84,7 @@ class IcebergTables:
         Raises:
             HeadraceError: it does not.
         """
-        with _translated("reach the Iceberg catalog"):
+        with _translated("reach the Iceberg catalog", is_connecting=True):
             self._catalog = self._catalog or self._connect()
             self._catalog.list_namespaces()
 
@@ -87,7 +99,7 @@ class IcebergTables:
             HeadraceError: of the catalog.
         """
         if (known := self._tables.get((database, name))) is None:
-            with _translated("reach the Iceberg catalog"):
+            with _translated("reach the Iceberg catalog", is_connecting=True):
                 self._catalog = self._catalog or self._connect()
             known = IcebergTable(self._catalog, (database, name), self._root, by_day=by_day)
             self._tables[database, name] = known
@@ -164,9 +176,10 @@ class IcebergTable:
         bounds = _Bounds(schema)
         return [
             TableFile(
-                each.file_path.removeprefix(f"{self._root}/"),
+                self._key(each.file_path),
                 each.file_size_in_bytes,
                 each.record_count,
+                _EPOCH + datetime.timedelta(days=each.partition[0]) if self._by_day else None,
                 bounds.of(each),
                 each,
             )
@@ -174,7 +187,12 @@ class IcebergTable:
         ]
 
     def commit(
-        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+        self,
+        files: Sequence[DataFile],
+        coverage: Mapping[str, int],
+        removed: Sequence[TableFile] = (),
+        *,
+        same_rows: bool = False,  # the library has no such kind of snapshot
     ) -> None:
         """Add and remove files and record the coverage in one transaction, with a snapshot.
 
@@ -198,6 +216,43 @@ class IcebergTable:
                     for entry in self._entries(transaction, files):
                         snapshot.append_data_file(entry)
                 transaction.set_properties(self._properties(coverage))
+
+    def expire(self, before: float) -> None:
+        """Forget the snapshots from before a time, the present one excepted."""
+        if self._table is None:
+            return
+        with _translated(f"expire snapshots of the table {self._name}", is_commit=True):
+            if any(each.timestamp_ms < before * 1000 for each in self._table.snapshots()[:-1]):
+                when = datetime.datetime.fromtimestamp(before)  # as the library wants it: local, without a zone
+                self._table.maintenance.expire_snapshots().older_than(when).commit()
+
+    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+        """Those of these objects that no snapshot names."""
+        self.coverage()
+        if self._table is None:
+            return []
+        with _translated(f"read the table {self._name}"):
+            named = {self._key(each) for each in self._named(self._table)}
+        return set(keys) - named
+
+    def _named(self, table: PyicebergTable) -> Iterator[str]:
+        """All that a table's metadata leads to, earlier metadata included."""
+        yield table.metadata_location
+        yield from (each.metadata_file for each in table.metadata.metadata_log)
+        yield from (each.statistics_path for each in table.metadata.statistics)
+        yield from (each.statistics_path for each in table.metadata.partition_statistics)
+        seen: set[str] = set()
+        for snapshot in table.snapshots():
+            yield snapshot.manifest_list
+            for manifest in snapshot.manifests(table.io):
+                yield manifest.manifest_path
+                if manifest.manifest_path not in seen:
+                    seen.add(manifest.manifest_path)
+                    entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+                    yield from (each.data_file.file_path for each in entries)
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/")
 
     def _entries(self, transaction: Transaction, files: Sequence[DataFile]) -> Iterator[IcebergFile]:
         metadata, io = transaction.table_metadata, transaction._table.io
@@ -276,35 +331,37 @@ def _file_properties(s3: S3Config) -> dict[str, str]:
 
 
 @contextmanager
-def _translated(operation: str, *, is_commit: bool = False) -> Iterator[None]:
+def _translated(operation: str, *, is_commit: bool = False, is_connecting: bool = False) -> Iterator[None]:
     """Errors of the library and of what it talks to as ours."""
     try:
         yield
     except (CommitFailedException, CommitStateUnknownException) as error:
-        raise ConflictError(operation, _text(error), "The table is read again.") from error
+        raise ConflictError(operation, first_line(error), "The table is read again.") from error
     except (UnauthorizedError, ForbiddenError, AuthorizationExpiredError) as error:
         remedy = "Check the credentials in table.catalog."
-        raise ConfigError(operation, _text(error), remedy) from error
+        raise ConfigError(operation, first_line(error), remedy) from error
     except BadRequestError as error:
-        raise ConfigError(operation, _text(error), "Check table.catalog.") from error
+        raise ConfigError(operation, first_line(error), "Check table.catalog.") from error
+    except FileNotFoundError as error:
+        raise ConfigError(operation, first_line(error), _GONE) from error
     except (OSError, RESTError) as error:
         if is_commit:
             raise unknown_outcome(operation, error) from error
-        raise TransientError(operation, _text(error), "Is the catalog there, and the store?") from error
-    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
-        raise ConfigError(operation, _text(error), "The table cannot take these files as they are.") from error
+        raise TransientError(operation, first_line(error), "See whether catalog and store answer.") from error
+    except HeadraceError:
+        raise
     except Exception as error:
-        if not _is_of_a_database(error):
-            raise
-        if is_commit:
-            raise unknown_outcome(operation, error) from error
-        raise TransientError(operation, _text(error), "Is the catalog there?") from error
+        if _is_of_a_database(error):
+            if is_commit:
+                raise unknown_outcome(operation, error) from error
+            raise TransientError(operation, first_line(error), "See whether the catalog answers.") from error
+        if is_connecting:
+            raise ConfigError(operation, first_line(error), "Check table.catalog.") from error
+        raise unexpected(operation, error) from error
 
 
 def _is_of_a_database(error: Exception) -> bool:
-    """Whether an SQL catalog has raised it; its library is there only with such a catalog."""
-    return any(each.__module__.startswith("sqlalchemy.") for each in type(error).__mro__)
-
-
-def _text(error: Any) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    """Whether the database of an SQL catalog has raised it; its library is there only with such a catalog."""
+    classes = type(error).__mro__
+    is_at_fault = any(each.__name__ == "ArgumentError" for each in classes)  # the configuration
+    return not is_at_fault and any(each.__module__.startswith("sqlalchemy.") for each in classes)

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,18 +31,18 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
 from engine.core.naming import parts_of
-from engine.encode.parquet import ParquetFile
 from engine.errors import ConfigError
 from engine.fold import ENDINGS
 from engine.lake.batches import combined
 from engine.lake.folding.spill import ID, LATER, TIME, Bools, Ints, Parts, Rows, is_read, is_whole
 from engine.lake.objects import Objects, UnreadableError
 from engine.sink.objects import Sink
-from engine.tables.table import Bounds, DataFile, Table, TableFile
+from engine.tables.files import NewFile
+from engine.tables.table import DataFile, Table, TableFile
 
 # Of rows in memory: what one file has, and what is held beside the range that is merged.
-FILE_BYTES = 32 * 2**20
-MEMORY = 64 * 2**20
+FILE_BYTES = 24 * 2**20
+MEMORY = 80 * 2**20
 # Up to this size of the files that are read, compressed, ids are not looked at beforehand.
 _SMALL_BYTES = 8 * 2**20
 # Neighbouring files that are smaller together become one when one of them is rewritten.
@@ -102,6 +101,7 @@ class Mirror:
         changes, table: the changelog and the mirror.
         directory: of the mirror's files: ``<database>/<name>/``.
         beat: called now and then.
+        segments: up to which segments of which streams files have rows, as far as it is known, by key.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class Mirror:
         table: Table,
         directory: str,
         beat: Callable[[], None],
+        segments: dict[str, Mapping[str, int]],
     ) -> None:
+        self._segments = segments
         self._config = sink
         self._sink = Sink(sink, beat)
         self._objects = objects
@@ -131,8 +133,11 @@ class Mirror:
         leaves = self._table.files()
         self._changes.coverage()
         changes = self._changes.files()
-        is_new = not leaves and not self._table.identity
-        news = [each for each in changes if is_new or _is_news(each, had)]
+        news = [
+            each
+            for each in changes
+            if any(seq > had.get(stream, -1) for stream, seq in self._segments_of(each).items())
+        ]
         if not news:
             return Merged()
         since = min(each.bounds.oldest if each.bounds else 0 for each in news)
@@ -146,9 +151,30 @@ class Mirror:
         try:
             merge = _Merge(self._objects, leaves, [*news, *again], since, directory, self._beat)
             merge.read()
-            return self._commit(merge, _reached(news, merge.reached))
+            reached: dict[str, int] = {}
+            for each in news:
+                for stream, seq in self._segments_of(each).items():
+                    reached[stream] = max(seq, reached.get(stream, -1))
+            return self._commit(merge, reached)
         finally:
             shutil.rmtree(directory)
+
+    def _segments_of(self, file: TableFile) -> Mapping[str, int]:
+        """The last segment of each stream that a file has rows of; of a compacted one, only the rows tell."""
+        if parts := parts_of(file.key):
+            return {parts.stream: parts.seq}
+        if file.key not in self._segments:
+            self._segments[file.key] = self._read_segments(file)
+        return self._segments[file.key]
+
+    def _read_segments(self, file: TableFile) -> Mapping[str, int]:
+        found: dict[str, int] = {}
+        names = ["_cdc_stream", "_cdc_seq"]
+        for batch in _batches(self._objects, file, lambda *_: names):
+            rows = pa.table(batch).group_by("_cdc_stream").aggregate([("_cdc_seq", "max")])
+            for stream, seq in zip(rows["_cdc_stream"].to_pylist(), rows["_cdc_seq_max"].to_pylist(), strict=True):
+                found[stream] = max(seq, found.get(stream, -1))
+        return found
 
     def _commit(self, merge: _Merge, reached: Mapping[str, int]) -> Merged:
         done = Merged(rows=merge.rows)
@@ -167,44 +193,11 @@ class Mirror:
         )
 
     def _written(self, rows: pa.Table) -> DataFile:
-        key = f"{self._directory}data/{uuid.uuid4().hex}.parquet"
-        upload = self._sink.open(key)
-        try:
-            size = _Size(upload)
-            file = ParquetFile(size, rows.schema, self._config)
+        ids = rows.column("_cdc_id")
+        with NewFile(self._sink, self._config, self._directory, rows.schema) as file:
             file.write(rows.to_batches())
-            file.close({})
-            upload.seal()
-            upload.publish()
-        except BaseException:
-            upload.discard()
-            raise
-        self._beat()
-        ids, times = rows.column("_cdc_id"), pc.min_max(rows.column("_cdc_timestamp"))
-        return DataFile(
-            stream="",
-            seq=0,
-            key=key,
-            size=size.bytes,
-            rows=rows.num_rows,
-            day=None,
-            schema=rows.schema.remove_metadata(),
-            version=0,
-            bounds=Bounds(times["min"].as_py(), times["max"].as_py(), *_about(ids[0].as_py(), ids[-1].as_py())),
-        )
-
-
-def _is_news(file: TableFile, had: Mapping[str, int]) -> bool:
-    parts = parts_of(file.key)
-    return parts is not None and parts.seq > had.get(parts.stream, -1)
-
-
-def _reached(news: Iterable[TableFile], by_rows: Mapping[str, int]) -> dict[str, int]:
-    found = dict(by_rows)
-    for each in news:
-        if parts := parts_of(each.key):
-            found[parts.stream] = max(parts.seq, found.get(parts.stream, -1))
-    return found
+            self._beat()
+            return file.publish(None, *_about(ids[0].as_py(), ids[-1].as_py()))
 
 
 def _of_one_schema(files: Sequence[DataFile]) -> list[DataFile]:
@@ -228,18 +221,6 @@ def _about(first: str, last: str) -> tuple[str, str]:
         following = ord(head[-1]) + 1 if head else 0x10FFFF
         last = (head[:-1] + chr(0xE000 if following == 0xD800 else following)) if head else last
     return first[:_PREFIX], last
-
-
-class _Size:
-    """Counts what is written."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.bytes += len(data)
-        return int(self._file.write(data))
 
 
 class _Leaf(NamedTuple):
@@ -295,7 +276,6 @@ class _Merge:
         self._touched: set[int] = set()
         self._end = -1
         self.rows = 0
-        self.reached: dict[str, int] = {}
 
     # --- where the rows go -------------------------------------------------------------------------------
 
@@ -309,21 +289,16 @@ class _Merge:
             size += each.size
         if sum(each.size for each in self._changes) <= _SMALL_BYTES:
             return starts
-        sample, every, size, rows = list[str](), 1, 0, 0
-
-        def only_ids(group: pq.RowGroupMetaData, names: list[str]) -> list[str]:
-            nonlocal size, rows
-            size, rows = size + group.total_byte_size, rows + group.num_rows
-            return ["_cdc_id"] if "_cdc_id" in names else []
-
+        sample, every, rows = list[str](), 1, 0
         for file in self._changes:
-            for batch in self._batches(file, only_ids):
+            for batch in _batches(self._objects, file, lambda *_: ["_cdc_id"]):
                 ids = batch.column(0).drop_null()
+                rows += len(ids)
                 sample += [each[:_PREFIX] for each in ids[::every].to_pylist()]
                 if len(sample) > _SAMPLE_MAX:
                     sample, every = sample[::2], every * 2
         sample.sort()
-        at_once = max(1, FILE_BYTES * rows // max(1, size) // every)  # of the sample
+        at_once = max(1, FILE_BYTES // self._row_bytes() // every)  # of the sample
         found: list[str] = []
         for start, stop in zip(["", *starts], [*starts, None], strict=True):
             low = bisect_right(sample, start) if start else 0
@@ -334,6 +309,11 @@ class _Merge:
             ]
         return sorted({*found} - {""})
 
+    def _row_bytes(self) -> int:
+        """About how much memory a row takes."""
+        first = next((each for each in _batches(self._objects, self._changes[0], _wanted) if each.num_rows), None)
+        return max(1, 1 if first is None else _placed(first).nbytes // first.num_rows)
+
     def _numbers_of(self, ids: Sequence[str]) -> Ints:
         return np.fromiter((bisect_right(self._starts, each[:_PREFIX]) for each in ids), np.int64, len(ids))
 
@@ -342,40 +322,18 @@ class _Merge:
     def read(self) -> None:
         """Read the rows of the changelog that count."""
         for file in self._changes:
-            unnamed = parts_of(file.key) is None
-            for batch in combined(self._batches(file, _wanted)):
-                if unnamed:
-                    self._note(batch)
+            for batch in combined(_batches(self._objects, file, _wanted)):
                 rows = batch.filter(pc.greater_equal(batch.column("_cdc_timestamp"), self._since))
                 self.rows += rows.num_rows
                 ends = rows.column("_cdc_timestamp").filter(pc.is_in(rows.column("_cdc_op"), pa.array(ENDINGS)))
                 self._end = max(self._end, *ends.to_pylist()) if len(ends) else self._end
                 self._add(_placed(rows.filter(rows.column("_cdc_id").is_valid())))
 
-    def _note(self, rows: pa.RecordBatch) -> None:
-        """Up to which segments a file has rows whose name does not tell it."""
-        found = (
-            pa.table(rows.select(["_cdc_stream", "_cdc_seq"]))
-            .group_by("_cdc_stream")
-            .aggregate([("_cdc_seq", "max")])
-        )
-        for stream, seq in zip(found["_cdc_stream"].to_pylist(), found["_cdc_seq_max"].to_pylist(), strict=True):
-            self.reached[stream] = max(seq, self.reached.get(stream, -1))
-
     def _add(self, rows: pa.RecordBatch) -> None:
         if rows.num_rows:
             self._touched.update(map(int, np.unique(self._numbers_of(rows.column(ID).to_pylist()))))
             self._parts.add(rows)
         self._beat()
-
-    def _batches(
-        self, file: TableFile, columns: Callable[[pq.RowGroupMetaData, list[str]], list[str]] | None
-    ) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from self._objects.batches(file, _BATCH_ROWS, columns=columns)
-        except (UnreadableError, KeyError) as error:
-            remedy = "Run headrace verify, and bring the object back."
-            raise ConfigError("merge a mirror", f"{file.key} is damaged: {error}", remedy) from error
 
     # --- merging -----------------------------------------------------------------------------------------
 
@@ -413,11 +371,21 @@ class _Merge:
                 yield unit
 
     def _of_leaf(self, file: TableFile) -> Iterator[pa.RecordBatch]:
-        for batch in self._batches(file, None):
-            self._add(_placed(_whole_rows(batch)))
-            if pending := _pending_rows(batch):
-                self._add(_placed(pending))
+        for batch in _batches(self._objects, file, None):
+            for rows in as_changes(batch):
+                self._add(_placed(rows))
             yield batch
+
+
+def _batches(
+    objects: Objects, file: TableFile, columns: Callable[[pq.RowGroupMetaData, list[str]], list[str]] | None
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from objects.batches(file, _BATCH_ROWS, columns=columns)
+    except (UnreadableError, KeyError, ConfigError) as error:
+        cause = error.cause if isinstance(error, ConfigError) else str(error)
+        remedy = "Bring the file back, or drop the table that names it: it is made again from the lake."
+        raise ConfigError("merge a mirror", f"{file.key} cannot be read: {cause}", remedy) from error
 
 
 def _leaves_of(files: Sequence[TableFile]) -> list[_Leaf]:
@@ -441,7 +409,7 @@ def _leaf_of(file: TableFile) -> _Leaf:
 
 
 def _wanted(_: pq.RowGroupMetaData, names: list[str]) -> list[str]:
-    return [name for name in names if name not in _UNUSED - {"_cdc_stream"}]
+    return [name for name in names if name not in _UNUSED]
 
 
 def _placed(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -463,6 +431,13 @@ def _placed(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 # --- the mirror's own rows -------------------------------------------------------------------------------
+
+
+def as_changes(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A mirror's rows as rows of a changelog that would lead to them."""
+    yield _whole_rows(rows)
+    if pending := _pending_rows(rows):
+        yield pending
 
 
 def _whole_rows(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from engine.errors import HeadraceError, TransientError
+from engine.errors import FatalError, HeadraceError, TransientError
 from engine.failpoints import failpoint
 
 FILES_MAX = 500  # of one commit
@@ -69,6 +69,7 @@ class TableFile(NamedTuple):
     Attributes:
         key: below ``sink.url``.
         size: in bytes.
+        day: of its events; None in a table that is not partitioned by it.
         bounds: None if they are not known.
         entry: the format's own description.
     """
@@ -76,6 +77,7 @@ class TableFile(NamedTuple):
     key: str
     size: int
     rows: int
+    day: datetime.date | None
     bounds: Bounds | None
     entry: Any
 
@@ -94,11 +96,29 @@ class Table(Protocol):
         """The files that it had when its coverage was last read."""
 
     def commit(
-        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+        self,
+        files: Sequence[DataFile],
+        coverage: Mapping[str, int],
+        removed: Sequence[TableFile] = (),
+        *,
+        same_rows: bool = False,
     ) -> None:
         """Add files that it does not have, remove others, and record coverage in one step, once or not at all.
 
         A table that is not there is made with its first file.
+
+        Args:
+            same_rows: the new files have the rows of those that are removed.
+        """
+
+    def expire(self, before: float) -> None:
+        """Forget the versions from before a time (in seconds since 1970), the present one excepted."""
+
+    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+        """Those of these objects that no version of the table since ``before`` names; none if that is not known.
+
+        Args:
+            keys: of objects below the table's root that were written before that time.
         """
 
 
@@ -161,4 +181,16 @@ def _groups(files: Sequence[DataFile]) -> Iterator[tuple[list[DataFile], Mapping
 
 def unknown_outcome(operation: str, error: BaseException) -> HeadraceError:
     """The error for a commit that may have happened."""
-    return ConflictError(operation, f"{type(error).__name__}: {error}", "The table is read again.")
+    return ConflictError(operation, first_line(error), "The table is read again.")
+
+
+def unexpected(operation: str, error: BaseException) -> HeadraceError:
+    """The error for what a library should not raise: one table's, so that the others go on."""
+    remedy = "The lake has everything. Please report it, with the types of what is in the collection."
+    return FatalError(operation, first_line(error), remedy)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the statements and traces that some add."""
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

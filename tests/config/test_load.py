@@ -83,8 +83,8 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         "retry.max_attempts: ${ATTEMPTS} is not set; export ATTEMPTS, or write ${ATTEMPTS:-default}",
         "source.collections: got 'c'; expected a list of strings",
         "source.databse: unknown key; did you mean 'database'?",
-        "tls: unknown key; known here: source, sink, table, mirror, schema, backfill, batch, memory, writers, "
-        "state, lease, fleet, retry, telemetry, shutdown, supervision",
+        "tls: unknown key; known here: source, sink, table, mirror, maintenance, schema, backfill, batch, "
+        "memory, writers, state, lease, fleet, retry, telemetry, shutdown, supervision",
         "writers.processes: got 65; expected an integer from 1 to 64",
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,6 +260,9 @@ def catch_up(config: EngineConfig) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+_NOT_DATA = re.compile("^_headrace/|^[^/=]+/[^/=]+/(data|metadata|_delta_log)/")
+
+
 class Lake:
     """The objects below a prefix, and the tokens in each; an object is read again only if it has changed."""
 
@@ -274,9 +278,9 @@ class Lake:
     def _find(self) -> dict[str, str]:
         found: dict[str, Any] = self.filesystem.find(self.root, detail=True)
         # Before there is any object, an upload in progress may be listed as a directory, which has no tag.
-        # What the engine keeps there for itself is not data.
+        # What the engine keeps there for itself is not data, nor what belongs to tables alone.
         keys = {path.removeprefix(self.root + "/"): info for path, info in found.items() if "ETag" in info}
-        return {key: info["ETag"] for key, info in keys.items() if not key.startswith("_headrace/")}
+        return {key: info["ETag"] for key, info in keys.items() if not _NOT_DATA.search(key)}
 
     def tokens(self) -> dict[str, list[str]]:
         """The tokens of each Parquet object."""

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
-from bson import CodecOptions
+from bson import CodecOptions, DatetimeMS
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from engine.config import load
+from engine.lake.objects import Objects
+from engine.sink.objects import Sink
+from engine.state.opening import open_store
+from engine.tables.files import NewFile
+from engine.tables.formats import tables_of
+from engine.tables.mirrors import Mirrors
 from tests.decode import lake as inverse
 from tests.exploring import EXPLORE
-from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, kill_all
+from tests.integration.harness import (
+    Engine,
+    EngineConfig,
+    Lake,
+    PlainStream,
+    catch_up,
+    kill_all,
+    operation_time,
+    run_engine,
+)
 from tests.integration.test_kill import writing
 from tests.integration.test_reading import in_order, plain, schema_of
-from tests.integration.test_tables import FORMATS, Read, directory_name, write
+from tests.integration.test_tables import FORMATS, Looks, Read, directory_name, only_with, write
 
 Client = MongoClient[dict[str, Any]]
-KILLS = 30 if EXPLORE else 8
+KILLS = 30 if EXPLORE else 6
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 
 
@@ -67,7 +86,7 @@ def is_mirrored(mongo: Client, config: EngineConfig, *collections: str) -> None:
 
 def test_a_mirror_is_its_collection(mongo: Client, config: EngineConfig) -> None:
     rng, keys = random.Random(11), {"orders": list[Any](), "items": list[Any]()}
-    for _ in range(3):
+    for _ in range(2):
         write(mongo, config.name, rng, keys, 80)
         catch_up(config)
         is_mirrored(mongo, config, "orders", "items")
@@ -98,10 +117,12 @@ def test_one_command_makes_mirrors_of_a_database(mongo: Client, config: EngineCo
     write(mongo, config.name, rng, keys, 30)
     catch_up(config)
     is_mirrored(mongo, config, *COLLECTIONS)
+    assert found(config) == (0, {})
 
 
 def test_killed_at_random(stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    rng, read = random.Random(13), Read(config)
+    rng, read, looks = random.Random(13), Read(config), Looks(Read(config))
+    plain = PlainStream(mongo, config.name, operation_time(mongo))
     kills = dict.fromkeys(("committer", "writer", "supervisor", "tree"), 0)
     engine: Engine | None = None
     with writing(stack, config.name, seed=13):
@@ -120,6 +141,7 @@ def test_killed_at_random(stack: LocalStack, mongo: Client, config: EngineConfig
             else:
                 continue
             kills[victim] += 1
+            looks.look()
             for name in ("orders", "items"):
                 with contextlib.suppress(*read.missing):
                     ids = read.table(name, "")["_cdc_id"].to_pylist()
@@ -127,4 +149,160 @@ def test_killed_at_random(stack: LocalStack, mongo: Client, config: EngineConfig
         if engine is not None:
             engine.kill_tree()
     catch_up(config)
+    assert looks.look() == plain.stop() == lake.check_no_token_twice()
+    assert len(looks.seen) > 500
     is_mirrored(mongo, config, "orders", "items")
+
+
+def test_queries_find_each_document(mongo: Client, config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its ``_id``, by the statistics of many small files."""
+    monkeypatch.setattr("engine.tables.mirror.FILE_BYTES", 4096)
+    rng, keys = random.Random(16), {"orders": list[Any]()}
+    texts = [
+        "\U0010ffff" * 80,
+        "\U0010ffff",
+        "\ud7ff" * 70,
+        "a" * 64,
+        "a" * 65,
+        "a" * 5000,
+        "\0",
+        "",
+        "\ue000" * 70,
+    ]
+    mongo[config.name].orders.insert_many([{"_id": each} for each in texts])
+    write(mongo, config.name, rng, keys, 120)
+    config.set("mirror", enabled=False)
+    catch_up(config)
+    config.set("mirror", enabled=True)
+    settings = load(config.path, os.environ)
+    store = open_store(settings.state, settings.sink, read_only=True)
+    assert not Mirrors(settings, store, tables_of(settings)).run_once().failed
+    is_mirrored(mongo, config, "orders")
+    ids = Read(config).table("orders", "")["_cdc_id"].to_pylist()
+    assert len(ids) > 40
+    everything = Read(config).table("orders", "_changes")
+    for suffix, rows in (("_changes", everything), ("", Read(config).table("orders", ""))):
+        expected = rows.filter(pc.field("_cdc_op") == "insert").num_rows
+        assert 0 < expected < everything.num_rows
+        for of_insert in Read(config).with_operation("orders", suffix, "insert"):
+            assert of_insert == expected
+    for id_, found in zip(ids, Read(config).with_ids("orders", ids), strict=True):
+        assert [each["_cdc_id"].to_pylist() for each in found] == [[id_]] * len(found), id_
+
+
+def test_dates_of_all_years(mongo: Client, config: EngineConfig) -> None:
+    """Also those that Python cannot have, which the formats' libraries convert statistics to."""
+    times = [0, -1, 253402300800000, -62135596800001, 9223372036854775, -9223372036854775, 2**62, -(2**62)]
+    dates = [DatetimeMS(each) for each in times]
+    documents = [{"d": each, "of": [{"d": each}], "in": {"d": each}, "all": dates[:6]} for each in dates]
+    mongo[config.name].orders.insert_many(documents + [{"_id": each} for each in dates])
+    catch_up(config)
+    is_mirrored(mongo, config, "orders")
+
+
+def test_what_is_gone_from_a_mirror(mongo: Client, config: EngineConfig) -> None:
+    """The error says what to do, and that helps."""
+    mongo[config.name].orders.insert_many([{"_id": n} for n in range(5)])
+    catch_up(config)
+    read, files = Read(config), config.stack.s3.filesystem()
+    for part in ("data", "metadata") if config.sections["table"]["format"] == "iceberg" else ("data",):
+        root = f"{config.stack.bucket}/{config.name}/{config.name}/orders/{part}"
+        for each in files.find(root):
+            files.rm_file(each)
+        mongo[config.name].orders.insert_one({"part": part})
+        ended = run_engine(config, "run", "--until-caught-up")
+        assert ended.returncode == 1
+        assert "drop the table" in ended.stderr
+        read.drop("orders", "")
+        catch_up(config)
+        is_mirrored(mongo, config, "orders")
+
+
+def test_a_schema_grows_under_readers(mongo: Client, config: EngineConfig) -> None:
+    """New fields, nested ones, new types: a reader from before goes on, and a new one sees everything."""
+    orders, read = mongo[config.name].orders, Read(config)
+    orders.insert_many([{"_id": n, "n": n, "in": {"a": n}, "of": [{"x": n}]} for n in range(40)])
+    catch_up(config)
+    readers = [read.reader("orders", suffix) for suffix in ("", "_changes")]
+    before = [each() for each in readers]
+    grown: dict[str, Any] = {
+        "n": "text now",
+        "in": {"a": 1.5, "b": {"c": [1]}},
+        "of": [{"x": 1, "y": "z"}],
+        "more": True,
+    }
+    orders.insert_many([{"_id": 100 + n} | grown for n in range(5)])
+    orders.update_one({"_id": 3}, {"$set": grown})
+    catch_up(config)
+    assert [each().equals(rows) for each, rows in zip(readers, before, strict=True)] == [True, True]
+    is_mirrored(mongo, config, "orders")
+    changes = read.table("orders")
+    assert sum(changes["more"].to_pylist().count(each) for each in (True,)) == 6
+    orders.delete_many({"_id": {"$gte": 100}})
+    catch_up(config)
+    is_mirrored(mongo, config, "orders")
+
+
+def test_two_engines_make_one_mirror(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """Through different streams: each has a part of a collection, and both go into one table; one of them dies."""
+    only_with("iceberg", config)
+    config.set("source", split={"orders": 2})
+    config.set("fleet", streams=2)
+    rng, keys = random.Random(15), {"orders": list[Any](), "items": list[Any]()}
+    looks, plain = Looks(Read(config)), PlainStream(mongo, config.name, operation_time(mongo))
+    (config.directory / "other").mkdir()
+    other = EngineConfig(config.stack, config.directory / "other", config.name, {})
+    other.sections = {**config.sections, "telemetry": {"listen": f"127.0.0.1:{other.port}"}}
+    other.write()
+    with Engine(config) as one, Engine(other) as two:
+        for engine in (one, two):
+            engine.wait_for(lambda status: any(each["reading"] for each in status["streams"]), "a stream")
+        for _ in range(8):
+            write(mongo, config.name, rng, keys, 15)
+            time.sleep(0.5)
+            looks.look()
+        one.kill_tree()
+        write(mongo, config.name, rng, keys, 15)
+        assert two.terminate() == 0
+    catch_up(config)
+    assert looks.look() == plain.stop() == lake.check_no_token_twice()
+    is_mirrored(mongo, config, "orders", "items")
+
+
+def test_verify_finds_what_is_planted(mongo: Client, config: EngineConfig) -> None:
+    """Of each kind of difference one; a mirror that is only behind is none."""
+    rng, keys = random.Random(14), {"orders": list[Any](), "items": list[Any]()}
+    write(mongo, config.name, rng, keys, 40)
+    catch_up(config)
+    config.set("mirror", enabled=True, interval="1h")
+    write(mongo, config.name, rng, keys, 10)
+    with Engine(config) as engine:
+        engine.wait_for(lambda status: all(each["events_committed"] for each in status["streams"]), "commits")
+        engine.kill_tree()
+    assert found(config) == (0, {})
+
+    settings = load(config.path, os.environ)
+    tables, objects = tables_of(settings), Objects(settings.sink)
+    changes = tables.open(config.name, "items_changes", by_day=True)
+    changes.coverage()
+    changes.commit([], {}, changes.files()[:1])
+    mirror = tables.open(config.name, "orders", by_day=False)
+    mirror.coverage()
+    (file,) = mirror.files()
+    rows = pa.Table.from_batches(objects.batches(file, 10**6)).combine_chunks()
+    other = rows.slice(2).to_pylist()
+    other[0]["_cdc_rescued"] = '{"planted": 1}'
+    other[1]["_cdc_id"] = '"planted"'
+    with NewFile(Sink(settings.sink), settings.sink, f"{config.name}/orders/", rows.schema) as new:
+        new.write(pa.Table.from_pylist(other, rows.schema).to_batches())
+        changed = new.publish(None, "", chr(0x10FFFF))
+    mirror.commit([changed], {}, [file])
+    code, kinds = found(config)
+    assert code == 1
+    assert kinds == {"table_rows": 1, "mirror_missing": 3, "mirror_extra": 1, "mirror_different": 1}
+
+
+def found(config: EngineConfig) -> tuple[int, dict[str, int]]:
+    done = run_engine(config, "verify", "--lake-only", "--json")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])["differences"]

@@ -8,13 +8,15 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
+import duckdb
 import polars
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import DuplicateKeyError
@@ -34,7 +36,6 @@ from tests.integration.harness import (
     Lake,
     PlainStream,
     catch_up,
-    kill_all,
     operation_time,
     run_engine,
 )
@@ -43,7 +44,6 @@ from tests.test_documents import ROOT, blocks
 
 Client = MongoClient[dict[str, Any]]
 FORMATS = ["iceberg", "delta"]
-KILLS = 30 if EXPLORE else 8
 
 
 @pytest.fixture(params=FORMATS)
@@ -66,6 +66,12 @@ def follower(config: EngineConfig) -> Follower:
     return Follower(settings, open_store(settings.state, settings.sink, read_only=True), tables_of(settings))
 
 
+def only_with(format_: str, config: EngineConfig) -> None:
+    """Skip the test with the other format, unless everything is to be tried."""
+    if not EXPLORE and config.sections["table"]["format"] != format_:
+        pytest.skip("its like is tried: EXPLORE=1")
+
+
 class Read:
     """Reads tables by the formats' own libraries."""
 
@@ -73,6 +79,10 @@ class Read:
         self._config = config
         self._format = config.sections["table"]["format"]
         self._s3 = config.stack.s3
+        self._options = {
+            "AWS_ENDPOINT_URL": self._s3.endpoint_url, "AWS_ACCESS_KEY_ID": self._s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": self._s3.secret_key, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
+        }  # fmt: skip
 
     def _catalog(self) -> Any:
         from pyiceberg.catalog import load_catalog
@@ -85,26 +95,85 @@ class Read:
 
     def table(self, collection: str, suffix: str = "_changes") -> pa.Table:
         """The rows of a changelog table, or with the suffix "" of a mirror."""
-        options = {
-            "AWS_ENDPOINT_URL": self._s3.endpoint_url, "AWS_ACCESS_KEY_ID": self._s3.access_key,
-            "AWS_SECRET_ACCESS_KEY": self._s3.secret_key, "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true",
-        }  # fmt: skip
+        return self.reader(collection, suffix)()
+
+    def reader(self, collection: str, suffix: str) -> Callable[[], pa.Table]:
+        """Opens a table; what is returned reads it as it was then."""
         if self._format == "iceberg":  # pyiceberg itself reads a null list of documents as an empty one
             table = self._catalog().load_table((self._config.name, f"{collection}{suffix}"))
             os.environ["POLARS_ICEBERG_PLANNER"] = "pyiceberg"
-            return polars.scan_iceberg(table, storage_options=options).collect().to_arrow()
+            return lambda: polars.scan_iceberg(table, storage_options=self._options).collect().to_arrow()
         from deltalake import DeltaTable
 
         url = f"{self._config.sections['sink']['url']}/{self._config.name}/{collection}{suffix}"
-        return DeltaTable(url, storage_options=options).to_pyarrow_table()
+        return DeltaTable(url, storage_options=self._options).to_pyarrow_table
 
-    def drop(self, collection: str) -> None:
+    def with_ids(self, collection: str, ids: Sequence[str]) -> Iterator[list[pa.Table]]:
+        """For each id, what a query for it finds in a mirror, by each reader that uses a table's statistics."""
+        if self._format == "iceberg":
+            from pyiceberg.expressions import EqualTo
+
+            equal: Any = EqualTo
+            table = self._catalog().load_table((self._config.name, collection))
+            os.environ["POLARS_ICEBERG_PLANNER"] = "pyiceberg"
+            lazy = polars.scan_iceberg(table, storage_options=self._options)
+            for id_ in ids:
+                found = table.scan(row_filter=equal(term="_cdc_id", value=id_)).to_arrow()
+                yield [found, lazy.filter(polars.col("_cdc_id") == id_).collect().to_arrow()]
+            return
+        from deltalake import DeltaTable
+
+        url = f"{self._config.sections['sink']['url']}/{self._config.name}/{collection}"
+        delta = DeltaTable(url, storage_options=self._options)
+        lazy, dataset = polars.scan_delta(url, storage_options=self._options), delta.to_pyarrow_dataset()
+        with duckdb.connect() as database:
+            database.register("mirror", dataset)
+            for id_ in ids:
+                yield [
+                    dataset.to_table(filter=pc.field("_cdc_id") == id_),
+                    lazy.filter(polars.col("_cdc_id") == id_).collect().to_arrow(),
+                    database.sql("FROM mirror WHERE _cdc_id = ?", params=[id_]).to_arrow_table(),
+                ]
+
+    def with_operation(self, collection: str, suffix: str, operation: str) -> Iterator[int]:
+        """How many rows a query by a column without statistics finds, by each reader."""
+        wanted = polars.col("_cdc_op") == operation
+        if self._format == "iceberg":
+            from pyiceberg.expressions import EqualTo
+
+            equal: Any = EqualTo
+            table = self._catalog().load_table((self._config.name, f"{collection}{suffix}"))
+            os.environ["POLARS_ICEBERG_PLANNER"] = "pyiceberg"
+            yield table.scan(row_filter=equal(term="_cdc_op", value=operation)).count()
+            yield polars.scan_iceberg(table, storage_options=self._options).filter(wanted).collect().height
+            return
+        from deltalake import DeltaTable
+
+        url = f"{self._config.sections['sink']['url']}/{self._config.name}/{collection}{suffix}"
+        dataset = DeltaTable(url, storage_options=self._options).to_pyarrow_dataset()
+        yield dataset.count_rows(filter=pc.field("_cdc_op") == operation)
+        yield polars.scan_delta(url, storage_options=self._options).filter(wanted).collect().height
+        with duckdb.connect() as database:
+            database.register("rows", dataset)
+            yield database.execute("SELECT count(*) FROM rows WHERE _cdc_op = ?", [operation]).fetchall()[0][0]
+
+    def files(self, collection: str) -> list[str]:
+        """The files of a changelog table."""
+        if self._format == "iceberg":
+            table = self._catalog().load_table((self._config.name, f"{collection}_changes"))
+            return [each.file.file_path for each in table.scan().plan_files()]
+        from deltalake import DeltaTable
+
+        url = f"{self._config.sections['sink']['url']}/{self._config.name}/{collection}_changes"
+        return DeltaTable(url, storage_options=self._options).file_uris()
+
+    def drop(self, collection: str, suffix: str = "_changes") -> None:
         """Drop a table: its metadata goes, its objects stay."""
         if self._format == "iceberg":
-            self._catalog().drop_table((self._config.name, f"{collection}_changes"))
+            self._catalog().drop_table((self._config.name, f"{collection}{suffix}"))
             return
         root = (
-            f"{self._config.stack.bucket}/{self._config.name}/{self._config.name}/{collection}_changes/_delta_log/"
+            f"{self._config.stack.bucket}/{self._config.name}/{self._config.name}/{collection}{suffix}/_delta_log/"
         )
         files = self._s3.filesystem()
         for each in files.find(root):
@@ -185,39 +254,11 @@ class Looks:
         return self.seen
 
 
-def test_killed_at_random(stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    rng, looks = random.Random(3), Looks(Read(config))
-    plain = PlainStream(mongo, config.name, operation_time(mongo))
-    kills = dict.fromkeys(("committer", "writer", "supervisor", "tree"), 0)
-    engine: Engine | None = None
-    with writing(stack, config.name, seed=3):
-        while sum(kills.values()) < KILLS or not all(kills.values()):
-            engine = engine or Engine(config)
-            time.sleep(rng.random() * 2.5)
-            victim = rng.choice(list(kills))
-            if victim == "tree":
-                engine.kill_tree()
-                engine = None
-            elif victim == "supervisor":
-                engine.kill_supervisor()
-                engine = None
-            elif pids := engine.pids(victim):
-                kill_all([rng.choice(pids)])
-            else:
-                continue
-            kills[victim] += 1
-            looks.look()
-        if engine is not None:
-            engine.kill_tree()
-    catch_up(config)
-    assert looks.look() == plain.stop() == lake.check_no_token_twice()
-    assert len(looks.seen) > 500
-
-
 @pytest.mark.parametrize("point", get_args(TablePoint))
 def test_killed_at_a_failpoint(
     stack: LocalStack, mongo: Client, config: EngineConfig, lake: Lake, point: str
 ) -> None:
+    only_with("iceberg" if point == "before_table_commit" else "delta", config)
     looks, plain = Looks(Read(config)), PlainStream(mongo, config.name, operation_time(mongo))
     with writing(stack, config.name, seed=4), Engine(config, environment={VARIABLE: f"{point}:3"}) as engine:
         engine.wait_for(
@@ -230,6 +271,20 @@ def test_killed_at_a_failpoint(
         engine.kill_tree()
     catch_up(config)
     assert looks.look() == plain.stop() == lake.check_no_token_twice()
+
+
+def test_a_committer_that_keeps_dying_does_not_hold_the_end(
+    mongo: Client, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mongo[config.name].orders.insert_one({"n": 1})
+    config.set("retry", initial_delay="50ms", max_delay="100ms", max_attempts=3)
+    monkeypatch.setenv(VARIABLE, "before_table_commit:1")
+    ended = run_engine(config, "run", "--until-caught-up")
+    assert ended.returncode == 1
+    assert "bring the tables up to date" in ended.stderr
+    monkeypatch.delenv(VARIABLE)
+    catch_up(config)
+    assert len(Read(config).tokens("orders")) == 1
 
 
 HOSTILE = ["a.b", "a b", "100%", "Ü~1", "n" * 120, "x=y", "orders_changes", "_hidden"]
@@ -326,6 +381,24 @@ def test_a_dropped_table_is_made_again(mongo: Client, config: EngineConfig, lake
     assert set(tokens) == lake.check_no_token_twice()
 
 
+def test_check_looks_at_the_catalog(config: EngineConfig) -> None:
+    checked = run_engine(config, "check")
+    assert checked.returncode == 0, checked.stdout
+    assert re.search(r"tables\s+changelog tables in (iceberg|delta) can be looked at", checked.stdout)
+    if config.sections["table"]["format"] == "iceberg":
+        config.set("table", catalog={"type": "rest", "uri": "http://127.0.0.1:9", "token": "hidden-word"})
+        checked = run_engine(config, "check")
+        assert checked.returncode == 1, checked.stdout
+        assert "failed" in checked.stdout
+        assert "reach the Iceberg catalog" in checked.stdout
+        assert "hidden-word" not in checked.stdout + checked.stderr
+        config.set("retry", initial_delay="50ms", max_delay="100ms", max_attempts=2)
+        ended = run_engine(config, "run", "--until-caught-up")
+        assert ended.returncode == 1
+        assert "bring the tables up to date" in ended.stderr
+        assert "hidden-word" not in ended.stdout + ended.stderr
+
+
 def test_while_the_catalog_is_away_the_lake_goes_on(mongo: Client, config: EngineConfig, lake: Lake) -> None:
     if config.sections["table"]["format"] != "iceberg":
         pytest.skip("there is no catalog")
@@ -352,70 +425,14 @@ def test_while_the_catalog_is_away_the_lake_goes_on(mongo: Client, config: Engin
     assert set(Read(config).tokens("orders")) == lake.check_no_token_twice()
 
 
-def test_from_a_snapshot(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """One command from a live database to its tables: what was there and what happened since, each once."""
-    config.set("source", start="snapshot")
-    config.set("backfill", split_size="64KiB", readers=1)
-    mongo[config.name].orders.insert_many([{"_id": n, "text": "x" * 500} for n in range(600)])
-    mongo[config.name].items.insert_one({"_id": 0})
-    with Engine(config) as engine:
-        engine.wait_for(lambda status: any(each["splits"] for each in status["backfills"]), "a split")
-        mongo[config.name].orders.insert_one({"_id": "later"})
-        time.sleep(1)
-        engine.kill_tree()
-    catch_up(config)
-    rows = Read(config).table("orders")
-    read = [
-        id_ for op, id_ in zip(rows["_cdc_op"].to_pylist(), rows["_id"].to_pylist(), strict=True) if op == "read"
-    ]
-    assert len(read) == len(set(read))
-    assert len(read) in (600, 601)
-    keys = ["_cdc_stream", "_cdc_seq", "_cdc_token"]
-    landed = [
-        row
-        for key in lake.object_keys()
-        if "/orders_changes/cdc_date=" in key
-        for row in lake.table(key, keys).to_pylist()
-    ]
-    order = lambda row: tuple(map(str, row.values()))  # noqa: E731
-    assert sorted(rows.select(keys).to_pylist(), key=order) == sorted(landed, key=order)
-    verified = run_engine(config, "verify")
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-
-
-def test_two_engines_on_one_table(mongo: Client, config: EngineConfig, lake: Lake) -> None:
-    """Through different streams: each part of a collection has its own, and both go into one table."""
-    config.set("source", split={"orders": 2})
-    config.set("fleet", streams=2)
-    rng, looks = random.Random(8), Looks(Read(config))
-    plain, keys = (
-        PlainStream(mongo, config.name, operation_time(mongo)),
-        {"orders": list[Any](), "items": list[Any]()},
-    )
-    (config.directory / "other").mkdir()
-    other = EngineConfig(config.stack, config.directory / "other", config.name, {})
-    other.sections = {**config.sections, "telemetry": {"listen": f"127.0.0.1:{other.port}"}}
-    other.write()
-    with Engine(config) as one, Engine(other) as two:
-        for engine in (one, two):
-            engine.wait_for(lambda status: any(each["reading"] for each in status["streams"]), "a stream")
-        for _ in range(12):
-            write(mongo, config.name, rng, keys, 15)
-            time.sleep(0.5)
-            looks.look()
-        one.kill_tree()
-        write(mongo, config.name, rng, keys, 15)
-        assert two.terminate() == 0
-    catch_up(config)
-    assert looks.look() == plain.stop() == lake.check_no_token_twice()
-
-
 def test_the_guide_reads_tables(mongo: Client, config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of the guide to the lake, with the names of these servers in place of its own."""
+    config.set("mirror", enabled=True)
+    config.set("memory", limit="2GiB")
     mongo[config.name].orders.insert_many([{"n": n} for n in range(3)])
     catch_up(config)
     guide = (ROOT / "configs" / "LAKE.md").read_text().partition("\n## Tables\n")[2].partition("\n## ")[0]
-    of_iceberg, of_delta = blocks(guide, "python")
+    of_iceberg, of_delta, of_mirror = blocks(guide, "python")
     s3 = config.stack.s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
@@ -433,3 +450,5 @@ def test_the_guide_reads_tables(mongo: Client, config: EngineConfig, monkeypatch
         root = f"{config.sections['sink']['url']}/{config.name}/"
         exec(of_delta.replace("s3://lake/prefix/shop/", root), found)
         assert found["rows"].height == 3
+        exec(of_mirror.replace("s3://lake/prefix/shop/", root), found)
+        assert sorted(found["orders"]["n"]) == [0, 1, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,19 @@ class Table:
     def files(self) -> Sequence[TableFile]:
         return [*self._files.values()]
 
+    def expire(self, before: float) -> None:
+        raise NotImplementedError
+
+    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+        raise NotImplementedError
+
     def commit(
-        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+        self,
+        files: Sequence[DataFile],
+        coverage: Mapping[str, int],
+        removed: Sequence[TableFile] = (),
+        *,
+        same_rows: bool = False,
     ) -> None:
         how = self._rng.random() if self._rng else 1
         if how < 0.1:
@@ -53,7 +64,7 @@ class Table:
             assert new.size == path.stat().st_size
             assert new.rows == pq.read_metadata(path).num_rows > 0
             assert new.key not in self._files
-            self._files[new.key] = TableFile(new.key, new.size, new.rows, new.bounds, None)
+            self._files[new.key] = TableFile(new.key, new.size, new.rows, new.day, new.bounds, None)
         self._covered |= coverage
         self.identity = "one"
         if how < 0.2:
@@ -150,7 +161,7 @@ def test_a_mirror_is_what_the_view_shows(seed: int, tmp_path: Path, monkeypatch:
     objects = Objects(sink)
     changes, table = Table(tmp_path / "lake"), Table(tmp_path / "lake", rng)
     arrivals = Arrivals(world, tmp_path / "lake", rng, changes)
-    mirror = Mirror(sink, objects, changes, table, "shop/c/", lambda: None)
+    mirror = Mirror(sink, objects, changes, table, "shop/c/", lambda: None, {})
     while arrivals:
         arrivals.some()
         if rng.random() < 0.5 or not arrivals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
@@ -45,8 +45,19 @@ class Format:
     def files(self) -> Sequence[TableFile]:
         raise NotImplementedError
 
+    def expire(self, before: float) -> None:
+        raise NotImplementedError
+
+    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+        raise NotImplementedError
+
     def commit(
-        self, files: Sequence[DataFile], coverage: Mapping[str, int], removed: Sequence[TableFile] = ()
+        self,
+        files: Sequence[DataFile],
+        coverage: Mapping[str, int],
+        removed: Sequence[TableFile] = (),
+        *,
+        same_rows: bool = False,
     ) -> None:
         if self._others and self._rng.random() < 0.4:
             with suppress(ConflictError):

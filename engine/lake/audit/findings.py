@@ -26,6 +26,11 @@ Kind = Literal[
     "document_missing",
     "document_extra",
     "document_different",
+    # of tables
+    "table_rows",
+    "mirror_missing",
+    "mirror_extra",
+    "mirror_different",
 ]
 
 MEANINGS: dict[Kind, str] = {
@@ -45,6 +50,10 @@ MEANINGS: dict[Kind, str] = {
     "document_missing": "documents of the source that are not in the lake",
     "document_extra": "documents of the lake that are not in the source",
     "document_different": "documents that are not the same in lake and source",
+    "table_rows": "segments of which a table has other rows than the lake",
+    "mirror_missing": "documents of the lake that a mirror does not have",
+    "mirror_extra": "documents of a mirror that the lake does not have",
+    "mirror_different": "documents that are not the same in a mirror and the lake",
 }
 
 

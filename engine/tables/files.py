@@ -1,0 +1,89 @@
+"""Data files that the engine writes for tables, beside those of the lake: of mirrors, and compacted ones."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.config.tree import SinkConfig
+from engine.encode.parquet import ParquetFile
+from engine.sink.objects import Sink, Upload
+from engine.tables.table import Bounds, DataFile
+
+DIRECTORY = "data/"
+
+
+class NewFile:
+    """A file being written, with a name of its own; a context manager, which leaves nothing behind on an error.
+
+    Args:
+        directory: of the table: ``<database>/<name>/``.
+        schema: of all rows.
+    """
+
+    def __init__(self, sink: Sink, config: SinkConfig, directory: str, schema: pa.Schema) -> None:
+        self._key = f"{directory}{DIRECTORY}{uuid.uuid4().hex}.parquet"
+        self._schema = schema
+        self._upload = _Counted(sink.open(self._key))
+        self._file = ParquetFile(self._upload, schema, config)
+        self._rows = 0
+        self._oldest, self._newest = 2**63 - 1, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._upload.upload.discard()
+
+    @property
+    def size(self) -> int:
+        """What is written, in bytes."""
+        return self._upload.size
+
+    def write(self, rows: Sequence[pa.RecordBatch]) -> None:
+        """Write rows as one row group."""
+        for each in rows:
+            self._rows += each.num_rows
+            times = pc.min_max(each.column("_cdc_timestamp"))
+            self._oldest = min(self._oldest, times["min"].as_py())
+            self._newest = max(self._newest, times["max"].as_py())
+        self._file.write(rows)
+
+    def publish(self, day: datetime.date | None, first: str | None = None, last: str | None = None) -> DataFile:
+        """Make it visible.
+
+        Args:
+            first, last: bounds of ``_cdc_id``.
+        """
+        self._file.close({})
+        self._upload.upload.seal()
+        self._upload.upload.publish()
+        return DataFile(
+            stream="",
+            seq=0,
+            key=self._key,
+            size=self.size,
+            rows=self._rows,
+            day=day,
+            schema=self._schema.remove_metadata(),
+            version=0,
+            bounds=Bounds(self._oldest, self._newest, first, last),
+        )
+
+
+class _Counted:
+    """An upload that counts what is written."""
+
+    def __init__(self, upload: Upload) -> None:
+        self.upload = upload
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self.size += len(data)
+        return self.upload.write(data)

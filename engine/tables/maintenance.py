@@ -1,0 +1,180 @@
+"""Keeps tables small: compacts their files, lets old versions expire, and removes what no table names.
+
+Only what the engine has written itself is removed: what is below ``data/`` and ``metadata/`` of a table's root.
+The objects of the lake (below ``cdc_date=``) stay when a table has their rows in larger files: by them the lake is
+verified, restored from and rebuilt. A rule of the bucket may expire them.
+
+All of it is commits like others, so it may run beside the engine and beside other engines. Readers are safe for
+``maintenance.keep_snapshots``: nothing that a version since then names is removed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.config.tree import Config
+from engine.core.naming import mirror_name
+from engine.errors import ConfigError, HeadraceError
+from engine.footprint import held_bytes, joined
+from engine.lake.batches import combined
+from engine.lake.objects import Objects, UnreadableError
+from engine.sink.objects import Sink
+from engine.state.seam import StateStore
+from engine.tables.files import DIRECTORY, NewFile
+from engine.tables.follower import Tables
+from engine.tables.owned import owned
+from engine.tables.table import ConflictError, DataFile, Table, TableFile
+
+# So many small files of a day become larger ones.
+FEW = 32
+_ROW_GROUP_BYTES = 32 * 2**20
+_BATCH_ROWS = 8192
+
+
+class Maintained(NamedTuple):
+    """What was done: files compacted, into how many, and objects removed."""
+
+    compacted: int = 0
+    into: int = 0
+    removed: int = 0
+
+
+class MaintenancePass(NamedTuple):
+    """What one pass has done, by table, and the tables that it could not be done for, each with the error."""
+
+    tables: Mapping[str, Maintained]
+    failed: Mapping[str, HeadraceError]
+
+
+class Maintenance:
+    """Maintains the tables of a lake.
+
+    Args:
+        store: only read.
+        owner: leave the tables that other engines look after to them; "" for none.
+    """
+
+    def __init__(self, config: Config, store: StateStore, tables: Tables, owner: str = "") -> None:
+        self._config = config
+        self._store, self._tables, self._owner = store, tables, owner
+        self._objects = Objects(config.sink, config.retry)
+
+    def run_once(self, beat: Callable[[], None] = lambda: None) -> MaintenancePass:
+        """Maintain all tables.
+
+        Raises:
+            HeadraceError: of the state store or the sink; of a table, see ``MaintenancePass.failed``.
+        """
+        done: dict[str, Maintained] = {}
+        failed: dict[str, HeadraceError] = {}
+        for each in owned(self._config, self._store, self._tables, self._owner):
+            for name, is_mirror in ((each.name, False), (mirror_name(each.name), True)):
+                beat()
+                try:
+                    if each.error is not None:
+                        raise each.error
+                    table = self._tables.open(each.database, name, by_day=not is_mirror)
+                    done[f"{each.database}.{name}"] = self._maintained(
+                        table, f"{each.database}/{name}/", is_mirror, beat
+                    )
+                except ConflictError:
+                    pass  # somebody else has committed; next time
+                except HeadraceError as error:
+                    failed[f"{each.database}.{name}"] = error
+        return MaintenancePass(done, failed)
+
+    def _maintained(self, table: Table, directory: str, is_mirror: bool, beat: Callable[[], None]) -> Maintained:
+        sink = Sink(self._config.sink, beat)
+        table.coverage()
+        if not table.identity:
+            return Maintained()
+        done = Maintained()
+        if not is_mirror:
+            for day, small in _small(table.files(), self._config.maintenance.file_size).items():
+                new = [*self._compacted(sink, directory, day, small, beat)]
+                table.commit(new, {}, small, same_rows=True)
+                done = done._replace(compacted=done.compacted + len(small), into=done.into + len(new))
+                table.coverage()
+        before = time.time() - self._config.maintenance.keep_snapshots
+        table.expire(before)
+        for key in table.unused(_own(sink, directory, before), before):
+            sink.remove(key)
+            beat()
+            done = done._replace(removed=done.removed + 1)
+        return done
+
+    def _compacted(
+        self,
+        sink: Sink,
+        directory: str,
+        day: datetime.date,
+        files: Sequence[TableFile],
+        beat: Callable[[], None],
+    ) -> Iterator[DataFile]:
+        """The rows of these files in as few as ``maintenance.file_size`` allows."""
+        schemas = []
+        for each in files:
+            beat()
+            schemas.append(pq.read_schema(self._objects.open(each)).remove_metadata())
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        groups = _groups((batch for each in files for batch in combined(_batches(self._objects, each))), schema)
+        group = next(groups, None)
+        while group is not None:
+            with NewFile(sink, self._config.sink, directory, schema) as file:
+                while group is not None and file.size < self._config.maintenance.file_size:
+                    file.write(group)
+                    beat()
+                    group = next(groups, None)
+                yield file.publish(day)
+
+
+def _batches(objects: Objects, file: TableFile) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from objects.batches(file, _BATCH_ROWS)
+    except (UnreadableError, KeyError) as error:
+        remedy = "Bring the file back, or drop the table: it is made again from the lake."
+        raise ConfigError("compact a table", f"{file.key} cannot be read: {error}", remedy) from error
+
+
+def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[list[pa.RecordBatch]]:
+    """The rows with all columns, in batches for one row group each."""
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for each in batches:
+        held.append(each)
+        size += held_bytes(each)
+        if size >= _ROW_GROUP_BYTES:
+            yield joined([pa.RecordBatch.from_pylist([], schema), *held], "permissive")
+            held, size = [], 0
+    if held:
+        yield joined([pa.RecordBatch.from_pylist([], schema), *held], "permissive")
+
+
+def _small(files: Iterable[TableFile], size: int) -> Mapping[datetime.date, Sequence[TableFile]]:
+    """The files of each day that are to be compacted, in the order of their times."""
+    found: defaultdict[datetime.date, list[TableFile]] = defaultdict(list)
+    for each in files:
+        if each.size < size // 2 and each.day is not None:
+            found[each.day].append(each)
+    return {
+        day: sorted(own, key=lambda each: each.bounds.oldest if each.bounds else 0)
+        for day, own in sorted(found.items())
+        if len(own) >= FEW
+    }
+
+
+def _own(sink: Sink, directory: str, before: float) -> list[str]:
+    """The objects that the engine or its libraries have written for a table before a time."""
+    return [
+        each.key
+        for below in (DIRECTORY, "metadata/")
+        for each in sink.stored(f"{directory}{below}")
+        if each.modified < before
+    ]
