@@ -228,18 +228,28 @@ class Sink:
 
     def entries(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
         """As ``keys``, each with the object's size in bytes."""
-        return ((each.key, each.size) for each in self.stored(prefix, after))
-
-    def stored(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
-        """As ``keys``, each with what a listing says of the object."""
         with self._translated(f"list {self._url}/{prefix}"):
             if hasattr(self._store.filesystem, "call_s3"):
-                yield from (entry for page in self._pages(prefix, after) for entry in page.entries)
+                yield from (entry[:2] for page in self._pages(prefix, after) for entry in page.entries)
                 return
-            filesystem = self._store.filesystem
-            for key in sorted(key for key in self._find(prefix) if key > after):
-                modified: datetime = filesystem.modified(f"{self._root}/{key}")
-                yield StoredObject(key, int(filesystem.size(f"{self._root}/{key}")), modified.timestamp())
+            for key in self._found(prefix, after):
+                yield key, self._size(key)
+
+    def stored(self, prefix: str) -> Iterator[StoredObject]:
+        """As ``keys``, each with what a listing says of the object; not every file system has times."""
+        with self._translated(f"list {self._url}/{prefix}"):
+            if hasattr(self._store.filesystem, "call_s3"):
+                yield from (entry for page in self._pages(prefix, "") for entry in page.entries)
+                return
+            for key in self._found(prefix, ""):
+                modified: datetime = self._store.filesystem.modified(f"{self._root}/{key}")
+                yield StoredObject(key, self._size(key), modified.timestamp())
+
+    def _found(self, prefix: str, after: str) -> list[str]:
+        return sorted(key for key in self._find(prefix) if key > after)
+
+    def _size(self, key: str) -> int:
+        return int(self._store.filesystem.size(f"{self._root}/{key}"))
 
     def remove(self, key: str) -> None:
         """Remove an object, if it is there.

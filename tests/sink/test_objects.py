@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -608,3 +609,27 @@ def test_a_store_that_shows_what_is_not_published_is_refused() -> None:
     with pytest.raises(ConfigError, match="OnePhase is visible before it is published"):
         Sink(SinkConfig(url="onephase://lake")).check()
     assert OnePhase().find("/") == []
+
+
+class Timeless(TwoPhases):
+    """As some packages of fsspec, it does not tell when an object was written."""
+
+    protocol = "timeless"
+
+    def modified(self, path: str) -> Any:
+        raise NotImplementedError(path)
+
+
+def test_a_listing_needs_no_times() -> None:
+    fsspec.register_implementation(Timeless.protocol, Timeless, clobber=True)
+    sink = Sink(SinkConfig(url="timeless://lake"))
+    put(sink, "a/b")
+    assert list(sink.keys("")) == ["a/b"]
+
+
+def test_a_listing_tells_when_an_object_was_written(place: Place) -> None:
+    before = time.time()
+    put(place.sink, "a/b")
+    (found,) = place.sink.stored("a/")
+    assert found[:2] == ("a/b", len(place.visible()["a/b"]))
+    assert abs(found.modified - before) < 60
