@@ -332,9 +332,9 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
 
-# The value of ``state.url`` for a state beside the data.
 # Properties of a catalog whose values are never shown.
 _SECRET_PROPERTY = re.compile("password|token|secret|credential|key", re.I)
+# The value of ``state.url`` for a state beside the data.
 LAKE = "lake"
 
 

@@ -1,8 +1,8 @@
 """The committer process: adds to tables what has been committed to the lake, and merges mirrors.
 
 One loop: receive a message, look at the lake every ``table.interval``, merge every ``mirror.interval``, send a
-heartbeat. State: what the tables
-have, as far as this process has seen to it. Owner: the loop. It reads the state store, and never writes to it.
+heartbeat, and now and then maintain the tables. State: what these have, as far as this process has seen to it.
+Owner: the loop. It reads the state store, and never writes to it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from engine.tables.maintenance import Maintenance
 from engine.tables.mirrors import Mirrors
 
 BEAT_S = 1.0
-log = logging.getLogger("headrace")
 _WAIT_S = 0.1  # for a commit to become visible
+log = logging.getLogger("headrace")
 
 
 class Committer:

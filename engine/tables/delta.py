@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -114,7 +114,7 @@ class DeltaTable:
                 self._table.create_checkpoint()
                 self._table.cleanup_metadata()
 
-    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+    def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         """Those of these objects that no version since then names."""
         self.coverage()
         if self._table is None:

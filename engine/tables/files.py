@@ -1,21 +1,68 @@
-"""Data files that the engine writes for tables, beside those of the lake: of mirrors, and compacted ones."""
+"""The files of tables: their rows, and how the engine writes those that are not the lake's."""
 
 from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
 from engine.encode.parquet import ParquetFile
+from engine.errors import ConfigError, TransientError
+from engine.lake.objects import Objects, Stored, UnreadableError
 from engine.sink.objects import Sink, Upload
 from engine.tables.table import Bounds, DataFile
 
 DIRECTORY = "data/"
+_BATCH_ROWS = 8192
+
+
+def batches_of(
+    objects: Objects,
+    file: Stored,
+    operation: str,
+    columns: Callable[[pq.RowGroupMetaData, list[str]], list[str]] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, some thousand at once.
+
+    Args:
+        operation: for the error.
+        columns: see ``Objects.batches``.
+
+    Raises:
+        ConfigError: it is gone or damaged.
+        HeadraceError: of the store.
+    """
+    try:
+        yield from objects.batches(file, _BATCH_ROWS, columns=columns)
+    except (UnreadableError, KeyError, ConfigError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        cause = error.cause if isinstance(error, ConfigError) else str(error)
+        remedy = "Bring the file back, or drop the table that names it: it is made again from the lake."
+        raise ConfigError(operation, f"{file.key} cannot be read: {cause}", remedy) from error
+
+
+@contextmanager
+def waiting_on_disk(operation: str) -> Iterator[None]:
+    """Where rows that do not fit into memory are put on disk.
+
+    Raises:
+        TransientError: there is no room, or no such directory.
+    """
+    try:
+        yield
+    except OSError as error:  # those of stores and libraries have become ours
+        remedy = (
+            "Make room in the system's temporary directory (TMPDIR), where rows wait that do not fit into memory."
+        )
+        raise TransientError(operation, str(error), remedy) from error
 
 
 class NewFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -199,7 +199,7 @@ class IcebergTable:
         The snapshot is what two commits conflict by: of properties alone the last one would win.
         """
         with _translated(f"commit to the table {self._name}", is_commit=True):
-            table = self._table = self._table or self._created(files)
+            table = self._table = self._table or self._created(files[0])
             with table.transaction() as transaction:
                 for version in sorted(versions := {each.version: each.schema for each in files}):
                     with transaction.update_schema() as update:
@@ -226,16 +226,16 @@ class IcebergTable:
                 when = datetime.datetime.fromtimestamp(before)  # as the library wants it: local, without a zone
                 self._table.maintenance.expire_snapshots().older_than(when).commit()
 
-    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+    def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         """Those of these objects that no snapshot names."""
         self.coverage()
         if self._table is None:
             return []
         with _translated(f"read the table {self._name}"):
-            named = {self._key(each) for each in self._named(self._table)}
+            named = {self._key(each) for each in self._named(self._table, beat)}
         return set(keys) - named
 
-    def _named(self, table: PyicebergTable) -> Iterator[str]:
+    def _named(self, table: PyicebergTable, beat: Callable[[], None]) -> Iterator[str]:
         """All that a table's metadata leads to, earlier metadata included."""
         yield table.metadata_location
         yield from (each.metadata_file for each in table.metadata.metadata_log)
@@ -244,9 +244,11 @@ class IcebergTable:
         seen: set[str] = set()
         for snapshot in table.snapshots():
             yield snapshot.manifest_list
+            beat()
             for manifest in snapshot.manifests(table.io):
                 yield manifest.manifest_path
                 if manifest.manifest_path not in seen:
+                    beat()
                     seen.add(manifest.manifest_path)
                     entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
                     yield from (each.data_file.file_path for each in entries)
@@ -264,14 +266,14 @@ class IcebergTable:
                 bounds.set(entry, file.bounds)
                 yield entry
 
-    def _created(self, files: Sequence[DataFile]) -> PyicebergTable:
+    def _created(self, first: DataFile) -> PyicebergTable:
         """The table, made with the columns of its first file; another engine's if that was faster."""
         with suppress(NamespaceAlreadyExistsError):
             self._catalog.create_namespace(self._names[:1])
         try:
             return self._catalog.create_table(
                 self._names,
-                files[0].schema if files else Schema(),
+                first.schema,
                 location=self._location,
                 properties=_PROPERTIES,
             )

@@ -14,6 +14,7 @@ import datetime
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -21,21 +22,20 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import Config
 from engine.core.naming import mirror_name
-from engine.errors import ConfigError, HeadraceError
+from engine.errors import HeadraceError
 from engine.footprint import held_bytes, joined
 from engine.lake.batches import combined
-from engine.lake.objects import Objects, UnreadableError
+from engine.lake.objects import Objects
 from engine.sink.objects import Sink
 from engine.state.seam import StateStore
-from engine.tables.files import DIRECTORY, NewFile
+from engine.tables.files import DIRECTORY, NewFile, batches_of
 from engine.tables.follower import Tables
 from engine.tables.owned import owned
-from engine.tables.table import ConflictError, DataFile, Table, TableFile
+from engine.tables.table import DataFile, Table, TableFile
 
 # So many small files of a day become larger ones.
 FEW = 32
 _ROW_GROUP_BYTES = 32 * 2**20
-_BATCH_ROWS = 8192
 
 
 class Maintained(NamedTuple):
@@ -84,8 +84,6 @@ class Maintenance:
                     done[f"{each.database}.{name}"] = self._maintained(
                         table, f"{each.database}/{name}/", is_mirror, beat
                     )
-                except ConflictError:
-                    pass  # somebody else has committed; next time
                 except HeadraceError as error:
                     failed[f"{each.database}.{name}"] = error
         return MaintenancePass(done, failed)
@@ -104,7 +102,7 @@ class Maintenance:
                 table.coverage()
         before = time.time() - self._config.maintenance.keep_snapshots
         table.expire(before)
-        for key in table.unused(_own(sink, directory, before), before):
+        for key in table.unused(_own(sink, directory, before), before, beat):
             sink.remove(key)
             beat()
             done = done._replace(removed=done.removed + 1)
@@ -124,7 +122,8 @@ class Maintenance:
             beat()
             schemas.append(pq.read_schema(self._objects.open(each)).remove_metadata())
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-        groups = _groups((batch for each in files for batch in combined(_batches(self._objects, each))), schema)
+        read = (combined(batches_of(self._objects, each, "compact a table")) for each in files)
+        groups = _groups(chain.from_iterable(read), schema)
         group = next(groups, None)
         while group is not None:
             with NewFile(sink, self._config.sink, directory, schema) as file:
@@ -133,14 +132,6 @@ class Maintenance:
                     beat()
                     group = next(groups, None)
                 yield file.publish(day)
-
-
-def _batches(objects: Objects, file: TableFile) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from objects.batches(file, _BATCH_ROWS)
-    except (UnreadableError, KeyError) as error:
-        remedy = "Bring the file back, or drop the table: it is made again from the lake."
-        raise ConfigError("compact a table", f"{file.key} cannot be read: {error}", remedy) from error
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[list[pa.RecordBatch]]:

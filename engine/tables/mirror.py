@@ -16,7 +16,6 @@ the changelog. Whoever finds the table changed meanwhile starts again from what 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,13 +30,11 @@ import pyarrow.parquet as pq
 
 from engine.config.tree import SinkConfig
 from engine.core.naming import parts_of
-from engine.errors import ConfigError
-from engine.fold import ENDINGS
 from engine.lake.batches import combined
-from engine.lake.folding.spill import ID, LATER, TIME, Bools, Ints, Parts, Rows, is_read, is_whole
-from engine.lake.objects import Objects, UnreadableError
+from engine.lake.folding.spill import ID, LATER, TIME, UNUSED, Ints, Parts, Rows, end_in, is_living, is_whole
+from engine.lake.objects import Objects
 from engine.sink.objects import Sink
-from engine.tables.files import NewFile
+from engine.tables.files import NewFile, batches_of, waiting_on_disk
 from engine.tables.table import DataFile, Table, TableFile
 
 # Of rows in memory: what one file has, and what is held beside the range that is merged.
@@ -48,18 +45,9 @@ _SMALL_BYTES = 8 * 2**20
 # Neighbouring files that are smaller together become one when one of them is rewritten.
 _FEW_BYTES = 2**20
 _SAMPLE_MAX = 100_000
+_OPERATION = "merge a mirror"
 # So much of an id orders the files.
 _PREFIX = 64
-_BATCH_ROWS = 8192
-_UNUSED = {
-    "_cdc_wall_time",
-    "_cdc_database",
-    "_cdc_collection",
-    "_cdc_stream",
-    "_cdc_before",
-    "_cdc_txn",
-    "_cdc_extra",
-}
 _UPDATE, _PENDING = "_cdc_update", "_cdc_pending"
 _UPDATES = pa.list_(
     pa.struct(
@@ -101,7 +89,7 @@ class Mirror:
         changes, table: the changelog and the mirror.
         directory: of the mirror's files: ``<database>/<name>/``.
         beat: called now and then.
-        segments: up to which segments of which streams files have rows, as far as it is known, by key.
+        segments: up to which segments of which streams the changelog's files have rows, as far as it is known.
     """
 
     def __init__(
@@ -133,6 +121,8 @@ class Mirror:
         leaves = self._table.files()
         self._changes.coverage()
         changes = self._changes.files()
+        for key in self._segments.keys() - {each.key for each in changes}:
+            del self._segments[key]
         news = [
             each
             for each in changes
@@ -147,17 +137,17 @@ class Mirror:
             for each in changes
             if each.key not in known and (each.bounds is None or each.bounds.newest >= since)
         ]
-        directory = Path(tempfile.mkdtemp(prefix="headrace-mirror-"))
-        try:
-            merge = _Merge(self._objects, leaves, [*news, *again], since, directory, self._beat)
+        reached: dict[str, int] = {}
+        for each in news:
+            for stream, seq in self._segments_of(each).items():
+                reached[stream] = max(seq, reached.get(stream, -1))
+        with (
+            waiting_on_disk(_OPERATION),
+            tempfile.TemporaryDirectory(prefix="headrace-mirror-") as directory,
+        ):
+            merge = _Merge(self._objects, leaves, [*news, *again], since, Path(directory), self._beat)
             merge.read()
-            reached: dict[str, int] = {}
-            for each in news:
-                for stream, seq in self._segments_of(each).items():
-                    reached[stream] = max(seq, reached.get(stream, -1))
             return self._commit(merge, reached)
-        finally:
-            shutil.rmtree(directory)
 
     def _segments_of(self, file: TableFile) -> Mapping[str, int]:
         """The last segment of each stream that a file has rows of; of a compacted one, only the rows tell."""
@@ -170,7 +160,7 @@ class Mirror:
     def _read_segments(self, file: TableFile) -> Mapping[str, int]:
         found: dict[str, int] = {}
         names = ["_cdc_stream", "_cdc_seq"]
-        for batch in _batches(self._objects, file, lambda *_: names):
+        for batch in batches_of(self._objects, file, _OPERATION, lambda *_: names):
             rows = pa.table(batch).group_by("_cdc_stream").aggregate([("_cdc_seq", "max")])
             for stream, seq in zip(rows["_cdc_stream"].to_pylist(), rows["_cdc_seq_max"].to_pylist(), strict=True):
                 found[stream] = max(seq, found.get(stream, -1))
@@ -289,11 +279,11 @@ class _Merge:
             size += each.size
         if sum(each.size for each in self._changes) <= _SMALL_BYTES:
             return starts
-        sample, every, rows = list[str](), 1, 0
+        sample, every = list[str](), 1
         for file in self._changes:
-            for batch in _batches(self._objects, file, lambda *_: ["_cdc_id"]):
+            for batch in batches_of(self._objects, file, _OPERATION, lambda *_: ["_cdc_id"]):
+                self._beat()
                 ids = batch.column(0).drop_null()
-                rows += len(ids)
                 sample += [each[:_PREFIX] for each in ids[::every].to_pylist()]
                 if len(sample) > _SAMPLE_MAX:
                     sample, every = sample[::2], every * 2
@@ -311,7 +301,10 @@ class _Merge:
 
     def _row_bytes(self) -> int:
         """About how much memory a row takes."""
-        first = next((each for each in _batches(self._objects, self._changes[0], _wanted) if each.num_rows), None)
+        first = next(
+            (each for each in batches_of(self._objects, self._changes[0], _OPERATION, _wanted) if each.num_rows),
+            None,
+        )
         return max(1, 1 if first is None else _placed(first).nbytes // first.num_rows)
 
     def _numbers_of(self, ids: Sequence[str]) -> Ints:
@@ -322,11 +315,10 @@ class _Merge:
     def read(self) -> None:
         """Read the rows of the changelog that count."""
         for file in self._changes:
-            for batch in combined(_batches(self._objects, file, _wanted)):
+            for batch in combined(batches_of(self._objects, file, _OPERATION, _wanted)):
                 rows = batch.filter(pc.greater_equal(batch.column("_cdc_timestamp"), self._since))
                 self.rows += rows.num_rows
-                ends = rows.column("_cdc_timestamp").filter(pc.is_in(rows.column("_cdc_op"), pa.array(ENDINGS)))
-                self._end = max(self._end, *ends.to_pylist()) if len(ends) else self._end
+                self._end = max(self._end, end_in(rows, rows.column("_cdc_timestamp")))
                 self._add(_placed(rows.filter(rows.column("_cdc_id").is_valid())))
 
     def _add(self, rows: pa.RecordBatch) -> None:
@@ -371,21 +363,10 @@ class _Merge:
                 yield unit
 
     def _of_leaf(self, file: TableFile) -> Iterator[pa.RecordBatch]:
-        for batch in _batches(self._objects, file, None):
+        for batch in batches_of(self._objects, file, _OPERATION):
             for rows in as_changes(batch):
                 self._add(_placed(rows))
             yield batch
-
-
-def _batches(
-    objects: Objects, file: TableFile, columns: Callable[[pq.RowGroupMetaData, list[str]], list[str]] | None
-) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from objects.batches(file, _BATCH_ROWS, columns=columns)
-    except (UnreadableError, KeyError, ConfigError) as error:
-        cause = error.cause if isinstance(error, ConfigError) else str(error)
-        remedy = "Bring the file back, or drop the table that names it: it is made again from the lake."
-        raise ConfigError("merge a mirror", f"{file.key} cannot be read: {cause}", remedy) from error
 
 
 def _leaves_of(files: Sequence[TableFile]) -> list[_Leaf]:
@@ -409,12 +390,12 @@ def _leaf_of(file: TableFile) -> _Leaf:
 
 
 def _wanted(_: pq.RowGroupMetaData, names: list[str]) -> list[str]:
-    return [name for name in names if name not in _UNUSED]
+    return [name for name in names if name not in UNUSED]
 
 
 def _placed(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Rows as the fold has them; only updates without a document keep what they say."""
-    names = [name for name in rows.schema.names if name not in _UNUSED]
+    names = [name for name in rows.schema.names if name not in UNUSED]
     columns = {name: rows.column(name) for name in names}
     if _UPDATE in columns:
         bare = pa.array(~is_whole(rows))
@@ -474,7 +455,7 @@ def _standing(rows: Rows, end: int) -> pa.Table | None:
         rows: of each id all that can count.
         end: what is before it does not.
     """
-    living = [_living(batch, end) for batch in rows]
+    living = [batch.filter(pa.array(is_living(batch, end))) for batch in rows]
     living = [batch for batch in living if batch.num_rows]
     if not living:
         return None
@@ -494,12 +475,6 @@ def _standing(rows: Rows, end: int) -> pa.Table | None:
     table = table.filter(pc.not_equal(table.column("_cdc_op"), "delete"))
     table = table.drop_columns([name for name in (ID, TIME, LATER, _UPDATE) if name in table.column_names])
     return table.take(pc.sort_indices(table, sort_keys=[("_cdc_id", "ascending")])) if table.num_rows else None
-
-
-def _living(rows: pa.RecordBatch, end: int) -> pa.RecordBatch:
-    times = rows.column(TIME).to_numpy()
-    alive: Bools = (times > end) | ((times == end) & is_read(rows))
-    return rows if alive.all() else rows.filter(pa.array(alive))
 
 
 def _updates(bare: pa.Table) -> dict[str, tuple[list[dict[str, Any]], int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class MirrorPass(NamedTuple):
 class Mirrors:
     """Merges the mirrors of the changelog tables of a lake.
 
-    State: what files have of which segments, by key: a file never changes.
+    State: what the files of each changelog have of which segments, by key: a file never changes.
 
     Args:
         store: only read.
@@ -46,7 +47,7 @@ class Mirrors:
         self._store = store
         self._tables = tables
         self._owner = owner
-        self._segments: dict[str, Mapping[str, int]] = {}
+        self._segments: defaultdict[str, dict[str, Mapping[str, int]]] = defaultdict(dict)
 
     def run_once(self, beat: Callable[[], None] = lambda: None) -> MirrorPass:
         """Merge what the changelog tables have by now.
@@ -73,7 +74,9 @@ class Mirrors:
             raise changes.error
         table = self._tables.open(changes.database, name, by_day=False)
         directory = f"{changes.database}/{name}/"
-        mirror = Mirror(self._config.sink, self._objects, changes.table, table, directory, beat, self._segments)
+        mirror = Mirror(
+            self._config.sink, self._objects, changes.table, table, directory, beat, self._segments[directory]
+        )
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return mirror.merge()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -114,11 +114,12 @@ class Table(Protocol):
     def expire(self, before: float) -> None:
         """Forget the versions from before a time (in seconds since 1970), the present one excepted."""
 
-    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+    def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         """Those of these objects that no version of the table since ``before`` names; none if that is not known.
 
         Args:
             keys: of objects below the table's root that were written before that time.
+            beat: called now and then: there may be thousands of versions.
         """
 
 

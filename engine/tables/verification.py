@@ -15,18 +15,18 @@ from msgspec import Struct
 
 from engine.config.tree import Config
 from engine.core.naming import TABLE_DIRECTORIES, collection_directory, mirror_name
-from engine.errors import ConfigError
 from engine.lake.audit.findings import Finding, Findings
 from engine.lake.batches import combined
 from engine.lake.folding.fold import Current, Fold
-from engine.lake.objects import LakeObject, Objects, Stored, UnreadableError
+from engine.lake.objects import LakeObject, Objects, UnreadableError
 from engine.state.seam import StateStore
+from engine.tables.files import batches_of, waiting_on_disk
 from engine.tables.formats import tables_of
 from engine.tables.mirror import as_changes
 from engine.tables.owned import owned
 from engine.tables.table import Table
 
-_BATCH_ROWS = 4096
+_OPERATION = "compare a table"
 
 
 class TableCompared(Struct):
@@ -75,7 +75,7 @@ def _changelog(
     files = table.files()
     for file in files:
         beat()
-        for batch in _batches(objects, file, ["_cdc_stream", "_cdc_seq"]):
+        for batch in batches_of(objects, file, _OPERATION, lambda *_: ["_cdc_stream", "_cdc_seq"]):
             counts = (
                 pa.table(batch).group_by(["_cdc_stream", "_cdc_seq"]).aggregate([([], "count_all")]).to_pydict()
             )
@@ -110,23 +110,27 @@ def _mirror(
     coverage = table.coverage()
     files = table.files()
     count = 0
-    with ExitStack() as stack:
+    with waiting_on_disk(_OPERATION), ExitStack() as stack:
         expected, found = (stack.enter_context(Fold()) for _ in range(2))
         for each in objects.below(directory):
             if _is_covered(each, coverage):
-                _add(expected, _batches(objects, each), beat)
+                _add(expected, batches_of(objects, each, _OPERATION), beat)
         for file in files:
-            _add(found, (rows for batch in _batches(objects, file) for rows in as_changes(batch)), beat)
+            _add(
+                found,
+                (rows for batch in batches_of(objects, file, _OPERATION) for rows in as_changes(batch)),
+                beat,
+            )
         for theirs, ours in zip(expected.partitions(), found.partitions(), strict=True):
             lake = {each.id: each for each in theirs.documents}
-            for own in ours.documents:
+            for mine in ours.documents:
                 count += 1
-                if (other := lake.pop(own.id, None)) is None:
-                    if own.document is None:
+                if (other := lake.pop(mine.id, None)) is None:
+                    if mine.document is None:
                         continue  # an update after a deletion, which a mirror does not remember
-                    findings.add(Finding("mirror_extra", name, "the lake does not have it", key=own.id))
-                elif not _is_same(own, other):
-                    findings.add(Finding("mirror_different", name, "the lake has another one", key=own.id))
+                    findings.add(Finding("mirror_extra", name, "the lake does not have it", key=mine.id))
+                elif not _is_same(mine, other):
+                    findings.add(Finding("mirror_different", name, "the lake has another one", key=mine.id))
             for id_ in lake:
                 findings.add(Finding("mirror_missing", name, "the mirror does not have it", key=id_))
             beat()
@@ -141,10 +145,3 @@ def _add(fold: Fold, batches: Iterator[pa.RecordBatch], beat: Callable[[], None]
     for batch in combined(batches):
         fold.add(batch)
         beat()
-
-
-def _batches(objects: Objects, file: Stored, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from objects.batches(file, _BATCH_ROWS, columns=None if columns is None else lambda *_: columns)
-    except (UnreadableError, KeyError) as error:
-        raise ConfigError("compare a table", f"{file.key} is damaged: {error}", "Bring it back.") from error

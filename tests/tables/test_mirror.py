@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.config.tree import SinkConfig
+from engine.errors import TransientError
 from engine.lake.objects import Objects
 from engine.tables import mirror as module
 from engine.tables.mirror import Mirror
 from engine.tables.table import Bounds, ConflictError, DataFile, TableFile
+from tests.disks import mounted
 from tests.exploring import EXPLORE
 from tests.test_fold import CONFIGS, SCHEMA, World
 
@@ -42,7 +44,7 @@ class Table:
     def expire(self, before: float) -> None:
         raise NotImplementedError
 
-    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+    def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         raise NotImplementedError
 
     def commit(
@@ -179,3 +181,28 @@ def test_a_mirror_is_what_the_view_shows(seed: int, tmp_path: Path, monkeypatch:
     if not arrivals._long:
         whole = {int(key): each for key, each in standing(table.rows()).items()}
         assert whole == world.expected()
+
+
+def test_without_room_on_disk_a_merge_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1)
+    world.run()
+    sink = SinkConfig(url=f"file://{tmp_path}/lake", partition_by="table")
+    changes, table = Table(tmp_path / "lake"), Table(tmp_path / "lake")
+    arrivals = Arrivals(world, tmp_path / "lake", random.Random(1), changes)
+    while arrivals:
+        arrivals.some()
+    mirror = Mirror(sink, Objects(sink), changes, table, "shop/c/", lambda: None, {})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(TransientError, match="TMPDIR"):
+        mirror.merge()
+    assert not table.files()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(module, "MEMORY", 1)
+    with mounted(tmp_path / "room", "4k") as room:
+        monkeypatch.setattr("tempfile.tempdir", str(room))
+        with pytest.raises(TransientError, match="TMPDIR"):
+            mirror.merge()
+    assert not table.files()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    mirror.merge()
+    assert standing(table.rows()) == by_duckdb(arrivals.landed, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
@@ -48,7 +48,7 @@ class Format:
     def expire(self, before: float) -> None:
         raise NotImplementedError
 
-    def unused(self, keys: Collection[str], before: float) -> Collection[str]:
+    def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         raise NotImplementedError
 
     def commit(

@@ -24,23 +24,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.position import token_time
-from engine.fold import ENDINGS
 from engine.lake.documents.inverse import documents
-from engine.lake.folding.spill import ID, LATER, TIME, Bools, Ints, Parts, Rows, hashes_of, is_read, is_whole
+from engine.lake.folding.spill import (
+    ID,
+    LATER,
+    TIME,
+    UNUSED,
+    Bools,
+    Ints,
+    Parts,
+    Rows,
+    end_in,
+    hashes_of,
+    is_living,
+    is_whole,
+)
 
 PARTITIONS = 64
 # So many documents are held at once.
 _AT_ONCE = 1024
-# Columns that neither the fold nor a document needs.
-_UNUSED = {
-    "_cdc_wall_time",
-    "_cdc_database",
-    "_cdc_collection",
-    "_cdc_stream",
-    "_cdc_before",
-    "_cdc_txn",
-    "_cdc_extra",
-}
 
 
 class Next(NamedTuple):
@@ -148,8 +150,7 @@ class Fold:
 
     def _add(self, placed: pa.RecordBatch) -> None:
         if not placed.column(LATER).true_count:
-            ends = placed.column(TIME).filter(pc.is_in(placed.column("_cdc_op"), pa.array(ENDINGS)))
-            self._end = max(self._end, *ends.to_pylist()) if len(ends) else self._end
+            self._end = max(self._end, end_in(placed, placed.column(TIME)))
         self._parts.add(placed.filter(placed.column(ID).is_valid()))
 
     def partitions(self) -> Iterator[Partition]:
@@ -178,7 +179,7 @@ class Fold:
 
     def _current(self, rows: Rows) -> Iterator[Current]:
         """The documents of the rows that are left."""
-        living = [batch.filter(pa.array(_is_living(batch, self._end))) for batch in rows]
+        living = [batch.filter(pa.array(is_living(batch, self._end))) for batch in rows]
         whole = [is_whole(batch) for batch in living]
         pending = _pending([batch.filter(pa.array(~mask)) for batch, mask in zip(living, whole, strict=True)])
         for batch, mask in zip(living, whole, strict=True):
@@ -221,13 +222,6 @@ def _tuples(rows: pa.RecordBatch, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(rows.column(name).to_pylist() for name in names), strict=True)
 
 
-def _is_living(rows: pa.RecordBatch, end: int) -> Bools:
-    """Which rows are not voided: those after the end, and those read at its very time."""
-    times = rows.column(TIME).to_numpy()
-    result: Bools = (times > end) | ((times == end) & is_read(rows))
-    return result
-
-
 # --- rows with what the fold needs -----------------------------------------------------------------------
 
 
@@ -235,7 +229,7 @@ def _placed(rows: pa.RecordBatch, at: int | None) -> pa.RecordBatch:
     """The rows with their id and time, also if they are from before these had columns; see ``engine.fold``."""
     times = _times(rows)
     later = pa.repeat(pa.scalar(False), rows.num_rows) if at is None else pc.greater(times, at)
-    names = [name for name in rows.schema.names if name not in _UNUSED]
+    names = [name for name in rows.schema.names if name not in UNUSED]
     schema = pa.schema([(ID, pa.string()), (TIME, pa.int64()), (LATER, pa.bool_())])
     columns = [_ids(rows), times, later, *(rows.column(name) for name in names)]
     fields = [*schema, *(rows.schema.field(name) for name in names)]

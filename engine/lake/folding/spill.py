@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.fold import ENDINGS
 from engine.footprint import held_bytes
 
 ID, TIME, LATER = "_cdc_fold_id", "_cdc_fold_time", "_cdc_fold_later"
@@ -23,6 +24,17 @@ ID, TIME, LATER = "_cdc_fold_id", "_cdc_fold_time", "_cdc_fold_later"
 Rows = Sequence[pa.RecordBatch]
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+# Columns that neither the fold nor a document needs.
+UNUSED = {
+    "_cdc_wall_time",
+    "_cdc_database",
+    "_cdc_collection",
+    "_cdc_stream",
+    "_cdc_before",
+    "_cdc_txn",
+    "_cdc_extra",
+}
 
 # A part that is larger than memory is divided into so many, by other bits of the hash, and these again. What is
 # too large at the deepest level are the updates without a document of a few ids.
@@ -220,6 +232,19 @@ def _taken(rows: Rows, kept: Ints) -> Rows:
 
 def _column(rows: pa.RecordBatch, name: str, type_: pa.DataType) -> pa.Array:
     return rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, type_)
+
+
+def end_in(rows: pa.RecordBatch, times: pa.Array) -> int:
+    """The latest time up to which these rows void all others of their collection; -1 for none."""
+    ends = times.filter(pc.is_in(rows.column("_cdc_op"), pa.array(ENDINGS)))
+    return max(ends.to_pylist(), default=-1)
+
+
+def is_living(rows: pa.RecordBatch, end: int) -> Bools:
+    """Which rows are not voided: those after the end, and those read at its very time."""
+    times = rows.column(TIME).to_numpy()
+    result: Bools = (times > end) | ((times == end) & is_read(rows))
+    return result
 
 
 def is_read(rows: pa.RecordBatch) -> Bools:
