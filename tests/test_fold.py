@@ -15,6 +15,11 @@ import pytest
 
 from engine.fold import files
 
+# PySpark 4.1 leaves a socket open where it hands over Arrow tables.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
 WORLDS = 250
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMA = pa.schema(

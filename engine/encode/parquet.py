@@ -21,8 +21,10 @@ _MAX_BATCH_ROWS = 1024
 # A small object of a stream of many collections consists of many batches of few rows, and combining them is
 # cheaper than encoding them one by one.
 _SMALL_TABLE = 4 * 2**20
-# The booleans of pages of version 2 have an encoding that Iceberg's reader in Spark cannot read in vectors.
-_PAGES, _PAGES_OF_TABLES = "2.0", "1.0"
+# What readers of tables expect. Iceberg's for Spark cannot read the booleans of pages of version 2 in vectors, and
+# takes all times for microseconds, as which both formats define them.
+_OF_TABLES = {"data_page_version": "1.0", "coerce_timestamps": "us"}
+_OF_OTHERS = {"data_page_version": "2.0"}
 # Values that rarely recur: a dictionary of them takes time and makes the file larger.
 _UNIQUE_COLUMNS = {
     "_cdc_token",
@@ -87,9 +89,9 @@ class ParquetFile:
             write_statistics=[path for path, _ in _leaves_of(self._schema.empty_table()) if path not in without],
             write_page_index=True,
             write_page_checksum=True,
-            data_page_version=_PAGES_OF_TABLES if self._config.partition_by == "table" else _PAGES,
             data_page_size=_PAGE_BYTES,
             write_batch_size=max(1, min(_MAX_BATCH_ROWS, _PAGE_BYTES // row_bytes)),
+            **(_OF_TABLES if self._config.partition_by == "table" else _OF_OTHERS),
         )
 
     def _completed(self, batch: pa.RecordBatch) -> pa.Table:

@@ -30,6 +30,7 @@ from engine.core.naming import (
 )
 from engine.core.position import Position, make_token, position_at
 from engine.errors import ConfigError, HeadraceError
+from engine.lake.times import in_milliseconds, schema_in_milliseconds
 from engine.rawbson.elements import STRING, MalformedBSON, find
 from engine.retries import retrying
 from engine.sink.lake import all_shards
@@ -218,6 +219,8 @@ class Objects:
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a Parquet object, so many at once, or fewer large ones; a row group is in memory.
 
+        Times are in milliseconds, whatever the file has.
+
         Args:
             checked: compare the checksum of every page.
             columns: chooses the columns to read of a row group, given the names of all; by default all.
@@ -228,12 +231,27 @@ class Objects:
         try:
             file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
             names = list(file.schema_arrow.names)
+            as_they_are = schema_in_milliseconds(file.schema_arrow) == file.schema_arrow
             for number in range(file.num_row_groups):  # one after the other: what is requested at once is held
                 group = file.metadata.row_group(number)
                 row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
                 size = max(1, min(rows, _BATCH_BYTES // row_bytes))
                 chosen = names if columns is None else columns(group, names)
-                yield from file.iter_batches(size, row_groups=[number], columns=chosen, use_threads=False)
+                read = file.iter_batches(size, row_groups=[number], columns=chosen, use_threads=False)
+                yield from read if as_they_are else map(in_milliseconds, read)
+        except HeadraceError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+    def schema(self, object_: Stored) -> pa.Schema:
+        """The columns of a Parquet object, as ``batches`` gives them.
+
+        Raises:
+            UnreadableError: it is damaged.
+        """
+        try:
+            return schema_in_milliseconds(pq.read_schema(self.open(object_)))
         except HeadraceError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

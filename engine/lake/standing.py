@@ -196,8 +196,7 @@ class _Look:
         packed = self._footers[each.key].schema
         if packed is not None:
             return unpacked_schema(packed)
-        with pq.ParquetFile(self._objects.open(each)) as file:
-            return schema_of(file.schema_arrow, version)
+        return schema_of(self._objects.schema(each), version)
 
     def _note_split(self, standing: LakeStanding, stream: str, what: _Seen) -> None:
         for place in what.by_place():

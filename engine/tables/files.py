@@ -39,8 +39,23 @@ def batches_of(
         ConfigError: it is gone or damaged.
         HeadraceError: of the store.
     """
-    try:
+    with _legible(file, operation):
         yield from objects.batches(file, _BATCH_ROWS, columns=columns)
+
+
+def columns_of(objects: Objects, file: Stored, operation: str) -> pa.Schema:
+    """The columns of the rows of a file.
+
+    Raises: see ``batches_of``.
+    """
+    with _legible(file, operation):
+        return objects.schema(file).remove_metadata()
+
+
+@contextmanager
+def _legible(file: Stored, operation: str) -> Iterator[None]:
+    try:
+        yield
     except (UnreadableError, KeyError, ConfigError) as error:
         if isinstance(error, ConfigError) and not isinstance(error.__cause__, FileNotFoundError):
             raise

@@ -18,7 +18,6 @@ from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.config.tree import Config
 from engine.core.naming import mirror_name
@@ -28,7 +27,7 @@ from engine.lake.batches import combined
 from engine.lake.objects import Objects
 from engine.sink.objects import Sink
 from engine.state.seam import StateStore
-from engine.tables.files import DIRECTORY, NewFile, batches_of
+from engine.tables.files import DIRECTORY, NewFile, batches_of, columns_of
 from engine.tables.follower import Tables
 from engine.tables.owned import owned
 from engine.tables.table import DataFile, Table, TableFile
@@ -36,6 +35,7 @@ from engine.tables.table import DataFile, Table, TableFile
 # So many small files of a day become larger ones.
 FEW = 32
 _ROW_GROUP_BYTES = 32 * 2**20
+_COMPACT = "compact a table"
 
 
 class Maintained(NamedTuple):
@@ -120,9 +120,9 @@ class Maintenance:
         schemas = []
         for each in files:
             beat()
-            schemas.append(pq.read_schema(self._objects.open(each)).remove_metadata())
+            schemas.append(columns_of(self._objects, each, _COMPACT))
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-        read = (combined(batches_of(self._objects, each, "compact a table")) for each in files)
+        read = (combined(batches_of(self._objects, each, _COMPACT)) for each in files)
         groups = _groups(chain.from_iterable(read), schema)
         group = next(groups, None)
         while group is not None:
