@@ -18,6 +18,7 @@ from bench.local import LocalStack
 from bench.local.servers import Valkey
 from engine.source.session import connect
 from tests.exploring import EXPLORE
+from tests.nessie import RestCatalog, nessie
 
 # The same examples in every run, so that a failure is due to the change; EXPLORE=1 looks for new ones.
 settings.register_profile("repeatable", derandomize=not EXPLORE, deadline=None)
@@ -45,6 +46,13 @@ def stack() -> Iterator[LocalStack]:
     """One replica set member, one S3 server, one Valkey."""
     with LocalStack() as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def rest_catalog(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestCatalog]:
+    """An Iceberg REST catalog for the tables in this stack's bucket."""
+    with nessie(stack, tmp_path_factory.mktemp("nessie")) as catalog:
+        yield catalog
 
 
 @pytest.fixture

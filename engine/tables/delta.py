@@ -80,6 +80,11 @@ class DeltaTable:
         """Which table it is: a new one in the same place is another; "" if there is none."""
         return "" if self._table is None else str(self._table.metadata().id)
 
+    @property
+    def metadata_directory(self) -> str:
+        """None: the library itself removes what is left there."""
+        return ""
+
     def coverage(self) -> Mapping[str, int]:
         """The last segment of each stream whose files it has, as it stands now."""
         with _translated(f"read the table {self._name}"):

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
@@ -36,6 +38,7 @@ from pyiceberg.table import Transaction
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType
+from requests import Session
 
 from engine.config.renewal import renewed_s3
 from engine.config.tree import Config, S3Config
@@ -43,10 +46,12 @@ from engine.core.naming import is_split, plan_of_split
 from engine.errors import ConfigError, HeadraceError, TransientError
 from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, first_line, unexpected, unknown_outcome
 
+_ROOT = "headrace.root"
 _SEQ = "headrace.seq."
 _SPLITS = "headrace.splits."
 _MAPPING = "schema.name-mapping.default"
 _THREADS = 8
+_ANSWER_S = 30.0
 _GONE = "Bring the file back, or drop the table in its catalog: it is made again from the lake."
 _EPOCH = datetime.date(1970, 1, 1)
 _TIME, _DAY = "_cdc_cluster_time", "_cdc_day"
@@ -107,7 +112,19 @@ class IcebergTables:
 
     def _connect(self) -> Catalog:
         properties = _file_properties(renewed_s3(self._config.sink.s3)) | self._config.table.catalog
+        if properties.get("type") == "rest":
+            del properties["type"]
+            properties["py-catalog-impl"] = f"{__name__}.{_RestCatalog.__name__}"
         return load_catalog(properties.pop("name", "headrace"), **properties)
+
+
+class _RestCatalog(RestCatalog):
+    """The library's, which by itself waits for an answer for ever."""
+
+    def _create_session(self) -> Session:
+        session = super()._create_session()
+        session.request = partial(session.request, timeout=_ANSWER_S)  # type: ignore[method-assign]
+        return session
 
 
 class IcebergTable:
@@ -133,6 +150,12 @@ class IcebergTable:
         """Which table it is: a new one with the same name is another; "" if there is none."""
         return "" if self._table is None else str(self._table.metadata.table_uuid)
 
+    @property
+    def metadata_directory(self) -> str:
+        """Where its metadata is, below the root of the lake; "" if elsewhere."""
+        location = "" if self._table is None else self._table.location().rstrip("/")
+        return f"{self._key(location)}/metadata/" if location.startswith(f"{self._root}/") else ""
+
     def coverage(self) -> Mapping[str, int]:
         """The last segment of each stream whose files it has, as it stands now."""
         self._splits = {}
@@ -154,8 +177,9 @@ class IcebergTable:
 
     def _refuse_another(self, table: PyicebergTable) -> None:
         """Refuse a table that is not ours, or that the library could add files to twice."""
-        if table.location().rstrip("/") != self._location:
-            cause = f"the catalog has one at {table.location()}, and its objects are at {self._location}"
+        root = table.properties.get(_ROOT, table.location()).rstrip("/")
+        if root != self._location:
+            cause = f"the catalog has one at {root}, and its objects are at {self._location}"
             remedy = "Rename or drop that table, or use another catalog, or another sink.url."
             raise ConfigError(f"open the table {self._name}", cause, remedy)
         if table.properties.get(_RETRIES) != "0":
@@ -269,13 +293,14 @@ class IcebergTable:
     def _created(self, first: DataFile) -> PyicebergTable:
         """The table, made with the columns of its first file; another engine's if that was faster."""
         with suppress(NamespaceAlreadyExistsError):
-            self._catalog.create_namespace(self._names[:1])
+            # Some catalogs choose where metadata goes by the place of the namespace, whatever is asked of them.
+            self._catalog.create_namespace(self._names[:1], {"location": f"{self._root}/{self._names[0]}"})
         try:
             return self._catalog.create_table(
                 self._names,
                 first.schema,
                 location=self._location,
-                properties=_PROPERTIES,
+                properties=_PROPERTIES | {_ROOT: self._location},
             )
         except TableAlreadyExistsError as error:
             raise CommitFailedException("another engine has made it") from error

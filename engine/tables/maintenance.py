@@ -102,7 +102,8 @@ class Maintenance:
                 table.coverage()
         before = time.time() - self._config.maintenance.keep_snapshots
         table.expire(before)
-        for key in table.unused(_own(sink, directory, before), before, beat):
+        written = _own(sink, (f"{directory}{DIRECTORY}", table.metadata_directory), before)
+        for key in table.unused(written, before, beat):
             sink.remove(key)
             beat()
             done = done._replace(removed=done.removed + 1)
@@ -161,11 +162,6 @@ def _small(files: Iterable[TableFile], size: int) -> Mapping[datetime.date, Sequ
     }
 
 
-def _own(sink: Sink, directory: str, before: float) -> list[str]:
+def _own(sink: Sink, directories: Iterable[str], before: float) -> list[str]:
     """The objects that the engine or its libraries have written for a table before a time."""
-    return [
-        each.key
-        for below in (DIRECTORY, "metadata/")
-        for each in sink.stored(f"{directory}{below}")
-        if each.modified < before
-    ]
+    return [each.key for below in directories if below for each in sink.stored(below) if each.modified < before]

@@ -89,6 +89,10 @@ class Table(Protocol):
     def identity(self) -> str:
         """Which table was last looked at, or made: one that was dropped and made again is another; "" for none."""
 
+    @property
+    def metadata_directory(self) -> str:
+        """Where objects of its metadata are that may be left behind, below ``sink.url``; "" for nowhere."""
+
     def coverage(self) -> Mapping[str, int]:
         """The last segment of each stream whose files it has, as it stands now."""
 

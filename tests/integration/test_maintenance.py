@@ -23,17 +23,15 @@ from engine.tables.maintenance import FEW, Maintenance
 from engine.tables.mirrors import Mirrors
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, run_engine
 from tests.integration.test_mirrors import is_mirrored
-from tests.integration.test_tables import FORMATS, Read, write
+from tests.integration.test_tables import CATALOGS, Read, table_of, write
 
 Client = MongoClient[dict[str, Any]]
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=CATALOGS)
 def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": ["orders"]}})
-    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db"}
-    is_iceberg = request.param == "iceberg"
-    made.set("table", format=request.param, interval="100ms", **({"catalog": catalog} if is_iceberg else {}))
+    made.set("table", interval="100ms", **table_of(request))
     made.set("mirror", enabled=True, interval="500ms")
     made.set("batch", interval="50ms")
     made.set("memory", limit="2GiB")

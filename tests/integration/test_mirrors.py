@@ -39,19 +39,26 @@ from tests.integration.harness import (
 )
 from tests.integration.test_kill import writing
 from tests.integration.test_reading import in_order, plain, schema_of
-from tests.integration.test_tables import FORMATS, Looks, Read, directory_name, only_with, write
+from tests.integration.test_tables import (
+    CATALOGS,
+    Looks,
+    Read,
+    directory_name,
+    not_by_rest,
+    only_with,
+    table_of,
+    write,
+)
 
 Client = MongoClient[dict[str, Any]]
 KILLS = 30 if EXPLORE else 6
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=CATALOGS)
 def config(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> EngineConfig:
     made = EngineConfig(stack, tmp_path, unique, {"source": {"collections": ["orders", "items"]}})
-    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db"}
-    is_iceberg = request.param == "iceberg"
-    made.set("table", format=request.param, interval="300ms", **({"catalog": catalog} if is_iceberg else {}))
+    made.set("table", interval="300ms", **table_of(request))
     made.set("mirror", enabled=True, interval="700ms")
     made.set("memory", limit="2GiB")
     return made
@@ -202,6 +209,7 @@ def test_dates_of_all_years(mongo: Client, config: EngineConfig) -> None:
 
 def test_what_is_gone_from_a_mirror(mongo: Client, config: EngineConfig) -> None:
     """The error says what to do, and that helps."""
+    not_by_rest(config)
     mongo[config.name].orders.insert_many([{"_id": n} for n in range(5)])
     catch_up(config)
     read, files = Read(config), config.stack.s3.filesystem()

@@ -29,6 +29,8 @@ CHANGES = "shop/c_changes/cdc_date=2027-01-15/"
 class Table:
     """A table in memory, over real files; its commits can fail, or succeed and say otherwise."""
 
+    metadata_directory = ""
+
     def __init__(self, root: Path, rng: random.Random | None = None) -> None:
         self._root, self._rng = root, rng
         self.identity = ""

@@ -31,7 +31,7 @@ class Shared:
 class Format:
     """A table whose commits fail, or succeed and say otherwise, at random, while others commit in between."""
 
-    identity = "one"
+    identity, metadata_directory = "one", ""
     _compares = True
 
     def __init__(self, shared: Shared, rng: random.Random, others: Sequence[DataFile] = ()) -> None:
