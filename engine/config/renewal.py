@@ -29,12 +29,12 @@ def renewed(secret: Secret) -> Secret:
         found, parts = fetched_again(secret.origin)
     except ConfigError as error:
         fields = {"cause": error.cause, "remedy": error.remedy}
-        log.warning("a secret that was refused cannot be read again", extra={"fields": fields})
+        log.warning("a secret cannot be read again", extra={"fields": fields})
         return secret
     for part in (found, *parts):
         Redactor.learn(part)
     if found != secret:
-        log.info("a secret that was refused has been read again, and has changed")
+        log.info("a secret has been read again, and has changed")
     found.origin = secret.origin
     return found
 

@@ -88,7 +88,9 @@ class Committer:
             if self._mirrors is not None and (committed is not None or began >= self._merge_at):
                 self._merge(self._mirrors, added, failed)
         now = time.monotonic()
-        if not failed:
+        if failed:
+            self._tables.renew()
+        else:
             self._complete_at = began
         self._send(msg.TablesSeen(added, failed, now - self._complete_at, now - began))
         return failed

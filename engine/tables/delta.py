@@ -36,12 +36,17 @@ class DeltaTables:
     """The tables of a lake. State: those that have been opened."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._s3 = config.sink.s3
         self._root = config.sink.url.rstrip("/").replace("s3a://", "s3://", 1)
         self._tables: dict[tuple[str, str], DeltaTable] = {}
 
     def check(self) -> None:
         """There is no catalog."""
+
+    def renew(self) -> None:
+        """Open the tables anew, with secrets as they are now."""
+        self._s3 = renewed_s3(self._s3)
+        self._tables.clear()
 
     def open(self, database: str, name: str, *, by_day: bool) -> DeltaTable:
         """The table in this directory, which is created with the first commit if there is none.
@@ -54,7 +59,7 @@ class DeltaTables:
             HeadraceError: of the store.
         """
         if (known := self._tables.get((database, name))) is None:
-            options = _options(renewed_s3(self._config.sink.s3)) if self._root.startswith("s3:") else {}
+            options = _options(self._s3) if self._root.startswith("s3:") else {}
             known = DeltaTable(self._root, (database, name), options, by_day=by_day)
             self._tables[database, name] = known
         return known

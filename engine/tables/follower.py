@@ -46,6 +46,9 @@ class Tables(Protocol):
             HeadraceError: they cannot.
         """
 
+    def renew(self) -> None:
+        """After an error: open everything anew, with secrets as they are now in the places that they came from."""
+
     def open(self, database: str, name: str, *, by_day: bool) -> Table:
         """The table whose objects are in ``<database>/<name>/``, made with the first commit if there is none.
 

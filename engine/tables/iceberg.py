@@ -80,6 +80,7 @@ class IcebergTables:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._root = config.sink.url.rstrip("/").replace("s3a://", "s3://", 1)
+        self._s3 = config.sink.s3
         self._catalog: Catalog | None = None
         self._tables: dict[tuple[str, str], IcebergTable] = {}
 
@@ -92,6 +93,12 @@ class IcebergTables:
         with _translated("reach the Iceberg catalog", is_connecting=True):
             self._catalog = self._catalog or self._connect()
             self._catalog.list_namespaces()
+
+    def renew(self) -> None:
+        """Connect to the catalog anew at the next occasion, with secrets as they are now."""
+        self._s3 = renewed_s3(self._s3)
+        self._catalog = None
+        self._tables.clear()
 
     def open(self, database: str, name: str, *, by_day: bool) -> IcebergTable:
         """The table with this name, which is created with the first commit if there is none.
@@ -111,7 +118,7 @@ class IcebergTables:
         return known
 
     def _connect(self) -> Catalog:
-        properties = _file_properties(renewed_s3(self._config.sink.s3)) | self._config.table.catalog
+        properties = _file_properties(self._s3) | self._config.table.catalog
         if properties.get("type") == "rest":
             del properties["type"]
             properties["py-catalog-impl"] = f"{__name__}.{_RestCatalog.__name__}"

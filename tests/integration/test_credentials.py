@@ -15,7 +15,9 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack, Mongo, S3Server
 from bench.local.servers import Valkey, wait_until
+from tests.exploring import EXPLORE
 from tests.integration.harness import Engine, EngineConfig, kill_all
+from tests.integration.test_tables import FORMATS, Read
 
 Client = MongoClient[dict[str, Any]]
 
@@ -139,6 +141,20 @@ class Rotating:
         with MongoClient[dict[str, Any]](self.mongo.uri) as client:
             client[self._name].orders.insert_many([{"text": "x" * 100} for _ in range(10)])
 
+    def config_with(self, format_: str) -> EngineConfig:
+        """The configuration, with tables in this format."""
+        catalog = {"type": "sql", "uri": f"sqlite:///{self._directory}/catalog.db"}
+        only = {"catalog": catalog} if format_ == "iceberg" else {}
+        self.config.set("table", format=format_, interval="300ms", **only)
+        return self.config
+
+    def in_table(self) -> int:
+        """Distinct tokens in the table, none of them twice."""
+        read = Read(self.config)
+        tokens = read.tokens("orders", missing_ok=True)
+        assert len(tokens) == len(set(tokens))
+        return len(tokens)
+
     def landed(self) -> tuple[int, int]:
         """Rows in the lake, and distinct tokens."""
         with duckdb.connect() as database:
@@ -151,9 +167,10 @@ class Rotating:
 
 
 @pytest.mark.usefixtures("impatient_s3")
-def test_secrets_in_files_are_changed_while_the_engine_runs(tmp_path: Path, unique: str) -> None:
+@pytest.mark.parametrize("format_", FORMATS if EXPLORE else ["delta"])
+def test_secrets_in_files_are_changed_while_the_engine_runs(format_: str, tmp_path: Path, unique: str) -> None:
     """Those of MongoDB, of Redis and of S3, one after the other; then processes that started with the old die."""
-    with Rotating(tmp_path, unique) as servers, Engine(servers.config) as engine:
+    with Rotating(tmp_path, unique) as servers, Engine(servers.config_with(format_)) as engine:
         engine.wait_reading()
         for number, key in enumerate(("source.uri", "state.url", "sink.s3.secret_key"), 1):
             before = engine.log().count("has changed")
@@ -167,9 +184,11 @@ def test_secrets_in_files_are_changed_while_the_engine_runs(tmp_path: Path, uniq
                 f"going on after {key}",
             )
             assert engine.log().count("has changed") > before
+            wait_until(lambda events=events: servers.in_table() == events, f"the table going on after {key}")  # type: ignore[misc]
         kill_all([*engine.pids("reader"), *engine.pids("writer")])
         servers.insert()
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 40, "the last events")
+        wait_until(lambda: servers.in_table() == 40, "the last events in the table")
         assert engine.terminate() == 0
         assert [each for each in servers.secrets if each in engine.log()] == []
         assert servers.landed() == (40, 40)
