@@ -23,6 +23,7 @@ from engine.errors import ConfigError
 _NULL, _VALUE, _END = b"\0", b"\2", b"\0"
 
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -50,6 +51,8 @@ class AvroFile:
         """Write batches."""
         for batch in pieces(batches):
             have = dict(zip(batch.schema.names, batch.columns, strict=True))
+            # Records are read by the order of their fields, so one that lacks a field would be read as another.
+            assert all(have[field.name].type == field.type for field in self._schema if field.name in have)
             values = [_member(have[field.name]) if field.name in have else _NULL for field in self._schema]
             rows = pc.binary_join_element_wise(pa.repeat(b"", batch.num_rows), *values, b"")
             self._writer.write_block(_Block(batch.num_rows, io.BytesIO(content(rows).tobytes())))
@@ -139,6 +142,7 @@ _TYPES = {
 
 
 def _member(array: pa.Array) -> pa.Array | bytes:
+    """The values of a field of a record; one value if all are null."""
     return _NULL if array.null_count == len(array) else _values(array)
 
 
@@ -152,8 +156,8 @@ def _values(array: pa.Array) -> pa.Array:
     valid = np.asarray(array.is_valid())
     if pa.types.is_list(type_):
         counts = _numbers(pc.list_value_length(array))
-        values, used = _longs(counts)
-        starts = _unions(values, used & (counts > 0)[:, None], valid)
+        values, lengths = _longs(counts)
+        starts = _unions(values, np.where(counts > 0, lengths, 0), valid)
         items = pc.binary_join(regrouped(array, _values(array.flatten())), b"")
         ends = pc.if_else(array.is_valid(), _END, None)
         return pc.binary_join_element_wise(starts, items, ends, b"", null_handling="skip")
@@ -163,14 +167,15 @@ def _values(array: pa.Array) -> pa.Array:
     if pa.types.is_decimal(type_):
         return _unions(*_decimals(_fixed(array, 16)), valid)
     if pa.types.is_boolean(type_):
-        return _unions(_numbers(array).astype(np.uint8)[:, None], True, valid)
+        return _unions(_numbers(array).astype(np.uint8)[:, None], 1, valid)
     if pa.types.is_integer(type_) or pa.types.is_timestamp(type_):
         return _unions(*_longs(_numbers(array)), valid)
-    return _unions(_fixed(array, type_.bit_width // 8), True, valid)
+    width = type_.bit_width // 8
+    return _unions(_fixed(array, width), width, valid)
 
 
-def _numbers(array: pa.Array) -> npt.NDArray[np.int64]:
-    numbers: npt.NDArray[np.int64] = pc.fill_null(array.cast(pa.int64()), 0).to_numpy()
+def _numbers(array: pa.Array) -> Numbers:
+    numbers: Numbers = pc.fill_null(array.cast(pa.int64()), 0).to_numpy()
     return numbers
 
 
@@ -180,39 +185,40 @@ def _fixed(array: pa.Array, width: int) -> Bytes:
     return data.reshape(-1, width)
 
 
-def _unions(values: Bytes, used: Flags | bool, valid: Flags) -> pa.Array:
-    """Each value with the branch of its union: those of its bytes that are used."""
+def _unions(values: Bytes, lengths: Numbers | int, valid: Flags) -> pa.Array:
+    """Each value with the branch of its union; of its row in the table it takes the first bytes, this many."""
     rows, width = values.shape
     table = np.empty((rows, 1 + width), np.uint8)
     table[:, 0] = np.where(valid, _VALUE[0], _NULL[0])
     table[:, 1:] = values
-    kept = np.ones(table.shape, bool)
-    kept[:, 1:] = valid[:, None] & used
-    ends = np.append(0, np.cumsum(np.count_nonzero(kept, axis=1))).astype(np.int32)
-    return pa.BinaryArray.from_buffers(pa.binary(), rows, [None, pa.py_buffer(ends), pa.py_buffer(table[kept])])
+    taken = np.where(valid, lengths, 0) + 1
+    data = table[np.arange(1 + width) < taken[:, None]]
+    offsets = np.append(0, np.cumsum(taken)).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
-def _longs(numbers: npt.NDArray[np.int64]) -> tuple[Bytes, Flags]:
-    """Integers in zigzag encoding, seven bits in a byte, the lowest first; all but the last have the highest bit."""
+def _longs(numbers: Numbers) -> tuple[Bytes, Numbers]:
+    """Integers in zigzag encoding: seven bits in a byte, the lowest first, and the highest bit if more follow."""
     rest = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
     width = max(1, -(-int(rest.max(initial=0)).bit_length() // 7))
     values = np.empty((len(numbers), width), np.uint8)
-    used = np.ones(values.shape, bool)
+    lengths = np.ones(len(numbers), np.int64)
     for at in range(width):
-        if at:
-            used[:, at] = rest > 0
-        values[:, at] = rest & 0x7F | (rest > 0x7F).astype(np.uint64) << 7
-        rest = rest >> 7
-    return values, used
+        more = rest > 0x7F
+        values[:, at] = rest.astype(np.uint8) & 0x7F | more.astype(np.uint8) << 7
+        lengths += more
+        rest >>= np.uint64(7)
+    return values, lengths
 
 
-def _decimals(unscaled: Bytes) -> tuple[Bytes, Flags]:
+def _decimals(unscaled: Bytes) -> tuple[Bytes, Numbers]:
     """Big-endian integers after their length, without the leading bytes that only repeat the sign."""
     digits = unscaled[:, ::-1]
     sign = digits[:, :1] >> 7
     needed = digits != sign * 0xFF
     needed[:, :-1] |= digits[:, 1:] >> 7 != sign
     needed[:, -1] = True
-    used = np.logical_or.accumulate(needed, axis=1)
-    lengths = np.count_nonzero(used, axis=1)[:, None]
-    return np.hstack([lengths.astype(np.uint8) << 1, digits]), np.insert(used, 0, True, axis=1)
+    first = needed.argmax(axis=1)[:, None]
+    lengths = 16 - first
+    last = np.take_along_axis(digits, np.minimum(first + np.arange(16), 15), axis=1)
+    return np.hstack([lengths.astype(np.uint8) << 1, last]), 1 + lengths[:, 0]

@@ -1,13 +1,14 @@
 """JSON lines, assembled by column: the texts of a struct or a list are joined from those of its members.
 
-A value that JSON has no type for is text: a time is RFC 3339 (for years after 9999 or before 1, its milliseconds as
-an integer), binary is base64, and a decimal is its digits.
+A value that JSON has no type for is text: a time is RFC 3339 (for years after 9999 or before 1, its milliseconds
+as an integer), binary is base64, and a decimal is its digits.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -33,17 +34,21 @@ class JsonFile:
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
         for batch in pieces(batches):
-            have = dict(zip(batch.schema.names, batch.columns, strict=True))
-            members = [
-                json_texts(have[name], start)
-                for name, start in self._starts.items()
-                if name in have and have[name].null_count < batch.num_rows
-            ]
-            # Rows of nothing but nulls would be missing from the result (pyarrow 26), hence the empty texts.
-            rows = pc.binary_join_element_wise(pa.repeat("", batch.num_rows), *members, "", null_handling="skip")
-            opened = pc.binary_replace_slice(rows, 0, 1, "{")  # in place of the first comma
-            lines = _joined(opened, "}\n")
+            # The first comma becomes a brace. A name for what comes between would keep it, and a row may have 16 MB.
+            lines = _joined(pc.binary_replace_slice(self._members(batch), 0, 1, "{"), "}\n")
             self._file.write(content(lines).tobytes())
+
+    def _members(self, batch: pa.RecordBatch) -> pa.Array:
+        """The members of each row, with a comma before each."""
+        have = dict(zip(batch.schema.names, batch.columns, strict=True))
+        members = [
+            json_texts(have[name], start)
+            for name, start in self._starts.items()
+            if name in have and have[name].null_count < batch.num_rows
+        ]
+        # Rows of nothing but nulls would be missing from the result (pyarrow 26), hence the empty texts.
+        empty = pa.repeat("", batch.num_rows)
+        return pc.binary_join_element_wise(empty, *members, "", null_handling="skip")
 
     def close(self, _: Mapping[str, str]) -> None:
         """End the file; the format has no place for metadata."""
@@ -78,29 +83,40 @@ def _key(name: str) -> str:
 
 
 def _member(array: pa.Array, start: str) -> pa.Array | str:
-    """A member of a struct, where null is a value too."""
+    """A member of a struct, where null is a text too; one text if all are null."""
     null = f"{start}null"
     return null if array.null_count == len(array) else pc.fill_null(json_texts(array, start), null)
 
 
 def _joined(*parts: pa.Array | str) -> pa.Array:
     """Texts one after the other; null where one of them is."""
-    return pc.binary_join_element_wise(*parts, "")
+    texts = [_constant(part) if isinstance(part, str) else part for part in parts if part != ""]
+    return pc.binary_join_element_wise(*texts, _constant("")) if len(texts) > 1 else texts[0]
+
+
+@lru_cache(4096)
+def _constant(text: str) -> pa.StringScalar:
+    """Text for pyarrow's functions, which would take longer to convert it than to join it with some values."""
+    return pa.scalar(text)
 
 
 def _escaped(array: pa.Array) -> pa.Array:
     data = content(array)
-    special = np.unique(data[(data < ord(" ")) | (data == ord('"')) | (data == ord("\\"))]).tolist()
+    special = data < ord(" ")
+    special |= data == ord('"')
+    special |= data == ord("\\")
+    found = np.unique(data[special]).tolist()
     for code, escape in _ESCAPES.items():
-        if code in special:
+        if code in found:
             array = pc.replace_substring(array, chr(code), escape)
     return array
 
 
 def _doubles(array: pa.Array) -> pa.Array:
     """The shortest texts that are these doubles: a whole number is a double too, and so has ``.0``."""
-    digits = array.cast(pa.string())
-    texts = _joined(digits, pc.if_else(pc.match_substring_regex(digits, "[.e]"), "", ".0"))
+    texts = array.cast(pa.string())
+    if pc.any(pc.equal(array, pc.trunc(array))).as_py():
+        texts = _joined(texts, pc.if_else(pc.match_substring_regex(texts, "[.e]"), _constant(""), _constant(".0")))
     finite = pc.is_finite(array)
     if pc.all(finite).as_py() is not False:
         return texts
@@ -119,12 +135,12 @@ def times(array: pa.Array, quote: str = "") -> pa.Array:
 
 
 def base64(array: pa.Array) -> pa.Array:
-    """Binary values as base64: encoded as one, each after zeros up to a multiple of three bytes."""
-    lengths = pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    """Binary values as base64, encoded as one: each is followed by zeros up to a multiple of three bytes."""
+    lengths = pc.fill_null(pc.binary_length(array), 0).to_numpy().astype(np.int64)
     zeros = -lengths % 3
     padding = pa.array([b"", b"\0", b"\0\0"]).take(pa.array(zeros))
     padded = pc.binary_join_element_wise(array.cast(pa.binary()), padding, b"")
-    data = np.frombuffer(bytearray(b64encode(content(padded))), np.uint8)
+    data = np.frombuffer(bytearray(b64encode(content(padded).data)), np.uint8)
     ends = np.cumsum((lengths + zeros) // 3 * 4)
     data[ends[zeros > 0] - 1] = data[ends[zeros > 1] - 2] = ord("=")
     offsets = np.append(0, ends).astype(np.int32)

@@ -37,7 +37,9 @@ _times = st.one_of(
 
 def _decimals(type_: pa.Decimal128Type) -> st.SearchStrategy[int]:
     largest = 10**type_.precision - 1
-    limits = [sign * (2**bits + more) for bits in (7, 8, 15, 63, 64, 103) for sign in (-1, 1) for more in (-1, 0, 1)]
+    limits = [
+        sign * (2**bits + more) for bits in (7, 8, 15, 63, 64, 103) for sign in (-1, 1) for more in (-1, 0, 1)
+    ]
     fitting = [each for each in limits if abs(each) <= largest]
     return st.one_of(st.integers(-largest, largest), st.sampled_from([0, *fitting]))
 
