@@ -34,7 +34,7 @@ class JsonFile:
     def write(self, batches: Sequence[pa.RecordBatch]) -> None:
         """Write batches."""
         for batch in pieces(batches):
-            # The first comma becomes a brace. A name for what comes between would keep it, and a row may have 16 MB.
+            # The first comma becomes a brace. A name for each step would keep it all, and a row may have 16 MB.
             lines = _joined(pc.binary_replace_slice(self._members(batch), 0, 1, "{"), "}\n")
             self._file.write(content(lines).tobytes())
 

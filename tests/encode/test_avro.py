@@ -73,7 +73,7 @@ def test_rows_take_the_bytes_that_fastavro_makes_of_them(
     schema, batches, _ = file
     assume("decimal" not in str(schema))
     data = written(schema, batches)
-    blocks = fastavro.block_reader(io.BytesIO(data))
+    blocks: Iterator[Any] = fastavro.block_reader(io.BytesIO(data))
     again = io.BytesIO()
     for row in read(data):
         fastavro.schemaless_writer(again, avro_schema(schema), row)
