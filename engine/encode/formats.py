@@ -54,19 +54,25 @@ def open_file(key: str, file: File, schema: CollectionSchema, config: SinkConfig
         from engine.encode.parquet import ParquetFile
 
         return ParquetFile(file, columns, config)
-    from engine.encode.rows import AvroFile, BsonFile, CsvFile, JsonFile
-
     if key.endswith(_SUFFIXES["avro"]):
+        from engine.encode.avro import AvroFile
+
         codec = _AVRO_CODECS.get(config.compression, "null")
         return AvroFile(file, columns, codec, min(config.compression_level, 9 if codec == "deflate" else 22))
     name, compression = _split(key)
     level = min(config.compression_level, 9) if compression == "gzip" else config.compression_level
     compressed = CompressedFile(file, compression, level)
     if name.endswith(_SUFFIXES["json"]):
+        from engine.encode.json_lines import JsonFile
+
         return JsonFile(compressed, columns)
     if name.endswith(_SUFFIXES["csv"]):
+        from engine.encode.csv import CsvFile
+
         return CsvFile(compressed, columns)
     assert name.endswith(_SUFFIXES["bson"]), key
+    from engine.encode.bson import BsonFile
+
     return BsonFile(compressed, RAW_COLUMN)
 
 

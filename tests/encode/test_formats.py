@@ -172,7 +172,7 @@ def test_parquet_has_statistics_except_for_very_long_values() -> None:
 
 @pytest.mark.parametrize("format_", ["json", "csv", "bson"])
 def test_rows_are_built_a_few_columns_at_a_time(format_: str) -> None:
-    """As Python objects they take much more memory than as columns."""
+    """Assembled, they take several times the memory that they take as columns."""
     sizes: list[int] = []
 
     class Sizes:
@@ -188,7 +188,7 @@ def test_rows_are_built_a_few_columns_at_a_time(format_: str) -> None:
     encoder.write([rows])
     encoder.close({})
     assert sum(sizes) >= count * size
-    assert max(sizes) < 2**20
+    assert max(sizes) < sum(sizes) / 2
 
 
 @pytest.mark.parametrize(("format_", "compression"), [each for each in WRAPPED if each[0] == "json"])
