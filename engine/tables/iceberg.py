@@ -32,10 +32,12 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.io.pyarrow import parquet_file_to_data_file
 from pyiceberg.manifest import DataFile as IcebergFile
+from pyiceberg.manifest import ManifestFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table as PyicebergTable
 from pyiceberg.table import Transaction
-from pyiceberg.table.update.snapshot import _MergeAppendFiles
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType
 from requests import Session
@@ -241,7 +243,7 @@ class IcebergTable:
                 if transaction.table_metadata.name_mapping() is None:  # the files have no ids of their own
                     mapping = transaction.table_metadata.schema().name_mapping
                     transaction.set_properties({_MAPPING: mapping.model_dump_json()})
-                with transaction.update_snapshot().overwrite() if removed else _append(transaction) as snapshot:
+                with _Overwrite.within(transaction) if removed else _append(transaction) as snapshot:
                     for old in removed:
                         snapshot.delete_data_file(old.entry)
                     for entry in self._entries(transaction, files):
@@ -345,6 +347,23 @@ class _Bounds:
         if self._id is not None and bounds.first is not None and bounds.last is not None:
             file.lower_bounds[self._id] = bounds.first.encode()
             file.upper_bounds[self._id] = bounds.last.encode()
+
+
+class _Overwrite(_OverwriteFiles, _MergeAppendFiles):
+    """Adds and removes files, and merges manifests as ``_append`` does.
+
+    One that only tells of files that an earlier snapshot has removed is left out, which the library would keep for
+    ever.
+    """
+
+    @classmethod
+    def within(cls, transaction: Transaction) -> _Overwrite:
+        """One that becomes part of a transaction."""
+        return cls(Operation.OVERWRITE, transaction, transaction._table.io)
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        found = super()._existing_manifests()
+        return [each for each in found if each.has_added_files() or each.has_existing_files()]
 
 
 def _append(transaction: Transaction) -> _MergeAppendFiles:

@@ -181,6 +181,11 @@ class Read:
         url = f"{self._config.sections['sink']['url']}/{self._config.name}/{collection}_changes"
         return DeltaTable(url, storage_options=self._options).file_uris()
 
+    def manifests(self, collection: str, suffix: str = "") -> int:
+        """How many manifests a reader of an Iceberg table has to read."""
+        table = self._catalog().load_table((self._config.name, f"{collection}{suffix}"))
+        return len(table.current_snapshot().manifests(table.io))
+
     def drop(self, collection: str, suffix: str = "_changes") -> None:
         """Drop a table: its metadata goes, its objects stay."""
         if self._format == "iceberg":
