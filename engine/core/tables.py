@@ -89,7 +89,9 @@ class Tables:
         elif self._answer is None or not self._answer.failed:
             return None
         else:
-            causes = "; ".join(f"{name}: {error}" for name, error in sorted(self._answer.failed.items()))
+            causes = "; ".join(
+                f"{name}: {error}" if name else error for name, error in sorted(self._answer.failed.items())
+            )
         remedy = "The lake has everything; the next run adds it to the tables."
         return FatalError("bring the tables up to date", causes, remedy)
 

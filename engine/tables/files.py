@@ -86,10 +86,15 @@ class NewFile:
     Args:
         directory: of the table: ``<database>/<name>/``.
         schema: of all rows.
+        day: the partition that they are in, if the table has partitions. Polars expects it in the key, too.
     """
 
-    def __init__(self, sink: Sink, config: SinkConfig, directory: str, schema: pa.Schema) -> None:
-        self._key = f"{directory}{DIRECTORY}{uuid.uuid4().hex}.parquet"
+    def __init__(
+        self, sink: Sink, config: SinkConfig, directory: str, schema: pa.Schema, day: datetime.date | None = None
+    ) -> None:
+        self._day = day
+        partition = f"cdc_date={day.isoformat()}/" if day is not None else ""
+        self._key = f"{directory}{DIRECTORY}{partition}{uuid.uuid4().hex}.parquet"
         self._schema = schema
         self._upload = _Counted(sink.open(self._key))
         self._file = ParquetFile(self._upload, schema, config)
@@ -117,7 +122,7 @@ class NewFile:
             self._newest = max(self._newest, times["max"].as_py())
         self._file.write(rows)
 
-    def publish(self, day: datetime.date | None, first: str | None = None, last: str | None = None) -> DataFile:
+    def publish(self, first: str | None = None, last: str | None = None) -> DataFile:
         """Make it visible.
 
         Args:
@@ -132,7 +137,7 @@ class NewFile:
             key=self._key,
             size=self.size,
             rows=self._rows,
-            day=day,
+            day=self._day,
             schema=self._schema.remove_metadata(),
             version=0,
             bounds=Bounds(self._oldest, self._newest, first, last),

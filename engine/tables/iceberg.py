@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.rest import RestCatalog
@@ -251,13 +252,15 @@ class IcebergTable:
                 transaction.set_properties(self._properties(coverage))
 
     def expire(self, before: float) -> None:
-        """Forget the snapshots from before a time, the present one excepted."""
+        """Forget the snapshots that had a successor before a time; those with a name (a tag, a branch) stay."""
         if self._table is None:
             return
         with _translated(f"expire snapshots of the table {self._name}", is_commit=True):
-            if any(each.timestamp_ms < before * 1000 for each in self._table.snapshots()[:-1]):
-                when = datetime.datetime.fromtimestamp(before)  # as the library wants it: local, without a zone
-                self._table.maintenance.expire_snapshots().older_than(when).commit()
+            snapshots = sorted(self._table.snapshots(), key=lambda each: each.sequence_number or 0)
+            old = {each.snapshot_id for each, later in pairwise(snapshots) if later.timestamp_ms < before * 1000}
+            old -= {each.snapshot_id for each in self._table.refs().values()}
+            if old:
+                self._table.maintenance.expire_snapshots().by_ids([*old]).commit()
 
     def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         """Those of these objects that no snapshot names."""

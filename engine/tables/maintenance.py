@@ -2,7 +2,7 @@
 
 Only what the engine has written itself is removed: what is below ``data/`` and ``metadata/`` of a table's root.
 The objects of the lake (below ``cdc_date=``) stay when a table has their rows in larger files: by them the lake is
-verified, restored from and rebuilt. A rule of the bucket may expire them.
+verified, restored from and rebuilt.
 
 All of it is commits like others, so it may run beside the engine and beside other engines. Readers are safe for
 ``maintenance.keep_snapshots``: nothing that a version since then names is removed.
@@ -127,12 +127,12 @@ class Maintenance:
         groups = _groups(chain.from_iterable(read), schema)
         group = next(groups, None)
         while group is not None:
-            with NewFile(sink, self._config.sink, directory, schema) as file:
+            with NewFile(sink, self._config.sink, directory, schema, day) as file:
                 while group is not None and file.size < self._config.maintenance.file_size:
                     file.write(group)
                     beat()
                     group = next(groups, None)
-                yield file.publish(day)
+                yield file.publish()
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[list[pa.RecordBatch]]:

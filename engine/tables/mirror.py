@@ -187,7 +187,7 @@ class Mirror:
         with NewFile(self._sink, self._config, self._directory, rows.schema) as file:
             file.write(rows.to_batches())
             self._beat()
-            return file.publish(None, *_about(ids[0].as_py(), ids[-1].as_py()))
+            return file.publish(*_about(ids[0].as_py(), ids[-1].as_py()))
 
 
 def _of_one_schema(files: Sequence[DataFile]) -> list[DataFile]:

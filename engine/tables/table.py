@@ -116,7 +116,7 @@ class Table(Protocol):
         """
 
     def expire(self, before: float) -> None:
-        """Forget the versions from before a time (in seconds since 1970), the present one excepted."""
+        """Forget the versions that were no longer the present one at a time (in seconds since 1970)."""
 
     def unused(self, keys: Collection[str], before: float, beat: Callable[[], None]) -> Collection[str]:
         """Those of these objects that no version of the table since ``before`` names; none if that is not known.

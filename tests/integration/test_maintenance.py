@@ -92,8 +92,17 @@ def test_a_table_stays_small(mongo: Client, config: EngineConfig, lake: Lake) ->
     assert not again.failed
     assert all(not each.compacted for each in again.tables.values())
 
+    held = [read.reader("orders", suffix) for suffix in ("", "_changes")]
+    there, moment = [each() for each in held], time.time()
     write(mongo, config.name, rng, keys, 30)
     catch_up(config)
+    keep = structs.replace(settings.maintenance, keep_snapshots=Duration(time.time() - moment))
+    assert not Maintenance(structs.replace(settings, maintenance=keep), store, tables).run_once().failed
+    assert [each() for each in held] == there  # versions that were the present one until a moment ago
+    expected = read.table("orders")["_cdc_op"].to_pylist().count("insert")
+    assert [*read.with_operation("orders", "_changes", "insert")] == [expected] * (
+        2 if config.sections["table"]["format"] == "iceberg" else 3
+    )
     assert Follower(settings, store, tables).run_once().tables.keys() <= {f"{config.name}.orders_changes"}
     is_mirrored(mongo, config, "orders")
     landed = read.tokens("orders")

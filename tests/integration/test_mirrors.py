@@ -303,7 +303,7 @@ def test_verify_finds_what_is_planted(mongo: Client, config: EngineConfig) -> No
     other[1]["_cdc_id"] = '"planted"'
     with NewFile(Sink(settings.sink), settings.sink, f"{config.name}/orders/", rows.schema) as new:
         new.write(pa.Table.from_pylist(other, rows.schema).to_batches())
-        changed = new.publish(None, "", chr(0x10FFFF))
+        changed = new.publish("", chr(0x10FFFF))
     mirror.commit([changed], {}, [file])
     code, kinds = found(config)
     assert code == 1
