@@ -63,9 +63,13 @@ def layout_of(partitioning: Partitioning) -> Directories:
 
 
 def mirror_name(changes: str) -> str:
-    """The name of a collection's mirror, from that of its changelog table: no other table has it."""
+    """The name of a collection's mirror, from that of its changelog table: no other table has it.
+
+    Nor is it that of the directory in which a Delta table has its log.
+    """
     name = changes.removesuffix(TABLE_SUFFIX)
-    return f"{name[:-1]}{TABLE_DIRECTORIES.escape}73" if name.endswith(TABLE_SUFFIX) else name
+    is_taken = name.endswith(TABLE_SUFFIX) or name == "_delta_log"
+    return f"{name[:-1]}{TABLE_DIRECTORIES.escape}{ord(name[-1]):02X}" if is_taken else name
 
 
 PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES if name)
