@@ -66,7 +66,7 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
     tables, objects = tables_of(config), Objects(config.sink)
     store = open_store(config.state, config.sink)
     changes, table = tables.open("bench", "docs_changes", by_day=True), tables.open("bench", "docs", by_day=False)
-    mirror = Mirror(config.sink, objects, changes, table, "bench/docs/", lambda: None, {})
+    mirror = Mirror(Sink(config.sink), config.sink, objects, changes, table, "bench/docs/", lambda: None, {})
     times: list[float] = []
     since = time.time()
     for number in range(1, commits + 1):

@@ -115,7 +115,9 @@ def _merge(path: Path, done: Connection) -> None:
     tables, objects = tables_of(config), Objects(config.sink)
     changes, table = tables.open("bench", "docs_changes", by_day=True), tables.open("bench", "docs", by_day=False)
     started = time.perf_counter()
-    merged = Mirror(config.sink, objects, changes, table, "bench/docs/", lambda: None, {}).merge()
+    merged = Mirror(
+        Sink(config.sink), config.sink, objects, changes, table, "bench/docs/", lambda: None, {}
+    ).merge()
     seconds = time.perf_counter() - started
     table.coverage()
     done.send_bytes(json.dumps([seconds, merged.written, merged.bytes, len(table.files())]).encode())

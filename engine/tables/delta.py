@@ -26,8 +26,10 @@ from engine.tables.table import Bounds, ConflictError, DataFile, TableFile, firs
 
 _DAY = "cdc_date"
 _APP = "headrace/"
-# How long the log is kept; without a checkpoint now and then, a reader would need all of it.
-_CONFIGURATION = {"delta.logRetentionDuration": "interval 1 days", "delta.checkpointInterval": "50"}
+# Without a checkpoint now and then, a reader would need all of the log.
+_CONFIGURATION = {"delta.checkpointInterval": "50"}
+# How long the log is kept at least, by which earlier versions are read.
+_KEPT = "delta.logRetentionDuration"
 # The columns with bounds. Without this the library takes all others for bounded by null, and filters find nothing.
 _BOUNDED = "delta.dataSkippingStatsColumns"
 
@@ -120,7 +122,10 @@ class DeltaTable:
     def expire(self, before: float) -> None:
         """Write a checkpoint, so that a reader needs few files; the library removes what is older than its log."""
         if self._table is not None:
-            with _translated(f"write a checkpoint of the table {self._name}"):
+            with _translated(f"write a checkpoint of the table {self._name}", is_commit=True):
+                kept = f"interval {round((time.time() - before) / 60)} minutes"
+                if self._table.metadata().configuration.get(_KEPT) != kept:
+                    self._table.alter.set_table_properties({_KEPT: kept})
                 self._table.create_checkpoint()
                 self._table.cleanup_metadata()
 

@@ -63,6 +63,8 @@ class Maintenance:
 
     def __init__(self, config: Config, store: StateStore, tables: Tables, owner: str = "") -> None:
         self._config = config
+        self._beat: Callable[[], None] = lambda: None
+        self._sink = Sink(config.sink, self._waited)
         self._store, self._tables, self._owner = store, tables, owner
         self._objects = Objects(config.sink, config.retry)
 
@@ -72,9 +74,10 @@ class Maintenance:
         Raises:
             HeadraceError: of the state store or the sink; of a table, see ``MaintenancePass.failed``.
         """
+        self._beat = beat
         done: dict[str, Maintained] = {}
         failed: dict[str, HeadraceError] = {}
-        for each in owned(self._config, self._store, self._tables, self._owner):
+        for each in owned(self._sink, self._store, self._tables, self._owner):
             for name, is_mirror in ((each.name, False), (mirror_name(each.name), True)):
                 beat()
                 try:
@@ -88,30 +91,31 @@ class Maintenance:
                     failed[f"{each.database}.{name}"] = error
         return MaintenancePass(done, failed)
 
+    def _waited(self) -> None:
+        self._beat()
+
     def _maintained(self, table: Table, directory: str, is_mirror: bool, beat: Callable[[], None]) -> Maintained:
-        sink = Sink(self._config.sink, beat)
         table.coverage()
         if not table.identity:
             return Maintained()
         done = Maintained()
         if not is_mirror:
             for day, small in _small(table.files(), self._config.maintenance.file_size).items():
-                new = [*self._compacted(sink, directory, day, small, beat)]
+                new = [*self._compacted(directory, day, small, beat)]
                 table.commit(new, {}, small, same_rows=True)
                 done = done._replace(compacted=done.compacted + len(small), into=done.into + len(new))
                 table.coverage()
         before = time.time() - self._config.maintenance.keep_snapshots
         table.expire(before)
-        written = _own(sink, (f"{directory}{DIRECTORY}", table.metadata_directory), before)
+        written = _own(self._sink, (f"{directory}{DIRECTORY}", table.metadata_directory), before)
         for key in table.unused(written, before, beat):
-            sink.remove(key)
+            self._sink.remove(key)
             beat()
             done = done._replace(removed=done.removed + 1)
         return done
 
     def _compacted(
         self,
-        sink: Sink,
         directory: str,
         day: datetime.date,
         files: Sequence[TableFile],
@@ -127,7 +131,7 @@ class Maintenance:
         groups = _groups(chain.from_iterable(read), schema)
         group = next(groups, None)
         while group is not None:
-            with NewFile(sink, self._config.sink, directory, schema, day) as file:
+            with NewFile(self._sink, self._config.sink, directory, schema, day) as file:
                 while group is not None and file.size < self._config.maintenance.file_size:
                     file.write(group)
                     beat()

@@ -94,7 +94,8 @@ class Mirror:
 
     def __init__(
         self,
-        sink: SinkConfig,
+        sink: Sink,
+        config: SinkConfig,
         objects: Objects,
         changes: Table,
         table: Table,
@@ -103,8 +104,8 @@ class Mirror:
         segments: dict[str, Mapping[str, int]],
     ) -> None:
         self._segments = segments
-        self._config = sink
-        self._sink = Sink(sink, beat)
+        self._config = config
+        self._sink = sink
         self._objects = objects
         self._changes, self._table = changes, table
         self._directory = directory

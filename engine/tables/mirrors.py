@@ -10,6 +10,7 @@ from engine.config.tree import Config
 from engine.core.naming import mirror_name
 from engine.errors import HeadraceError
 from engine.lake.objects import Objects
+from engine.sink.objects import Sink
 from engine.state.seam import StateStore
 from engine.tables.follower import Tables
 from engine.tables.mirror import Merged, Mirror
@@ -43,6 +44,8 @@ class Mirrors:
 
     def __init__(self, config: Config, store: StateStore, tables: Tables, owner: str = "") -> None:
         self._config = config
+        self._beat: Callable[[], None] = lambda: None
+        self._sink = Sink(config.sink, self._waited)
         self._objects = Objects(config.sink, config.retry)
         self._store = store
         self._tables = tables
@@ -55,9 +58,10 @@ class Mirrors:
         Raises:
             HeadraceError: of the state store or the sink; of a table, see ``MirrorPass.failed``.
         """
+        self._beat = beat
         done: dict[str, Merged] = {}
         failed: dict[str, HeadraceError] = {}
-        for each in owned(self._config, self._store, self._tables, self._owner):
+        for each in owned(self._sink, self._store, self._tables, self._owner):
             beat()
             name = mirror_name(each.name)
             try:
@@ -69,13 +73,23 @@ class Mirrors:
                     done[f"{each.database}.{name}"] = merged
         return MirrorPass(done, failed)
 
+    def _waited(self) -> None:
+        self._beat()
+
     def _merged(self, changes: Owned, name: str, beat: Callable[[], None]) -> Merged:
         if changes.error is not None:
             raise changes.error
         table = self._tables.open(changes.database, name, by_day=False)
         directory = f"{changes.database}/{name}/"
         mirror = Mirror(
-            self._config.sink, self._objects, changes.table, table, directory, beat, self._segments[directory]
+            self._sink,
+            self._config.sink,
+            self._objects,
+            changes.table,
+            table,
+            directory,
+            beat,
+            self._segments[directory],
         )
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from engine.config.tree import Config
 from engine.core.naming import TABLE_DIRECTORIES, is_split, parts_of
 from engine.errors import HeadraceError
 from engine.sink.lake import directories_of
@@ -29,7 +28,7 @@ class Owned(NamedTuple):
     error: HeadraceError | None = None
 
 
-def owned(config: Config, store: StateStore, tables: Tables, owner: str) -> Iterator[Owned]:
+def owned(sink: Sink, store: StateStore, tables: Tables, owner: str) -> Iterator[Owned]:
     """The tables, those that others look after left out; see ``_is_ours``.
 
     Args:
@@ -40,7 +39,7 @@ def owned(config: Config, store: StateStore, tables: Tables, owner: str) -> Iter
         HeadraceError: of the state store, the sink, or the catalog; of a table, see ``Owned.error``.
     """
     holders = {name: holder for name, (_, holder) in store.read_all().items() if not is_split(name)}
-    for directory in directories_of(Sink(config.sink), None, TABLE_DIRECTORIES):
+    for directory in directories_of(sink, None, TABLE_DIRECTORIES):
         database, name, _ = directory.split("/")
         table = tables.open(database, name, by_day=True)
         try:

@@ -19,6 +19,7 @@ from engine.lake.audit.findings import Finding, Findings
 from engine.lake.batches import combined
 from engine.lake.folding.fold import Current, Fold
 from engine.lake.objects import LakeObject, Objects, UnreadableError
+from engine.sink.objects import Sink
 from engine.state.seam import StateStore
 from engine.tables.files import batches_of, waiting_on_disk
 from engine.tables.formats import tables_of
@@ -51,7 +52,7 @@ def compare_tables(
     """
     tables, done = tables_of(config), dict[str, TableCompared]()
     chosen = {collection_directory(*each, TABLE_DIRECTORIES) for each in wanted}
-    for each in owned(config, store, tables, ""):
+    for each in owned(Sink(config.sink), store, tables, ""):
         directory = f"{each.database}/{each.name}/"
         if chosen and directory not in chosen:
             continue

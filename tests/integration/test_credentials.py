@@ -146,20 +146,21 @@ class Rotating:
         catalog = {"type": "sql", "uri": f"sqlite:///{self._directory}/catalog.db"}
         only = {"catalog": catalog} if format_ == "iceberg" else {}
         self.config.set("table", format=format_, interval="300ms", **only)
+        self.config.set("mirror", enabled=True, interval="500ms")
         return self.config
 
-    def in_table(self) -> int:
-        """Distinct tokens in the table, none of them twice."""
+    def in_tables(self) -> int:
+        """Events in the changelog table, none of them twice, as soon as the mirror has as many documents."""
         read = Read(self.config)
         tokens = read.tokens("orders", missing_ok=True)
         assert len(tokens) == len(set(tokens))
-        return len(tokens)
+        return len(tokens) if tokens and read.has("orders", "", len(tokens)) else 0
 
     def landed(self) -> tuple[int, int]:
         """Rows in the lake, and distinct tokens."""
         with duckdb.connect() as database:
             database.register_filesystem(self.s3.filesystem())
-            files = f"read_parquet('s3://lake/{self._name}/**/*.parquet')"
+            files = f"read_parquet('s3://lake/{self._name}/**/cdc_date=*/*.parquet')"
             query = f"select count(*), count(distinct _cdc_token) from {files}"
             found = database.execute(query).fetchone()
         assert found is not None
@@ -184,11 +185,11 @@ def test_secrets_in_files_are_changed_while_the_engine_runs(format_: str, tmp_pa
                 f"going on after {key}",
             )
             assert engine.log().count("has changed") > before
-            wait_until(lambda events=events: servers.in_table() == events, f"the table going on after {key}")  # type: ignore[misc]
+            wait_until(lambda events=events: servers.in_tables() == events, f"the table going on after {key}")  # type: ignore[misc]
         kill_all([*engine.pids("reader"), *engine.pids("writer")])
         servers.insert()
         engine.wait_for(lambda status: status["streams"][0]["events_committed"] == 40, "the last events")
-        wait_until(lambda: servers.in_table() == 40, "the last events in the table")
+        wait_until(lambda: servers.in_tables() == 40, "the last events in the table")
         assert engine.terminate() == 0
         assert [each for each in servers.secrets if each in engine.log()] == []
         assert servers.landed() == (40, 40)

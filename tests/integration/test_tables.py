@@ -205,6 +205,12 @@ class Read:
                 found += self.table(name)["_cdc_token"].to_pylist()
         return found
 
+    def has(self, collection: str, suffix: str, rows: int) -> bool:
+        """Whether a table is there and has so many rows."""
+        with contextlib.suppress(*self.missing):
+            return len(self.table(collection, suffix)) == rows
+        return False
+
     @property
     def missing(self) -> tuple[type[Exception], ...]:
         from deltalake.exceptions import TableNotFoundError

@@ -15,6 +15,7 @@ import pytest
 from engine.config.tree import SinkConfig
 from engine.errors import TransientError
 from engine.lake.objects import Objects
+from engine.sink.objects import Sink
 from engine.tables import mirror as module
 from engine.tables.mirror import Mirror
 from engine.tables.table import Bounds, ConflictError, DataFile, TableFile
@@ -165,7 +166,7 @@ def test_a_mirror_is_what_the_view_shows(seed: int, tmp_path: Path, monkeypatch:
     objects = Objects(sink)
     changes, table = Table(tmp_path / "lake"), Table(tmp_path / "lake", rng)
     arrivals = Arrivals(world, tmp_path / "lake", rng, changes)
-    mirror = Mirror(sink, objects, changes, table, "shop/c/", lambda: None, {})
+    mirror = Mirror(Sink(sink), sink, objects, changes, table, "shop/c/", lambda: None, {})
     while arrivals:
         arrivals.some()
         if rng.random() < 0.5 or not arrivals:
@@ -193,7 +194,7 @@ def test_without_room_on_disk_a_merge_says_so(tmp_path: Path, monkeypatch: pytes
     arrivals = Arrivals(world, tmp_path / "lake", random.Random(1), changes)
     while arrivals:
         arrivals.some()
-    mirror = Mirror(sink, Objects(sink), changes, table, "shop/c/", lambda: None, {})
+    mirror = Mirror(Sink(sink), sink, Objects(sink), changes, table, "shop/c/", lambda: None, {})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     with pytest.raises(TransientError, match="TMPDIR"):
         mirror.merge()
