@@ -1,9 +1,9 @@
-"""Other tools on the engine's events, on the same servers and in the same run: ``bench.peers`` has one module each.
+"""Other tools on the engine's events, on the same servers and in the same run; ``bench.peers`` has one module each.
 
-All read one collection, from before its first document on, by turns in rounds, each in a process of its own that is
-timed from its start to its end, including connecting and closing. The same for a load of the whole collection, in
-which the changes are not wanted. Then each is killed in the middle, restarted on the state that it has left, and what
-has landed is read back.
+All read one collection, from before its first document on, by turns in rounds, each in a process of its own that
+is timed from its start to its end, including connecting and closing. The same for a load of the whole collection,
+in which the changes are not wanted. Then each is killed in the middle, restarted on the state that it has left,
+and what has landed is read back.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def measure(
                     f"round {number + 1}: {kind:6} {peer.name:34} {events / cost.seconds:9,.0f}/s"
                     f"  {cost.cpu_s / events * 1e6:6.1f} us  {cost.pss_peak / 2**20:5.0f} MiB"
                 )
-    return [
-        _summary(peer, kind, workload, events, costs[peer.name], landed[peer.name]) for peer in taking_part
-    ]
+    return [_summary(peer, kind, workload, events, costs[peer.name], landed[peer.name]) for peer in taking_part]
 
 
 def _summary(
@@ -200,6 +198,8 @@ def _backlog(
             peer.anchor(task)
         tell(f"inserting {events:,} {workload} documents")
         insert([collection], workload, events)
+        (newest,) = collection.find({}, {"_id": 1}).sort("$natural", -1).limit(1)
+        task.last = str(newest["_id"])
         yield task
         client.drop_database(database)
 
@@ -228,7 +228,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _half(peer: Peer, task: Task, process: subprocess.Popen[bytes], log: Path, events: int) -> int:
-    """Wait until half has been written, and then for half a batch's time, as a real kill does not wait for its end."""
+    """Wait until half has been written, and half a batch's time more: a real kill does not wait for its end."""
     deadline = time.monotonic() + _PATIENCE_S
     times: list[float] = []
     written = 0

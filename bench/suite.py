@@ -169,9 +169,7 @@ def _peer(options: Options) -> Iterator[Struct]:
             )
         to_kill = peer.available(variants_to_kill(options.memory), options.tell)
         for kind in kinds:
-            yield from peer.kill(
-                stack, to_kill, kind, workload=options.workload, events=fewer, tell=options.tell
-            )
+            yield from peer.kill(stack, to_kill, kind, workload=options.workload, events=fewer, tell=options.tell)
 
 
 def _latency(options: Options) -> Iterator[Struct]:

@@ -1,8 +1,8 @@
 """Other tools on the engine's workload. One module each, and what they share.
 
-A peer is a program that reads a change stream, or a whole collection, and writes it. ``bench.peer`` measures and kills
-each of them in the same way; its module knows how to get the program, how to call it and how to read back what it
-wrote. The workload must consist of inserts: an event is identified by the ``_id`` of its document.
+A peer is a program that reads a change stream, or a whole collection, and writes it. ``bench.peer`` measures and
+kills each of them in the same way; its module knows how to get the program, how to call it and how to read back
+what it wrote. The workload must consist of inserts: an event is identified by the ``_id`` of its document.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Task(Struct):
         events: the program may end after so many; 0 if it must not: it is going to be killed, or was.
         directory: for the program's state and its local output; it exists.
         prefix: for its objects in the bucket.
+        last: the ``_id`` of the last document, in hexadecimal.
     """
 
     stack: LocalStack
@@ -46,6 +47,7 @@ class Task(Struct):
     directory: Path
     prefix: str
     events: int = 0
+    last: str = ""
 
     @property
     def uri(self) -> str:
@@ -102,8 +104,8 @@ class Peer(ABC):
     def anchor(self, task: Task) -> None:  # noqa: B027 - most need nothing
         """Called once before the first document, for programs that can only start where they are."""
 
-    def prepare(self, task: Task) -> None:
-        """Put the program's state to the position before the first event; the directory and the prefix are empty."""
+    def prepare(self, task: Task) -> None:  # noqa: B027
+        """Put the program's state before the first event; the directory and the prefix are empty."""
 
     @abstractmethod
     def command(self, task: Task) -> list[str]:

@@ -3,8 +3,8 @@
 ``src/main/java/Peer.java`` has its settings, with the reason for each. Two sinks:
 
 - ``null`` counts Kafka Connect records and drops them: an upper bound, as nothing is encoded or written.
-- ``files`` writes JSON lines, compressed by zstd, one local file for each of its batches. It has no sink of its own
-  for Parquet or S3: what would upload and convert these is not in its figures.
+- ``files`` writes JSON lines, compressed by zstd, one local file for each of its batches. It has no sink of its
+  own for Parquet or S3: what would upload and convert these is not in its figures.
 
 What is not comparable: its JSON has the document as JSON text within the envelope. It stores offsets in a file, by
 default once a minute: that is what the documentation recommends, and after a SIGKILL it repeats what came since. A

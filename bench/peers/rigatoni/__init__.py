@@ -1,7 +1,7 @@
 """Rigatoni (crates ``rigatoni-*`` 0.2.0), a change data capture library in Rust, to Parquet on S3.
 
-``src/main.rs`` makes a program of it, with the settings that its guides recommend for throughput, cited there. What
-is not comparable:
+``src/main.rs`` makes a program of it, with the settings that its guides recommend for throughput, cited there.
+What is not comparable:
 
 - Its Parquet has seven columns for any collection: the document is one column of JSON text.
 - It reads the backlog from a resume token that is put into its state store beforehand, because by itself it can
