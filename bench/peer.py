@@ -1,100 +1,91 @@
-"""Rigatoni (crates ``rigatoni-*`` 0.2.0), a change data capture library in Rust, on the engine's workload.
+"""Other tools on the engine's events, on the same servers and in the same run; ``bench.peers`` has one module each.
 
-Like the engine, it writes a change stream to Parquet on S3. ``bench/peers/rigatoni`` makes a program of it, with
-the settings that its guides recommend for throughput, cited there. What is not comparable:
-
-- Its Parquet has seven columns for any collection: the document is one column of JSON text.
-- It reads the backlog from a resume token that is put into its state store beforehand, because by itself it can
-  only start at the present time. The token is taken before the first insert, so it reads what the engine reads.
-- It writes a batch when that is full, when a timer fires, or when it is told to stop. Its timer is set not to fire
-  within a backlog, and it is told to stop after the last event, so its time includes no waiting.
-- Its cost includes a write to the state store for every event, as far as that happens in its own process.
+All read one collection, from before its first document on, by turns in rounds, each in a process of its own that
+is timed from its start to its end, including connecting and closing. The same for a load of the whole collection,
+in which the changes are not wanted. Then each is killed in the middle, restarted on the state that it has left,
+and what has landed is read back.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
+from uuid import uuid4
 
 import bson
-import duckdb
 from msgspec import Struct
+from msgspec.structs import replace
 from pymongo import MongoClient
-from redis import Redis
 
 from bench.local import LocalStack
-from bench.measure import PEERS, Cost, run
+from bench.measure import Cost, run
+from bench.peers import Kind, Landed, Peer, Task, Tell
 from bench.workloads import insert
 
-Watch = Literal["collection", "database"]
-Format = Literal["parquet", "jsonl.zst"]
-
-DATABASE, COLLECTION = "bench_peer", "events"
-SOURCES = Path(__file__).parent / "peers" / "rigatoni"
-_TARGET = PEERS / "rigatoni"
-# "High throughput" in its production guide, and the most that it allows. It was a tenth faster than 5,000 when
-# other processes used part of the machine, and as fast when none did (within the spread).
-BATCH = 10_000
-# "Balanced (recommended)" in the same guide: events lost in a kill should be its fault, not that of our settings.
-BATCH_TO_KILL = 5000
-# Longer than any backlog takes: its timer cuts a batch even while events keep coming.
-NEVER_S = 3600
-# Its default.
-BATCH_TIMEOUT_S = 5
-PATIENCE_S = 120
-QUIET_S = 10.0
+# The collection that configurations of bench.stream name.
+COLLECTION = "events0"
+_PATIENCE_S = 180
+# Nothing more will come after so long without progress; before the first progress, a JVM may have to start on a
+# machine that is busy.
+_QUIET_S = 10.0
+_START_S = 60.0
+_LOOK_S = 0.05
 
 
 class PeerResult(Struct):
     """Medians over the rounds, of rates and CPU; the peak of memory, and the last round's objects.
 
     Attributes:
-        events: inserted.
-        events_per_s: from the start of its process to its end, on the same clock as the engine.
-        cpu_us_per_event: user and system time of its process; that of the state store is not in it.
-        bytes_per_event: on S3.
-        arrived: distinct events read back from the objects, in the worst round.
+        kind: ``stream`` or ``load``.
+        events: inserted; documents in a load.
+        events_per_s: from the start of its process to its end.
+        cpu_us_per_event: user and system time of its processes; that of servers is not in it.
+        spread: the largest of its rates over the rounds, divided by the smallest.
+        bytes_per_event: on S3, or in files; 0 if it keeps nothing.
+        arrived: distinct events read back, in the worst round; 0 if it keeps nothing.
         duplicates: rows beyond the first of an event, in the worst round.
     """
 
+    peer: str
+    kind: Kind
     workload: str
-    watch: Watch
-    format: Format
     events: int
     rounds: int
     events_per_s: float
     cpu_us_per_event: float
+    spread: float
     pss_peak: int
     bytes_per_event: float
     objects: int
+    keeps: bool
     arrived: int
     duplicates: int
 
 
 class KillResult(Struct):
-    """The effect of one SIGKILL in the middle of a backlog.
+    """The effect of one SIGKILL in the middle.
 
     Attributes:
-        events: inserted before it was started.
-        written_at_kill: its own count shortly before.
-        arrived: distinct events read back from the objects, after it was restarted and had become idle.
-        missing: events that are in no object.
+        settings: those that matter for it.
+        events: inserted before it was started; documents in a load.
+        written_at_kill: by its own count, or what had landed.
+        arrived: distinct events read back, after it was restarted and had ended or become idle.
+        missing: events that are nowhere.
         duplicates: rows beyond the first of an event.
     """
 
+    peer: str
+    kind: Kind
+    settings: str
     workload: str
-    watch: Watch
     events: int
     written_at_kill: int
     arrived: int
@@ -102,249 +93,171 @@ class KillResult(Struct):
     duplicates: int
 
 
-class Landed(Struct):
-    """What is on S3 under a prefix, read back by DuckDB."""
-
-    rows: int
-    distinct: int
-    objects: int
-    bytes: int
+def available(peers: Sequence[Peer], tell: Tell) -> list[Peer]:
+    """Those whose programs are here or can be had; a word on each of the others."""
+    return [peer for peer in peers if peer.build(tell)]
 
 
-def find_or_build() -> Path | None:
-    """The program, built by cargo if its sources have changed; None if that fails, with the reason on stderr."""
-    sources = sorted(path for path in SOURCES.rglob("*") if path.suffix in (".rs", ".toml", ".lock"))
-    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    program, stamped = _TARGET / "release" / "rigatoni-peer", _TARGET / "stamp"
-    if program.exists() and stamped.exists() and stamped.read_text() == stamp:
-        return program
-    cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
-    if not cargo:
-        print("peer: there is no cargo to build Rigatoni with; see https://rustup.rs", file=sys.stderr)
-        return None
-    print(f"peer: building Rigatoni in {_TARGET}, which takes some minutes", file=sys.stderr)
-    command = [cargo, "build", "--release", "--locked", "--manifest-path", str(SOURCES / "Cargo.toml")]
-    if subprocess.run(command, env=os.environ | {"CARGO_TARGET_DIR": str(_TARGET)}, check=False).returncode:
-        print("peer: Rigatoni could not be built", file=sys.stderr)
-        return None
-    stamped.write_text(stamp)
-    return program
-
-
-def measure_peer(
-    stack: LocalStack,
-    *,
-    workload: str,
-    events: int,
-    rounds: int,
-    tell: Callable[[str], None],
-    watch: Watch = "collection",
-    form: Format = "parquet",
-    batch: int = BATCH,
-) -> PeerResult | None:
-    """Insert once, then let it read the backlog in rounds; None if there is no program.
-
-    Timed like the engine: from the start of the process to its end, including connecting and closing. The process
-    stops its pipeline after ``events`` events, and ends when the pipeline has written them.
-    """
-    program = find_or_build()
-    if program is None:
-        return None
-    with _backlog(stack, workload, events, watch, tell) as token:
-        costs: list[Cost] = []
-        landed: list[Landed] = []
+def measure(
+    stack: LocalStack, peers: Sequence[Peer], kind: Kind, *, workload: str, events: int, rounds: int, tell: Tell
+) -> list[PeerResult]:
+    """Insert once, then let each of them read it, by turns."""
+    taking_part = [peer for peer in peers if kind in peer.kinds]
+    costs: dict[str, list[Cost]] = {peer.name: [] for peer in taking_part}
+    landed: dict[str, list[Landed]] = {peer.name: [] for peer in taking_part}
+    with _backlog(stack, taking_part, kind, workload, events, tell) as task:
         for number in range(rounds):
-            prefix = f"peer/round{number}"
-            _reset(stack, prefix, watch, token)
-            arguments = _arguments(stack, prefix, events=events, watch=watch, form=form, batch=batch)
-            with tempfile.TemporaryDirectory() as directory:
-                log = Path(directory) / "peer.log"
-                costs.append(run(_command(program, arguments), log=str(log)))
-            landed.append(_landed(stack, prefix, form))
-            tell(f"round {number + 1}: peer   {events / costs[-1].seconds:9,.0f}/s")
+            for peer in taking_part:
+                mine = replace(task, events=events, prefix=f"{task.prefix}/{number}-{taking_part.index(peer)}")
+                mine.clear()
+                peer.prepare(mine)
+                log = task.directory.parent / f"{number}-{taking_part.index(peer)}.log"
+                cost = run(peer.command(mine), peer.environment(mine), log=str(log))
+                costs[peer.name].append(cost)
+                landed[peer.name].append(peer.landed(mine) if peer.keeps else Landed())
+                tell(
+                    f"round {number + 1}: {kind:6} {peer.name:34} {events / cost.seconds:9,.0f}/s"
+                    f"  {cost.cpu_s / events * 1e6:6.1f} us  {cost.pss_peak / 2**20:5.0f} MiB"
+                )
+    return [_summary(peer, kind, workload, events, costs[peer.name], landed[peer.name]) for peer in taking_part]
+
+
+def _summary(
+    peer: Peer, kind: Kind, workload: str, events: int, costs: Sequence[Cost], landed: Sequence[Landed]
+) -> PeerResult:
+    times = [cost.seconds for cost in costs]
     return PeerResult(
+        peer=peer.name,
+        kind=kind,
         workload=workload,
-        watch=watch,
-        format=form,
         events=events,
-        rounds=rounds,
-        events_per_s=events / median(cost.seconds for cost in costs),
+        rounds=len(costs),
+        events_per_s=events / median(times),
         cpu_us_per_event=median(cost.cpu_s for cost in costs) / events * 1e6,
+        spread=max(times) / min(times),
         pss_peak=max(cost.pss_peak for cost in costs),
         bytes_per_event=landed[-1].bytes / events,
         objects=landed[-1].objects,
+        keeps=peer.keeps,
         arrived=min(each.distinct for each in landed),
         duplicates=max(each.rows - each.distinct for each in landed),
     )
 
 
-def kill_test(
-    stack: LocalStack,
-    *,
-    workload: str = "orders",
-    events: int = 100_000,
-    tell: Callable[[str], None],
-    watch: Watch = "database",
-) -> KillResult | None:
-    """Kill it when half of a backlog has landed, restart it on the same state, and count what has landed.
-
-    The kill comes half a batch's time after a batch was written, as a real one would not wait for the end of a
-    batch.
-
-    With ``watch="database"`` it resumes as published. With ``"collection"`` it gets help: version 0.2.0 does not
-    resume there but opens its stream at the present time, so our program gives it the token from its store that it
-    writes after each upload; that shows what it could do, not what it does.
-    """
-    program = find_or_build()
-    if program is None:
-        return None
-    prefix = "peer/killed"
-    arguments = _arguments(stack, prefix, watch=watch, batch=BATCH_TO_KILL, timeout_s=BATCH_TIMEOUT_S)
-    with _backlog(stack, workload, events, watch, tell) as token, tempfile.TemporaryDirectory() as directory:
-        _reset(stack, prefix, watch, token)
-        with _started(program, arguments, Path(directory) / "first.log") as (first, log):
-            deadline = time.monotonic() + PATIENCE_S
-            while (written := _written(log)) < events / 2:
-                if first.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the peer did not write half of it\n{log.read_text()[-2000:]}")
-                time.sleep(0.002)
-            time.sleep(_batch_seconds(log) / 2)
-            first.kill()
-            first.wait()
-        tell(f"killed at {written:,} of {events:,} events")
-        with _started(program, arguments, Path(directory) / "second.log") as (second, log):
-            grown, at = 0, time.monotonic()
-            while time.monotonic() - at < QUIET_S:
-                if second.poll() is not None:
-                    raise RuntimeError(f"the peer ended with {second.returncode}\n{log.read_text()[-2000:]}")
-                if (now := _written(log)) != grown:
-                    grown, at = now, time.monotonic()
-                time.sleep(0.1)
-            second.send_signal(signal.SIGTERM)
-            second.wait(60)
-    landed = _landed(stack, prefix, "parquet")
-    return KillResult(
-        workload=workload,
-        watch=watch,
-        events=events,
-        written_at_kill=written,
-        arrived=landed.distinct,
-        missing=events - landed.distinct,
-        duplicates=landed.rows - landed.distinct,
-    )
+def kill(
+    stack: LocalStack, peers: Sequence[Peer], kind: Kind, *, workload: str, events: int, tell: Tell
+) -> Iterator[KillResult]:
+    """Kill each when half has been written, restart it on the same state, and count what has landed."""
+    taking_part = [peer for peer in peers if kind in peer.kinds and peer.keeps]
+    with _backlog(stack, taking_part, kind, workload, events, tell) as task:
+        for number, peer in enumerate(taking_part):
+            mine = replace(task, prefix=f"{task.prefix}/killed-{number}")
+            mine.clear()
+            peer.prepare(mine)
+            log = task.directory.parent / f"killed-{number}.log"
+            with _started(peer, mine, log) as process:
+                written = _half(peer, mine, process, log, events)
+                _kill(process)
+            tell(f"{peer.name} killed at {written:,} of {events:,} ({kind})")
+            again = task.directory.parent / f"again-{number}.log"
+            with _started(peer, mine, again) as process:
+                _finish(peer, mine, process, again)
+            landed = peer.landed(mine)
+            result = KillResult(
+                peer=peer.name,
+                kind=kind,
+                settings=peer.settings,
+                workload=workload,
+                events=events,
+                written_at_kill=written,
+                arrived=landed.distinct,
+                missing=events - landed.distinct,
+                duplicates=landed.rows - landed.distinct,
+            )
+            tell(f"{peer.name}: {result.missing:,} missing, {result.duplicates:,} twice")
+            yield result
 
 
 @contextmanager
 def _backlog(
-    stack: LocalStack, workload: str, events: int, watch: Watch, tell: Callable[[str], None]
-) -> Iterator[bytes]:
-    """Events in a collection that exists within the context; yields a resume token from before the first."""
+    stack: LocalStack, peers: Sequence[Peer], kind: Kind, workload: str, events: int, tell: Tell
+) -> Iterator[Task]:
+    """Events in a collection that exists within the context; yields what a task of a peer needs of them."""
     assert stack.mongo is not None
-    with MongoClient[dict[str, Any]](stack.mongo.uri) as client:
-        client.drop_database(DATABASE)
-        collection = client[DATABASE].create_collection(COLLECTION)
-        with (collection if watch == "collection" else client[DATABASE]).watch() as stream:
-            token = stream.resume_token
-        assert token is not None
+    database = f"peer_{uuid4().hex[:8]}"
+    with MongoClient[dict[str, Any]](stack.mongo.uri) as client, tempfile.TemporaryDirectory() as directory:
+        collection = client[database].create_collection(COLLECTION)
+        tokens = {}
+        for name, watched in (("collection", collection), ("database", client[database])):
+            with watched.watch() as stream:
+                tokens[name] = bson.encode(stream.resume_token or {})
+        stamp = client.admin.command("hello")["operationTime"]
+        start = f"{stamp.time},{stamp.inc + 1}"
+        task = Task(stack, kind, database, COLLECTION, start, tokens, Path(directory) / "run", database)
+        for peer in peers:
+            peer.anchor(task)
         tell(f"inserting {events:,} {workload} documents")
         insert([collection], workload, events)
-        yield bson.encode(token)
-        client.drop_database(DATABASE)
-
-
-def _reset(stack: LocalStack, prefix: str, watch: Watch, token: bytes) -> None:
-    """Clear the prefix and the state, and put a resume token where it looks for one."""
-    filesystem = stack.s3.filesystem()
-    if filesystem.exists(f"{stack.bucket}/{prefix}"):
-        filesystem.rm(f"{stack.bucket}/{prefix}", recursive=True)
-    name = COLLECTION if watch == "collection" else f"resume_token:database:{DATABASE}"
-    with Redis.from_url(stack.valkey.url) as redis:
-        for key in redis.scan_iter("rigatoni:*"):
-            redis.delete(key)
-        redis.set(f"rigatoni:resume_token:{name}", token)
-
-
-def _arguments(
-    stack: LocalStack,
-    prefix: str,
-    *,
-    watch: Watch,
-    events: int = 0,
-    form: Format = "parquet",
-    batch: int = BATCH,
-    timeout_s: int = NEVER_S,
-) -> dict[str, str | int]:
-    assert stack.mongo is not None
-    return {
-        "uri": stack.mongo.uri,
-        "database": DATABASE,
-        "collection": COLLECTION,
-        "bucket": stack.bucket,
-        "prefix": prefix,
-        "endpoint": stack.s3.endpoint_url,
-        "access-key": stack.s3.access_key,
-        "secret-key": stack.s3.secret_key,
-        "redis": stack.valkey.url,
-        "watch": watch,
-        "format": form,
-        "batch": batch,
-        "batch-timeout-s": timeout_s,
-        "patience-s": PATIENCE_S,
-        "events": events,
-    }
-
-
-def _command(program: Path, arguments: dict[str, str | int]) -> list[str]:
-    """Its command, with stderr discarded.
-
-    It prints a warning there for most events of a quick burst, because it takes the counter in a cluster time for
-    milliseconds, of which there are only a thousand in a second; it then writes the present time as
-    ``cluster_time``. Its log is on stdout.
-    """
-    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    return ["/bin/sh", "-c", 'exec "$0" "$@" 2>/dev/null', str(program), *words]
+        (newest,) = collection.find({}, {"_id": 1}).sort("$natural", -1).limit(1)
+        task.last = str(newest["_id"])
+        yield task
+        client.drop_database(database)
 
 
 @contextmanager
-def _started(
-    program: Path, arguments: dict[str, str | int], log: Path
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A running process and its log; the process is always killed on exit."""
-    with log.open("wb") as output, subprocess.Popen(_command(program, arguments), stdout=output) as process:
+def _started(peer: Peer, task: Task, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A running process in a group of its own; all of the group is killed on exit."""
+    environment = os.environ | peer.environment(task)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            peer.command(task), stdout=output, stderr=output, env=environment, start_new_session=True
+        ) as process,
+    ):
         try:
-            yield process, log
+            yield process
         finally:
-            process.kill()
+            _kill(process)
 
 
-def _progress(log: Path) -> list[tuple[int, float]]:
-    """The events written so far and when, in seconds from its start."""
-    lines = log.read_text().splitlines(keepends=True)
-    found = [line.split() for line in lines if line.startswith("written ") and line.endswith("\n")]
-    return [(int(events), float(seconds)) for _, events, seconds in found]
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and those that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _written(log: Path) -> int:
-    progress = _progress(log)
-    return progress[-1][0] if progress else 0
+def _half(peer: Peer, task: Task, process: subprocess.Popen[bytes], log: Path, events: int) -> int:
+    """Wait until half has been written, and half a batch's time more: a real kill does not wait for its end."""
+    deadline = time.monotonic() + _PATIENCE_S
+    times: list[float] = []
+    written = 0
+    while written < events / 2:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{peer.name} did not write half of it\n{_end_of(log)}")
+        if (now := peer.written(task, log)) != written:
+            written = now
+            times.append(time.monotonic())
+        time.sleep(0.002)
+    time.sleep((times[-1] - times[0]) / max(len(times) - 1, 1) / 2)
+    return written
 
 
-def _batch_seconds(log: Path) -> float:
-    """The mean time of a batch."""
-    progress = _progress(log)
-    return (progress[-1][1] - progress[0][1]) / max(len(progress) - 1, 1)
+def _finish(peer: Peer, task: Task, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a restarted program has ended, or has written nothing for some time; then tell it to end."""
+    grown, at = peer.written(task, log), time.monotonic()
+    quiet = _START_S
+    while time.monotonic() - at < quiet:
+        if (code := process.poll()) is not None:
+            if code:
+                raise RuntimeError(f"{peer.name} ended with {code}\n{_end_of(log)}")
+            return
+        if (now := peer.written(task, log)) != grown:
+            grown, at, quiet = now, time.monotonic(), _QUIET_S
+        time.sleep(_LOOK_S)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
 
 
-def _landed(stack: LocalStack, prefix: str, form: Format) -> Landed:
-    filesystem = stack.s3.filesystem()
-    database = duckdb.connect()
-    database.register_filesystem(filesystem)
-    files = f"'s3://{stack.bucket}/{prefix}/**/*.{form}', filename = true, hive_partitioning = false"
-    source, token = f"read_parquet({files})", "resume_token"
-    if form == "jsonl.zst":
-        columns = "{'_id': 'JSON', 'operationType': 'VARCHAR'}"
-        source, token = f"read_ndjson({files}, compression = 'zstd', columns = {columns})", "_id::varchar"
-    query = f"select count(*), count(distinct {token}), count(distinct filename) from {source}"
-    row = database.execute(query).fetchone()
-    assert row is not None
-    return Landed(int(row[0]), int(row[1]), int(row[2]), int(filesystem.du(f"{stack.bucket}/{prefix}")))
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]

@@ -208,35 +208,58 @@ def memory_table(found: Sequence[Result]) -> str:
 
 
 def peer_table(found: Sequence[Result]) -> str:
-    """The engine compared with its peer, and the effect of a kill on the peer."""
-    engine, measured, *killed = found
-    header = ["", "events/s", "CPU per event", "PSS peak", "bytes per event", "objects", "events that arrived"]
+    """The engine and its peers on a stream and on a load, and the effect of a kill on each."""
+    measured = [each for each in found if "events_per_s" in each]
+    killed = [each for each in found if "written_at_kill" in each]
+    texts = []
+    for kind, unit in (("stream", "event"), ("load", "document")):
+        mine = [each for each in measured if each["kind"] == kind]
+        if not mine:
+            continue
+        header = [
+            "a change stream" if kind == "stream" else "a whole collection",
+            f"{unit}s/s",
+            "Headrace is",
+            "spread",
+            f"CPU per {unit}",
+            "PSS peak",
+            f"bytes per {unit}",
+            "objects",
+            "arrived",
+            "twice",
+        ]
+        rows = [
+            [
+                each["peer"],
+                _rate(each["events_per_s"]),
+                f"{mine[0]['events_per_s'] / each['events_per_s']:.1f} times as fast"
+                if each is not mine[0]
+                else "",
+                f"{each['spread']:.2f}",
+                f"{each['cpu_us_per_event']:,.1f} µs",
+                f"{each['pss_peak'] / 2**20:,.0f} MiB",
+                f"{each['bytes_per_event']:,.0f}" if each["keeps"] else "",
+                f"{each['objects']:,}" if each["keeps"] else "",
+                f"{each['arrived']:,} of {each['events']:,}" if each["keeps"] else "",
+                f"{each['duplicates']:,}" if each["keeps"] else "",
+            ]
+            for each in mine
+        ]
+        texts.append(table(header, rows))
+    header = ["killed in the middle", "reading", "killed at", "lost", "twice"]
     rows = [
         [
-            "Headrace",
-            _rate(engine["engine_per_s"]),
-            f"{engine['engine_cpu_us']:,.1f} µs",
-            f"{engine['pss_peak'] / 2**20:,.0f} MiB",
-            f"{engine['bytes_per_event']:,.0f}",
-            f"{engine['objects']:,}",
-            f"{engine['events']:,} of {engine['events']:,}" if engine["exact"] else "NOT ALL",
-        ],
-        [
-            "Rigatoni 0.2.0",
-            _rate(measured["events_per_s"]),
-            f"{measured['cpu_us_per_event']:,.1f} µs",
-            f"{measured['pss_peak'] / 2**20:,.0f} MiB",
-            f"{measured['bytes_per_event']:,.0f}",
-            f"{measured['objects']:,}",
-            f"{measured['arrived']:,} of {measured['events']:,}",
-        ],
-    ]
-    lines = [
-        f"Rigatoni after a SIGKILL at {each['written_at_kill']:,} of {each['events']:,} events (watching the "
-        f"{each['watch']}): {each['missing']:,} missing, {each['duplicates']:,} twice."
+            each["peer"] + (f" ({each['settings']})" if each["settings"] else ""),
+            "a stream" if each["kind"] == "stream" else "a collection",
+            f"{each['written_at_kill']:,} of {each['events']:,}",
+            f"{each['missing']:,}",
+            f"{each['duplicates']:,}",
+        ]
         for each in killed
     ]
-    return "\n\n".join([table(header, rows), *lines])
+    if rows:
+        texts.append(table(header, rows))
+    return "\n\n".join(texts)
 
 
 def plain_table(found: Sequence[Result]) -> str:
@@ -255,7 +278,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "tables": ("With tables", tables_table),
     "merge": ("Merges into a mirror", merge_table),
     "day": ("A day of commits to a table", plain_table),
-    "peer": ("Beside Rigatoni", peer_table),
+    "peer": ("Beside other tools", peer_table),
     "latency": ("From a write to its visible object", plain_table),
     "startup": ("From launch to the first event", plain_table),
     "memory": ("Memory", memory_table),

@@ -10,6 +10,8 @@ from msgspec import Struct
 from bench import day, decode, live, merge, parts, peer
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
+from bench.peers import Kind
+from bench.peers.everyone import everyone, variants_to_kill
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.workloads import WORKLOADS
 
@@ -150,22 +152,24 @@ def _state(options: Options) -> Iterator[Struct]:
 
 
 def _peer(options: Options) -> Iterator[Struct]:
-    """The engine, then Rigatoni on the same servers, and the effect of a SIGKILL on it."""
+    """The engine and the other tools by turns; then the effect of a SIGKILL on each."""
+    fewer = max(1, options.events // 4)
+    peers = peer.available(everyone(options.memory), options.tell)
     with LocalStack() as stack:
-        assert stack.mongo is not None
-        case = Case(options.workload, options.events, options.rounds, options.memory, baselines=("drain",))
-        found = peer.measure_peer(
-            stack, workload=options.workload, events=options.events, rounds=options.rounds, tell=options.tell
-        )
-        if found is None:
-            return
-        yield measure_stream(stack, stack.mongo.uri, case, options.tell)
-        yield found
-        watches: tuple[peer.Watch, ...] = ("database", "collection")
-        for watch in watches:
-            killed = peer.kill_test(stack, events=max(1, options.events // 4), tell=options.tell, watch=watch)
-            if killed is not None:
-                yield killed
+        kinds: tuple[Kind, ...] = ("stream", "load")
+        for kind in kinds:
+            yield from peer.measure(
+                stack,
+                peers,
+                kind,
+                workload=options.workload,
+                events=options.events,
+                rounds=options.rounds,
+                tell=options.tell,
+            )
+        to_kill = peer.available(variants_to_kill(options.memory), options.tell)
+        for kind in kinds:
+            yield from peer.kill(stack, to_kill, kind, workload=options.workload, events=fewer, tell=options.tell)
 
 
 def _latency(options: Options) -> Iterator[Struct]:
@@ -226,7 +230,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         rounds=1,
     ),
     "day": Benchmark("1,440 commits to a table, with maintenance and without", _day, events=1440, rounds=1),
-    "peer": Benchmark("Rigatoni (Rust) on the same events and servers; needs cargo", _peer, events=400_000),
+    "peer": Benchmark(
+        "other tools on the same events and servers, and the effect of a SIGKILL on each", _peer, events=400_000
+    ),
     "latency": Benchmark("from a write to its visible object, at 1,000 events/s", _latency, events=15_000),
     "startup": Benchmark("from launch to the first event read", _startup, events=1000, rounds=5),
     "memory": Benchmark(

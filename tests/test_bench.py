@@ -8,9 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import day, decode, live, merge, parts, report, results, soak
+from bench import day, decode, live, merge, parts, peer, report, results, soak
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
+from bench.peers import Kind, Peer
+from bench.peers.everyone import everyone, variants_to_kill
+from bench.peers.headrace import Headrace
 from bench.stream import Case, measure_by_turns, measure_stream
 from bench.suite import BENCHMARKS
 from bench.workloads import WORKLOADS, documents
@@ -111,6 +114,47 @@ def test_backfill(stack: LocalStack, uri: str) -> None:
     assert found.exact
     assert found.scan2_per_s > 0
     assert found.engine2_per_s > 0
+
+
+@pytest.mark.parametrize("program", everyone(), ids=lambda program: program.name.split(",")[0])
+def test_peers(stack: LocalStack, program: Peer) -> None:
+    if not program.built():
+        pytest.skip(f"{program.name} is not here: python -m bench peer gets it")
+    for kind in program.kinds:
+        (found,) = peer.measure(
+            stack, [program], kind, workload="orders", events=2000, rounds=1, tell=lambda _: None
+        )
+        assert found.events_per_s > 0
+        assert found.pss_peak > 0
+        assert (found.arrived, found.duplicates) == (2000 if program.keeps else 0, 0)
+
+
+def test_a_kill_loses_nothing_of_the_engine(stack: LocalStack) -> None:
+    kinds: tuple[Kind, ...] = ("stream", "load")
+    for kind in kinds:
+        (found,) = peer.kill(stack, [Headrace()], kind, workload="orders", events=6000, tell=lambda _: None)
+        assert found.written_at_kill >= 3000
+        assert (found.arrived, found.missing, found.duplicates) == (6000, 0, 0)
+
+
+def test_a_peer_without_its_toolchain_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bench.peers.debezium._STAMP", tmp_path / "none")
+    monkeypatch.setattr("bench.peers.rigatoni._STAMP", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said: list[str] = []
+    compiled = [each for each in everyone() if each.name.startswith(("Debezium", "Rigatoni"))]
+    assert peer.available(compiled, said.append) == []
+    assert len(said) == len(compiled) == 3
+    assert all("left out" in text for text in said)
+
+
+def test_a_report_of_peers() -> None:
+    measured = peer.PeerResult("Headrace", "stream", "orders", 10, 1, 100.0, 5.0, 1.0, 2**20, 37.0, 1, True, 10, 0)
+    killed = peer.KillResult("Headrace", "load", "", "orders", 10, 5, 9, 1, 0)
+    text = report.peer_table([msgspec.to_builtins(each) for each in (measured, killed)])
+    assert "| Headrace | a collection | 5 of 10 | 1 | 0 |" in text
+    assert {each.name for each in variants_to_kill()} < {each.name for each in everyone()}
 
 
 def test_a_report_of_the_results(tmp_path: Path) -> None:

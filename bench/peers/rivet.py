@@ -1,0 +1,94 @@
+"""rivet (``rivet-cli`` on PyPI, a program in Rust): a change stream and whole collections to Parquet on S3.
+
+Its Parquet has the document as one column of JSON text, beside ``_id`` and the operation. Its runs are bounded: a
+run reads up to the present and ends, so no waiting is in its time but its own. By itself it starts at the present
+time; a run before the first insert leaves a checkpoint there, as its guide says.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from bench.peers import Environment, Landed, Peer, Task, Tell, landed_in_bucket
+
+_ENVIRONMENT = Environment("rivet", ("rivet-cli==0.32.2",))
+# Rows per object when it is going to be killed: by default 100,000, of which there would be one.
+_ROWS_TO_KILL = 10_000
+# Of a load: by key, so that it resumes from the last page; this is its default for chunks of tables.
+_PAGE = 100_000
+
+
+class Rivet(Peer):
+    """``rivet run`` with ``environment: local``, which stands for its profile without pauses."""
+
+    name = "rivet 0.32.2"
+
+    def built(self) -> bool:
+        """Installed."""
+        return _ENVIRONMENT.built()
+
+    def build(self, tell: Tell) -> bool:
+        """From PyPI."""
+        return _ENVIRONMENT.build(tell)
+
+    def anchor(self, task: Task) -> None:
+        """Let it leave a checkpoint at the present time."""
+        if task.kind == "stream":
+            task.directory.mkdir(parents=True, exist_ok=True)
+            subprocess.run(self.command(task), env=self.environment(task), check=True, capture_output=True)
+            shutil.copy(task.directory / "checkpoint", _anchor(task))
+
+    def prepare(self, task: Task) -> None:
+        """Put that checkpoint in place."""
+        if task.kind == "stream":
+            shutil.copy(_anchor(task), task.directory / "checkpoint")
+
+    def command(self, task: Task) -> list[str]:
+        """From a configuration in the directory of the task."""
+        path = task.directory / "rivet.yaml"
+        page = _PAGE if task.events else _ROWS_TO_KILL
+        mongo = f"  mongo: {{page_size: {page}, resume: true}}" if task.kind == "load" else ""
+        rollover = "" if task.events else f", rollover: {_ROWS_TO_KILL}"
+        cdc = f"    cdc: {{checkpoint: {task.directory}/checkpoint{rollover}}}"
+        path.write_text(f"""\
+source:
+  type: mongo
+  url: "{task.uri.replace("/?", f"/{task.database}?")}"
+  environment: local
+{mongo}
+exports:
+  - name: {task.collection}
+    table: {task.collection}
+    mode: {"full" if task.kind == "load" else "cdc"}
+{"" if task.kind == "load" else cdc}
+    format: parquet
+    destination:
+      type: s3
+      bucket: {task.stack.bucket}
+      prefix: {task.prefix}/
+      region: us-east-1
+      endpoint: {task.stack.s3.endpoint_url}
+      access_key_env: RIVET_KEY
+      secret_key_env: RIVET_SECRET
+""")
+        return [_ENVIRONMENT.program("rivet"), "run", "--config", str(path)]
+
+    def environment(self, task: Task) -> dict[str, str]:
+        """Credentials."""
+        return {"RIVET_KEY": task.stack.s3.access_key, "RIVET_SECRET": task.stack.s3.secret_key}
+
+    def written(self, task: Task, log: Path) -> int:
+        """By the objects that have landed: all but the last are full when it is going to be killed."""
+        filesystem = task.stack.s3.filesystem()
+        filesystem.invalidate_cache()
+        return len(filesystem.glob(f"{task.stack.bucket}/{task.prefix}/**/*.parquet")) * _ROWS_TO_KILL
+
+    def landed(self, task: Task) -> Landed:
+        """By the keys of the documents."""
+        return landed_in_bucket(task, "_id")
+
+
+def _anchor(task: Task) -> Path:
+    return task.directory.parent / "rivet-checkpoint"
