@@ -1,4 +1,4 @@
-"""Other tools on the engine's events, on the same servers and in the same run; ``bench.peers`` has one module each.
+"""Other tools on the engine's events, on the same servers, in the same run; each has a module in ``bench.peers``.
 
 All read one collection, from before its first document on, by turns in rounds, each in a process of its own that
 is timed from its start to its end, including connecting and closing. The same for a load of the whole collection,

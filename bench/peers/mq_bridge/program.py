@@ -1,7 +1,8 @@
 """mq-bridge as a program: ``program.py ROUTE.json CHECKPOINT LAST``.
 
 It runs the route until the checkpoint names the document ``LAST``, which is that of the last event: mq-bridge
-writes the checkpoint after the object. With ``-`` for it, until SIGTERM; with ``start``, until there is a checkpoint.
+writes the checkpoint after the object. With ``-`` for it, until SIGTERM; with ``start``, until there is a
+checkpoint.
 """
 
 import json
