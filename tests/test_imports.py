@@ -20,7 +20,7 @@ LAYERS = (
     "errors quantities failpoints owner rawbson fold footprint plain",
     "core",
     "config",
-    "logs retries cgroup",
+    "logs retries cgroup scratch",
     "decode objects",
     "encode shared source sink state",
     "lake",

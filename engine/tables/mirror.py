@@ -16,7 +16,7 @@ the changelog. Whoever finds the table changed meanwhile starts again from what 
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -33,6 +33,7 @@ from engine.core.naming import parts_of
 from engine.lake.batches import combined
 from engine.lake.folding.spill import ID, LATER, TIME, UNUSED, Ints, Parts, Rows, end_in, is_living, is_whole
 from engine.lake.objects import Objects
+from engine.scratch import scratch
 from engine.sink.objects import Sink
 from engine.tables.files import NewFile, batches_of, waiting_on_disk
 from engine.tables.table import DataFile, Table, TableFile
@@ -142,13 +143,14 @@ class Mirror:
         for each in news:
             for stream, seq in self._segments_of(each).items():
                 reached[stream] = max(seq, reached.get(stream, -1))
-        with (
-            waiting_on_disk(_OPERATION),
-            tempfile.TemporaryDirectory(prefix="headrace-mirror-") as directory,
-        ):
-            merge = _Merge(self._objects, leaves, [*news, *again], since, Path(directory), self._beat)
-            merge.read()
-            return self._commit(merge, reached)
+        with waiting_on_disk(_OPERATION):
+            directory = scratch("mirror")
+            try:
+                merge = _Merge(self._objects, leaves, [*news, *again], since, directory, self._beat)
+                merge.read()
+                return self._commit(merge, reached)
+            finally:
+                shutil.rmtree(directory)
 
     def _segments_of(self, file: TableFile) -> Mapping[str, int]:
         """The last segment of each stream that a file has rows of; of a compacted one, only the rows tell."""

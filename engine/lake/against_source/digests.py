@@ -8,7 +8,6 @@ documents, whatever their size.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.lake.folding.fold import PARTITIONS, partition_of
+from engine.scratch import scratch
 
 _PAIR = np.dtype([("id", "<u8"), ("document", "<u8")])
 # Bytes that wait in memory for each partition's files, before they are written.
@@ -39,7 +39,7 @@ class Digests:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="headrace-verify-", dir=directory))
+        self._directory = scratch("verify", directory)
         self._pairs = [bytearray() for _ in range(PARTITIONS)]
         self._ids = [bytearray() for _ in range(PARTITIONS)]
         self.documents = 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -39,6 +38,7 @@ from engine.lake.folding.spill import (
     is_living,
     is_whole,
 )
+from engine.scratch import scratch
 
 PARTITIONS = 64
 # So many documents are held at once.
@@ -117,7 +117,7 @@ class Fold:
         self._at = at
         self._known = known
         self._without = frozenset(without)
-        self._directory = Path(tempfile.mkdtemp(prefix="headrace-fold-", dir=directory))
+        self._directory = scratch("fold", directory)
         self._parts = Parts(self._directory, memory // 2, self._numbers_of)
         self._end = -1
         self.rows = 0

@@ -1,0 +1,36 @@
+"""Directories of processes that were killed are removed by the next one, and those of others stay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.scratch import scratch
+
+LEAVE = """
+import os, pathlib, sys
+from engine.scratch import scratch
+
+made = scratch("fold", pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_process_leaves(tmp_path: Path) -> None:
+    kill = f"{LEAVE}(made / 'rows').write_bytes(b'x'); os.kill(os.getpid(), 9)"
+    wait = f"{LEAVE}print(made, flush=True); sys.stdin.read()"
+    (tmp_path / "headrace-other").mkdir()
+    (tmp_path / "headrace-a~b").mkdir()
+    assert subprocess.run([sys.executable, "-c", kill, tmp_path], check=False).returncode == -9
+    (left,) = tmp_path.glob("headrace-fold~*")
+    with subprocess.Popen(
+        [sys.executable, "-c", wait, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as living:
+        assert living.stdout is not None
+        theirs = Path(living.stdout.readline().strip())
+        assert not left.exists()
+        ours = scratch("mirror", tmp_path)
+        kept = {theirs, ours, tmp_path / "headrace-other", tmp_path / "headrace-a~b"}
+        assert set(tmp_path.iterdir()) == kept
+        living.communicate("")
+    assert ours.stat().st_mode & 0o077 == 0
