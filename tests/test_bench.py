@@ -74,7 +74,7 @@ def test_merge_and_day(stack: LocalStack, format_: str) -> None:
     assert [each.changed for each in found] == [400, 4, 4, 400]
     assert all(each.rows_per_s > 0 for each in found)
     (kept, left) = day.measure(stack, 60, lambda _: None, formats=(format_,))
-    assert (kept.changelog_files, left.changelog_files) == (1, 60)
+    assert (kept.changelog_files, left.changelog_files) == (1, 20)
     assert report.merge_table([msgspec.to_builtins(each) for each in found]).count("\n") == 5
 
 

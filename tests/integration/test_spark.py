@@ -19,6 +19,7 @@ from bson import DatetimeMS
 from pymongo import MongoClient
 
 from bench.local import LocalStack
+from tests.exploring import EXPLORE
 from tests.integration.harness import EngineConfig, catch_up
 from tests.integration.test_mirrors import documents_of, there
 from tests.integration.test_reading import HOSTILE, IDS, plain
@@ -45,6 +46,7 @@ spark.stop()
 """
 
 
+@pytest.mark.skipif(not EXPLORE, reason="100 MB from Maven, and a minute: EXPLORE=1")
 def test_spark_reads_tables(stack: LocalStack, mongo: Client, tmp_path: Path) -> None:
     """Both formats; changelog tables as the lake has them, mirrors as the collections are."""
     if shutil.which("java") is None:
