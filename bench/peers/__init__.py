@@ -139,6 +139,13 @@ def landed_in_bucket(task: Task, key: str, pattern: str = "**/*.parquet") -> Lan
     return found
 
 
+def objects_in_bucket(task: Task) -> int:
+    """The number of Parquet files in the bucket under the prefix of the task."""
+    filesystem = task.stack.s3.filesystem()
+    filesystem.invalidate_cache()
+    return len(filesystem.glob(f"{task.stack.bucket}/{task.prefix}/**/*.parquet"))
+
+
 def landed_in_files(task: Task, key: str, columns: Mapping[str, str], suffix: str = "jsonl.zst") -> Landed:
     """What is in files of JSON lines in the directory of the task."""
     files = [*task.directory.glob(f"*.{suffix}")]

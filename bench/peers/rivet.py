@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.peers import Environment, Landed, Peer, Task, Tell, landed_in_bucket
+from bench.peers import Environment, Landed, Peer, Task, Tell, landed_in_bucket, objects_in_bucket
 
 _ENVIRONMENT = Environment("rivet", ("rivet-cli==0.32.2",))
 # Rows per object when it is going to be killed: by default 100,000, of which there would be one.
@@ -81,9 +81,7 @@ exports:
 
     def written(self, task: Task, log: Path) -> int:
         """By the objects that have landed: all but the last are full when it is going to be killed."""
-        filesystem = task.stack.s3.filesystem()
-        filesystem.invalidate_cache()
-        return len(filesystem.glob(f"{task.stack.bucket}/{task.prefix}/**/*.parquet")) * _ROWS_TO_KILL
+        return objects_in_bucket(task) * _ROWS_TO_KILL
 
     def landed(self, task: Task) -> Landed:
         """By the keys of the documents."""
