@@ -169,7 +169,9 @@ def _peer(options: Options) -> Iterator[Struct]:
             )
         to_kill = peer.available(variants_to_kill(options.memory), options.tell)
         for kind in kinds:
-            yield from peer.kill(stack, to_kill, kind, workload=options.workload, events=fewer, tell=options.tell)
+            # A load is so fast that all of fewer documents would be there before it is killed.
+            events = options.events if kind == "load" else fewer
+            yield from peer.kill(stack, to_kill, kind, workload=options.workload, events=events, tell=options.tell)
 
 
 def _latency(options: Options) -> Iterator[Struct]:
