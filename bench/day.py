@@ -14,6 +14,7 @@ from bench.local import LocalStack
 from bench.merge import config_of, land
 from engine.config import load
 from engine.config.tree import Config
+from engine.core.naming import parts_of
 from engine.lake.objects import Objects
 from engine.quantities import Duration
 from engine.sink.objects import Sink
@@ -92,7 +93,7 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
     assert rows == commits * _ROWS
     table.coverage()
     sink = Sink(config.sink)
-    own = [each for each in sink.stored("bench/") if "/cdc_date=" not in each.key]
+    own = [each for each in sink.stored("bench/") if parts_of(each.key) is None]
     return DayResult(
         format=format_,
         maintained=maintained,

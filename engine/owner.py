@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
+
+_STALE_AFTER_S = 24 * 3600
 
 
 def this_owner() -> str:
@@ -39,6 +42,21 @@ def is_certainly_dead(owner: str) -> bool:
         return _start_tick(int(pid)) != int(tick)
     except OSError:  # too many open files, for one
         return False
+
+
+def has_left(owner: str, path: Path) -> bool:
+    """Whether a file or directory of an owner was left behind.
+
+    It was if the owner is certainly dead. An owner on another machine, or in another container, cannot be checked:
+    it may still be writing, but would not leave everything untouched for a day.
+    """
+    if is_certainly_dead(owner):
+        return True
+    with suppress(OSError):  # another process has removed it, or it is another user's
+        parts = [path, *(path.iterdir() if path.is_dir() else ())]
+        untouched_s: float = time.time() - max(each.stat().st_mtime for each in parts)
+        return untouched_s > _STALE_AFTER_S
+    return False
 
 
 def _start_tick(pid: int) -> int | None:

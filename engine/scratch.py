@@ -1,7 +1,7 @@
 """Directories on disk for what does not fit into memory.
 
 A process that is killed leaves its own behind, and what is in it may be large and must not be read by others. So
-whoever makes one first removes those of processes of this machine that are gone.
+whoever makes one first removes those of processes that are gone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from engine.owner import is_certainly_dead, this_owner
+from engine.owner import has_left, this_owner
 
 _PREFIX = "headrace-"
 
@@ -25,10 +25,10 @@ def scratch(purpose: str, directory: Path | None = None) -> Path:
     Raises:
         OSError: there is no room, or no such place.
     """
+    _, *ours = this_owner().split("/")
     place = directory or Path(tempfile.gettempdir())
     for left in place.glob(f"{_PREFIX}*~*"):
         _, *owner, _ = left.name.split("~")
-        if is_certainly_dead("/".join(["", *owner])):
+        if len(owner) == len(ours) and has_left("/".join(["", *owner]), left):
             shutil.rmtree(left, ignore_errors=True)
-    owner = this_owner().split("/")[1:]
-    return Path(tempfile.mkdtemp(prefix="~".join([f"{_PREFIX}{purpose}", *owner, ""]), dir=place))
+    return Path(tempfile.mkdtemp(prefix="~".join([f"{_PREFIX}{purpose}", *ours, ""]), dir=place))

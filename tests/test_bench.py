@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench import day, decode, live, merge, parts, peer, report, results, soak
+from bench import day, decode, live, merge, parts, peer, quick, report, results, soak
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.peers import Kind, Peer
@@ -132,9 +133,9 @@ def test_peers(stack: LocalStack, program: Peer) -> None:
 def test_a_kill_loses_nothing_of_the_engine(stack: LocalStack) -> None:
     kinds: tuple[Kind, ...] = ("stream", "load")
     for kind in kinds:
-        (found,) = peer.kill(stack, [Headrace()], kind, workload="orders", events=6000, tell=lambda _: None)
-        assert found.written_at_kill >= 3000
-        assert (found.arrived, found.missing, found.duplicates) == (6000, 0, 0)
+        (found,) = peer.kill(stack, [Headrace()], kind, workload="orders", events=60_000, tell=lambda _: None)
+        assert found.written_at_kill >= 30_000
+        assert (found.arrived, found.missing, found.duplicates) == (60_000, 0, 0)
 
 
 def test_a_peer_without_its_toolchain_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,6 +148,13 @@ def test_a_peer_without_its_toolchain_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert peer.available(compiled, said.append) == []
     assert len(said) == len(compiled) == 3
     assert all("left out" in text for text in said)
+
+
+def test_a_comparison_with_a_commit() -> None:
+    run = quick.Run(("slab", "--events", "200"), "case", ("us_per_unit",), rounds=1)
+    found = [*quick.compared(run, quick.ROOT, quick.ROOT)]
+    assert found
+    assert all(re.fullmatch(r"slab .* +[\d.]+ µs +[\d.]+ µs +\d+\.\d\d", line) for line in found)
 
 
 def test_a_report_of_peers() -> None:

@@ -14,11 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.fold import files
-
-# PySpark 4.1 leaves a socket open where it hands over Arrow tables.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
+from tests.spark import leaves_sockets
 
 WORLDS = 250
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -232,6 +228,7 @@ def test_after_a_rewind_the_row_that_was_read_later_counts(reread: tuple[Path, d
     assert as_expected(by_duckdb(lake)) == expected
 
 
+@leaves_sockets
 def test_after_a_rewind_in_spark(reread: tuple[Path, dict[str, Any]], spark: Any) -> None:
     lake, expected = reread
     assert as_expected(by_spark(lake, spark)) == expected
@@ -260,6 +257,7 @@ def test_duckdb(worlds: tuple[Path, list[World]]) -> None:
     assert any(pending for each in found for _, pending in each.expected().values())
 
 
+@leaves_sockets
 def test_spark(worlds: tuple[Path, list[World]], spark: Any) -> None:
     lake, found = worlds
     assert as_expected(by_spark(lake, spark)) == {each.name: each.expected() for each in found if each.expected()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from engine.scratch import scratch
@@ -14,6 +16,19 @@ from engine.scratch import scratch
 
 made = scratch("fold", pathlib.Path(sys.argv[1]))
 """
+
+
+def test_what_another_machine_leaves(tmp_path: Path) -> None:
+    """Its processes cannot be checked; what has been touched within a day may be in use."""
+    long_ago = time.time() - 25 * 3600
+    for name in ("headrace-fold~elsewhere~1~2~x", "headrace-fold~elsewhere~3~4~y", "headrace-a~b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows").write_bytes(b"x")
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    os.utime(tmp_path / "headrace-fold~elsewhere~1~2~x" / "rows", (long_ago, long_ago))
+    os.utime(tmp_path / "headrace-a~b" / "rows", (long_ago, long_ago))
+    ours = scratch("fold", tmp_path)
+    assert set(tmp_path.iterdir()) == {tmp_path / "headrace-fold~elsewhere~3~4~y", tmp_path / "headrace-a~b", ours}
 
 
 def test_what_a_killed_process_leaves(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
-from msgspec import Struct, field
+from msgspec import Struct
 
 from bench.local import LocalStack
 from bench.measure import PEERS
 
 Kind = Literal["stream", "load"]
 Tell = Callable[[str], None]
+_ANCHOR_S = 60
 
 
 class Task(Struct):
@@ -175,42 +176,68 @@ def last_written(log: Path) -> int:
     return int(counts[-1]) if counts else 0
 
 
-class Environment(Struct):
-    """A virtual environment with packages, installed the first time.
+class FromPyPI(Peer):
+    """A program in a virtual environment of its own, which is installed the first time.
+
+    By itself it starts at the present time, and goes on from a file with a checkpoint: a run before the first
+    document leaves one.
 
     Attributes:
-        packages: pinned.
+        package: pinned.
+        checkpoint: the name of that file.
     """
 
-    name: str
-    packages: tuple[str, ...] = field(default_factory=tuple)
-
-    @property
-    def directory(self) -> Path:
-        """Where it is."""
-        return PEERS / self.name
-
-    def program(self, name: str) -> str:
-        """One of its programs."""
-        return str(self.directory / "bin" / name)
+    package: str
+    checkpoint = "checkpoint"
 
     def built(self) -> bool:
-        """Whether these packages are in it."""
-        stamp = self.directory / "stamp"
-        return stamp.exists() and stamp.read_text() == " ".join(self.packages)
+        """Whether this package is installed."""
+        return self._stamp.exists() and self._stamp.read_text() == self.package
 
     def build(self, tell: Tell) -> bool:
-        """Install the packages."""
+        """From PyPI."""
         if self.built():
             return True
         commands = [
-            [sys.executable, "-m", "venv", "--clear", str(self.directory)],
-            [self.program("python"), "-m", "pip", "install", "-q", *self.packages],
+            [sys.executable, "-m", "venv", "--clear", str(self._environment)],
+            [self.program("python"), "-m", "pip", "install", "-q", self.package],
         ]
         if not succeed(commands, f"{self.name} cannot be installed; left out", tell):
             return False
-        (self.directory / "stamp").write_text(" ".join(self.packages))
+        self._stamp.write_text(self.package)
         return True
+
+    def anchor(self, task: Task) -> None:
+        """Let it leave a checkpoint at the present time."""
+        if task.kind == "stream":
+            task.directory.mkdir(parents=True, exist_ok=True)
+            first, environment = self.first_command(task), self.environment(task)
+            subprocess.run(first, env=environment, check=True, capture_output=True, timeout=_ANCHOR_S)
+            shutil.copy(task.directory / self.checkpoint, self._anchor(task))
+
+    def prepare(self, task: Task) -> None:
+        """Put that checkpoint in place."""
+        if task.kind == "stream":
+            shutil.copy(self._anchor(task), task.directory / self.checkpoint)
+
+    def first_command(self, task: Task) -> list[str]:
+        """How to start it so that it leaves a checkpoint and ends."""
+        return self.command(task)
+
+    def program(self, name: str) -> str:
+        """A program of the environment."""
+        return str(self._environment / "bin" / name)
+
+    @property
+    def _environment(self) -> Path:
+        return PEERS / self.package.partition("==")[0]
+
+    @property
+    def _stamp(self) -> Path:
+        return self._environment / "stamp"
+
+    def _anchor(self, task: Task) -> Path:
+        return task.directory.parent / f"{self._environment.name}-{self.checkpoint}"
 
 
 def succeed(commands: Sequence[Sequence[str]], otherwise: str, tell: Tell, cwd: Path | None = None) -> bool:

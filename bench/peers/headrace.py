@@ -11,6 +11,9 @@ from bench.measure import python
 from bench.peers import Landed, Peer, Task, Tell, landed_in_bucket
 from bench.stream import Case, config_toml
 
+# Per segment when it is going to be killed, as the other tools have them: several commits before the end.
+_ROWS_TO_KILL = 5000
+
 
 class Headrace(Peer):
     """``python -m engine --until-caught-up``, and ``python -m engine backfill``.
@@ -38,11 +41,10 @@ class Headrace(Peer):
         path = task.directory / "engine.toml"
         load = task.kind == "load"
         case = Case(memory="1GiB" if load else self._memory)
-        # In a run that is to be killed, several commits before the end.
-        interval = "30s" if task.events else "200ms"
         start = "" if load else task.start
-        toml = config_toml(task.stack, task.uri, task.database, case, task.prefix, start, interval)
+        toml = config_toml(task.stack, task.uri, task.database, case, task.prefix, start)
         if not task.events:
+            toml = toml.replace("[batch]\n", f"[batch]\nrows = {_ROWS_TO_KILL}\n")
             self._listen = f"127.0.0.1:{free_ports(1)[0]}"
             toml = toml.replace('listen = ""', f'listen = "{self._listen}"')
         path.write_text(f"{toml}[backfill]\nreaders = 2\n" if load else toml)

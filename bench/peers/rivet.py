@@ -1,49 +1,26 @@
 """rivet (``rivet-cli`` on PyPI, a program in Rust): a change stream and whole collections to Parquet on S3.
 
 Its Parquet has the document as one column of JSON text, beside ``_id`` and the operation. Its runs are bounded: a
-run reads up to the present and ends, so no waiting is in its time but its own. By itself it starts at the present
-time; a run before the first insert leaves a checkpoint there, as its guide says.
+run reads up to the present and ends, so no waiting is in its time but its own.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
-from bench.peers import Environment, Landed, Peer, Task, Tell, landed_in_bucket, objects_in_bucket
+from bench.peers import FromPyPI, Landed, Task, landed_in_bucket, objects_in_bucket
 
-_ENVIRONMENT = Environment("rivet", ("rivet-cli==0.32.2",))
 # Rows per object when it is going to be killed: by default 100,000, of which there would be one.
 _ROWS_TO_KILL = 10_000
 # Of a load: by key, so that it resumes from the last page; this is its default for chunks of tables.
 _PAGE = 100_000
 
 
-class Rivet(Peer):
+class Rivet(FromPyPI):
     """``rivet run`` with ``environment: local``, which stands for its profile without pauses."""
 
     name = "rivet 0.32.2"
-
-    def built(self) -> bool:
-        """Installed."""
-        return _ENVIRONMENT.built()
-
-    def build(self, tell: Tell) -> bool:
-        """From PyPI."""
-        return _ENVIRONMENT.build(tell)
-
-    def anchor(self, task: Task) -> None:
-        """Let it leave a checkpoint at the present time."""
-        if task.kind == "stream":
-            task.directory.mkdir(parents=True, exist_ok=True)
-            subprocess.run(self.command(task), env=self.environment(task), check=True, capture_output=True)
-            shutil.copy(task.directory / "checkpoint", _anchor(task))
-
-    def prepare(self, task: Task) -> None:
-        """Put that checkpoint in place."""
-        if task.kind == "stream":
-            shutil.copy(_anchor(task), task.directory / "checkpoint")
+    package = "rivet-cli==0.32.2"
 
     def command(self, task: Task) -> list[str]:
         """From a configuration in the directory of the task."""
@@ -51,7 +28,7 @@ class Rivet(Peer):
         page = _PAGE if task.events else _ROWS_TO_KILL
         mongo = f"  mongo: {{page_size: {page}, resume: true}}" if task.kind == "load" else ""
         rollover = "" if task.events else f", rollover: {_ROWS_TO_KILL}"
-        cdc = f"    cdc: {{checkpoint: {task.directory}/checkpoint{rollover}}}"
+        cdc = f"    cdc: {{checkpoint: {task.directory / self.checkpoint}{rollover}}}"
         path.write_text(f"""\
 source:
   type: mongo
@@ -73,7 +50,7 @@ exports:
       access_key_env: RIVET_KEY
       secret_key_env: RIVET_SECRET
 """)
-        return [_ENVIRONMENT.program("rivet"), "run", "--config", str(path)]
+        return [self.program("rivet"), "run", "--config", str(path)]
 
     def environment(self, task: Task) -> dict[str, str]:
         """Credentials."""
@@ -86,7 +63,3 @@ exports:
     def landed(self, task: Task) -> Landed:
         """By the keys of the documents."""
         return landed_in_bucket(task, "_id")
-
-
-def _anchor(task: Task) -> Path:
-    return task.directory.parent / "rivet-checkpoint"

@@ -63,13 +63,9 @@ def layout_of(partitioning: Partitioning) -> Directories:
 
 
 def mirror_name(changes: str) -> str:
-    """The name of a collection's mirror, from that of its changelog table: no other table has it.
-
-    Nor is it that of the directory in which a Delta table has its log.
-    """
+    """The name of a collection's mirror, from that of its changelog table: no other table has it."""
     name = changes.removesuffix(TABLE_SUFFIX)
-    is_taken = name.endswith(TABLE_SUFFIX) or name == "_delta_log"
-    return f"{name[:-1]}{TABLE_DIRECTORIES.escape}{ord(name[-1]):02X}" if is_taken else name
+    return f"{name[:-1]}{TABLE_DIRECTORIES.escape}73" if name.endswith(TABLE_SUFFIX) else name
 
 
 PARTITION_NAMES = frozenset(name.partition("=")[0] for name in DIRECTORIES if name)
@@ -292,8 +288,15 @@ def has_old_directories(keys: Iterable[str]) -> bool:
 def collection_directory(database: str, collection: str, directories: Directories = DIRECTORIES) -> str:
     """The directory of a collection's objects, unless ``sink.partition_by`` is ``none``."""
     names = safe_name(database, _DATABASE_MAX), safe_name(collection)
-    outer, inner = (each.replace("%", directories.escape) for each in names)
+    outer, inner = (_directory_name(each, directories) for each in names)
     return f"{directories.database}{outer}/{directories.collection}{inner}{directories.suffix}/"
+
+
+def _directory_name(encoded: str, directories: Directories) -> str:
+    """An encoded name as a directory's; Delta takes everything below a ``_delta_log`` for a table's log."""
+    if directories is TABLE_DIRECTORIES and encoded == "_delta_log":
+        encoded = encoded.replace("_", "%5F", 1)
+    return encoded.replace("%", directories.escape)
 
 
 def partition_of(cluster_time: int, partitioning: Partitioning, directories: Directories = DIRECTORIES) -> str:

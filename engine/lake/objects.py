@@ -11,6 +11,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -201,13 +202,9 @@ class Objects:
         Raises:
             UnreadableError: it has none that can be read.
         """
-        try:
+        with _damage_told(KeyError):
             metadata = pq.read_metadata(self.open(object_))
             return read_footer(metadata.metadata or {}, metadata.num_rows)
-        except HeadraceError:
-            raise
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
     def batches(
         self,
@@ -228,7 +225,7 @@ class Objects:
         Raises:
             UnreadableError: it is damaged.
         """
-        try:
+        with _damage_told():
             file = pq.ParquetFile(self._opened(object_), page_checksum_verification=checked, pre_buffer=True)
             names = list(file.schema_arrow.names)
             as_they_are = schema_in_milliseconds(file.schema_arrow) == file.schema_arrow
@@ -239,10 +236,6 @@ class Objects:
                 chosen = names if columns is None else columns(group, names)
                 read = file.iter_batches(size, row_groups=[number], columns=chosen, use_threads=False)
                 yield from read if as_they_are else map(in_milliseconds, read)
-        except HeadraceError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
     def schema(self, object_: Stored) -> pa.Schema:
         """The columns of a Parquet object, as ``batches`` gives them.
@@ -250,12 +243,8 @@ class Objects:
         Raises:
             UnreadableError: it is damaged.
         """
-        try:
+        with _damage_told():
             return schema_in_milliseconds(pq.read_schema(self.open(object_)))
-        except HeadraceError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
     def _opened(self, object_: Stored) -> Any:
         if object_.size > _WHOLE_BYTES:
@@ -271,6 +260,17 @@ class Objects:
             return self._sink.read(key, start, stop)
         found: bytes = self._retry(self._sink.read, key, start, stop)
         return found
+
+
+@contextmanager
+def _damage_told(*more: type[Exception]) -> Iterator[None]:
+    """What a library raises about an object's content, and ``more``, as ``UnreadableError``."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, *more) as error:
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
 
 class _Ranged(io.RawIOBase):

@@ -34,18 +34,19 @@ class Committer:
     def __init__(self, settings: ChildSettings, connection: Connection) -> None:
         self._settings = settings
         self._connection = connection
+        self._progress = 0
+        self._beat_at = 0.0
         config = settings.config
         self._store = open_store(config.state, config.sink, read_only=True)
         self._tables = tables_of(config)
         self._follower = Follower(config, self._store, self._tables, settings.owner)
         enabled = config.mirror.enabled
-        self._mirrors = Mirrors(config, self._store, self._tables, settings.owner) if enabled else None
-        self._maintenance = Maintenance(config, self._store, self._tables, settings.owner)
+        lake = config, self._store, self._tables, settings.owner
+        self._mirrors = Mirrors(*lake, lambda: self._beat("merging mirrors")) if enabled else None
+        self._maintenance = Maintenance(*lake, lambda: self._beat("maintaining tables"))
         self._merge_at = time.monotonic()
         self._maintain_at = time.monotonic() + config.maintenance.interval
         self._rng = random.Random()
-        self._progress = 0
-        self._beat_at = 0.0
         self._complete_at = time.monotonic()
 
     def run(self) -> None:
@@ -97,7 +98,7 @@ class Committer:
 
     def _merge(self, mirrors: Mirrors, added: dict[str, msg.TableSeen], failed: dict[str, str]) -> None:
         try:
-            merged = mirrors.run_once(lambda: self._beat("merging mirrors"))
+            merged = mirrors.run_once()
         except HeadraceError as error:
             failed[""] = str(error)
             return
@@ -110,7 +111,7 @@ class Committer:
         if not interval or time.monotonic() < self._maintain_at:
             return
         try:
-            done = self._maintenance.run_once(lambda: self._beat("maintaining tables"))
+            done = self._maintenance.run_once()
         except HeadraceError as error:
             log.warning("tables are not maintained", extra={"fields": {"error": str(error)}})
         else:

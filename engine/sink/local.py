@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import time
 from pathlib import Path
 
 from engine.errors import HeadraceError
 from engine.objects.failures import translated
-from engine.owner import is_certainly_dead, this_owner
+from engine.owner import has_left, this_owner
 
-# For hidden files from another machine (or container), whose processes cannot be checked: an engine there may
-# still be writing them, but would not leave one untouched for this long.
-_STALE_AFTER_S = 24 * 3600
 _HIDDEN = ".headrace_"
 _numbers = itertools.count()
 
@@ -106,8 +102,4 @@ def is_stale(hidden: Path) -> bool:
     if not hidden.name.startswith(_HIDDEN):
         return False
     owner = hidden.name.removeprefix(_HIDDEN).rpartition("_")[0].replace("_", "/")
-    if is_certainly_dead(f"/{owner}"):
-        return True
-    with contextlib.suppress(FileNotFoundError):  # another process has removed it
-        return time.time() - hidden.stat().st_mtime > _STALE_AFTER_S
-    return False
+    return has_left(f"/{owner}", hidden)

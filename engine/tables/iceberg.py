@@ -122,8 +122,9 @@ class IcebergTables:
 
     def _connect(self) -> Catalog:
         properties = _file_properties(self._s3) | self._config.table.catalog
-        if properties.get("type") == "rest":
-            del properties["type"]
+        kind = properties.get("type", "rest" if properties.get("uri", "").startswith("http") else "")
+        if kind == "rest" and "py-catalog-impl" not in properties:
+            properties.pop("type", None)
             properties["py-catalog-impl"] = f"{__name__}.{_RestCatalog.__name__}"
         return load_catalog(properties.pop("name", "headrace"), **properties)
 

@@ -59,58 +59,62 @@ class Maintenance:
     Args:
         store: only read.
         owner: leave the tables that other engines look after to them; "" for none.
+        beat: called now and then while it works.
     """
 
-    def __init__(self, config: Config, store: StateStore, tables: Tables, owner: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: StateStore,
+        tables: Tables,
+        owner: str = "",
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
-        self._beat: Callable[[], None] = lambda: None
-        self._sink = Sink(config.sink, self._waited)
+        self._beat = beat
+        self._sink = Sink(config.sink, beat)
         self._store, self._tables, self._owner = store, tables, owner
         self._objects = Objects(config.sink, config.retry)
 
-    def run_once(self, beat: Callable[[], None] = lambda: None) -> MaintenancePass:
+    def run_once(self) -> MaintenancePass:
         """Maintain all tables.
 
         Raises:
             HeadraceError: of the state store or the sink; of a table, see ``MaintenancePass.failed``.
         """
-        self._beat = beat
         done: dict[str, Maintained] = {}
         failed: dict[str, HeadraceError] = {}
         for each in owned(self._sink, self._store, self._tables, self._owner):
             for name, is_mirror in ((each.name, False), (mirror_name(each.name), True)):
-                beat()
+                self._beat()
                 try:
                     if each.error is not None:
                         raise each.error
                     table = self._tables.open(each.database, name, by_day=not is_mirror)
                     done[f"{each.database}.{name}"] = self._maintained(
-                        table, f"{each.database}/{name}/", is_mirror, beat
+                        table, f"{each.database}/{name}/", is_mirror
                     )
                 except HeadraceError as error:
                     failed[f"{each.database}.{name}"] = error
         return MaintenancePass(done, failed)
 
-    def _waited(self) -> None:
-        self._beat()
-
-    def _maintained(self, table: Table, directory: str, is_mirror: bool, beat: Callable[[], None]) -> Maintained:
+    def _maintained(self, table: Table, directory: str, is_mirror: bool) -> Maintained:
         table.coverage()
         if not table.identity:
             return Maintained()
         done = Maintained()
         if not is_mirror:
             for day, small in _small(table.files(), self._config.maintenance.file_size).items():
-                new = [*self._compacted(directory, day, small, beat)]
+                new = [*self._compacted(directory, day, small)]
                 table.commit(new, {}, small, same_rows=True)
                 done = done._replace(compacted=done.compacted + len(small), into=done.into + len(new))
                 table.coverage()
         before = time.time() - self._config.maintenance.keep_snapshots
         table.expire(before)
         written = _own(self._sink, (f"{directory}{DIRECTORY}", table.metadata_directory), before)
-        for key in table.unused(written, before, beat):
+        for key in table.unused(written, before, self._beat):
             self._sink.remove(key)
-            beat()
+            self._beat()
             done = done._replace(removed=done.removed + 1)
         return done
 
@@ -119,12 +123,11 @@ class Maintenance:
         directory: str,
         day: datetime.date,
         files: Sequence[TableFile],
-        beat: Callable[[], None],
     ) -> Iterator[DataFile]:
         """The rows of these files in as few as ``maintenance.file_size`` allows."""
         schemas = []
         for each in files:
-            beat()
+            self._beat()
             schemas.append(columns_of(self._objects, each, _COMPACT))
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         read = (combined(batches_of(self._objects, each, _COMPACT)) for each in files)
@@ -134,7 +137,7 @@ class Maintenance:
             with NewFile(self._sink, self._config.sink, directory, schema, day) as file:
                 while group is not None and file.size < self._config.maintenance.file_size:
                     file.write(group)
-                    beat()
+                    self._beat()
                     group = next(groups, None)
                 yield file.publish()
 

@@ -40,32 +40,39 @@ class Mirrors:
     Args:
         store: only read.
         owner: leave the mirrors that other engines merge to them; "" for none.
+        beat: called now and then while it works.
     """
 
-    def __init__(self, config: Config, store: StateStore, tables: Tables, owner: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: StateStore,
+        tables: Tables,
+        owner: str = "",
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
-        self._beat: Callable[[], None] = lambda: None
-        self._sink = Sink(config.sink, self._waited)
+        self._beat = beat
+        self._sink = Sink(config.sink, beat)
         self._objects = Objects(config.sink, config.retry)
         self._store = store
         self._tables = tables
         self._owner = owner
         self._segments: defaultdict[str, dict[str, Mapping[str, int]]] = defaultdict(dict)
 
-    def run_once(self, beat: Callable[[], None] = lambda: None) -> MirrorPass:
+    def run_once(self) -> MirrorPass:
         """Merge what the changelog tables have by now.
 
         Raises:
             HeadraceError: of the state store or the sink; of a table, see ``MirrorPass.failed``.
         """
-        self._beat = beat
         done: dict[str, Merged] = {}
         failed: dict[str, HeadraceError] = {}
         for each in owned(self._sink, self._store, self._tables, self._owner):
-            beat()
+            self._beat()
             name = mirror_name(each.name)
             try:
-                merged = self._merged(each, name, beat)
+                merged = self._merged(each, name)
             except HeadraceError as error:
                 failed[f"{each.database}.{name}"] = error
             else:
@@ -73,10 +80,7 @@ class Mirrors:
                     done[f"{each.database}.{name}"] = merged
         return MirrorPass(done, failed)
 
-    def _waited(self) -> None:
-        self._beat()
-
-    def _merged(self, changes: Owned, name: str, beat: Callable[[], None]) -> Merged:
+    def _merged(self, changes: Owned, name: str) -> Merged:
         if changes.error is not None:
             raise changes.error
         table = self._tables.open(changes.database, name, by_day=False)
@@ -88,7 +92,7 @@ class Mirrors:
             changes.table,
             table,
             directory,
-            beat,
+            self._beat,
             self._segments[directory],
         )
         for attempt in range(1, _ATTEMPTS + 1):

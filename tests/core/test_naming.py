@@ -13,7 +13,9 @@ from engine.core.naming import (
     TABLE_DIRECTORIES,
     Directories,
     Partitioning,
+    collection_directory,
     is_temporary,
+    mirror_name,
     number_in,
     object_key,
     partition_of,
@@ -137,6 +139,15 @@ def test_an_event_without_a_collection_is_in_the_null_partition() -> None:
     key = object_key("shop", 7, "shop", "", "collection")
     assert key.startswith("cdc_database=shop/cdc_collection=__HIVE_DEFAULT_PARTITION__/")
     assert safe_name(NO_NAME) == "%5F_HIVE_DEFAULT_PARTITION__"
+
+
+def test_no_table_is_below_a_directory_of_logs() -> None:
+    """Where Delta would find no table."""
+    directory = collection_directory("_delta_log", "_delta_log", TABLE_DIRECTORIES)
+    assert directory == "~5Fdelta_log/~5Fdelta_log_changes/"
+    assert mirror_name("~5Fdelta_log_changes") == "~5Fdelta_log"
+    assert collection_directory("a_delta_log", "x", TABLE_DIRECTORIES) == "a_delta_log/x_changes/"
+    assert collection_directory("_delta_log", "x") == "cdc_database=_delta_log/cdc_collection=x/"
 
 
 @pytest.mark.parametrize("name", ["a/b", "a=b", "a b", "ü", "a%b", "a~0of2", "..", "a\0b", "表" * 80])

@@ -125,3 +125,19 @@ def files(draw: st.DrawFn) -> tuple[pa.Schema, list[pa.RecordBatch], Rows]:
         names = [field.name for field in schema]
         rows += [{name: found[name][1][row] if name in found else None for name in names} for row in range(count)]
     return schema, batches, rows
+
+
+def deep() -> tuple[pa.RecordBatch, Any]:
+    """Three rows of a column ``a``, nested 100 levels deep, the second null; and the value of the others."""
+    value: Any = 1
+    type_ = pa.int64()
+    for level in range(100):
+        value, type_ = ({"x": value}, pa.struct([("x", type_)])) if level % 2 else ([value], pa.list_(type_))
+    return pa.record_batch([pa.array([value, None, value], type_)], ["a"]), value
+
+
+def sparse(name: str) -> tuple[pa.RecordBatch, Rows]:
+    """Fifty rows of 500 columns, ``name`` and a number, with ten values in each; the rows without what is null."""
+    values = [pa.array([n if n % 50 == row else None for row in range(50)]) for n in range(500)]
+    batch = pa.record_batch(values, [f"{name}{n}" for n in range(500)])
+    return batch, [{f"{name}{n}": n for n in range(row, 500, 50)} for row in range(50)]

@@ -81,21 +81,13 @@ def test_rows_take_the_bytes_that_fastavro_makes_of_them(
 
 
 def test_deep_nesting() -> None:
-    value: Any = 1
-    type_ = pa.int64()
-    for level in range(100):
-        value, type_ = ({"x": value}, pa.struct([("x", type_)])) if level % 2 else ([value], pa.list_(type_))
-    schema = pa.schema([("a", type_)])
-    batch = pa.record_batch([pa.array([value, None, value], type_)], schema=schema)
-    assert read(written(schema, [batch])) == [{"a": value}, {"a": None}, {"a": value}]
+    batch, value = columns.deep()
+    assert read(written(batch.schema, [batch])) == [{"a": value}, {"a": None}, {"a": value}]
 
 
 def test_hundreds_of_sparse_columns() -> None:
-    names = [f"column_{number}" for number in range(500)]
-    values = [pa.array([n if n % 50 == row else None for row in range(50)]) for n in range(500)]
-    batch = pa.record_batch(values, names)
-    found = read(written(batch.schema, [batch]))
-    assert found == [dict.fromkeys(names) | {names[n]: n for n in range(row, 500, 50)} for row in range(50)]
+    batch, rows = columns.sparse("column_")
+    assert read(written(batch.schema, [batch])) == [dict.fromkeys(batch.schema.names) | row for row in rows]
 
 
 def test_a_value_of_16_mb() -> None:

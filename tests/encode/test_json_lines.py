@@ -97,13 +97,8 @@ def test_csv(file: tuple[pa.Schema, list[pa.RecordBatch], columns.Rows], piece: 
 
 
 def test_deep_nesting() -> None:
-    value: Any = 1
-    type_ = pa.int64()
-    for level in range(100):
-        value, type_ = ({"x": value}, pa.struct([("x", type_)])) if level % 2 else ([value], pa.list_(type_))
-    schema = pa.schema([("a", type_)])
-    batch = pa.record_batch([pa.array([value, None, value], type_)], schema=schema)
-    assert [json.loads(line) for line in lines(schema, [batch])] == [{"a": value}, {}, {"a": value}]
+    batch, value = columns.deep()
+    assert [json.loads(line) for line in lines(batch.schema, [batch])] == [{"a": value}, {}, {"a": value}]
 
 
 def test_every_character() -> None:
@@ -114,11 +109,8 @@ def test_every_character() -> None:
 
 
 def test_hundreds_of_sparse_columns() -> None:
-    names = [f"column {number}" for number in range(500)]
-    values = [pa.array([n if n % 50 == row else None for row in range(50)]) for n in range(500)]
-    batch = pa.record_batch(values, names)
-    found = [json.loads(line) for line in lines(batch.schema, [batch])]
-    assert found == [{names[n]: n for n in range(row, 500, 50)} for row in range(50)]
+    batch, rows = columns.sparse("column ")
+    assert [json.loads(line) for line in lines(batch.schema, [batch])] == rows
 
 
 def test_a_value_of_16_mb() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from engine.core.schema import CollectionSchema
 from engine.state.opening import open_store
 from tests.decode import lake as inverse
 from tests.integration.harness import EngineConfig, catch_up, run_engine
+from tests.spark import leaves_sockets
 
 Client = MongoClient[dict[str, Any]]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,11 +32,6 @@ GUIDE = CONFIGS / "LAKE.md"
 WHEN = datetime(1909, 3, 4, tzinfo=UTC)
 
 # Names of directories and parts of the queries, with different types in different documents.
-# PySpark 4.1 leaves a socket open where it hands over Arrow tables.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
-
 HOSTILE: dict[str, list[dict[str, Any]]] = {
     "orders": [
         {"year": 1909, "month": "March", "day": WHEN, "hour": 1.5, "database": "mine", "collection": ["a"]},
@@ -196,10 +192,14 @@ def plain(table: pa.Table) -> list[dict[str, Any]]:
     )
 
 
-ENGINES: list[Callable[[Landed, str, Any], pa.Table]] = [by_duckdb, by_polars, by_spark]
+ENGINES = [
+    pytest.param(by_duckdb, id="duckdb"),
+    pytest.param(by_polars, id="polars"),
+    pytest.param(by_spark, id="spark", marks=leaves_sockets),
+]
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=["duckdb", "polars", "spark"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_query_engine_reads_the_same(landed: Landed, engine: Any, request: pytest.FixtureRequest) -> None:
     """With the documented query; directory names are not turned into columns."""
     spark = request.getfixturevalue("spark") if engine is by_spark else None
@@ -224,7 +224,13 @@ def by_sparks_view(landed: Landed, collection: str, spark: Any) -> pa.Table:
     return spark.sql("SELECT * FROM orders").toArrow()
 
 
-@pytest.mark.parametrize("view", [by_duckdbs_view, by_sparks_view], ids=["duckdb", "spark"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(by_duckdbs_view, id="duckdb"),
+        pytest.param(by_sparks_view, id="spark", marks=leaves_sockets),
+    ],
+)
 def test_the_view_is_the_collection(landed: Landed, view: Any, request: pytest.FixtureRequest) -> None:
     """Document by document, values and types, by converting columns back to documents."""
     spark = request.getfixturevalue("spark") if view is by_sparks_view else None

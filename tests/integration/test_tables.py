@@ -441,18 +441,22 @@ def test_while_the_catalog_is_away_the_lake_goes_on(mongo: Client, config: Engin
         engine.wait_for(lambda _: "a table is behind" in engine.log(), "a warning")
         path.rmdir()
         away.rename(path)
-        deadline = time.monotonic() + 60
-        while len(Read(config).tokens("orders")) < 2:
-            assert time.monotonic() < deadline, engine.log_tail()
-            time.sleep(0.3)
+        wait_for_rows(config, engine, 2, timeout_s=60)
         assert engine.terminate() == 0
     assert set(Read(config).tokens("orders")) == lake.check_no_token_twice()
 
 
 def wait_for_events(engine: Engine, count: int) -> None:
     engine.wait_for(
-        lambda status: sum(each["events_committed"] for each in status["streams"]) >= count, "a commit"
+        lambda status: sum(each["events_committed"] for each in status["streams"]) == count, "a commit"
     )
+
+
+def wait_for_rows(config: EngineConfig, engine: Engine, count: int, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(Read(config).tokens("orders")) < count:
+        assert time.monotonic() < deadline, engine.log_tail()
+        time.sleep(0.3)
 
 
 def test_while_a_rest_catalog_hangs_the_lake_goes_on(
@@ -474,10 +478,7 @@ def test_while_a_rest_catalog_hangs_the_lake_goes_on(
             engine.wait_for(lambda _: "a table is behind" in engine.log(), "a warning", timeout_s=90)
         finally:
             rest_catalog.server.resume()
-        deadline = time.monotonic() + 90
-        while len(Read(config).tokens("orders")) < 4:
-            assert time.monotonic() < deadline, engine.log_tail()
-            time.sleep(0.3)
+        wait_for_rows(config, engine, 4, timeout_s=90)
         assert engine.terminate() == 0
     assert set(Read(config).tokens("orders")) == lake.check_no_token_twice()
 
