@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib import resources
@@ -32,6 +33,8 @@ _DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.ex
 
 # Most systems use ports from 32768 up for outgoing connections, and Ray those below 20000 for its workers.
 _PORTS = range(20_000, 32_000)
+# The last ones that were given away here: several servers may be prepared before one of them binds its port.
+_given: deque[int] = deque(maxlen=1000)
 
 
 class LocalServerError(RuntimeError):
@@ -52,11 +55,14 @@ def free_ports(count: int) -> list[int]:
     for port in (*_PORTS[first:], *_PORTS[:first]):
         if len(found) == count:
             break
+        if port in _given:
+            continue
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
     else:
         raise LocalServerError(f"there are no {count} free ports from {_PORTS.start} to {_PORTS.stop}")
+    _given.extend(found)
     return found
 
 
