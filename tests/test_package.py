@@ -20,6 +20,7 @@ import pytest
 
 from bench.local import LocalStack
 from engine.commands.docs import DOCUMENTS
+from engine.rawbson import native
 from tests.integration.harness import EngineConfig
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +50,30 @@ def test_the_wheel_has_the_engine_and_nothing_else(wheel: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "engine").rglob("*.py")}
     files = {"engine/py.typed", "engine/supervisor/page.html"}
     files |= {f"engine/documents/{path}" for path in DOCUMENTS.values()}
+    if native.library:
+        files.add("engine/rawbson/_native.abi3.so")
     assert {name for name in names if name.startswith("engine/")} == sources | files
     needed = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
     always = [each for each in needed if "extra ==" not in each]
     assert len(always) == len(project()["dependencies"])
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes; needs {', '.join(always)}")
+
+
+def test_without_a_compiler_the_wheel_is_for_all_platforms(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*pip, f"--wheel-dir={tmp_path}", str(ROOT)],
+        env=os.environ | {"CC": str(tmp_path / "no-compiler")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = tmp_path.glob("headrace-*.whl")
+    assert found.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(found) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".c"))]
 
 
 def test_installed_alone_it_reaches_the_servers(

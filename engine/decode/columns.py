@@ -33,10 +33,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.schema import DataType
-from engine.decode.cursor import Bools, Ints, Part, View
+from engine.decode.cursor import Bools, Ints, Part, View, contiguous
 from engine.decode.json import decimal_text, utf8
 from engine.decode.schema import MAX_MS, MILLISECONDS
 from engine.rawbson import elements as raw
+from engine.rawbson import native
 
 Parts = dict[int, Part]
 # (BSON type, values that the column cannot hold)
@@ -78,6 +79,10 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
             assert part.payload is not None
             if part.rows is None:
                 return primitive(part.payload.astype(dtype, copy=False), None, arrow), refused
+            if native.library and len(parts) == 1:
+                given = np.ascontiguousarray(part.payload, dtype)
+                buffers = native.library.scattered(given, dtype.itemsize, contiguous(part.rows), count)
+                return pa.Array.from_buffers(arrow, count, list(map(pa.py_buffer, buffers))), refused
             values[part.rows] = part.payload
             present[part.rows] = True
         return primitive(values, present, arrow), refused
@@ -287,13 +292,19 @@ def primitive(values: npt.NDArray[Any], present: Bools | None, arrow: pa.DataTyp
 
 
 def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
-    """Strings or binaries from the buffer, gathered by Arrow.
+    """Strings or binaries from the buffer.
 
-    The buffer is treated as one array of the values and the gaps between them, from which ``take`` selects the
-    values: one offset per value and per gap, and one memcpy per value inside Arrow. That requires ascending
-    positions, which is the order of the rows.
+    Without compiled code they are gathered by Arrow: the buffer is treated as one array of the values and the gaps
+    between them, from which ``take`` selects the values: one offset per value and per gap, and one memcpy per
+    value inside Arrow. That requires ascending positions, which is the order of the rows.
     """
     size = len(starts)
+    if native.library:
+        at = None if rows is None else contiguous(rows)
+        buffers = native.library.strings(view.data, contiguous(starts), contiguous(ends), at, count)
+        return pa.Array.from_buffers(
+            arrow, count, [None if each is None else pa.py_buffer(each) for each in buffers]
+        )
     small = len(view.data) < 2**31
     offsets = np.empty(2 * size + 1, np.int32 if small else np.int64)
     offsets[0:-1:2] = starts

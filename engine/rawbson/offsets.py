@@ -17,6 +17,7 @@ from struct import error as LayoutError
 import numpy as np
 import numpy.typing as npt
 
+from engine.rawbson import native
 from engine.rawbson.elements import MalformedBSON
 
 _INT32 = Layout("<i").unpack_from
@@ -40,6 +41,8 @@ def document_offsets(data: bytes, array_start: int) -> Offsets:
     end = array_start + _INT32(data, array_start)[0] - 1
     if end >= len(data):
         raise MalformedBSON(f"the array at byte {array_start} ends at byte {end}")
+    if native.library and (compiled := native.library.offsets(data, array_start)) is not None:
+        return np.frombuffer(compiled, np.int64)
     found = _in_step(data, array_start + 4, end)
     return _one_by_one(data, array_start, end) if found is None else found
 

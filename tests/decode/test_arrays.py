@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode.arrays import scan_arrays
-from engine.decode.cursor import PAYLOADS, Part, View, padded
+from engine.decode.cursor import Part, View, padded
 from engine.rawbson.elements import MalformedBSON, elements
+from engine.rawbson.native import PAYLOADS
+
+pytestmark = pytest.mark.usefixtures("inner_loops")
 
 Element = tuple[int, int, int]
 

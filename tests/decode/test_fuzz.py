@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.decode.fuzz import fuzz
+
+pytestmark = pytest.mark.usefixtures("inner_loops")
 
 
 def test_mutated_documents_do_not_affect_the_others() -> None:

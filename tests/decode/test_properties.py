@@ -15,6 +15,8 @@ from engine.decode.decoder import Decoder
 from engine.decode.schema import METADATA_COLUMNS, SchemaOptions, arrow_type
 from tests.decode import lake, values
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
+
 NAMESPACE = ("db", "c")
 OPTIONS = [
     SchemaOptions(raw=True),

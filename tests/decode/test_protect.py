@@ -35,6 +35,8 @@ from tests.decode import values
 from tests.decode.lake import elements_of
 from tests.encode.test_formats import Collected
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
+
 KEY = "k" * 16
 STRENGTHS = ["hash", "mask", "drop"]
 Document = dict[str, Any]

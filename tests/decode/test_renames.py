@@ -14,6 +14,8 @@ from engine.decode.decoder import Decoder, Renamed
 from engine.decode.schema import SchemaOptions
 from tests.decode import values
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
+
 TEMPORARY = "tmp.agg_out.7f5c3c5e-8d7e-4f6e-9d2b-0d1f1f1f1f1f"
 
 

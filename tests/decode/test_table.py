@@ -35,6 +35,8 @@ from engine.decode.schema import SchemaOptions
 from engine.errors import FatalError
 from tests.decode import lake, values
 
+pytestmark = pytest.mark.usefixtures("inner_loops")
+
 OID = ObjectId("0123456789abcdef01234567")
 UUID4 = Binary(bytes(range(16)), 4)
 NAN = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\x7f")[0]

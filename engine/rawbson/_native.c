@@ -1,0 +1,817 @@
+/* The inner loops of decoding, compiled: where the values of many documents and arrays are, and copies of them.
+
+Optional. What each function returns, numpy and plain Python compute as well, and the same tests hold both; see
+native.py for who calls them. Bytes are never trusted: each size is checked before it is used, and what breaks a
+rule is reported, not read. The rules of the BSON types are those of elements.py, handed over by set_rule(). */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef const unsigned char Byte;
+
+/* How to find the end of a value of each type, without a branch that depends on the type: its size is `base`, plus its
+leading int32 if `sized` has all bits. */
+typedef struct {
+    int32_t base, sized, minimum;
+    unsigned char nul;     /* the bits that its last byte must not have */
+    unsigned char payload; /* the size of its payload, or 0 */
+    unsigned char fine;    /* whether all this holds; not for regular expressions and unknown types */
+} Rule;
+
+static Rule RULES[256];
+static int REGEX = -1;
+
+/* Sixteen bytes may be loaded from a document's last byte on. Steps are compared four at a time, and so many times
+before a name is looked up. */
+enum { PADDING = 16, ABREAST = 4, TIMES = 2, BUCKETS = 4096, MAX_MOVES = 4096 };
+
+static int32_t int32_at(Byte *at) {
+    int32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static uint64_t word_at(Byte *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* The end of the value at `value` within a document whose closing NUL is at `last`; NULL if it breaks a rule. */
+static inline Byte *end_of(int kind, Byte *value, Byte *last) {
+    const Rule *rule = &RULES[kind];
+    if (value > last)
+        return NULL;
+    if (rule->fine) {
+        int64_t size = (int64_t)rule->base + (int32_at(value) & rule->sized);
+        if (size < rule->minimum || size > last - value || value[size - 1] & rule->nul)
+            return NULL;
+        return value + size;
+    }
+    if (kind != REGEX)
+        return NULL;
+    Byte *stop = memchr(value, 0, (size_t)(last - value)); /* two C strings */
+    stop = stop ? memchr(stop + 1, 0, (size_t)(last - (stop + 1))) : NULL;
+    return stop ? stop + 1 : NULL;
+}
+
+/* --- what is found ------------------------------------------------------------------------------------- */
+
+/* A value: to which group of values it belongs, and its first bytes. Found in the order of the bytes, and taken apart
+by group at the end, so that a scan writes in one place only. */
+typedef struct {
+    uint32_t group, row, at, stop;
+    uint64_t payload;
+} Value;
+
+typedef struct {
+    Value *values;
+    size_t count, capacity;
+} Log;
+
+static int grow(Log *log) {
+    size_t capacity = log->capacity ? 2 * log->capacity : 4096;
+    Value *values = realloc(log->values, capacity * sizeof *values);
+    if (!values)
+        return -1;
+    log->values = values;
+    log->capacity = capacity;
+    return 0;
+}
+
+static inline int add(Log *log, uint32_t group, size_t row, Byte *data, Byte *at, Byte *stop) {
+    Value *value;
+    if (log->count == log->capacity && grow(log))
+        return -1;
+    value = &log->values[log->count++];
+    value->group = group;
+    value->row = (uint32_t)row;
+    value->at = (uint32_t)(at - data);
+    value->stop = (uint32_t)(stop - data);
+    value->payload = word_at(at);
+    return 0;
+}
+
+/* The values of one group as Python gets them: (rows or None for all, starts, ends, payloads or None). Payloads have
+eight bytes each, or more if they are longer. */
+typedef struct {
+    PyObject *parts;
+    int64_t *rows, *at, *stop;
+    char *payloads, unused[8];
+    size_t count, width, next;
+} Group;
+
+static PyObject *none(void) {
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static int prepare(Group *group, size_t all) {
+    const Py_ssize_t size = (Py_ssize_t)(group->count * sizeof(int64_t));
+    PyObject *rows = group->count == all ? none() : PyBytes_FromStringAndSize(NULL, size);
+    PyObject *at = PyBytes_FromStringAndSize(NULL, size), *stop = PyBytes_FromStringAndSize(NULL, size);
+    size_t width = group->width && group->width < 8 ? 8 : group->width;
+    PyObject *payloads = width ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(group->count * width)) : none();
+    if (!rows || !at || !stop || !payloads) {
+        Py_XDECREF(rows), Py_XDECREF(at), Py_XDECREF(stop), Py_XDECREF(payloads);
+        return -1;
+    }
+    group->rows = group->count == all ? NULL : (int64_t *)PyBytes_AsString(rows);
+    group->at = (int64_t *)PyBytes_AsString(at);
+    group->stop = (int64_t *)PyBytes_AsString(stop);
+    group->payloads = width ? PyBytes_AsString(payloads) : group->unused;
+    group->parts = Py_BuildValue("NNNN", rows, at, stop, payloads);
+    return group->parts ? 0 : -1;
+}
+
+/* Take what was found apart. `row_of` has the rows' own numbers, if they have any; `all` is how many rows there are,
+of which a group has each at most once. */
+static int distribute(const Log *log, Group *groups, size_t group_count, Byte *data, const int64_t *row_of,
+                      size_t all) {
+    for (size_t n = 0; n < log->count; n++)
+        groups[log->values[n].group].count++;
+    for (size_t n = 0; n < group_count; n++)
+        if (groups[n].count && prepare(&groups[n], all))
+            return -1;
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t n = 0; n < log->count; n++) {
+        const Value *value = &log->values[n];
+        Group *group = &groups[value->group];
+        size_t place = group->next++;
+        if (group->rows)
+            group->rows[place] = row_of ? row_of[value->row] : (int64_t)value->row;
+        group->at[place] = value->at;
+        group->stop[place] = value->stop;
+        if (group->width <= 8)
+            memcpy(group->payloads + 8 * (group->width ? place : 0), &value->payload, 8);
+        else
+            memcpy(group->payloads + group->width * place, data + value->at, group->width);
+    }
+    Py_END_ALLOW_THREADS
+    return 0;
+}
+
+/* --- arguments ----------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Py_buffer data, starts, ends, rows;
+    Byte *bytes;
+    const int64_t *start, *end, *row;
+    size_t size, count;
+} Input;
+
+static void release(Input *input) {
+    if (input->data.obj) PyBuffer_Release(&input->data);
+    if (input->starts.obj) PyBuffer_Release(&input->starts);
+    if (input->ends.obj) PyBuffer_Release(&input->ends);
+    if (input->rows.obj) PyBuffer_Release(&input->rows);
+}
+
+static int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows) {
+    memset(input, 0, sizeof *input);
+    if (PyObject_GetBuffer(data, &input->data, PyBUF_SIMPLE) ||
+        PyObject_GetBuffer(starts, &input->starts, PyBUF_SIMPLE) ||
+        PyObject_GetBuffer(ends, &input->ends, PyBUF_SIMPLE) ||
+        (rows != Py_None && PyObject_GetBuffer(rows, &input->rows, PyBUF_SIMPLE))) {
+        release(input);
+        return -1;
+    }
+    input->bytes = input->data.buf;
+    input->size = (size_t)input->data.len;
+    input->start = input->starts.buf;
+    input->end = input->ends.buf;
+    input->row = input->rows.obj ? input->rows.buf : NULL;
+    input->count = (size_t)input->starts.len / 8;
+    if (input->size > UINT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "the buffer exceeds 4 GiB");
+        release(input);
+        return -1;
+    }
+    if (input->starts.len != input->ends.len || (input->row && input->rows.len != input->starts.len)) {
+        PyErr_SetString(PyExc_ValueError, "starts, ends and rows differ in length");
+        release(input);
+        return -1;
+    }
+    return 0;
+}
+
+/* Whether a document or an array has these bounds. */
+static int sound(const Input *input, size_t n) {
+    int64_t start = input->start[n], end = input->end[n];
+    return start >= 0 && end - start >= 5 && (uint64_t)end + PADDING <= input->size &&
+        int32_at(input->bytes + start) == end - start && !input->bytes[end - 1];
+}
+
+/* --- documents ----------------------------------------------------------------------------------------- */
+
+/* What an element begins with: its type, its name and a NUL. */
+typedef struct {
+    unsigned char *bytes;
+    size_t length;
+    uint32_t hash, name; /* the name's number, which its types share */
+    int32_t others;      /* the next one in the same bucket, or -1 */
+} Header;
+
+/* A header's first bytes, in the usual order of the fields. */
+typedef struct {
+    uint64_t words[2], masks[2];
+    uint32_t header;
+} Step;
+
+typedef struct {
+    int64_t row, name, length, at, stop;
+    int kind;
+} Loose;
+
+typedef struct {
+    const Input *input;
+    Log log;
+    Header *headers;
+    Step *steps;
+    int64_t *in_document; /* by name: the last document in which it occurred */
+    size_t header_count, max_headers, name_count, moves;
+    int32_t buckets[BUCKETS];
+    Loose *loose;
+    size_t loose_count, loose_capacity;
+    int64_t *odd;
+    size_t odd_count;
+} Scan;
+
+static uint32_t hash_of(Byte *name, size_t length) {
+    const uint64_t factor = 0x9E3779B97F4A7C15u;
+    uint64_t hash = length * factor, word = 0;
+    for (; length >= 8; name += 8, length -= 8) {
+        hash = (hash ^ word_at(name)) * factor;
+        hash ^= hash >> 29;
+    }
+    if (length) {
+        memcpy(&word, name, length);
+        hash = (hash ^ word) * factor;
+    }
+    return (uint32_t)(hash >> 32);
+}
+
+/* A new header, to be expected at this place from now on; -1 without memory. */
+static int32_t learn(Scan *scan, Byte *at, size_t length, uint32_t hash, int32_t name, size_t place) {
+    Header *header = &scan->headers[scan->header_count];
+    Step *step = &scan->steps[place];
+    header->bytes = malloc(length);
+    if (!header->bytes)
+        return -1;
+    memcpy(header->bytes, at, length);
+    header->length = length;
+    header->hash = hash;
+    header->name = name < 0 ? (uint32_t)scan->name_count : (uint32_t)name;
+    if (name < 0)
+        scan->in_document[scan->name_count++] = -1;
+    header->others = scan->buckets[hash % BUCKETS];
+    scan->buckets[hash % BUCKETS] = (int32_t)scan->header_count;
+    memmove(step + 1, step, (scan->header_count + ABREAST - place) * sizeof *step);
+    for (size_t n = 0; n < 2; n++) {
+        size_t size = length > 8 * n ? length - 8 * n : 0;
+        step->masks[n] = size >= 8 ? ~(uint64_t)0 : ((uint64_t)1 << (8 * size)) - 1;
+        step->words[n] = word_at(at + 8 * n) & step->masks[n];
+    }
+    step->header = (uint32_t)scan->header_count;
+    return (int32_t)scan->header_count++;
+}
+
+/* The place after the step of a known header, which was not among the next ones after `place`. If it is behind them,
+it is moved here: the documents that have few of the fields show their common order bit by bit. */
+static size_t after(Scan *scan, size_t place, uint32_t header) {
+    size_t found = place;
+    while (found < scan->header_count && scan->steps[found].header != header)
+        found++;
+    if (found < scan->header_count)
+        return found + 1;
+    for (found = 0; scan->steps[found].header != header; found++)
+        ;
+    if (scan->moves == MAX_MOVES)
+        return found + 1;
+    Step step = scan->steps[found];
+    memmove(&scan->steps[found], &scan->steps[found + 1], (place - 1 - found) * sizeof step);
+    scan->steps[place - 1] = step;
+    scan->moves++;
+    return place;
+}
+
+/* Keep a value for whose header there is no room; 1 if the document has had this name before, -1 without memory. */
+static int stay_loose(Scan *scan, size_t n, Byte *at, size_t length, int32_t name, Byte *stop) {
+    const Input *input = scan->input;
+    Byte *data = input->bytes;
+    Loose *loose;
+    if (name >= 0 && scan->in_document[name] == (int64_t)n)
+        return 1;
+    if (name >= 0)
+        scan->in_document[name] = (int64_t)n;
+    if (scan->loose_count == scan->loose_capacity) {
+        size_t capacity = scan->loose_capacity ? 2 * scan->loose_capacity : 256;
+        loose = realloc(scan->loose, capacity * sizeof *loose);
+        if (!loose)
+            return -1;
+        scan->loose = loose;
+        scan->loose_capacity = capacity;
+    }
+    loose = &scan->loose[scan->loose_count++];
+    loose->row = input->row ? input->row[n] : (int64_t)n;
+    loose->name = at + 1 - data;
+    loose->length = (int64_t)length - 2;
+    loose->kind = *at;
+    loose->at = at + length - data;
+    loose->stop = stop - data;
+    return 0;
+}
+
+/* The place of the step that an element begins with, among the next ones; -1 if none of these. */
+static inline int64_t expected(const Scan *scan, size_t place, Byte *at, Byte *last) {
+    const uint64_t first = word_at(at), second = word_at(at + 8);
+    for (int times = 0; times < TIMES && place < scan->header_count; times++, place += ABREAST) {
+        unsigned hits = 0;
+        for (unsigned n = 0; n < ABREAST; n++) { /* all of them: which one it is, no processor can predict */
+            const Step *step = &scan->steps[place + n];
+            hits |= (unsigned)!(((first & step->masks[0]) ^ step->words[0]) |
+                                ((second & step->masks[1]) ^ step->words[1])) << n;
+        }
+        if (hits) {
+            int64_t found = (int64_t)place + __builtin_ctz(hits);
+            const Header *header = &scan->headers[scan->steps[found].header];
+            if (header->length <= 16 || ((int64_t)header->length <= last - at &&
+                                         !memcmp(at + 16, header->bytes + 16, header->length - 16)))
+                return found;
+            return -1;
+        }
+    }
+    return -1;
+}
+
+/* Find the values of one document; 1 if it breaks a rule, -1 without memory. */
+static int scan_document(Scan *scan, size_t n) {
+    const Input *input = scan->input;
+    Byte *data = input->bytes, *at = data + input->start[n] + 4, *last = data + input->end[n] - 1;
+    size_t place = 0; /* the step that is expected */
+    while (at < last) {
+        int64_t guess = expected(scan, place, at, last);
+        int32_t found;
+        Byte *value, *stop;
+        if (guess >= 0) {
+            found = (int32_t)scan->steps[guess].header;
+            place = (size_t)guess + 1;
+        } else {
+            Byte *end = memchr(at + 1, 0, (size_t)(last - (at + 1)));
+            int32_t name = -1;
+            size_t length;
+            uint32_t hash;
+            if (!end)
+                return 1;
+            length = (size_t)(end + 1 - at);
+            hash = hash_of(at + 1, length - 2);
+            for (found = scan->buckets[hash % BUCKETS]; found >= 0; found = scan->headers[found].others) {
+                const Header *header = &scan->headers[found];
+                if (header->hash == hash && header->length == length && !memcmp(header->bytes + 1, at + 1, length - 1)) {
+                    if (header->bytes[0] == *at)
+                        break;
+                    name = (int32_t)header->name;
+                }
+            }
+            if (found < 0 && scan->header_count == scan->max_headers) {
+                int failed = 1;
+                stop = end_of(*at, at + length, last);
+                if (!stop || (failed = stay_loose(scan, n, at, length, name, stop)))
+                    return failed;
+                at = stop;
+                continue;
+            }
+            if (found < 0) {
+                if ((found = learn(scan, at, length, hash, name, place)) < 0)
+                    return -1;
+                place++;
+            } else {
+                place = after(scan, place, (uint32_t)found);
+            }
+        }
+        const Header *header = &scan->headers[found];
+        value = at + header->length;
+        stop = end_of(header->bytes[0], value, last);
+        if (!stop || scan->in_document[header->name] == (int64_t)n)
+            return 1;
+        scan->in_document[header->name] = (int64_t)n;
+        if (add(&scan->log, (uint32_t)found, n, data, value, stop))
+            return -1;
+        at = stop;
+    }
+    return 0;
+}
+
+static int is_text(Byte *name, size_t length) {
+    PyObject *text = PyUnicode_DecodeUTF8((const char *)name, (Py_ssize_t)length, NULL);
+    if (!text)
+        PyErr_Clear();
+    Py_XDECREF(text);
+    return text != NULL;
+}
+
+static int append(PyObject *list, PyObject *item) {
+    int failed = !item || PyList_Append(list, item);
+    Py_XDECREF(item);
+    return failed;
+}
+
+/* The headers' values and the loose ones, as Python has them. Rows with names that are not UTF-8 are odd. */
+static int collect(Scan *scan, Group *groups, PyObject *found, PyObject *loose, PyObject *odd) {
+    const Input *input = scan->input;
+    Byte *data = input->bytes;
+    for (size_t n = 0; n < scan->header_count; n++)
+        groups[n].width = RULES[scan->headers[n].bytes[0]].payload;
+    if (distribute(&scan->log, groups, scan->header_count, data, input->row, input->count))
+        return -1;
+    for (size_t n = 0; n < scan->odd_count; n++)
+        if (append(odd, PyLong_FromLongLong(scan->odd[n])))
+            return -1;
+    for (size_t n = 0; n < scan->header_count; n++) {
+        const Header *header = &scan->headers[n];
+        Group *group = &groups[n];
+        if (!group->count)
+            continue;
+        if (is_text(header->bytes + 1, header->length - 2)) {
+            PyObject *parts = group->parts;
+            group->parts = NULL;
+            if (append(found, Py_BuildValue("iy#N", header->bytes[0], header->bytes + 1,
+                                            (Py_ssize_t)header->length - 2, parts)))
+                return -1;
+            continue;
+        }
+        for (size_t m = 0; m < group->count; m++)
+            if (append(odd, PyLong_FromLongLong(group->rows ? group->rows[m]
+                                                : input->row ? input->row[m] : (int64_t)m)))
+                return -1;
+    }
+    for (size_t n = 0; n < scan->loose_count; n++) {
+        const Loose *each = &scan->loose[n];
+        if (!is_text(data + each->name, (size_t)each->length)) {
+            if (append(odd, PyLong_FromLongLong(each->row)))
+                return -1;
+        } else if (append(loose, Py_BuildValue("Ly#iLL", each->row, data + each->name, (Py_ssize_t)each->length,
+                                               each->kind, each->at, each->stop))) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static Scan *new_scan(const Input *input, size_t max_headers) {
+    Scan *scan = calloc(1, sizeof *scan);
+    if (!scan)
+        return NULL;
+    scan->input = input;
+    scan->max_headers = max_headers;
+    scan->headers = malloc(max_headers * sizeof *scan->headers);
+    scan->steps = malloc((max_headers + ABREAST + 1) * sizeof *scan->steps);
+    scan->in_document = malloc(max_headers * sizeof *scan->in_document);
+    scan->odd = malloc((input->count + 1) * sizeof *scan->odd);
+    memset(scan->buckets, -1, sizeof scan->buckets);
+    for (size_t n = 0; scan->steps && n <= ABREAST; n++) /* behind the last step are some that match nothing */
+        scan->steps[n] = (Step){.words = {1, 1}};
+    return scan;
+}
+
+static void free_scan(Scan *scan) {
+    for (size_t n = 0; n < scan->header_count; n++)
+        free(scan->headers[n].bytes);
+    free(scan->headers);
+    free(scan->steps);
+    free(scan->in_document);
+    free(scan->log.values);
+    free(scan->loose);
+    free(scan->odd);
+    free(scan);
+}
+
+static PyObject *documents(PyObject *self, PyObject *args) {
+    PyObject *data, *starts, *ends, *rows, *found = NULL, *loose = NULL, *odd = NULL, *result = NULL;
+    Group *groups = NULL;
+    Py_ssize_t max_headers;
+    Input input;
+    Scan *scan;
+    int failed = 0;
+    if (!PyArg_ParseTuple(args, "OOOOn", &data, &starts, &ends, &rows, &max_headers) ||
+        take(&input, data, starts, ends, rows))
+        return NULL;
+    scan = new_scan(&input, (size_t)max_headers);
+    if (!scan || !scan->headers || !scan->steps || !scan->in_document || !scan->odd) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t n = 0; n < input.count && failed >= 0; n++) {
+        failed = sound(&input, n) ? scan_document(scan, n) : 1;
+        if (failed > 0)
+            scan->odd[scan->odd_count++] = input.row ? input.row[n] : (int64_t)n;
+    }
+    Py_END_ALLOW_THREADS
+    groups = calloc(scan->header_count + 1, sizeof *groups);
+    found = PyList_New(0);
+    loose = PyList_New(0);
+    odd = PyList_New(0);
+    if (failed < 0 || !groups || !found || !loose || !odd)
+        PyErr_NoMemory();
+    else if (!collect(scan, groups, found, loose, odd))
+        result = PyTuple_Pack(3, found, loose, odd);
+done:
+    if (groups)
+        for (size_t n = 0; n < scan->header_count; n++)
+            Py_XDECREF(groups[n].parts);
+    free(groups);
+    Py_XDECREF(found), Py_XDECREF(loose), Py_XDECREF(odd);
+    if (scan)
+        free_scan(scan);
+    release(&input);
+    return result;
+}
+
+/* --- arrays -------------------------------------------------------------------------------------------- */
+
+static void count_up(char *key, size_t *length) {
+    size_t place = *length;
+    while (place && key[place - 1] == '9')
+        key[--place] = '0';
+    if (place) {
+        key[place - 1]++;
+    } else {
+        memmove(key + 1, key, *length + 1);
+        key[0] = '1';
+        ++*length;
+    }
+}
+
+/* Find the elements of one array, numbered from `first` on, and return how many; -1 if it breaks a rule, -2 without
+memory. */
+static int64_t scan_array(Log *log, const Input *input, size_t n, int64_t first) {
+    Byte *data = input->bytes, *at = data + input->start[n] + 4, *last = data + input->end[n] - 1;
+    char key[24] = "0";
+    size_t length = 1;
+    int64_t index = 0;
+    while (at < last) {
+        Byte *value = at + 2 + length, *stop;
+        if (value > last || memcmp(at + 1, key, length + 1) || !(stop = end_of(*at, value, last)))
+            return -1;
+        if (add(log, *at, (size_t)(first + index), data, value, stop))
+            return -2;
+        index++;
+        count_up(key, &length);
+        at = stop;
+    }
+    return index;
+}
+
+static PyObject *arrays(PyObject *self, PyObject *args) {
+    PyObject *data, *starts, *ends, *lengths = NULL, *found = NULL, *wrong = NULL, *result = NULL;
+    Group groups[256] = {0};
+    Log log = {0};
+    Input input;
+    int64_t length = 0, total = 0, *length_of;
+    if (!PyArg_ParseTuple(args, "OOO", &data, &starts, &ends) || take(&input, data, starts, ends, Py_None))
+        return NULL;
+    lengths = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(input.count * sizeof(int64_t)));
+    found = PyList_New(0);
+    wrong = PyList_New(0);
+    if (!lengths || !found || !wrong)
+        goto done;
+    length_of = (int64_t *)PyBytes_AsString(lengths);
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t n = 0; n < input.count && length > -2; n++) {
+        size_t before = log.count;
+        length_of[n] = length = sound(&input, n) ? scan_array(&log, &input, n, total) : -1;
+        if (length < 0)
+            log.count = before; /* without what was found in it */
+        else
+            total += length;
+    }
+    Py_END_ALLOW_THREADS
+    if (length == -2) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (size_t n = 0; n < input.count; n++)
+        if (length_of[n] < 0) {
+            length_of[n] = 0;
+            if (append(wrong, PyLong_FromSize_t(n)))
+                goto done;
+        }
+    for (int kind = 0; kind < 256; kind++)
+        groups[kind].width = RULES[kind].payload;
+    if (distribute(&log, groups, 256, input.bytes, NULL, (size_t)total))
+        goto done;
+    for (int kind = 0; kind < 256; kind++) {
+        PyObject *parts = groups[kind].parts;
+        groups[kind].parts = NULL;
+        if (parts && append(found, Py_BuildValue("iN", kind, parts)))
+            goto done;
+    }
+    result = PyTuple_Pack(3, lengths, found, wrong);
+done:
+    for (int kind = 0; kind < 256; kind++)
+        Py_XDECREF(groups[kind].parts);
+    free(log.values);
+    Py_XDECREF(lengths), Py_XDECREF(found), Py_XDECREF(wrong);
+    release(&input);
+    return result;
+}
+
+/* --- columns ------------------------------------------------------------------------------------------- */
+
+static int in_order(const int64_t *rows, size_t size, Py_ssize_t count) {
+    int64_t before = -1;
+    for (size_t n = 0; n < size; n++) {
+        if (rows[n] <= before || rows[n] >= count)
+            return 0;
+        before = rows[n];
+    }
+    return 1;
+}
+
+static PyObject *zeros(size_t size) {
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (bytes)
+        memset(PyBytes_AsString(bytes), 0, size);
+    return bytes;
+}
+
+static void set_bits(char *bits, const int64_t *rows, size_t size) {
+    for (size_t n = 0; n < size; n++)
+        bits[rows[n] >> 3] |= (char)(1 << (rows[n] & 7));
+}
+
+static PyObject *strings(PyObject *self, PyObject *args) {
+    PyObject *data, *starts, *ends, *rows, *bits = NULL, *offsets = NULL, *bytes = NULL, *result = NULL;
+    Py_ssize_t count;
+    Input input;
+    int64_t total = 0;
+    if (!PyArg_ParseTuple(args, "OOOOn", &data, &starts, &ends, &rows, &count) ||
+        take(&input, data, starts, ends, rows))
+        return NULL;
+    if (input.row ? !in_order(input.row, input.count, count) : (Py_ssize_t)input.count != count) {
+        PyErr_SetString(PyExc_ValueError, "rows are not in order");
+        goto done;
+    }
+    for (size_t n = 0; n < input.count; n++) {
+        if (input.start[n] < 0 || input.end[n] < input.start[n] || (uint64_t)input.end[n] > input.size) {
+            PyErr_SetString(PyExc_ValueError, "a value is outside the buffer");
+            goto done;
+        }
+        total += input.end[n] - input.start[n];
+        if (total > INT32_MAX) {
+            PyErr_SetString(PyExc_OverflowError, "the values of a column exceed 2 GiB");
+            goto done;
+        }
+    }
+    bits = input.row ? zeros(((size_t)count + 7) / 8) : none();
+    offsets = PyBytes_FromStringAndSize(NULL, (count + 1) * (Py_ssize_t)sizeof(int32_t));
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    if (bits && offsets && bytes) {
+        int32_t *offset = (int32_t *)PyBytes_AsString(offsets), position = 0;
+        char *target = PyBytes_AsString(bytes);
+        int64_t row = 0;
+        Py_BEGIN_ALLOW_THREADS
+        for (size_t n = 0; n < input.count; n++) {
+            int32_t size = (int32_t)(input.end[n] - input.start[n]);
+            int64_t here = input.row ? input.row[n] : (int64_t)n;
+            while (row <= here)
+                offset[row++] = position;
+            memcpy(target + position, input.bytes + input.start[n], (size_t)size);
+            position += size;
+        }
+        while (row <= count)
+            offset[row++] = position;
+        Py_END_ALLOW_THREADS
+        if (input.row)
+            set_bits(PyBytes_AsString(bits), input.row, input.count);
+        result = PyTuple_Pack(3, bits, offsets, bytes);
+    }
+done:
+    Py_XDECREF(bits), Py_XDECREF(offsets), Py_XDECREF(bytes);
+    release(&input);
+    return result;
+}
+
+static PyObject *scattered(PyObject *self, PyObject *args) {
+    PyObject *values, *rows, *bits = NULL, *bytes = NULL, *result = NULL;
+    Py_buffer from, at;
+    Py_ssize_t width, count;
+    if (!PyArg_ParseTuple(args, "OnOn", &values, &width, &rows, &count) ||
+        PyObject_GetBuffer(values, &from, PyBUF_SIMPLE))
+        return NULL;
+    if (PyObject_GetBuffer(rows, &at, PyBUF_SIMPLE)) {
+        PyBuffer_Release(&from);
+        return NULL;
+    }
+    size_t size = (size_t)at.len / 8;
+    const int64_t *row = at.buf;
+    if (width < 1 || (size_t)from.len != size * (size_t)width || !in_order(row, size, count)) {
+        PyErr_SetString(PyExc_ValueError, "rows are not in order, or differ from the values in length");
+    } else {
+        bits = zeros(((size_t)count + 7) / 8);
+        bytes = zeros((size_t)count * (size_t)width);
+        if (bits && bytes) {
+            char *target = PyBytes_AsString(bytes);
+            const char *source = from.buf;
+            switch (width) {
+            case 4: for (size_t n = 0; n < size; n++) memcpy(target + 4 * row[n], source + 4 * n, 4); break;
+            case 8: for (size_t n = 0; n < size; n++) memcpy(target + 8 * row[n], source + 8 * n, 8); break;
+            default: for (size_t n = 0; n < size; n++) memcpy(target + width * row[n], source + width * n, width);
+            }
+            set_bits(PyBytes_AsString(bits), row, size);
+            result = PyTuple_Pack(2, bits, bytes);
+        }
+    }
+    Py_XDECREF(bits), Py_XDECREF(bytes);
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&at);
+    return result;
+}
+
+/* --- a reply ------------------------------------------------------------------------------------------- */
+
+static PyObject *offsets(PyObject *self, PyObject *args) {
+    PyObject *data;
+    Py_buffer buffer;
+    Py_ssize_t start;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "On", &data, &start) || PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE))
+        return NULL;
+    Byte *bytes = buffer.buf, *at = bytes + start + 4, *end = NULL;
+    int64_t count = 0, limit = 10, header = 3;
+    size_t capacity = 0;
+    int64_t *found = NULL;
+    int fine = start >= 0 && start + 5 <= buffer.len;
+    if (fine) {
+        int32_t size = int32_at(bytes + start);
+        fine = size >= 5 && size <= buffer.len - start;
+        end = bytes + start + size - 1;
+    }
+    while (fine) {
+        if ((size_t)count == capacity) {
+            int64_t *more = realloc(found, (capacity = capacity ? 2 * capacity : 1024) * sizeof *found);
+            if (!more) {
+                free(found);
+                PyBuffer_Release(&buffer);
+                return PyErr_NoMemory();
+            }
+            found = more;
+        }
+        if (at == end) {
+            found[count++] = at - bytes;
+            break;
+        }
+        if (count == limit) {
+            limit *= 10;
+            header++;
+        }
+        at += header;
+        fine = end - at >= 5 && int32_at(at) >= 5 && int32_at(at) <= end - at;
+        if (fine) {
+            found[count++] = at - bytes;
+            at += int32_at(at);
+        }
+    }
+    result = fine ? PyBytes_FromStringAndSize((const char *)found, (Py_ssize_t)(count * 8)) : none();
+    free(found);
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
+/* --- the module ---------------------------------------------------------------------------------------- */
+
+static PyObject *set_rule(PyObject *self, PyObject *args) {
+    int kind, base, sized, minimum, nul, payload;
+    if (!PyArg_ParseTuple(args, "iiiiii", &kind, &base, &sized, &minimum, &nul, &payload))
+        return NULL;
+    RULES[kind & 0xFF] = (Rule){base, sized ? -1 : 0, minimum, nul ? 0xFF : 0, (unsigned char)payload, 1};
+    return none();
+}
+
+static PyObject *set_regex(PyObject *self, PyObject *kind) {
+    REGEX = (int)PyLong_AsLong(kind);
+    return PyErr_Occurred() ? NULL : none();
+}
+
+static PyMethodDef methods[] = {
+    {"set_rule", set_rule, METH_VARARGS, "Take a type's number, size or what to add to its leading int32, whether it "
+     "has one, least size, whether it ends with a NUL, and the size of its payload."},
+    {"set_regex", set_regex, METH_O, "Take the number of the type that is two C strings."},
+    {"documents", documents, METH_VARARGS, "The values of documents, by type and name."},
+    {"arrays", arrays, METH_VARARGS, "The elements of arrays, by type."},
+    {"strings", strings, METH_VARARGS, "Copies of values of any size, as an Arrow array has them."},
+    {"scattered", scattered, METH_VARARGS, "Values of one size at their rows, as an Arrow array has them."},
+    {"offsets", offsets, METH_VARARGS, "The start of each document of an array of documents, and the last one's end."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_native", "Inner loops of decoding; see native.py.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
