@@ -330,7 +330,8 @@ class _Page(NamedTuple):
 class StagedUpload:
     """An object in a store whose fsspec files support ``autocommit=False``, such as s3fs.
 
-    State: the bytes of a small object, or the open file of a large one.
+    State: the bytes of a small object, or of the part that is being filled; the open file of a large object, and
+    what waits for its last full part, which is uploaded meanwhile.
 
     Args:
         part_size: bytes of a part; up to this size, the object is small.
@@ -345,46 +346,48 @@ class StagedUpload:
         self._path = path
         self._proved = proved
         self._sealed = False
-        self._small: io.BytesIO | None = io.BytesIO()
+        self._part: io.BytesIO | None = io.BytesIO()
         self._file: Any = None
+        self._sent: Callable[[], object] | None = None
 
     def write(self, data: bytes) -> int:
         """Add bytes; full parts are uploaded, so that a large object is never held as a whole."""
+        assert self._part is not None
         rest = memoryview(data)
         while rest:
-            if self._small is not None and self._small.tell() == self._part_size:
-                self._become_large()
+            if self.held == self._part_size:
+                self._send_part()
             piece = rest[: self._part_size - self.held]
-            if self._small is not None:
-                self._small.write(piece)
-            else:
-                self._add(piece)
+            self._part.write(piece)
             rest = rest[len(piece) :]
         return len(data)
 
-    def _become_large(self) -> None:
-        assert self._small is not None
+    def _send_part(self) -> None:
+        """Begin to upload the part, once the one before has arrived."""
         with self._translated("upload"):
-            filesystem = self._store.filesystem
-            options = {"block_size": self._part_size, "autocommit": False, **self._store.of_data}
-            self._file = filesystem.open(self._path, "xb" if self._once else "wb", **options)
-        data, self._small = self._small.getvalue(), None
-        self._add(data)
+            self._await_sent()
+            self._open()
+            self._sent = self._store.request.begin(partial(self._file.write, self._taken()))
 
-    def _add(self, data: bytes | memoryview) -> None:
-        """Add bytes to the file, which uploads what it holds once that fills a part."""
-        with self._translated("upload"):
-            if self.held + len(data) < self._part_size:
-                self._file.write(data)
-            else:
-                self._store.request(partial(self._file.write, data))
+    def _await_sent(self) -> None:
+        if self._sent is not None:
+            sent, self._sent = self._sent, None
+            sent()
+
+    def _open(self) -> None:
+        if self._file is None:
+            options = {"block_size": self._part_size, "autocommit": False, **self._store.of_data}
+            self._file = self._store.filesystem.open(self._path, "xb" if self._once else "wb", **options)
+
+    def _taken(self) -> memoryview:
+        assert self._part is not None
+        part, self._part = self._part, io.BytesIO()
+        return part.getbuffer()
 
     @property
     def held(self) -> int:
-        """Bytes held in memory: those of a small object, or of an incomplete part."""
-        if self._file is not None:
-            return 0 if self._file.buffer is None else int(self._file.buffer.tell())
-        return 0 if self._small is None else self._small.tell()
+        """Bytes held in memory, besides the part that is being uploaded."""
+        return 0 if self._part is None else self._part.tell()
 
     @property
     def spillable(self) -> int:
@@ -394,7 +397,6 @@ class StagedUpload:
     def spill(self) -> None:
         """Move a sealed object from memory to a multipart upload."""
         if self._sealed and self._file is None:
-            self._become_large()
             self._upload_rest()
 
     def seal(self) -> None:
@@ -405,7 +407,9 @@ class StagedUpload:
 
     def _upload_rest(self) -> None:
         with self._translated("upload"):
-            self._store.request(self._file.close)
+            self._await_sent()
+            self._open()
+            self._store.request(partial(_finish, self._file, self._taken()))
 
     def publish(self) -> None:
         """Complete the multipart upload, or put the small object in one request, and free the memory."""
@@ -416,14 +420,14 @@ class StagedUpload:
             if not (self._once and self._is_there(error.__cause__)):
                 raise
             self.discard()
-        self._small = self._file = None
+        self._part = self._file = None
 
     def _publish(self) -> None:
         if self._file is not None:
             self._store.request(self._file.commit)
             return
-        assert self._small is not None
-        put, body = self._store.filesystem.pipe_file, self._small.getvalue()
+        assert self._part is not None
+        put, body = self._store.filesystem.pipe_file, self._part.getvalue()
         parameters: dict[str, Any] = digest(body) if hasattr(self._store.filesystem, "call_s3") else {}
         if self._once:
             parameters["mode"] = "create"
@@ -449,7 +453,7 @@ class StagedUpload:
         Raises:
             HeadraceError: the store did not.
         """
-        file, self._small, self._file = self._file, None, None
+        file, self._part, self._file = self._file, None, None
         if file is not None:
             file.fs = self._store.filesystem  # its credentials may have been renewed meanwhile
             try:
@@ -461,3 +465,9 @@ class StagedUpload:
     def _translated(self, verb: str) -> AbstractContextManager[None]:
         used = self._store.filesystem if self._file is None else self._file.fs
         return self._store.translated(f"{verb} {self._path}", used, proved=self._proved)
+
+
+def _finish(file: Any, rest: memoryview) -> None:
+    """Upload what an object ends with."""
+    file.write(rest)
+    file.close()
