@@ -56,6 +56,14 @@ MAX_SLACK = {"uss": MIB, "descriptors": 2, "threads": 2, "log_lines": 6}
 NAME = "soak"
 KINDS = ("orders", "nested", "mixed", "wide", "tiny")
 FAT_EVERY = 500
+# Often enough that each happens many times in a short run.
+_TABLES = """
+[mirror]
+enabled = true
+interval = "20s"
+[maintenance]
+interval = "30s"
+"""
 LIVING = 1000
 
 
@@ -65,6 +73,7 @@ class Options(Struct):
     minutes: float
     collections: int
     sink: str
+    tables: str
     limit: str
     rate: int
 
@@ -164,6 +173,11 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        return self._process.pid
+
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
@@ -222,9 +236,12 @@ def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
     """Start everything, run it for the given time, end it, and compare."""
     with tempfile.TemporaryDirectory() as temporary, LocalStack() as stack:
         assert stack.mongo is not None
-        case = Case(memory=options.limit, collections=options.collections, readers=1)
+        case = Case(memory=options.limit, collections=options.collections, readers=1, tables=options.tables)
         toml = config_toml(stack, stack.mongo.uri, NAME, case, NAME, interval="1s")
         lake = f"s3://{stack.bucket}/{NAME}"
+        if options.tables:
+            toml += _TABLES
+            Path(tempfile.gettempdir(), f"catalog-{NAME}.db").unlink(missing_ok=True)  # of an earlier run
         if options.sink == "file":
             toml = toml.replace(lake, lake := f"file://{temporary}/lake")
         with Engine(Path(temporary), toml) as engine:
@@ -371,6 +388,12 @@ def main() -> int:
         "--collections", type=int, default=3, help="each with another kind of document (default: 3)"
     )
     parser.add_argument("--sink", choices=("s3", "file"), default="s3", help="where the lake is (default: s3)")
+    parser.add_argument(
+        "--tables",
+        choices=("", "iceberg", "delta"),
+        default="",
+        help="changelog tables and mirrors (default: none)",
+    )
     parser.add_argument("--limit", default="512MiB", help="memory.limit of the engine (default: 512MiB)")
     parser.add_argument("--rate", type=int, default=300, help="events per second in total (default: 300)")
     options = Options(**vars(parser.parse_args()))

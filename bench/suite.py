@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from bench import day, decode, live, merge, parts, peer
+from bench import day, decode, idle, live, merge, parts, peer
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.peers import Kind
@@ -126,6 +126,12 @@ def _day(options: Options) -> Iterator[Struct]:
         yield from day.measure(stack, options.events, options.tell)
 
 
+def _idle(options: Options) -> Iterator[Struct]:
+    for collections in (1, 1000):
+        with LocalStack() as stack:
+            yield from idle.measure(stack, collections, options.events, options.tell)
+
+
 def _backfill(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for workload in options.each(tuple(WORKLOADS)):
@@ -232,6 +238,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         rounds=1,
     ),
     "day": Benchmark("1,440 commits to a table, with maintenance and without", _day, events=1440, rounds=1),
+    "idle": Benchmark(
+        "an engine without events on 1 and 1,000 collections; --events is how many seconds",
+        _idle,
+        events=120,
+        rounds=1,
+    ),
     "peer": Benchmark(
         "other tools on the same events and servers, and the effect of a SIGKILL on each", _peer, events=400_000
     ),

@@ -284,8 +284,8 @@ class S3Server:
         self._config = directory / "s3.json"
         self.renew_secret()
         names = ("master", "volume", "filer", "s3")
-        self._ports = ports = free_ports(2 * len(names))
-        self.port = ports[3]
+        self._ports = ports = free_ports(2 * len(names) + 1)
+        self.port, self.metrics_port = ports[3], ports[-1]
         data = directory / "weed"
         data.mkdir()
         arguments = [
@@ -303,6 +303,7 @@ class S3Server:
         # Relative to the directory, because a socket's path must be short.
         arguments += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
         arguments += ["-volume.minFreeSpace=64MiB", "-volume.preStopSeconds=0"]
+        arguments += [f"-metricsPort={self.metrics_port}", "-metricsIp=127.0.0.1"]
         for number, name in enumerate(names):
             arguments += [f"-{name}.port={ports[number]}", f"-{name}.port.grpc={ports[number + len(names)]}"]
         self.process = Process("seaweedfs", arguments, directory, detached=detached)
