@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 from msgspec import Struct, structs
 
 from bench.local import LocalStack
 from bench.merge import config_of, land
 from engine.config import load
 from engine.config.tree import Config
+from engine.core.budget import MIB
 from engine.core.naming import parts_of
 from engine.lake.objects import Objects
 from engine.quantities import Duration
@@ -34,6 +36,7 @@ class DayResult(Struct):
         files: of the changelog table, and of the mirror.
         objects, bytes: below both roots, what only the metadata has; the lake's own objects are not counted.
         commit_first_s, commit_last_s: of one commit, the medians of the first and the last 60.
+        uss: the unique memory of this process at each look, which is every 60 commits, in bytes.
         read_s: to open the changelog table and to count its rows, through the table.
     """
 
@@ -47,6 +50,7 @@ class DayResult(Struct):
     commit_first_s: float
     commit_last_s: float
     read_s: float
+    uss: list[int]
 
 
 def measure(
@@ -69,6 +73,7 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
     changes, table = tables.open("bench", "docs_changes", by_day=True), tables.open("bench", "docs", by_day=False)
     mirror = Mirror(Sink(config.sink), config.sink, objects, changes, table, "bench/docs/", lambda: None, {})
     times: list[float] = []
+    sizes: list[int] = []
     since = time.time()
     for number in range(1, commits + 1):
         started = time.perf_counter()
@@ -77,7 +82,9 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
         if number % _MERGE_EVERY == 0:
             mirror.merge()
         if number % _MAINTAIN_EVERY == 0:
-            tell(f"{format_}, {'with' if maintained else 'without'} maintenance: {number:,} commits")
+            sizes.append(psutil.Process().memory_full_info().uss)
+            what = f"{format_}, {'with' if maintained else 'without'} maintenance"
+            tell(f"{what}: {number:,} commits, {sizes[-1] / MIB:.0f} MiB")
             if maintained:
                 keep = structs.replace(config.maintenance, keep_snapshots=Duration(time.time() - since))
                 done = Maintenance(structs.replace(config, maintenance=keep), store, tables).run_once()
@@ -105,6 +112,7 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
         commit_first_s=_median(times[:60]),
         commit_last_s=_median(times[-60:]),
         read_s=read_s,
+        uss=sizes,
     )
 
 

@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any, Self
 
 import duckdb
+import fsspec
 import msgspec
 import psutil
 from msgspec import Struct
@@ -44,6 +45,7 @@ from bench.results import context
 from bench.stream import Case, config_toml
 from bench.workloads import documents
 from engine.core.budget import MIB
+from engine.core.naming import parts_of
 
 SAMPLE_EVERY_S = 2.0
 WRITE_EVERY_S = 0.1
@@ -297,9 +299,12 @@ def _pss(sample: Sample) -> float:
 
 
 def _landed(stack: LocalStack, lake: str) -> tuple[int, int]:
-    """The number of rows, and of distinct tokens in them."""
-    files = f"{lake.removeprefix('file://')}/**/*.parquet"
-    query = f"select count(*), count(distinct _cdc_token) from read_parquet('{files}', union_by_name = true)"
+    """The number of rows, and of distinct tokens in the objects of the lake; tables have files of their own."""
+    protocol, _, root = lake.partition("://")
+    filesystem = fsspec.filesystem("file") if protocol == "file" else stack.s3.filesystem()
+    own = [path for path in filesystem.find(root) if parts_of(path.removeprefix(f"{root}/")) is not None]
+    files = [path if protocol == "file" else f"s3://{path}" for path in own]
+    query = f"select count(*), count(distinct _cdc_token) from read_parquet({files}, union_by_name = true)"
     with duckdb.connect() as database:
         database.register_filesystem(stack.s3.filesystem())
         row = database.execute(query).fetchone()
