@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import day, decode, live, merge, parts, peer, quick, report, results, soak
+from bench import day, decode, idle, live, merge, parts, peer, quick, report, results, soak
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.peers import Kind, Peer
@@ -53,6 +53,14 @@ def test_upload_and_state(stack: LocalStack) -> None:
     found = [*parts.upload(stack, 1, size=9 * 2**20), *parts.state(stack, 1, commits=5)]
     assert [each.case for each in found] == ["9 MiB in parts of 8", "40 KB each", "redis", "sqlite"]
     assert found[2].work_hash == found[3].work_hash
+
+
+def test_idle(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "_SETTLE_S", 0)
+    lake, redis = idle.measure(stack, 2, 2, lambda _: None)
+    assert lake.puts > 0 < lake.dollars_per_month
+    assert redis.puts == redis.dollars_per_month == 0 < redis.redis
+    assert lake.mongodb > 0 < redis.mongodb
 
 
 def test_startup_and_latency(stack: LocalStack, uri: str) -> None:

@@ -266,6 +266,12 @@ class Coordinator:
                 decisions.append(Send(stream.reader, msg.Finish()))
         return self._settle(decisions, now)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no process has rows to hold: no slab is in use, no segment in flight, and no table is made."""
+        in_flight = any(stream.ledger.in_flight for stream in self.streams.values())
+        return not (self.grants.slabs or in_flight or self.children.wanted("committer"))
+
     def memory_used(self, used: int, now: float) -> list[Action]:
         """The measured size of the process tree, in bytes: close to the limit, flush early."""
         return [*self._pressure.used(used, self.readers.assigned(), now)]

@@ -65,7 +65,9 @@ from engine.supervisor.snapshot import memory_of_tree, snapshot
 from engine.supervisor.telemetry import Telemetry, Watch
 
 TICK_S = 0.5
-MEASURE_EVERY_S = 2.0
+# How often memory is measured, which takes a millisecond and more for each process; and while nothing is done that
+# takes any.
+MEASURE_EVERY_S, MEASURE_AT_REST_S = 2.0, 10.0
 WARN_EVERY_S = 60.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
@@ -461,7 +463,7 @@ class Supervisor:
 
     def _measure(self) -> None:
         now = time.monotonic()
-        if now - self._measured_at < MEASURE_EVERY_S:
+        if now - self._measured_at < (MEASURE_AT_REST_S if self._coordinator.is_at_rest else MEASURE_EVERY_S):
             return
         self._measured_at, self._memory = now, {}
         # A death is compared with a count at least one measurement old: kills are counted before deaths are seen.
