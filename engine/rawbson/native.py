@@ -7,6 +7,7 @@ that tests hold both ways to the same results.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,8 @@ PAYLOADS: dict[int, np.dtype[Any]] = {
 
 
 def _loaded() -> ModuleType | None:
+    if sys.byteorder != "little":  # as BSON is, and the compiled code expects
+        return None
     try:
         compiled = import_module("engine.rawbson._native")
     except ImportError:
