@@ -7,6 +7,7 @@ same places. Bytes that neither can decode are dead letters.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -126,6 +127,10 @@ class _Reply:
         return slot[:size] if 5 <= size <= len(slot) else slot
 
 
+# Decodes one row by itself, and says where it belongs.
+_Slowly = Callable[[_Reply, int], tuple[Namespace, _SlowRow] | None]
+
+
 class Decoder:
     """Decodes the events of one stream, or the documents of one split; remembers the headers it has seen.
 
@@ -154,7 +159,7 @@ class Decoder:
         """Decode the events that start at ``offsets[:-1]``; the last offset is where the last one ends."""
         reply = _Reply(data, offsets)
         metadata, groups = self._scan_all(reply)
-        return self._decoded(reply, metadata, groups)
+        return self._decoded(reply, metadata, groups, self._slow_event)
 
     def settle(self, data: bytes, offsets: Offsets) -> None:
         """Let the schemas grow by the fields of these events, without decoding them yet."""
@@ -180,16 +185,13 @@ class Decoder:
             "_cdc_id": merge_keys(reply.view, tree.level.columns.get(b"_id", {}), reply.count, reply.flag),
             "_cdc_has_document": pa.repeat(pa.scalar(True), reply.count),
         }
+        slow = partial(
+            self._slow_document, {"_cdc_op": "read", "_cdc_cluster_time": read_at_ms, "_cdc_timestamp": read_at}
+        )
         for row in np.flatnonzero(reply.odd).tolist():
-            document = reply.bytes_of(row)
-            if not rowwise.is_document(document):
-                reply.dead.append(document)
-                continue
-            value = rowwise.whole(document)
-            found: dict[str, Any] = {"_cdc_op": "read", "_cdc_cluster_time": read_at_ms, "_cdc_timestamp": read_at}
-            found |= rowwise.keys_of(value) | {"_cdc_has_document": True}
-            group.slow.append(_SlowRow(row, found, value))
-        return self._decoded(reply, metadata, [group])
+            if (placed := slow(reply, row)) is not None:
+                group.slow.append(placed[1])
+        return self._decoded(reply, metadata, [group], slow)
 
     def propose(self, collection: str, data: bytes, offsets: Offsets) -> tuple[Field, ...]:
         """The fields of these documents of a collection, with the types that follow from them."""
@@ -213,15 +215,31 @@ class Decoder:
         for group in groups.values():
             self._scan_events(reply, envelopes, group)
         for row in np.flatnonzero(reply.odd).tolist():
-            event = rowwise.read_event(reply.bytes_of(row))
-            if event is None:
-                reply.dead.append(reply.bytes_of(row))
-                continue
-            place, found = self._place(reply, event)
-            namespace = self._named(place)
-            group = groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0))
-            group.slow.append(_SlowRow(row, found, rowwise.document_of(event)))
+            if (placed := self._slow_event(reply, row)) is not None:
+                namespace, slow = placed
+                groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0)).slow.append(slow)
         return metadata, list(groups.values())
+
+    def _slow_event(self, reply: _Reply, row: int) -> tuple[Namespace, _SlowRow] | None:
+        """An event that is decoded row by row; None for a dead letter."""
+        event = rowwise.read_event(reply.bytes_of(row))
+        if event is None:
+            reply.dead.append(reply.bytes_of(row))
+            return None
+        place, found = self._place(reply, event)
+        return self._named(place), _SlowRow(row, found, rowwise.document_of(event))
+
+    def _slow_document(
+        self, metadata: dict[str, Any], reply: _Reply, row: int
+    ) -> tuple[Namespace, _SlowRow] | None:
+        """A document that is decoded row by row; None for a dead letter."""
+        document = reply.bytes_of(row)
+        if not rowwise.is_document(document):
+            reply.dead.append(document)
+            return None
+        value = rowwise.whole(document)
+        found = metadata | rowwise.keys_of(value) | {"_cdc_has_document": True}
+        return self._named(("", "")), _SlowRow(row, found, value)
 
     def _spaces(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
         """The rows of each namespace. Events without one, such as invalidates, are among those of the stream.
@@ -297,19 +315,23 @@ class Decoder:
 
     # --- columns -----------------------------------------------------------------------------------------
 
-    def _decoded(self, reply: _Reply, metadata: Columns, groups: Sequence[_Group]) -> Decoded:
+    def _decoded(self, reply: _Reply, metadata: Columns, groups: Sequence[_Group], slow: _Slowly) -> Decoded:
         if self._options.raw:
             metadata[RAW_COLUMN] = texts(reply.view, reply.starts, reply.ends, None, reply.count, pa.binary())
-        batches = [self._finish(reply, metadata, group) for group in groups]
+        batches = [self._finish(reply, metadata, group, slow) for group in groups]
         return Decoded([each for each in batches if each is not None], reply.dead, reply.renames)
 
-    def _finish(self, reply: _Reply, metadata: Columns, group: _Group) -> DecodedBatch | None:
+    def _finish(self, reply: _Reply, metadata: Columns, group: _Group, slow_row: _Slowly) -> DecodedBatch | None:
         """Settle the types of new fields, build the columns, and merge the fast and the slow rows."""
         database, collection = self._home(group.namespace)
         before = self._schemas.get(database, collection)
         schema = self._grown(reply, group)
         if schema is not before and group.scan and group.tree and group.tree.has_loose():
-            group.tree = group.scan(schema.fields)  # a name that was too rare for a part has a column now
+            known = reply.odd.copy()
+            group.tree = group.scan(schema.fields)  # a name that was too rare for a part has a column now,
+            for row in np.flatnonzero(reply.odd & ~known).tolist():  # and its values are looked into
+                if (placed := slow_row(reply, row)) is not None:
+                    group.slow.append(placed[1])
         fast, fast_rows = self._fast_columns(reply, metadata, group, schema)
         slow = self._slow_columns(reply, group, schema)
         count = len(fast_rows) + len(group.slow)

@@ -297,6 +297,15 @@ class TestCrowded:
         for document, row in zip(documents[:5], batch.slice(0, 5).to_pylist(), strict=True):
             assert lake.document_of(row, schema.fields) == lake.document_tree(document)
 
+    def test_a_row_that_turns_out_odd_when_its_name_gets_a_column_is_kept(self) -> None:
+        """Its array has a key that is no number, which is seen only when it is looked into."""
+        like = [bson.encode({"a": [1] * 20})] * 5 + [bson.encode({"b": [0.5] * 20, "a": [], "d": [], "e": []})]
+        odd = bytearray(bson.encode({"a": [], "f": [], "c": [[]]}))
+        odd[odd.index(b"\x040\0") + 1] = ord("c")
+        batch, _ = decoded([*like, bytes(odd)], SchemaOptions(max_fields=4))
+        assert batch.num_rows == 7
+        assert "c" in batch.column_names or '"c"' in batch["_cdc_rescued"][6].as_py()
+
     def test_all_names_fit_in_the_order_of_the_documents(self) -> None:
         documents = [bson.encode({"seldom": 1, "b": 1, "a": 1}), *[bson.encode({"a": 1, "_id": 1, "b": 1})] * 20]
         _, schema = decoded(documents, SchemaOptions(max_fields=4))
