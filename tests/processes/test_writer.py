@@ -22,6 +22,7 @@ from engine.processes.link import ChildSettings
 from engine.processes.writer import Writer
 from engine.shared.arena import Arena
 from engine.shared.slab import SlabLayout
+from tests.exploring import rare
 from tests.processes.test_builds import CONTENT, intent, rows
 from tests.sink.test_objects import s3_config
 
@@ -34,7 +35,7 @@ WARM_UP = 200
 EVERY = 20
 
 
-@pytest.mark.parametrize("place", ["file", "s3"])
+@pytest.mark.parametrize("place", [rare("file"), "s3"])
 def test_many_segments_take_no_more_memory_than_a_few(
     place: str, stack: LocalStack, tmp_path: Path, unique: str
 ) -> None:
