@@ -57,7 +57,8 @@ def test_upload_and_state(stack: LocalStack) -> None:
 
 def test_idle(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "_SETTLE_S", 0)
-    lake, redis = idle.measure(stack, 2, 2, lambda _: None)
+    # An engine that is alone looks at the lake every third of its lease, which is ten seconds.
+    lake, redis = idle.measure(stack, 2, 12, lambda _: None)
     assert lake.puts > 0 < lake.dollars_per_month
     assert redis.puts == redis.dollars_per_month == 0 < redis.redis
     assert lake.mongodb > 0 < redis.mongodb
