@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pymongo import MongoClient
 
 from bench.local import LocalStack
-from bench.measure import tree_size
+from bench.measure import cpu_s, size_of, tree_of
 from bench.soak import Engine
 from bench.stream import Case, config_toml
 
@@ -82,7 +82,7 @@ def _measured(
     assert stack.mongo
     root, mongod = psutil.Process(engine.pid), psutil.Process(stack.mongo.members[0].pid)
     began = time.monotonic()
-    before, cpu, served = _counts(stack, client), _cpu_s(root, *root.children(recursive=True)), _cpu_s(mongod)
+    before, cpu, served = _counts(stack, client), cpu_s(*tree_of(root)), cpu_s(mongod)
     time.sleep(seconds)
     passed = time.monotonic() - began
     after = _counts(stack, client)
@@ -92,19 +92,15 @@ def _measured(
         collections=count,
         state=state,
         seconds=passed,
-        cpu_percent=(_cpu_s(root, *root.children(recursive=True)) - cpu) / passed * 100,
-        mongod_percent=(_cpu_s(mongod) - served) / passed * 100,
-        pss=tree_size(root)[0],
+        cpu_percent=(cpu_s(*tree_of(root)) - cpu) / passed * 100,
+        mongod_percent=(cpu_s(mongod) - served) / passed * 100,
+        pss=size_of(tree_of(root))[0],
         mongodb=per_minute["mongodb"],
         puts=puts,
         gets=gets,
         redis=per_minute["redis"],
         dollars_per_month=sum(per_minute[name] * price for name, price in _PRICES.items()) * _MINUTES_PER_MONTH,
     )
-
-
-def _cpu_s(*processes: psutil.Process) -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in processes)
 
 
 def _counts(stack: LocalStack, client: MongoClient[dict[str, Any]]) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +21,9 @@ from engine.supervisor.snapshot import proportional_size
 
 # Tools to compare the engine with, built or installed once for all runs.
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-bench"
+
+# How long descendants may take to end after the command.
+_ORPHANS_END_S = 5.0
 
 
 class Cost(Struct):
@@ -46,8 +49,7 @@ class Cost(Struct):
 class PeakMemory:
     """Samples the size of a process tree in a thread.
 
-    State: the largest size and number of processes seen, all of their numbers, and every sample of the size, in
-    bytes.
+    State: the largest size and number of processes seen, these processes, and every sample of the size, in bytes.
     """
 
     def __init__(self, pid: int, every_s: float = 0.2) -> None:
@@ -56,7 +58,7 @@ class PeakMemory:
         self._stopped = threading.Event()
         self.peak = 0
         self.processes = 1
-        self.pids: set[int] = set()
+        self.seen: set[psutil.Process] = set()
         self.sizes: list[int] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -70,28 +72,25 @@ class PeakMemory:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
-            size, count = tree_size(self._root, self.pids)
+            tree = tree_of(self._root)
+            size, count = size_of(tree)
+            self.seen.update(tree)
             self.peak, self.processes = max(self.peak, size), max(self.processes, count)
             self.sizes.append(size)
 
 
-def tree_size(root: psutil.Process, pids: set[int] | None = None) -> tuple[int, int]:
-    """The proportional set size of a process and all its descendants, in bytes, and their number.
-
-    Args:
-        pids: gets those of the descendants.
-    """
-    total = count = 0
+def tree_of(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all its descendants; none if it is gone."""
     try:
-        tree = (root, *root.children(recursive=True))
+        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0, 0
-    if pids is not None:
-        pids.update(each.pid for each in tree[1:])
-    for process in tree:
-        size = proportional_size(process)
-        total, count = total + size, count + bool(size)
-    return total, count
+        return []
+
+
+def size_of(processes: Sequence[psutil.Process]) -> tuple[int, int]:
+    """The proportional set size of these processes, in bytes, and how many of them have any."""
+    sizes = [proportional_size(each) for each in processes]
+    return sum(sizes), sum(map(bool, sizes))
 
 
 def run(
@@ -108,43 +107,47 @@ def run(
     Raises:
         RuntimeError: its exit code was not 0; with the last lines of its output.
     """
-    _adopt_orphans()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    served = _cpu_s(server)
-    started = time.perf_counter()
-    with open(log, "ab") as output:  # noqa: PTH123 - os.devnull is not a Path
+    served = _server_cpu_s(server)
+    with _adopting_orphans(), open(log, "ab") as output:  # noqa: PTH123 - os.devnull is not a Path
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        started = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | dict(environment or {}))
         with PeakMemory(process.pid) as memory:
             code = process.wait()
-        for pid in memory.pids:
-            with contextlib.suppress(ChildProcessError):  # its parent has waited for it
-                os.waitpid(pid, 0)
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        psutil.wait_procs(memory.seen & set(psutil.Process().children()), timeout=_ORPHANS_END_S)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if code:
         with open(log, errors="replace") as output:  # noqa: PTH123
             last = "".join(output.readlines()[-3:])
         raise RuntimeError(f"{' '.join(command)} ended with {code}: {last}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(seconds, cpu_s, memory.peak, memory.processes, memory.sizes, _cpu_s(server) - served)
+    taken_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    served = _server_cpu_s(server) - served
+    return Cost(seconds, taken_s, memory.peak, memory.processes, memory.sizes, served)
 
 
-def _adopt_orphans() -> None:
-    """Become the parent of the descendants whose own parent ends before it has waited for them.
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Be the parent meanwhile of descendants whose own parent ends before it has waited for them.
 
     Otherwise the system forgets how much CPU they have taken: in one run of three, that of a whole writer.
     """
-    pr_set_child_subreaper = 36
-    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1, 0, 0, 0):
+    prctl, pr_set_child_subreaper = ctypes.CDLL(None, use_errno=True).prctl, 36
+    if prctl(pr_set_child_subreaper, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "cannot become a subreaper")
+    try:
+        yield
+    finally:
+        prctl(pr_set_child_subreaper, 0, 0, 0, 0)
 
 
-def _cpu_s(pid: int | None) -> float:
-    """The CPU time of a process so far."""
-    if pid is None:
-        return 0.0
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+def cpu_s(*processes: psutil.Process) -> float:
+    """The CPU time of these processes so far."""
+    return sum(times.user + times.system for times in (each.cpu_times() for each in processes))
+
+
+def _server_cpu_s(pid: int | None) -> float:
+    return 0.0 if pid is None else cpu_s(psutil.Process(pid))
 
 
 def python(*arguments: str) -> list[str]:

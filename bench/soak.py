@@ -42,7 +42,7 @@ from bench.local import LocalStack
 from bench.local.servers import LocalServerError, free_ports
 from bench.measure import python
 from bench.results import context
-from bench.stream import Case, config_toml
+from bench.stream import Case, catalog_file, config_toml
 from bench.workloads import documents
 from engine.core.budget import MIB
 from engine.core.naming import parts_of
@@ -242,8 +242,7 @@ def soak(options: Options, tell: Callable[[str], None]) -> SoakResult:
         toml = config_toml(stack, stack.mongo.uri, NAME, case, NAME, interval="1s")
         lake = f"s3://{stack.bucket}/{NAME}"
         if options.tables:
-            toml += _TABLES
-            Path(tempfile.gettempdir(), f"catalog-{NAME}.db").unlink(missing_ok=True)  # of an earlier run
+            toml = toml.replace(catalog_file(NAME), f"{temporary}/catalog.db") + _TABLES
         if options.sink == "file":
             toml = toml.replace(lake, lake := f"file://{temporary}/lake")
         with Engine(Path(temporary), toml) as engine:

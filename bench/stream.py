@@ -301,10 +301,15 @@ log_format = "json"
 """
 
 
+def catalog_file(prefix: str) -> str:
+    """Where a run's Iceberg catalog is."""
+    return f"{tempfile.gettempdir()}/catalog-{prefix}.db"
+
+
 def _table_section(tables: str, prefix: str) -> str:
     if not tables:
         return ""
-    catalog = f"""{{ type = "sql", uri = "sqlite:///{tempfile.gettempdir()}/catalog-{prefix}.db" }}"""
+    catalog = f"""{{ type = "sql", uri = "sqlite:///{catalog_file(prefix)}" }}"""
     return f"""[table]
 format = "{tables}"
 interval = "5s"

@@ -63,8 +63,7 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
     dtype = np.dtype(f"{'f' if pa.types.is_floating(arrow) else 'i'}{arrow.bit_width // 8}")
 
     def builder(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
-        values = np.zeros(count, dtype)
-        present = np.zeros(count, bool)
+        fitting: list[Part] = []
         refused: Refused = []
         for kind, whole in parts.items():
             part = whole
@@ -76,13 +75,14 @@ def _numbers(accepts: dict[int, Callable[[npt.NDArray[Any]], Bools | None]], arr
             if fits is not None and not fits.all():
                 refused.append((kind, part.select(~fits, count)))
                 part = part.select(fits, count)
+            fitting.append(part)
+        if len(fitting) == 1:
+            (part,) = fitting
             assert part.payload is not None
-            if part.rows is None:
-                return primitive(part.payload.astype(dtype, copy=False), None, arrow), refused
-            if native.library and len(parts) == 1:
-                given = np.ascontiguousarray(part.payload, dtype)
-                buffers = native.library.scattered(given, dtype.itemsize, contiguous(part.rows), count)
-                return pa.Array.from_buffers(arrow, count, list(map(pa.py_buffer, buffers))), refused
+            return placed(part.payload.astype(dtype, copy=False), part.rows, count, arrow), refused
+        values = np.zeros(count, dtype)
+        present = np.zeros(count, bool)
+        for part in fitting:
             values[part.rows] = part.payload
             present[part.rows] = True
         return primitive(values, present, arrow), refused
@@ -130,7 +130,7 @@ def _booleans(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array
     assert part.payload is not None
     part = _without(part, part.payload > 1, raw.BOOL, refused, count)
     assert part.payload is not None
-    values, present = _spread(part, part.payload != 0, count)
+    values, present = _spread(part.payload != 0, part.rows, count)
     return pa.Array.from_buffers(pa.bool_(), count, [_bitmap(present), _bitmap(values)]), refused
 
 
@@ -188,8 +188,7 @@ def _binary_object_ids(_: View, __: DataType, parts: Parts, count: int) -> tuple
     if part is None:
         return pa.nulls(count, arrow), refused
     assert part.payload is not None
-    values, present = _spread(part, part.payload, count)
-    return pa.Array.from_buffers(arrow, count, [_bitmap(present), pa.py_buffer(values)]), refused
+    return placed(part.payload, part.rows, count, arrow), refused
 
 
 def _decimals(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
@@ -291,6 +290,15 @@ def primitive(values: npt.NDArray[Any], present: Bools | None, arrow: pa.DataTyp
     return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
 
 
+def placed(values: npt.NDArray[Any], rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
+    """An array of fixed-size values at their rows, null elsewhere."""
+    if native.library and rows is not None:
+        given = np.ascontiguousarray(values)
+        buffers = native.library.scattered(given, given.dtype.itemsize, contiguous(rows), count)
+        return pa.Array.from_buffers(arrow, count, [pa.py_buffer(each) for each in buffers])
+    return primitive(*_spread(values, rows, count), arrow)
+
+
 def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
     """Strings or binaries from the buffer.
 
@@ -381,14 +389,14 @@ def hex_digits(raw: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(digits, np.uint8).reshape(-1, 2 * width)
 
 
-def _spread(part: Part, values: npt.NDArray[Any], count: int) -> tuple[npt.NDArray[Any], Bools | None]:
+def _spread(values: npt.NDArray[Any], rows: Ints | None, count: int) -> tuple[npt.NDArray[Any], Bools | None]:
     """The values at their rows, and which rows have one (None: all)."""
-    if part.rows is None:
+    if rows is None:
         return np.ascontiguousarray(values), None
     spread = np.zeros(count, values.dtype)
-    spread[part.rows] = values
+    spread[rows] = values
     present = np.zeros(count, bool)
-    present[part.rows] = True
+    present[rows] = True
     return spread, present
 
 

@@ -74,9 +74,10 @@ class Decoded(Struct):
 
 
 class _SlowRow(NamedTuple):
-    """A row that is decoded row by row: its number, its metadata columns, and its document."""
+    """A row that is decoded row by row: its number, where it lands, its metadata columns, and its document."""
 
     number: int
+    namespace: Namespace
     metadata: dict[str, Any]
     document: rowwise.Value | None
 
@@ -127,8 +128,8 @@ class _Reply:
         return slot[:size] if 5 <= size <= len(slot) else slot
 
 
-# Decodes one row by itself, and says where it belongs.
-_Slowly = Callable[[_Reply, int], tuple[Namespace, _SlowRow] | None]
+# Decodes one row by itself; None for a dead letter.
+_Slowly = Callable[[_Reply, int], _SlowRow | None]
 
 
 class Decoder:
@@ -189,8 +190,8 @@ class Decoder:
             self._slow_document, {"_cdc_op": "read", "_cdc_cluster_time": read_at_ms, "_cdc_timestamp": read_at}
         )
         for row in np.flatnonzero(reply.odd).tolist():
-            if (placed := slow(reply, row)) is not None:
-                group.slow.append(placed[1])
+            if (alone := slow(reply, row)) is not None:
+                group.slow.append(alone)
         return self._decoded(reply, metadata, [group], slow)
 
     def propose(self, collection: str, data: bytes, offsets: Offsets) -> tuple[Field, ...]:
@@ -215,23 +216,21 @@ class Decoder:
         for group in groups.values():
             self._scan_events(reply, envelopes, group)
         for row in np.flatnonzero(reply.odd).tolist():
-            if (placed := self._slow_event(reply, row)) is not None:
-                namespace, slow = placed
-                groups.setdefault(namespace, _Group(namespace, np.zeros(0, np.int64), 0)).slow.append(slow)
+            if (alone := self._slow_event(reply, row)) is not None:
+                of = alone.namespace
+                groups.setdefault(of, _Group(of, np.zeros(0, np.int64), 0)).slow.append(alone)
         return metadata, list(groups.values())
 
-    def _slow_event(self, reply: _Reply, row: int) -> tuple[Namespace, _SlowRow] | None:
+    def _slow_event(self, reply: _Reply, row: int) -> _SlowRow | None:
         """An event that is decoded row by row; None for a dead letter."""
         event = rowwise.read_event(reply.bytes_of(row))
         if event is None:
             reply.dead.append(reply.bytes_of(row))
             return None
         place, found = self._place(reply, event)
-        return self._named(place), _SlowRow(row, found, rowwise.document_of(event))
+        return _SlowRow(row, self._named(place), found, rowwise.document_of(event))
 
-    def _slow_document(
-        self, metadata: dict[str, Any], reply: _Reply, row: int
-    ) -> tuple[Namespace, _SlowRow] | None:
+    def _slow_document(self, metadata: dict[str, Any], reply: _Reply, row: int) -> _SlowRow | None:
         """A document that is decoded row by row; None for a dead letter."""
         document = reply.bytes_of(row)
         if not rowwise.is_document(document):
@@ -239,7 +238,7 @@ class Decoder:
             return None
         value = rowwise.whole(document)
         found = metadata | rowwise.keys_of(value) | {"_cdc_has_document": True}
-        return self._named(("", "")), _SlowRow(row, found, value)
+        return _SlowRow(row, self._default, found, value)
 
     def _spaces(self, reply: _Reply, envelopes: Envelopes) -> dict[Namespace, Ints | None]:
         """The rows of each namespace. Events without one, such as invalidates, are among those of the stream.
@@ -330,8 +329,8 @@ class Decoder:
             known = reply.odd.copy()
             group.tree = group.scan(schema.fields)  # a name that was too rare for a part has a column now,
             for row in np.flatnonzero(reply.odd & ~known).tolist():  # and its values are looked into
-                if (placed := slow_row(reply, row)) is not None:
-                    group.slow.append(placed[1])
+                if (alone := slow_row(reply, row)) is not None:
+                    group.slow.append(alone)
         fast, fast_rows = self._fast_columns(reply, metadata, group, schema)
         slow = self._slow_columns(reply, group, schema)
         count = len(fast_rows) + len(group.slow)

@@ -16,9 +16,9 @@ _T = TypeVar("_T")
 class Calls:
     """Requests to a store, and how long they have been in flight.
 
-    State: when each of them started, and the last one that was begun. With ``beat``, requests of the thread that
-    created this object run in another thread, one at a time, so that it can send heartbeats or do something else
-    meanwhile; other threads make their requests directly.
+    State: when each of them started, and the one that was begun and not waited for, if any. With ``beat``,
+    requests of the thread that created this object run in another one, one at a time, so that it can send
+    heartbeats or do something else meanwhile; other threads make their requests directly.
 
     Args:
         beat: called every second while that thread waits.
@@ -66,6 +66,8 @@ class Calls:
 
     def _answer(self, begun: Future[_T], beat: Callable[[], None]) -> _T:
         self._await(begun, beat)
+        if self._begun is begun:
+            self._begun = None  # it would keep its answer in memory, or what its error refers to
         return begun.result()
 
     @staticmethod

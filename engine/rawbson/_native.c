@@ -371,7 +371,8 @@ static int scan_document(Scan *scan, size_t n) {
             hash = hash_of(at + 1, length - 2);
             for (found = scan->buckets[hash % BUCKETS]; found >= 0; found = scan->headers[found].others) {
                 const Header *header = &scan->headers[found];
-                if (header->hash == hash && header->length == length && !memcmp(header->bytes + 1, at + 1, length - 1)) {
+                if (header->hash == hash && header->length == length &&
+                    !memcmp(header->bytes + 1, at + 1, length - 1)) {
                     if (header->bytes[0] == *at)
                         break;
                     name = (int32_t)header->name;

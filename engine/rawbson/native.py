@@ -35,17 +35,10 @@ def _loaded() -> ModuleType | None:
         compiled = import_module("engine.rawbson._native")
     except ImportError:
         return None
-    for kind in elements.FIXED_SIZES | elements.SIZED:
-        size, sized = elements.FIXED_SIZES.get(kind, 0), kind in elements.SIZED
-        least, payload = elements.MIN_SIZES.get(kind, 0), PAYLOADS.get(kind)
-        compiled.set_rule(
-            kind,
-            elements.SIZED[kind] if sized else size,
-            sized,
-            least,
-            kind in elements.ENDS_WITH_NUL,
-            payload.itemsize if payload else 0,
-        )
+    for kind, size in (elements.FIXED_SIZES | elements.SIZED).items():
+        sized, least = kind in elements.SIZED, elements.MIN_SIZES.get(kind, 0)
+        payload = PAYLOADS[kind].itemsize if kind in PAYLOADS else 0
+        compiled.set_rule(kind, size, sized, least, kind in elements.ENDS_WITH_NUL, payload)
     compiled.set_regex(elements.REGEX)
     return compiled
 

@@ -443,6 +443,22 @@ def test_a_handover_with_a_stopped_stream_is_void() -> None:
     assert {name for each in actions if isinstance(each, Release) for name in each.streams} == {"shop.a", "shop.b"}
 
 
+def test_it_is_at_rest_unless_a_process_may_hold_rows() -> None:
+    made = running()
+    at_rest = [made.is_at_rest]
+    generation, seq = made.streams["shop.a"].generation, made.streams["shop.a"].ledger.committed_seq + 1
+    sent = made.from_child(READERS[0], SlabRequest(generation, seq, 1000), 4.0)
+    offset = next(each.message.offset for each in sent if isinstance(each, Send))  # type: ignore[union-attr]
+    at_rest.append(made.is_at_rest)  # a reader fills a slab
+    made.from_child(READERS[0], BatchReady(generation, seq, offset, 1000, 1, 300), 4.0)
+    made.from_child(WRITER, SlabFreed(offset), 5.0)
+    assert not made.grants.slabs
+    at_rest.append(made.is_at_rest)  # the writer has copied the rows
+    made.from_child(READERS[0], failed("fatal", made, "shop.a"), 6.0)
+    assert at_rest == [True, False, False]
+    assert made.is_at_rest
+
+
 def test_a_stopped_stream_leaves_nothing_behind() -> None:
     made = running()
     generation, seq = made.streams["shop.a"].generation, made.streams["shop.a"].ledger.committed_seq + 1

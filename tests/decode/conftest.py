@@ -1,4 +1,4 @@
-"""Everything about decoding is tested twice: with the compiled inner loops, and without them."""
+"""What the modules that use ``inner_loops`` test, they test twice: with the compiled loops, and without."""
 
 from __future__ import annotations
 

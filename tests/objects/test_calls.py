@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -43,3 +46,44 @@ def test_errors_are_raised_in_the_caller() -> None:
     with pytest.raises(OSError, match="refused"):
         calls(fail)
     assert calls.unanswered_s == 0
+
+
+def test_a_request_is_begun_once_the_one_before_is_answered() -> None:
+    calls = Calls(lambda: None)
+    let_go, order = threading.Event(), []
+
+    def first() -> str:
+        assert let_go.wait(60)
+        order.append("first")
+        return "answer"
+
+    answer = calls.begin(first)
+    assert calls.unanswered_s > 0
+    assert order == []  # it is in flight while its owner does something else
+    let_go.set()
+    calls(lambda: order.append("second"))
+    assert order == ["first", "second"]
+    assert answer() == "answer"
+    assert calls.unanswered_s == 0
+
+
+def test_the_error_of_a_begun_request_is_its_own() -> None:
+    def fail() -> None:
+        raise OSError("refused")
+
+    calls = Calls(lambda: None)
+    begun = calls.begin(fail)
+    assert calls(lambda: 1) == 1
+    with pytest.raises(OSError, match="refused"):
+        begun()
+
+
+@pytest.mark.parametrize("beat", [None, lambda: None])
+def test_an_answer_is_not_kept(beat: Callable[[], None] | None) -> None:
+    class Large:
+        pass
+
+    calls = Calls(beat)
+    kept = weakref.ref(calls(Large))
+    gc.collect()
+    assert kept() is None

@@ -20,6 +20,7 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 from msgspec.structs import replace
+from s3fs.core import S3File
 from s3fs.errors import translate_boto_error
 
 from bench.local import LocalStack, S3Server
@@ -66,7 +67,7 @@ def test_a_directory_that_cannot_be_listed_is_not_taken_for_empty(
             read()
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture(params=["s3", "s3, with heartbeats", "file"])
 def place(request: pytest.FixtureRequest, stack: LocalStack, tmp_path: Path, unique: str) -> Place:
     return place_of(request.param, stack, tmp_path, unique)
 
@@ -100,7 +101,8 @@ def place_of(
         listed = fs.call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=unique)
         return [upload["Key"] for upload in listed.get("Uploads", [])]
 
-    return Place(Sink(replace(config, partition_by=partition_by)), objects, uploads)
+    beat = (lambda: None) if "heartbeats" in kind else None
+    return Place(Sink(replace(config, partition_by=partition_by), beat), objects, uploads)
 
 
 def s3_config(stack: LocalStack, url: str, **changes: str) -> SinkConfig:
@@ -143,6 +145,33 @@ def test_a_discarded_upload_leaves_nothing(place: Place, size: int, sealed: bool
     upload.discard()
     assert place.visible() == {}
     assert place.hidden() == []
+
+
+def test_a_part_that_fails_ends_its_own_upload_alone(
+    stack: LocalStack, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in flight while the next bytes are written, also those of others."""
+    sink = Sink(s3_config(stack, f"s3://{stack.bucket}/{unique}"), lambda: None)
+    upload_chunk: Any = S3File._upload_chunk
+
+    def fails(self: Any, final: bool = False) -> Any:
+        if self.path.endswith("fails"):
+            raise OSError("the connection was lost")
+        return upload_chunk(self, final)
+
+    monkeypatch.setattr(S3File, "_upload_chunk", fails)
+    failing, other = sink.open("fails"), sink.open("other")
+    failing.write(bytes(PART_SIZE + 1))
+    other.write(bytes(2 * PART_SIZE + 1))
+    with pytest.raises(HeadraceError, match="the connection was lost"):
+        failing.seal()
+    failing.discard()
+    other.seal()
+    other.publish()
+    filesystem: Any = stack.s3.filesystem()
+    assert filesystem.find(f"{stack.bucket}/{unique}") == [f"{stack.bucket}/{unique}/other"]
+    assert filesystem.size(f"{stack.bucket}/{unique}/other") == 2 * PART_SIZE + 1
+    assert not filesystem.call_s3("list_multipart_uploads", Bucket=stack.bucket, Prefix=unique).get("Uploads")
 
 
 def test_discarding_a_published_upload_changes_nothing(place: Place) -> None:
