@@ -25,7 +25,7 @@ from engine.tables.formats import tables_of
 from engine.tables.maintenance import Maintenance
 from engine.tables.mirror import Mirror
 
-_ROWS, _DOCUMENTS, _MERGE_EVERY, _MAINTAIN_EVERY = 50, 20_000, 5, 60
+_ROWS, _DOCUMENTS, _MERGE_EVERY = 50, 20_000, 5
 
 
 class DayResult(Struct):
@@ -36,7 +36,7 @@ class DayResult(Struct):
         files: of the changelog table, and of the mirror.
         objects, bytes: below both roots, what only the metadata has; the lake's own objects are not counted.
         commit_first_s, commit_last_s: of one commit, the medians of the first and the last 60.
-        uss: the unique memory of this process at each look, which is every 60 commits, in bytes.
+        uss: the unique memory of this process at each look, which is before each maintenance, in bytes.
         read_s: to open the changelog table and to count its rows, through the table.
     """
 
@@ -54,7 +54,11 @@ class DayResult(Struct):
 
 
 def measure(
-    stack: LocalStack, commits: int, tell: Callable[[str], None], formats: Sequence[str] = ("iceberg", "delta")
+    stack: LocalStack,
+    commits: int,
+    tell: Callable[[str], None],
+    formats: Sequence[str] = ("iceberg", "delta"),
+    maintain_every: int = 60,
 ) -> Iterator[DayResult]:
     """Each format, with maintenance, and for a third of the day without, whose commits become ever slower."""
     for format_ in formats:
@@ -63,10 +67,18 @@ def measure(
                 path = Path(directory) / "engine.toml"
                 text = config_of(stack, format_, directory)
                 path.write_text(text.replace(f"merge-{format_}", f"day-{format_}-{maintained}"))
-                yield _day(load(path), format_, commits if maintained else commits // 3, maintained, tell)
+                count = commits if maintained else commits // 3
+                yield _day(load(path), format_, count, maintained, maintain_every, tell)
 
 
-def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Callable[[str], None]) -> DayResult:
+def _day(
+    config: Config,
+    format_: str,
+    commits: int,
+    maintained: bool,
+    maintain_every: int,
+    tell: Callable[[str], None],
+) -> DayResult:
     rng = random.Random(1)
     tables, objects = tables_of(config), Objects(config.sink)
     store = open_store(config.state, config.sink)
@@ -81,7 +93,7 @@ def _day(config: Config, format_: str, commits: int, maintained: bool, tell: Cal
         times.append(time.perf_counter() - started)
         if number % _MERGE_EVERY == 0:
             mirror.merge()
-        if number % _MAINTAIN_EVERY == 0:
+        if number % maintain_every == 0:
             sizes.append(psutil.Process().memory_full_info().uss)
             what = f"{format_}, {'with' if maintained else 'without'} maintenance"
             tell(f"{what}: {number:,} commits, {sizes[-1] / MIB:.0f} MiB")

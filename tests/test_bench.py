@@ -83,8 +83,8 @@ def test_merge_and_day(stack: LocalStack, format_: str) -> None:
     found = list(merge.measure(stack, format_, 400, lambda _: None))
     assert [each.changed for each in found] == [400, 4, 4, 400]
     assert all(each.rows_per_s > 0 for each in found)
-    (kept, left) = day.measure(stack, 60, lambda _: None, formats=(format_,))
-    assert (kept.changelog_files, left.changelog_files) == (1, 20)
+    (kept, left) = day.measure(stack, 33, lambda _: None, formats=(format_,), maintain_every=33)
+    assert (kept.changelog_files, left.changelog_files) == (1, 11)
     assert report.merge_table([msgspec.to_builtins(each) for each in found]).count("\n") == 5
 
 

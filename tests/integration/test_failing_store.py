@@ -256,7 +256,7 @@ def test_the_sqlite_file_is_removed(
     assert lake.check_no_token_twice() == found
 
 
-@pytest.mark.parametrize("how", ["overwritten by a backup", "emptied"])
+@pytest.mark.parametrize("how", ["overwritten by a backup", rare("emptied")])
 def test_the_sqlite_file_is_overwritten(
     stack: LocalStack, mongo: Client, tmp_path: Path, unique: str, how: str
 ) -> None:

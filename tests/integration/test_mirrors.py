@@ -110,6 +110,7 @@ COLLECTIONS = ["orders", "items", "_delta_log", "a.b", "orders_changes", "Ü~1"]
 
 def test_one_command_makes_mirrors_of_a_database(mongo: Client, config: EngineConfig) -> None:
     """From an empty lake; it is killed on the way, while others write."""
+    only_with("delta", config)
     config.set("source", collections=COLLECTIONS, start="snapshot")
     config.set("backfill", split_size="64KiB", readers=1)
     rng = random.Random(12)
@@ -209,6 +210,7 @@ def test_dates_of_all_years(mongo: Client, config: EngineConfig) -> None:
 
 def test_what_is_gone_from_a_mirror(mongo: Client, config: EngineConfig) -> None:
     """The error says what to do, and that helps."""
+    only_with("delta", config)
     not_by_rest(config)
     mongo[config.name].orders.insert_many([{"_id": n} for n in range(5)])
     catch_up(config)
@@ -279,6 +281,7 @@ def test_two_engines_make_one_mirror(mongo: Client, config: EngineConfig, lake: 
 
 def test_verify_finds_what_is_planted(mongo: Client, config: EngineConfig) -> None:
     """Of each kind of difference one; a mirror that is only behind is none."""
+    only_with("delta", config)
     rng, keys = random.Random(14), {"orders": list[Any](), "items": list[Any]()}
     write(mongo, config.name, rng, keys, 40)
     catch_up(config)

@@ -23,6 +23,7 @@ from pymongo import MongoClient
 
 from bench.local.servers import Valkey, wait_until
 from tests.conditions import as_a_replica, client_of, out_of_memory, set_to
+from tests.exploring import rare
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_alive, run_engine
 
 Client = MongoClient[dict[str, Any]]
@@ -154,7 +155,7 @@ def on_a_terminal(config: EngineConfig, columns: int, *arguments: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", said.decode().replace("\r\n", "\n"))
 
 
-@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("columns", [rare(80), 60])
 def test_status_is_readable_at_any_width(mongo: Client, config: EngineConfig, columns: int) -> None:
     long = "a_collection_with_quite_a_long_name_as_some_have"
     names = ["orders", long, *(f"collection{n}" for n in range(6))]

@@ -88,10 +88,11 @@ def check(client: Client, config: EngineConfig, lake: Lake, captured: list[str])
 
 
 # Both servers send the same events.
-CASES = [("6.0.5", "own streams"), ("6.0.5", "expanded"), ("6.0.5", "deployment")]
+CASES = [("6.0.5", "own streams"), ("6.0.5", "deployment")]
 CASES += [
     ("6.0.27", "shared streams"),
     ("6.0.27", "database"),
+    rare("6.0.5", "expanded"),
     rare("6.0.5", "shared streams"),
     rare("6.0.5", "database"),
 ]
@@ -139,7 +140,9 @@ def test_the_lake_ends_up_equal_to_the_collections(
         assert extra["to"]["coll"] == row["_cdc_collection"] or own_name == row["_cdc_collection"]
 
 
-@pytest.mark.parametrize("point", [rare("before_intent"), "after_publish", "before_commit", rare("after_commit")])
+@pytest.mark.parametrize(
+    "point", [rare("before_intent"), rare("after_publish"), "before_commit", rare("after_commit")]
+)
 def test_a_reload_is_not_forgotten(mongo: Client, config: EngineConfig, lake: Lake, point: str) -> None:
     """Whichever process dies, at any point of the commit of the rename or of the load."""
     config.set("source", collections=["out"], start="snapshot")
@@ -196,7 +199,7 @@ def test_a_signal_between_two_runs_is_obeyed(mongo: Client, config: EngineConfig
     check(mongo, config, lake, ["out"])
 
 
-@pytest.mark.parametrize("policy", ["warn", "fail"])
+@pytest.mark.parametrize("policy", [rare("warn"), "fail"])
 def test_the_command_loads_what_was_replaced(mongo: Client, config: EngineConfig, lake: Lake, policy: str) -> None:
     config.set("source", collections=["out", "quiet"], start="snapshot", on_replaced=policy)
     fill(mongo, config.name)

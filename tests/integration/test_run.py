@@ -19,6 +19,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from bench.local import LocalStack, Mongo
+from tests.exploring import rare
 from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, is_alive, run_engine
 
 Client = MongoClient[dict[str, Any]]
@@ -293,7 +294,7 @@ def test_idle_streams_advance(mongo: Client, config: EngineConfig) -> None:
     assert after["position"] > before["position"]
 
 
-@pytest.mark.parametrize("policy", ["fail", "snapshot", "now"])
+@pytest.mark.parametrize("policy", ["fail", "snapshot", rare("now")])
 def test_history_lost(tmp_path: Path, stack: LocalStack, unique: str, policy: str) -> None:
     """An oplog of 1 MiB rolls over between two runs."""
     small = Mongo(tmp_path, oplog_mib=1, cache_gib=0.25, options=["--syncdelay", "1"])

@@ -15,6 +15,7 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack
 from engine.config.tree import LAKE
+from tests.exploring import rare
 from tests.integration.harness import (
     Engine,
     EngineConfig,
@@ -88,7 +89,7 @@ def records(objects: Objects) -> Objects:
 
 @pytest.mark.parametrize(
     ("sink", "lost"),
-    [("s3", "everything"), ("s3", "the record"), ("s3", "the latest writes"), ("file", "the latest writes")],
+    [("s3", "everything"), rare("s3", "the record"), ("s3", "the latest writes"), ("file", "the latest writes")],
 )
 def test_lost_between_runs(
     mongo: Client, config: EngineConfig, lake: Lake, state: State, sink: str, lost: str, tmp_path: Path

@@ -244,6 +244,7 @@ def test_the_tables_have_what_the_lake_has(mongo: Client, config: EngineConfig, 
 
 
 def test_an_engine_brings_its_tables_up_to_date(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    only_with("delta", config)
     rng, keys = random.Random(2), {"orders": list[Any](), "items": list[Any]()}
     plain, read = PlainStream(mongo, config.name, operation_time(mongo)), Read(config)
     for _ in range(2):
@@ -301,6 +302,7 @@ def test_killed_at_a_failpoint(
 def test_a_committer_that_keeps_dying_does_not_hold_the_end(
     mongo: Client, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    only_with("delta", config)
     mongo[config.name].orders.insert_one({"n": 1})
     config.set("retry", initial_delay="50ms", max_delay="100ms", max_attempts=3)
     monkeypatch.setenv(VARIABLE, "before_table_commit:1")

@@ -13,6 +13,7 @@ from pymongo import MongoClient
 
 from bench.local import LocalStack
 from engine.config.tree import LAKE
+from tests.exploring import rare
 from tests.integration.harness import Engine, EngineConfig, Lake, PlainStream, catch_up, operation_time
 from tests.integration.test_kill import COLLECTIONS, writing
 
@@ -25,7 +26,7 @@ def second_engine_config(config: EngineConfig) -> EngineConfig:
     return EngineConfig(config.stack, directory, config.name, shared)
 
 
-@pytest.mark.parametrize("state", ["redis", "lake"])
+@pytest.mark.parametrize("state", [rare("redis"), "lake"])
 def test_an_engine_paused_past_its_lease_is_taken_over(
     stack: LocalStack, mongo: MongoClient[dict[str, Any]], tmp_path: Path, unique: str, state: str
 ) -> None:
