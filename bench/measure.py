@@ -52,7 +52,7 @@ class PeakMemory:
     State: the largest size and number of processes seen, these processes, and every sample of the size, in bytes.
     """
 
-    def __init__(self, pid: int, every_s: float = 0.2) -> None:
+    def __init__(self, pid: int, every_s: float = 0.5) -> None:
         self._root = psutil.Process(pid)
         self._every_s = every_s
         self._stopped = threading.Event()

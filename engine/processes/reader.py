@@ -46,7 +46,7 @@ from engine.source.scan import Mark, SplitScan
 from engine.source.session import Members, connect, sample, server_time, starting_position, survey
 from engine.source.watchable import not_watchable
 
-BEAT_S = 1.0
+BEAT_S = 2.0
 IDLE_EVERY_S = 10.0
 
 log = logging.getLogger("headrace")

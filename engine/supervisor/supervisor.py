@@ -68,6 +68,8 @@ TICK_S = 0.5
 # How often memory is measured, which takes a millisecond and more for each process; and while nothing is done that
 # takes any.
 MEASURE_EVERY_S, MEASURE_AT_REST_S = 2.0, 10.0
+# A busy engine has hundreds of turns a second.
+STATUS_EVERY_S = 0.25
 WARN_EVERY_S = 60.0
 STOP_TIMEOUT_S = 5.0
 END_POLL_S = 0.01
@@ -155,7 +157,7 @@ class Supervisor:
         self._level_steps: deque[int] = deque()
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
-        self._measured_at = 0.0
+        self._measured_at = self._status_at = 0.0
         self._warned_at: dict[str, float] = {}
         self._redact = config.redactor()
         self._errors = recent_errors(self._redact)
@@ -281,6 +283,13 @@ class Supervisor:
         self._perform(self._coordinator.from_store(seen, now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
+        if now - self._status_at >= STATUS_EVERY_S or self._exit is not None:
+            self._status_at = now
+            self._update_status()
+        if self._watch is not None:
+            self._watch(tuple(self._coordinator.splits.progress.values()))
+
+    def _update_status(self) -> None:
         with self._best_effort("the status cannot be updated; the last one is shown"):
             self._telemetry.status = snapshot(
                 self._coordinator,
@@ -291,8 +300,6 @@ class Supervisor:
                 self._redact,
                 self._errors.latest(),
             )
-        if self._watch is not None:
-            self._watch(tuple(self._coordinator.splits.progress.values()))
 
     def _receive(self, name: Child) -> None:
         """Handle some of a child's messages."""
