@@ -1,4 +1,4 @@
-"""Hatch's hook that compiles the optional inner loops of decoding, ``engine/rawbson/_native.c``, into the wheel.
+"""Hatch's hook that compiles the optional inner loops of decoding, ``engine/rawbson/*.c``, into the wheel.
 
 Without a C compiler or Python's headers the wheel is made without them, and the engine decodes with numpy.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
 
-SOURCE = "engine/rawbson/_native.c"
+SOURCES = "engine/rawbson/*.c"
 LIBRARY = "engine/rawbson/_native.abi3.so"
 
 
@@ -26,7 +26,7 @@ class NativeHook(BuildHookInterface[Any]):
         if self.target_name != "wheel":
             return
         self._directory = tempfile.TemporaryDirectory()
-        built = _compiled(Path(self.root, SOURCE), self._directory.name)
+        built = _compiled(Path(self.root), self._directory.name)
         if built is None:
             if version == "editable":
                 Path(self.root, LIBRARY).unlink(missing_ok=True)  # one of other sources, if any
@@ -49,9 +49,10 @@ class NativeHook(BuildHookInterface[Any]):
             self._directory.cleanup()
 
 
-def _compiled(source: Path, directory: str) -> Path | None:
+def _compiled(root: Path, directory: str) -> Path | None:
     """The library, built below ``directory``; None if there is no compiler, or it has failed, which is logged."""
-    extension = Extension("_native", [str(source)], py_limited_api=True, optional=True, extra_compile_args=["-O3"])
+    sources = sorted(map(str, root.glob(SOURCES)))
+    extension = Extension("_native", sources, py_limited_api=True, optional=True, extra_compile_args=["-O3"])
     build = Distribution({"name": "native", "ext_modules": [extension]}).get_command_obj("build_ext")
     build.build_lib = build.build_temp = directory
     build.ensure_finalized()

@@ -286,7 +286,7 @@ def checked_json(view: View, kind: int, part: Part, odd: Flag) -> Sequence[str |
 def part_json(view: View, kind: int, part: Part) -> Sequence[str | None]:
     """Each value of a part as relaxed Extended JSON; None if it is malformed."""
     numbers = part.payload.tolist() if kind in _NUMBERS and part.payload is not None else None
-    return values_json(view.data, kind, list(zip(part.at.tolist(), part.stop.tolist(), strict=True)), numbers)
+    return values_json(view.data, kind, part.at, part.stop, numbers)
 
 
 def _absent(part: Part, count: int) -> pa.Array | None:

@@ -167,8 +167,7 @@ def _texts(view: View, kind: int, part: Part, odd: Flag, count: int) -> pa.Array
         case raw.DOUBLE:
             return _doubles(part)
         case raw.STRING:
-            bounds = list(zip(part.at.tolist(), part.stop.tolist(), strict=True))
-            return pa.array(values_json(view.data, kind, bounds), pa.string())
+            return pa.array(values_json(view.data, kind, part.at, part.stop), pa.string())
     return _one_by_one(view, kind, part, odd, count)
 
 

@@ -1,8 +1,10 @@
 """Relaxed Extended JSON v2 (https://github.com/mongodb/specifications, source/extended-json).
 
-The driver's C decoder reads documents, many in one call, and msgspec writes them. Anything that the two would
-change is detected by encoding the result again and comparing bytes, and is written value by value instead. Numbers
-are written without loss: a double always with a point or an exponent, an integer with all its digits.
+Documents and arrays of plain values are written by compiled code (``rawbson/_json.c``), where an installation has
+it. Otherwise the driver's C decoder reads documents, many in one call, and msgspec writes them. Anything that the
+two would change is detected by encoding the result again and comparing bytes, and written value by value instead.
+Numbers are written without loss: a double always with a point or an exponent, an integer with all its digits. The
+three ways write the same.
 
 There is one extension to Extended JSON: what it cannot express is written as ``{"$bson": "<base64>"}``, a BSON
 document whose only field, with an empty name, holds the value. This applies to strings and names that are not
@@ -17,11 +19,13 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from struct import Struct as Layout
 from typing import Any
 
 import bson
 import msgspec
+import numpy as np
 from bson.binary import Binary
 from bson.code import Code
 from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeRegistry
@@ -37,7 +41,10 @@ from bson.regex import Regex
 from bson.timestamp import Timestamp
 
 from engine.rawbson import elements as raw
+from engine.rawbson import native
 from engine.rawbson.elements import MalformedBSON, elements
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000_MS = 253402300800000
@@ -114,14 +121,17 @@ def _by_driver(documents: Sequence[bytes]) -> list[str]:
 
 
 def values_json(
-    data: bytes, kind: int, bounds: Sequence[tuple[int, int]], numbers: Sequence[float] | None = None
+    data: bytes, kind: int, starts: Ints, ends: Ints, numbers: Sequence[float] | None = None
 ) -> Sequence[str | None]:
     """Each value of one BSON type as relaxed Extended JSON; None if it is malformed.
 
     Args:
-        bounds: the start and end of each value.
+        starts, ends: of each value, int64.
         numbers: the values themselves, if they are numbers and already decoded.
     """
+    if kind in (raw.DOCUMENT, raw.ARRAY) and native.library is not None:
+        return _compiled(data, kind, starts, ends)
+    bounds = list(zip(starts.tolist(), ends.tolist(), strict=True))
     if kind in (raw.INT32, raw.INT64) and numbers is not None:
         return list(map(str, numbers))
     if kind == raw.DOUBLE and numbers and all(map(math.isfinite, numbers)):
@@ -132,12 +142,35 @@ def values_json(
             return _ENCODER.encode_lines(texts_)[:-1].decode().split("\n")
         except UnicodeDecodeError:
             pass  # one of them is invalid; which one is determined below
+    if kind in (raw.DOCUMENT, raw.ARRAY):
+        return _nested(data, kind, bounds)
+    return [_or_none(data, kind, at, stop) for at, stop in bounds]
+
+
+def _nested(data: bytes, kind: int, bounds: Sequence[tuple[int, int]]) -> list[str | None]:
     if kind == raw.DOCUMENT:
         return documents_json([data[at:stop] for at, stop in bounds])
-    if kind == raw.ARRAY:
-        texts = documents_json([_framed(kind, data[at:stop]) for at, stop in bounds])
-        return [None if text is None else text[len('{"":') : -1] for text in texts]
-    return [_or_none(data, kind, at, stop) for at, stop in bounds]
+    texts = documents_json([_framed(kind, data[at:stop]) for at, stop in bounds])
+    return [None if text is None else text[len('{"":') : -1] for text in texts]
+
+
+def _compiled(data: bytes, kind: int, starts: Ints, ends: Ints) -> list[str | None]:
+    """Documents or arrays by the compiled code, and what it does not write by the rest of this module."""
+    assert native.library is not None
+    starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
+    written, text_ends = native.library.json(data, starts, ends, kind == raw.ARRAY)
+    bounds = list(pairwise([0, *np.frombuffer(text_ends, np.int64).tolist()]))
+    texts: list[str | None]
+    if written.isascii():
+        text = written.decode()
+        texts = [text[at:stop] for at, stop in bounds]
+    else:
+        texts = [written[at:stop].decode() for at, stop in bounds]
+    if left := [index for index, text in enumerate(texts) if not text]:
+        others = [(int(starts[index]), int(ends[index])) for index in left]
+        for index, other in zip(left, _nested(data, kind, others), strict=True):
+            texts[index] = other
+    return texts
 
 
 def _or_none(data: bytes, kind: int, at: int, stop: int) -> str | None:

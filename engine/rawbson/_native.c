@@ -4,59 +4,17 @@ Optional. What each function returns, numpy and plain Python compute as well, an
 native.py for who calls them. Bytes are never trusted: each size is checked before it is used, and what breaks a
 rule is reported, not read. The rules of the BSON types are those of elements.py, handed over by set_rule(). */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "_native.h"
 
-typedef const unsigned char Byte;
+Rule RULES[256];
+int REGEX = -1;
 
-/* How to find the end of a value of each type, without a branch that depends on the type: its size is `base`, plus its
-leading int32 if `sized` has all bits. */
-typedef struct {
-    int32_t base, sized, minimum;
-    unsigned char nul;     /* the bits that its last byte must not have */
-    unsigned char payload; /* the size of its payload, or 0 */
-    unsigned char fine;    /* whether all this holds; not for regular expressions and unknown types */
-} Rule;
+/* Steps are compared four at a time, and so many times before a name is looked up. */
+enum { ABREAST = 4, TIMES = 2, BUCKETS = 4096, MAX_MOVES = 4096 };
 
-static Rule RULES[256];
-static int REGEX = -1;
-
-/* Sixteen bytes may be loaded from a document's last byte on. Steps are compared four at a time, and so many times
-before a name is looked up. */
-enum { PADDING = 16, ABREAST = 4, TIMES = 2, BUCKETS = 4096, MAX_MOVES = 4096 };
-
-static int32_t int32_at(Byte *at) {
-    int32_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-static uint64_t word_at(Byte *at) {
-    uint64_t value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-/* The end of the value at `value` within a document whose closing NUL is at `last`; NULL if it breaks a rule. */
-static inline Byte *end_of(int kind, Byte *value, Byte *last) {
-    const Rule *rule = &RULES[kind];
-    if (value > last)
-        return NULL;
-    if (rule->fine) {
-        int64_t size = (int64_t)rule->base + (int32_at(value) & rule->sized);
-        if (size < rule->minimum || size > last - value || value[size - 1] & rule->nul)
-            return NULL;
-        return value + size;
-    }
-    if (kind != REGEX)
-        return NULL;
-    Byte *stop = memchr(value, 0, (size_t)(last - value)); /* two C strings */
-    stop = stop ? memchr(stop + 1, 0, (size_t)(last - (stop + 1))) : NULL;
-    return stop ? stop + 1 : NULL;
+static PyObject *none(void) {
+    Py_INCREF(Py_None);
+    return Py_None;
 }
 
 /* --- what is found ------------------------------------------------------------------------------------- */
@@ -105,11 +63,6 @@ typedef struct {
     size_t count, width, next;
 } Group;
 
-static PyObject *none(void) {
-    Py_INCREF(Py_None);
-    return Py_None;
-}
-
 static int prepare(Group *group, size_t all) {
     const Py_ssize_t size = (Py_ssize_t)(group->count * sizeof(int64_t));
     PyObject *rows = group->count == all ? none() : PyBytes_FromStringAndSize(NULL, size);
@@ -157,21 +110,14 @@ static int distribute(const Log *log, Group *groups, size_t group_count, Byte *d
 
 /* --- arguments ----------------------------------------------------------------------------------------- */
 
-typedef struct {
-    Py_buffer data, starts, ends, rows;
-    Byte *bytes;
-    const int64_t *start, *end, *row;
-    size_t size, count;
-} Input;
-
-static void release(Input *input) {
+void release(Input *input) {
     if (input->data.obj) PyBuffer_Release(&input->data);
     if (input->starts.obj) PyBuffer_Release(&input->starts);
     if (input->ends.obj) PyBuffer_Release(&input->ends);
     if (input->rows.obj) PyBuffer_Release(&input->rows);
 }
 
-static int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows) {
+int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows) {
     memset(input, 0, sizeof *input);
     if (PyObject_GetBuffer(data, &input->data, PyBUF_SIMPLE) ||
         PyObject_GetBuffer(starts, &input->starts, PyBUF_SIMPLE) ||
@@ -200,7 +146,7 @@ static int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, 
 }
 
 /* Whether a document or an array has these bounds. */
-static int sound(const Input *input, size_t n) {
+int sound(const Input *input, size_t n) {
     int64_t start = input->start[n], end = input->end[n];
     return start >= 0 && end - start >= 5 && (uint64_t)end + PADDING <= input->size &&
         int32_at(input->bytes + start) == end - start && !input->bytes[end - 1];
@@ -808,6 +754,7 @@ static PyMethodDef methods[] = {
     {"strings", strings, METH_VARARGS, "Copies of values of any size, as an Arrow array has them."},
     {"scattered", scattered, METH_VARARGS, "Values of one size at their rows, as an Arrow array has them."},
     {"offsets", offsets, METH_VARARGS, "The start of each document of an array of documents, and the last one's end."},
+    {"json", json, METH_VARARGS, "Documents or arrays as Extended JSON, but for those that are not plain."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -33,8 +33,8 @@ from engine.source.reply import Reply, SplitEvents
 from engine.source.selection import selection_stage
 from engine.source.session import Client, Members
 
-# How long the server waits for events before it returns an empty reply; shorter when reading up to a known end. An event
-# is returned at once. Each request of an idle stream takes a thousandth of a core.
+# How long the server waits for events before it returns an empty reply; shorter when reading up to a known end. An
+# event is returned at once. At one request a second, those of an idle stream take a thousandth of a core.
 AWAIT_MS = 3000
 AWAIT_END_MS = 100
 SERVER_REPLY_SIZE = 16 * 2**20

@@ -1,0 +1,77 @@
+/* What the compiled files share: the rules of BSON's types, and the buffers that Python hands over. */
+
+#ifndef HEADRACE_NATIVE_H
+#define HEADRACE_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef const unsigned char Byte;
+
+/* How to find the end of a value of each type, without a branch that depends on the type: its size is `base`, plus its
+leading int32 if `sized` has all bits. */
+typedef struct {
+    int32_t base, sized, minimum;
+    unsigned char nul;     /* the bits that its last byte must not have */
+    unsigned char payload; /* the size of its payload, or 0 */
+    unsigned char fine;    /* whether all this holds; not for regular expressions and unknown types */
+} Rule;
+
+#pragma GCC visibility push(hidden)
+
+extern Rule RULES[256];
+extern int REGEX; /* the type that is two C strings */
+
+/* Documents and their values, given as a buffer and the bounds of each. */
+typedef struct {
+    Py_buffer data, starts, ends, rows;
+    Byte *bytes;
+    const int64_t *start, *end, *row;
+    size_t size, count;
+} Input;
+
+int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows);
+void release(Input *input);
+int sound(const Input *input, size_t n);
+PyObject *json(PyObject *self, PyObject *args);
+
+#pragma GCC visibility pop
+
+/* Sixteen bytes may be loaded from a document's last byte on. */
+enum { PADDING = 16 };
+
+static inline int32_t int32_at(Byte *at) {
+    int32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline uint64_t word_at(Byte *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* The end of the value at `value` within a document whose closing NUL is at `last`; NULL if it breaks a rule. */
+static inline Byte *end_of(int kind, Byte *value, Byte *last) {
+    const Rule *rule = &RULES[kind];
+    if (value > last)
+        return NULL;
+    if (rule->fine) {
+        int64_t size = (int64_t)rule->base + (int32_at(value) & rule->sized);
+        if (size < rule->minimum || size > last - value || value[size - 1] & rule->nul)
+            return NULL;
+        return value + size;
+    }
+    if (kind != REGEX)
+        return NULL;
+    Byte *stop = memchr(value, 0, (size_t)(last - value)); /* two C strings */
+    stop = stop ? memchr(stop + 1, 0, (size_t)(last - (stop + 1))) : NULL;
+    return stop ? stop + 1 : NULL;
+}
+
+#endif
