@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from engine.core.actions import Action, Child, Kill, Log, Send, Spawn
 from engine.core.messages import Heartbeat, Stop
-from engine.core.problems import SILENT_S, UNANSWERED_S, UPLOAD_UNANSWERED_S, Problem
+from engine.core.problems import SILENT_S, UNANSWERED_S, Problem
 from engine.core.restarts import Failures, RetryPolicy
 from engine.errors import FatalError, HeadraceError
 
@@ -128,7 +128,7 @@ class Children:
         if life.alive and now - life.heard_at >= SILENT_S:
             at = f", at {life.doing!r}" if life.doing else ""
             return Problem(f"{child} has not been heard from{at}", life.heard_at, lasts=True)
-        if life.unanswered_s >= (UPLOAD_UNANSWERED_S if child.role == "writer" else UNANSWERED_S):
+        if life.unanswered_s >= UNANSWERED_S:
             since = life.heard_at - life.unanswered_s
             return Problem(f"{SERVERS[child.role]} has not answered", since, lasts=True)
         return None
@@ -136,8 +136,7 @@ class Children:
     def unanswered(self, child: Child) -> str | None:
         """That the child's server does not answer it, if so."""
         life = self._lives[child]
-        limit_s = UPLOAD_UNANSWERED_S if child.role == "writer" else UNANSWERED_S
-        is_waiting = life.alive and life.unanswered_s >= limit_s
+        is_waiting = life.alive and life.unanswered_s >= UNANSWERED_S
         return f"{SERVERS[child.role]} has not answered for {life.unanswered_s:.0f} s" if is_waiting else None
 
     def made_progress(self, child: Child) -> None:

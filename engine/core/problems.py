@@ -18,7 +18,6 @@ from engine.core.actions import Log
 # MongoDB answers a getMore within three seconds, even if with nothing; the state store's records are small. A part
 # of an upload may take several seconds.
 UNANSWERED_S = 5.0
-UPLOAD_UNANSWERED_S = 5.0
 # Heartbeats are sent every second or two; the longest that a loop goes without one is three or so.
 SILENT_S = 8.0
 # A problem that is over by then is not reported.

@@ -9,7 +9,7 @@ it is used. */
 
 enum { MOST_LEVELS = 64, MOST_NAMES = 256 };
 enum { DOUBLE = 1, STRING, DOCUMENT, ARRAY, BINARY, OBJECT_ID = 7, BOOL, DATE, NULL_, INT32 = 16, TIMESTAMP, INT64,
-       MIN_KEY = 255, MAX_KEY = 127, OLD_BINARY = 2 };
+       DECIMAL128, MIN_KEY = 255, MAX_KEY = 127, OLD_BINARY = 2 };
 
 /* What a step tells: it has written, or the value is not plain, or there is no memory. */
 typedef enum { WRITTEN, NOT_PLAIN, NO_MEMORY } Told;
@@ -129,6 +129,35 @@ static Told put_double(Text *text, double value) {
     return told;
 }
 
+/* Numbers that are written without an exponent: those are neither special nor large, nor have a leading digit behind
+the sixth place. */
+static Told put_decimal(Text *text, Byte *at) {
+    const uint64_t low = word_at(at), high = word_at(at + 8);
+    const unsigned __int128 limit = (unsigned __int128)100000000000000000ULL * 100000000000000000ULL; /* 34 digits */
+    unsigned __int128 rest = (unsigned __int128)(high & 0x1FFFFFFFFFFFFULL) << 64 | low;
+    int places = 6176 - (int)(high >> 49 & 0x3FFF), count = 0;
+    char digits[48];
+    if ((high >> 61 & 3) == 3 || rest >= limit || places < 0)
+        return NOT_PLAIN;
+    do
+        digits[count++] = (char)('0' + (int)(rest % 10));
+    while (rest /= 10);
+    if (count - places < -5)
+        return NOT_PLAIN;
+    while (count <= places)
+        digits[count++] = '0';
+    PUT(text, "{\"$numberDecimal\":\"");
+    if (high >> 63)
+        PUT(text, "-");
+    while (count) {
+        if (count-- == places)
+            PUT(text, ".");
+        text->bytes[text->size++] = digits[count];
+    }
+    PUT(text, "\"}");
+    return WRITTEN;
+}
+
 /* RFC 3339 for the years 1970 to 9999, with milliseconds only if they are not 0; otherwise a number. */
 static void put_date(Text *text, int64_t milliseconds) {
     PUT(text, "{\"$date\":");
@@ -233,6 +262,8 @@ static Told put_value(Text *text, int kind, Byte *at, Byte *stop, int depth) {
         put_integer(text, (int64_t)(uint32_t)word_at(at), 1);
         PUT(text, "}}");
         return WRITTEN;
+    case DECIMAL128:
+        return put_decimal(text, at);
     case MIN_KEY:
         PUT(text, "{\"$minKey\":1}");
         return WRITTEN;
@@ -307,7 +338,7 @@ static Told put_nested(Text *text, int is_array, Byte *at, Byte *stop, int depth
 /* The texts of values from `starts` to `ends`, which are all documents or all arrays, one after another, and where each
 ends. None is written, so that it ends where it starts, of a value that is malformed, or that has, at any depth: a type
 that is not in put_value(), a name with a dollar sign in front, a name twice, text that is not UTF-8, a double that is
-not finite or that Python writes with an exponent, or very many names or levels. */
+not finite, a number that Python writes with an exponent, or very many names or levels. */
 PyObject *json(PyObject *self, PyObject *args) {
     PyObject *data, *starts, *ends, *text_ends = NULL, *written = NULL, *result = NULL;
     int is_array;
