@@ -199,7 +199,7 @@ def _memory(options: Options) -> Iterator[Struct]:
 
 # Workloads of large documents have fewer of them, for about as many bytes. The first has more, for a steady
 # figure.
-_EVENTS = {"orders": 4.0, "tiny": 2.0, "nested": 0.5, "wide": 0.5, "updates": 0.5, "fat": 0.02}
+_EVENTS = {"orders": 4.0, "tiny": 2.0, "updates": 0.5, "fat": 0.04}
 _STREAMS = (*WORKLOADS, "updates", "updates-plain")
 # The server scans its log once for each stream: with the server on the same two cores, a second stream costs more
 # than it gains.
