@@ -290,15 +290,16 @@ static int is_new(Text *text, size_t first, Byte *name, size_t length) {
 
 static Told put_nested(Text *text, int is_array, Byte *at, Byte *stop, int depth) {
     const size_t first = text->name_count;
-    char key[12] = "0";
-    int64_t number = 0;
+    char key[16] = "0";
+    size_t digits = 1;
+    int is_first = 1;
     if (depth > MOST_LEVELS || stop - at < 5 || int32_at(at) != stop - at || stop[-1])
         return NOT_PLAIN;
     if (!room(text, 96))
         return NO_MEMORY;
     Byte *last = stop - 1;
     text->bytes[text->size++] = is_array ? '[' : '{';
-    for (at += 4; at < last; number++) {
+    for (at += 4; at < last; is_first = 0) {
         int kind = *at++;
         Byte *name = at, *end = memchr(name, 0, (size_t)(last - name));
         if (!end)
@@ -306,13 +307,12 @@ static Told put_nested(Text *text, int is_array, Byte *at, Byte *stop, int depth
         Byte *value = end + 1, *next = end_of(kind, value, last);
         if (!next)
             return NOT_PLAIN;
-        if (number)
+        if (!is_first)
             text->bytes[text->size++] = ',';
         if (is_array) {
-            Text digits = {key, 0, sizeof key, {0}, 0};
-            put_integer(&digits, number, 1);
-            if (digits.size != (size_t)(end - name) || memcmp(key, name, digits.size))
+            if (digits != (size_t)(end - name) || memcmp(key, name, digits))
                 return NOT_PLAIN;
+            count_up(key, &digits);
         } else {
             if (*name == '$' || !is_new(text, first, name, (size_t)(end - name)))
                 return NOT_PLAIN;

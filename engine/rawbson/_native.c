@@ -481,19 +481,6 @@ done:
 
 /* --- arrays -------------------------------------------------------------------------------------------- */
 
-static void count_up(char *key, size_t *length) {
-    size_t place = *length;
-    while (place && key[place - 1] == '9')
-        key[--place] = '0';
-    if (place) {
-        key[place - 1]++;
-    } else {
-        memmove(key + 1, key, *length + 1);
-        key[0] = '1';
-        ++*length;
-    }
-}
-
 /* Find the elements of one array, numbered from `first` on, and return how many; -1 if it breaks a rule, -2 without
 memory. */
 static int64_t scan_array(Log *log, const Input *input, size_t n, int64_t first) {

@@ -74,4 +74,18 @@ static inline Byte *end_of(int kind, Byte *value, Byte *last) {
     return stop ? stop + 1 : NULL;
 }
 
+/* The key of the next element of an array, in decimal digits and a NUL. */
+static inline void count_up(char *key, size_t *length) {
+    size_t place = *length;
+    while (place && key[place - 1] == '9')
+        key[--place] = '0';
+    if (place) {
+        key[place - 1]++;
+    } else {
+        memmove(key + 1, key, *length + 1);
+        key[0] = '1';
+        ++*length;
+    }
+}
+
 #endif
