@@ -207,6 +207,25 @@ def memory_table(found: Sequence[Result]) -> str:
     return table(header, rows)
 
 
+def growth_table(found: Sequence[Result]) -> str:
+    """One row per point."""
+    header = ["what grows", "to", "events/s", "MB/s", "CPU per event", "PSS peak", "objects", "segments a minute"]
+    rows = [
+        [
+            each["axis"],
+            f"{each['value']:,}",
+            _rate(each["events_per_s"]),
+            f"{each['mb_per_s']:,.0f}",
+            f"{each['cpu_us']:,.1f} µs",
+            f"{each['pss_peak'] / 2**20:,.0f} MiB",
+            f"{each['objects']:,}",
+            f"{each['segments_per_minute']:,.0f}",
+        ]
+        for each in found
+    ]
+    return table(header, rows)
+
+
 def peer_table(found: Sequence[Result]) -> str:
     """The engine and its peers on a stream and on a load, and the effect of a kill on each."""
     measured = [each for each in found if "events_per_s" in each]
@@ -280,6 +299,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "day": ("A day of commits to a table", plain_table),
     "peer": ("Beside other tools", peer_table),
     "latency": ("From a write to its visible object", plain_table),
+    "growth": ("Growth", growth_table),
     "startup": ("From launch to the first event", plain_table),
     "memory": ("Memory", memory_table),
     "decode": ("Decoding", decode_table),
@@ -331,6 +351,8 @@ def _plots(name: str, found: Sequence[Result], directory: Path) -> list[str]:
             times["Headrace"] = [each["decoder_us"] for each in found]
             labels = [each["case"] for each in found]
             return [_bars(directory / "decode.png", labels, times, "microseconds per document", log=True)]
+        case "growth":
+            return [_curves(directory / "growth.png", found)]
         case _:
             return []
 
@@ -352,6 +374,24 @@ def _bars(
         axes.set_yscale("log")
     figure.legend(loc="outside upper center", ncols=len(series), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    return path.name
+
+
+def _curves(path: Path, found: Sequence[Result]) -> str:
+    """Events per second along each axis."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(each["axis"] for each in found))
+    figure = Figure(figsize=(2.4 * len(names), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        mine = [each for each in found if each["axis"] == name]
+        axes.plot(
+            [each["value"] for each in mine], [each["events_per_s"] for each in mine], "o-", color=_COLORS[0]
+        )
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("events per second")
     figure.savefig(path, dpi=110)
     return path.name
 

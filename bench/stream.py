@@ -191,7 +191,7 @@ class _Rounds:
             path.write_text(config_toml(self._stack, self._uri, database, self.case, prefix, start))
             command = python("-m", "engine", "--config", str(path), "--until-caught-up")
             self._costs["engine"].append(run(command, log=str(log), server=self._server))
-            self._reading.append(_reading_seconds(log))
+            self._reading.append(reading_seconds(log))
         return self._costs["engine"][-1]
 
     def result(self) -> StreamResult:
@@ -321,7 +321,7 @@ def _s3_options(stack: LocalStack) -> dict[str, Any]:
     return {"key": s3.access_key, "secret": s3.secret_key, "endpoint_url": s3.endpoint_url}
 
 
-def _reading_seconds(log: Path) -> float:
+def reading_seconds(log: Path) -> float:
     """From the first assignment of a stream to the end of the last, by the engine's log."""
     times: dict[str, list[datetime]] = {"stream assigned": [], "stream finished": []}
     for line in log.read_text().splitlines():

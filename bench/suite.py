@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from bench import day, decode, idle, live, merge, parts, peer
+from bench import day, decode, growth, idle, live, merge, parts, peer
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.peers import Kind
@@ -132,6 +132,11 @@ def _idle(options: Options) -> Iterator[Struct]:
             yield from idle.measure(stack, collections, options.events, options.tell)
 
 
+def _growth(options: Options) -> Iterator[Struct]:
+    with LocalStack() as stack:
+        yield from growth.measure(stack, growth.points(options.events), options.tell)
+
+
 def _backfill(options: Options) -> Iterator[Struct]:
     with _servers(options) as (stack, uri):
         for workload in options.each(tuple(WORKLOADS)):
@@ -242,6 +247,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         "an engine without events on 1 and 1,000 collections; --events is how many seconds",
         _idle,
         events=120,
+        rounds=1,
+    ),
+    "growth": Benchmark(
+        "a change stream of ever larger documents, more columns, collections, segments and engines",
+        _growth,
+        events=200_000,
         rounds=1,
     ),
     "peer": Benchmark(

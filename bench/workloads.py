@@ -8,6 +8,8 @@
 | wide | 200 optional fields of four types, each present half of the time |
 | mixed | 10 fields, of which four hold two to four different types |
 | fat | 100 KB: a long text, a vector of 1,536 doubles, some hundreds of sub-documents |
+| text-N | a number and a text of N bytes |
+| columns-N | N integers |
 
 ``change`` makes a mix of updates, inserts, replaces and deletes of orders instead (the workload ``updates``).
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
@@ -122,6 +125,19 @@ def fat(rng: random.Random, number: int) -> Document:
     }
 
 
+def text_of(size: int, rng: random.Random, number: int) -> Document:
+    """A number, and a text of about so many bytes."""
+    return {"n": number, "text": " ".join(rng.choices(_WORDS, k=max(1, size // 7)))}
+
+
+def columns_of(count: int, rng: random.Random, number: int) -> Document:
+    """So many integers."""
+    return {f"f{place:04}": rng.randrange(1000) for place in range(count)}
+
+
+# Those that are named with a number: text-1000, columns-100.
+_FAMILIES: dict[str, Callable[[int, random.Random, int], Document]] = {"text": text_of, "columns": columns_of}
+
 WORKLOADS: dict[str, Callable[[random.Random, int], Document]] = {
     "orders": orders,
     "tiny": tiny,
@@ -139,14 +155,15 @@ _BATCH = {"orders": 5000, "tiny": 10_000, "nested": 2000, "wide": 2000, "mixed":
 def documents(workload: str, count: int, seed: int = 1) -> Iterator[Document]:
     """``count`` documents of a workload, the same for the same seed."""
     rng = random.Random(seed)
-    make = WORKLOADS[workload]
+    family, _, size = workload.partition("-")
+    make = partial(_FAMILIES[family], int(size)) if size else WORKLOADS[workload]
     return (make(rng, number) for number in range(count))
 
 
 def insert(collections: Sequence[Collection[Document]], workload: str, count: int, seed: int = 1) -> None:
     """Insert ``count`` documents in batches, into the collections in turn, several batches into each."""
     batch: list[Document] = []
-    size = min(_BATCH[workload], max(1, count // (4 * len(collections))))
+    size = min(_BATCH.get(workload, 500), max(1, count // (4 * len(collections))))
     for number, document in enumerate(documents(workload, count, seed), 1):
         batch.append(document)
         if len(batch) == size or number == count:

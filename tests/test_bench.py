@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import day, decode, idle, live, merge, parts, peer, quick, report, results, soak
+from bench import day, decode, growth, idle, live, merge, parts, peer, quick, report, results, soak
 from bench.backfill import measure_backfill
 from bench.local import LocalStack
 from bench.peers import Kind, Peer
@@ -76,6 +76,24 @@ def test_memory(stack: LocalStack, uri: str) -> None:
     assert found.exact
     assert 0 < found.peak < found.limit
     assert sum(found.budget.values()) <= found.limit
+
+
+def test_growth(stack: LocalStack, tmp_path: Path) -> None:
+    every = list(growth.points(1000))
+    assert len({(each.axis, each.value) for each in every}) == len(every)
+    chosen = [
+        each for each in every if (each.axis, each.value) in (("columns", 1000), ("segments", 10), ("engines", 2))
+    ]
+    found = list(growth.measure(stack, iter(chosen), lambda _: None))
+    assert [each.exact for each in found] == [True] * 3
+    assert {each.axis: each.events for each in found} == {"columns": 50, "segments": 1000, "engines": 1000}
+    assert all(each.events_per_s > 0 < each.mb_per_s for each in found)
+    assert found[1].objects == 10
+    path = tmp_path / "results.jsonl"
+    for each in found:
+        results.append(path, "growth", each, results.context())
+    assert "| columns | 1,000 |" in report.write(path, tmp_path / "report").read_text()
+    assert (tmp_path / "report" / "growth.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("format_", [rare("iceberg"), "delta"])
