@@ -13,7 +13,7 @@ from engine.core.position import Position
 from engine.core.specs import StreamSpec
 from engine.source.change_stream import ChangeStream
 from engine.source.session import starting_position
-from tests.integration.harness import Engine, EngineConfig, Lake, operation_time
+from tests.integration.harness import Engine, EngineConfig, Lake, catch_up, operation_time
 
 Client = MongoClient[dict[str, Any]]
 EVENTS = ["events_", "events_a", "events_a.b", "events_\nb", "events_日本"]
@@ -129,6 +129,7 @@ def test_a_collection_that_comes_later_is_captured_from_its_first_event(
         write("logs_later", "orders", "events_tmp2")
         engine.wait_for(is_loaded, "loaded")
         assert engine.terminate() == 0
+    catch_up(config)  # the end of an engine waits for no event
     wanted = set()
     with database.watch(start_at_operation_time=start) as stream:
         while (event := stream.try_next()) is not None:
