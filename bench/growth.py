@@ -1,4 +1,4 @@
-"""How throughput changes with what grows: documents, columns, collections, segments per minute, engines.
+"""How throughput changes with what grows: documents, columns, collections, segments per minute.
 
 Along each axis, only that changes. A point is one run on new events, up to the end of the stream; its rate is that
 from the first assignment of a stream to the end of the last, without start and end of the processes.
@@ -17,12 +17,10 @@ from msgspec import Struct
 from pymongo import MongoClient
 
 from bench.local import LocalStack
-from bench.measure import python, run
-from bench.stream import Case, config_toml, landed_in, make_events, reading_seconds
+from bench.measure import run
+from bench.stream import Case, catching_up, config_toml, landed_in, make_events, reading_seconds
 
 _MEMORY = "1GiB"
-# Ends when both have ended, so that the cost is that of both.
-_TWO_AT_ONCE = '"$@" & first=$!; "$@" && wait $first'
 
 
 class GrowthResult(Struct):
@@ -55,15 +53,14 @@ class Point(Struct, frozen=True):
     value: int
     case: Case
     rows: int = 0
-    engines: int = 1
 
 
 def points(events: int) -> Iterator[Point]:
     """All points; ``events`` is the number of those of some hundred bytes, and of larger ones there are fewer."""
 
-    def case(workload: str = "orders", share: float = 1.0, collections: int = 1, readers: int = 1) -> Case:
+    def case(workload: str = "orders", share: float = 1.0, collections: int = 1) -> Case:
         count = max(10, int(events * share))
-        return Case(workload, count, 1, _MEMORY, collections=collections, readers=readers, baselines=())
+        return Case(workload, count, 1, _MEMORY, collections=collections, readers=1, baselines=())
 
     for size in (100, 1000, 10_000, 100_000):
         yield Point("bytes of a document", size, case(f"text-{size}", min(1.0, 1000 / size)))
@@ -74,8 +71,6 @@ def points(events: int) -> Iterator[Point]:
     for share in (1, 10, 100, 1000):
         rows = max(1, events // share)
         yield Point("segments", share, case(), rows=rows)
-    for engines in (1, 2):
-        yield Point("engines", engines, case(collections=4, readers=2), engines=engines)
 
 
 def measure(stack: LocalStack, points: Iterator[Point], tell: Callable[[str], None]) -> Iterator[GrowthResult]:
@@ -99,10 +94,7 @@ def _measured(stack: LocalStack, point: Point) -> GrowthResult:
     with tempfile.TemporaryDirectory() as directory:
         path, log = Path(directory) / "engine.toml", Path(directory) / "engine.log"
         path.write_text(toml)
-        command = python("-m", "engine", "--config", str(path), "--until-caught-up")
-        if point.engines == 2:
-            command = ["sh", "-c", _TWO_AT_ONCE, "sh", *command]
-        cost = run(command, log=str(log))
+        cost = run(catching_up(path), log=str(log))
         seconds, segments = reading_seconds(log), _commits(log)
     landed = landed_in(stack, database)
     with MongoClient[dict[str, Any]](uri) as client:
@@ -118,7 +110,7 @@ def _measured(stack: LocalStack, point: Point) -> GrowthResult:
         pss_peak=cost.pss_peak,
         objects=landed.objects,
         segments_per_minute=segments / seconds * 60,
-        exact=landed.events == landed.tokens == case.events,
+        exact=landed.has_each_once(case.events),
     )
 
 

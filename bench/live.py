@@ -24,7 +24,7 @@ from pymongo import MongoClient
 from bench.local import LocalStack
 from bench.local.servers import free_ports
 from bench.measure import python, run
-from bench.stream import Case, config_toml, landed_in, make_events
+from bench.stream import Case, catching_up, config_toml, landed_in, make_events
 from bench.workloads import documents
 from engine.config import Size
 from engine.core.budget import divide
@@ -192,9 +192,9 @@ def memory(stack: LocalStack, uri: str, workload: str, events: int, limit: str) 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "engine.toml"
         path.write_text(config_toml(stack, uri, database, case, database, start))
-        cost = run(python("-m", "engine", "--config", str(path), "--until-caught-up"))
+        cost = run(catching_up(path))
     sizes = cost.sizes or [0]
     curve = [sizes[int(place)] for place in np.linspace(0, len(sizes) - 1, 10)]
     landed = landed_in(stack, database)
-    exact = landed.events == landed.tokens == events
+    exact = landed.has_each_once(events)
     return MemoryResult(workload, events, budget.limit, cost.pss_peak, curve, dict(budget.terms()), exact)

@@ -114,6 +114,10 @@ class _Landed(Struct):
     size: int
     hash: str
 
+    def has_each_once(self, events: int) -> bool:
+        """Whether these are so many events, none of them twice."""
+        return self.events == self.tokens == events
+
 
 def measure_stream(stack: LocalStack, uri: str, case: Case, tell: Callable[[str], None]) -> StreamResult:
     """Create the events once, then read them in rounds."""
@@ -189,8 +193,7 @@ class _Rounds:
             log = Path(directory) / "engine.log"
             path = Path(directory) / "engine.toml"
             path.write_text(config_toml(self._stack, self._uri, database, self.case, prefix, start))
-            command = python("-m", "engine", "--config", str(path), "--until-caught-up")
-            self._costs["engine"].append(run(command, log=str(log), server=self._server))
+            self._costs["engine"].append(run(catching_up(path), log=str(log), server=self._server))
             self._reading.append(reading_seconds(log))
         return self._costs["engine"][-1]
 
@@ -199,7 +202,7 @@ class _Rounds:
         case, costs = self.case, self._costs
         events = case.events
         landed = [landed_in(self._stack, prefix) for prefix in self._prefixes]
-        counted = all(each.events == each.tokens == events for each in landed)
+        counted = all(each.has_each_once(events) for each in landed)
         alike = len({each.hash for each in landed}) == len(self._databases)
 
         def per_event(what: str) -> dict[str, float]:
@@ -299,6 +302,11 @@ limit = "{case.memory}"
 listen = ""
 log_format = "json"
 """
+
+
+def catching_up(config: Path) -> list[str]:
+    """The command of an engine that ends where the stream was when it began."""
+    return python("-m", "engine", "--config", str(config), "--until-caught-up")
 
 
 def catalog_file(prefix: str) -> str:

@@ -250,7 +250,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         rounds=1,
     ),
     "growth": Benchmark(
-        "a change stream of ever larger documents, more columns, collections, segments and engines",
+        "a change stream of ever larger documents, more columns, collections and segments",
         _growth,
         events=200_000,
         rounds=1,

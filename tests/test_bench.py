@@ -82,11 +82,13 @@ def test_growth(stack: LocalStack, tmp_path: Path) -> None:
     every = list(growth.points(1000))
     assert len({(each.axis, each.value) for each in every}) == len(every)
     chosen = [
-        each for each in every if (each.axis, each.value) in (("columns", 1000), ("segments", 10), ("engines", 2))
+        each
+        for each in every
+        if (each.axis, each.value) in (("columns", 1000), ("segments", 10), ("collections", 10))
     ]
     found = list(growth.measure(stack, iter(chosen), lambda _: None))
     assert [each.exact for each in found] == [True] * 3
-    assert {each.axis: each.events for each in found} == {"columns": 50, "segments": 1000, "engines": 1000}
+    assert {each.axis: each.events for each in found} == {"columns": 50, "segments": 1000, "collections": 1000}
     assert all(each.events_per_s > 0 < each.mb_per_s for each in found)
     assert found[1].objects == 10
     path = tmp_path / "results.jsonl"

@@ -40,11 +40,10 @@ from bson.objectid import ObjectId
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
+from engine.decode.cursor import Ints, contiguous
 from engine.rawbson import elements as raw
 from engine.rawbson import native
 from engine.rawbson.elements import MalformedBSON, elements
-
-Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_10000_MS = 253402300800000
@@ -129,48 +128,44 @@ def values_json(
         starts, ends: of each value, int64.
         numbers: the values themselves, if they are numbers and already decoded.
     """
-    if kind in (raw.DOCUMENT, raw.ARRAY) and native.library is not None:
-        return _compiled(data, kind, starts, ends)
-    bounds = list(zip(starts.tolist(), ends.tolist(), strict=True))
+    if kind in (raw.DOCUMENT, raw.ARRAY):
+        return _nested_json(data, kind, starts, ends)
     if kind in (raw.INT32, raw.INT64) and numbers is not None:
         return list(map(str, numbers))
     if kind == raw.DOUBLE and numbers and all(map(math.isfinite, numbers)):
         return _ENCODER.encode(numbers)[1:-1].decode().split(",")
+    bounds = list(zip(starts.tolist(), ends.tolist(), strict=True))
     if kind == raw.STRING and bounds:
         try:
             texts_ = [data[at + 4 : stop - 1].decode() for at, stop in bounds]
             return _ENCODER.encode_lines(texts_)[:-1].decode().split("\n")
         except UnicodeDecodeError:
             pass  # one of them is invalid; which one is determined below
-    if kind in (raw.DOCUMENT, raw.ARRAY):
-        return _nested(data, kind, bounds)
     return [_or_none(data, kind, at, stop) for at, stop in bounds]
 
 
-def _nested(data: bytes, kind: int, bounds: Sequence[tuple[int, int]]) -> list[str | None]:
-    if kind == raw.DOCUMENT:
-        return documents_json([data[at:stop] for at, stop in bounds])
-    texts = documents_json([_framed(kind, data[at:stop]) for at, stop in bounds])
-    return [None if text is None else text[len('{"":') : -1] for text in texts]
-
-
-def _compiled(data: bytes, kind: int, starts: Ints, ends: Ints) -> list[str | None]:
-    """Documents or arrays by the compiled code, and what it does not write by the rest of this module."""
-    assert native.library is not None
-    starts, ends = np.ascontiguousarray(starts), np.ascontiguousarray(ends)
-    written, text_ends = native.library.json(data, starts, ends, kind == raw.ARRAY)
-    bounds = list(pairwise([0, *np.frombuffer(text_ends, np.int64).tolist()]))
-    texts: list[str | None]
-    if written.isascii():
-        text = written.decode()
-        texts = [text[at:stop] for at, stop in bounds]
-    else:
-        texts = [written[at:stop].decode() for at, stop in bounds]
-    if left := [index for index, text in enumerate(texts) if not text]:
-        others = [(int(starts[index]), int(ends[index])) for index in left]
-        for index, other in zip(left, _nested(data, kind, others), strict=True):
+def _nested_json(data: bytes, kind: int, starts: Ints, ends: Ints) -> list[str | None]:
+    """Documents or arrays: by the compiled code, and what it does not write by the rest of this module."""
+    texts: list[str | None] = [None] * len(starts)
+    if native.library is not None:
+        written, text_ends = native.library.json(data, contiguous(starts), contiguous(ends), kind == raw.ARRAY)
+        bounds = pairwise([0, *np.frombuffer(text_ends, np.int64).tolist()])
+        if written.isascii():
+            text = written.decode()
+            texts = [text[at:stop] or None for at, stop in bounds]
+        else:
+            texts = [written[at:stop].decode() or None for at, stop in bounds]
+    if left := [index for index, text in enumerate(texts) if text is None]:
+        values = [data[starts[index] : ends[index]] for index in left]
+        others = documents_json(values) if kind == raw.DOCUMENT else _arrays_json(values)
+        for index, other in zip(left, others, strict=True):
             texts[index] = other
     return texts
+
+
+def _arrays_json(arrays: Sequence[bytes]) -> list[str | None]:
+    texts = documents_json([_framed(raw.ARRAY, each) for each in arrays])
+    return [None if text is None else text[len('{"":') : -1] for text in texts]
 
 
 def _or_none(data: bytes, kind: int, at: int, stop: int) -> str | None:

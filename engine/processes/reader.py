@@ -510,7 +510,7 @@ class Reader:
         return self._decoder.propose(collection, found.data, found.offsets), len(found)
 
     def _beat(self, doing: str, *, at_once: bool = False) -> None:
-        """Send a heartbeat, every second or so; ``at_once`` before a call that blocks the loop."""
+        """Send a heartbeat, every other second or so; ``at_once`` before a call that blocks the loop."""
         now = time.monotonic()
         if at_once or now - self._beat_at >= BEAT_S:
             self._beat_at = now

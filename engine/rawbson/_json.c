@@ -355,7 +355,7 @@ PyObject *json(PyObject *self, PyObject *args) {
     for (size_t n = 0; n < input.count; n++) {
         size_t before = text->size;
         Told told = NOT_PLAIN;
-        if (input.start[n] >= 0 && input.start[n] <= input.end[n] && (uint64_t)input.end[n] <= input.size)
+        if (sound(&input, n))
             told = put_nested(text, is_array, input.bytes + input.start[n], input.bytes + input.end[n], 1);
         if (told == NO_MEMORY) {
             PyErr_NoMemory();
