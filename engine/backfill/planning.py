@@ -1,6 +1,6 @@
 """Divides collections into splits, by the server's statistics and a sample of their keys.
 
-Runs in a process of its own, before a backfill, because the supervisor does not load the driver.
+Runs in the planner's process (``questions``), because the supervisor does not load the driver.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from bson.errors import InvalidId
 from pymongo.errors import OperationFailure
 
 from engine.config import Config
-from engine.config.renewal import renewed
-from engine.config.streams import named_collections, streams_of
 from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
 from engine.source.failures import is_bad_query, summary, translated
-from engine.source.presence import absent
 from engine.source.scan import key_of
-from engine.source.session import Client, connect, server_time
+from engine.source.session import Client, server_time
 
 # Keys to sample for each split: with more of them the splits are more equal.
 KEYS_PER_SPLIT = 20
@@ -35,56 +32,9 @@ MAX_SPLITS = 10_000
 # Splits per reader, if the collection is large enough, so that no reader is left working alone at the end.
 SPLITS_PER_READER = 8
 MIN_SPLIT_SIZE = 16 * 2**20
-_COMMAND_MS = 600_000
+COMMAND_MS = 600_000
 
 Namespace = tuple[str, str]
-
-
-def make_plans(
-    config: Config, wanted: Sequence[Namespace], selection: Selection, present_only: bool
-) -> list[Plan]:
-    """Plans for these collections.
-
-    Args:
-        present_only: leave out views and collections that do not exist (yet), instead of raising.
-
-    Raises:
-        ConfigError: a collection does not exist or cannot be read, or the selection does not apply to it.
-        TransientError: no server answered.
-    """
-    with connect(renewed(config.source.uri), socket_timeout_ms=2 * _COMMAND_MS) as client:
-        query = parse_filter(selection.filter)
-        planners = [_Planner(client, config, namespace, selection, query) for namespace in wanted]
-        return [planner.plan() for planner in planners if not present_only or planner.is_present()]
-
-
-def server_clock(config: Config) -> str:
-    """The server's cluster time, in the form that ``starting_position`` takes."""
-    with connect(renewed(config.source.uri)) as client:
-        return str(server_time(client))
-
-
-def absentees(config: Config) -> list[str]:
-    """A sentence for each thing that the configuration names but does not exist."""
-    with connect(renewed(config.source.uri)) as client:
-        return absent(client, config.source.database, named_collections(config.source))
-
-
-def list_collections(config: Config) -> list[Namespace]:
-    """The existing collections that the configuration captures, without views and system collections."""
-    source = config.source
-    specs = streams_of(source)
-    with connect(renewed(config.source.uri)) as client, translated("list the collections"):
-        databases = [source.database]
-        if source.watch == "deployment":
-            databases = [each for each in client.list_database_names() if each not in ("admin", "local", "config")]
-        return [
-            (database, entry["name"])
-            for database in databases
-            for entry in sorted(collection_entries(client, database), key=lambda entry: str(entry["name"]))
-            if entry["type"] != "view" and not entry["name"].startswith("system.")
-            if any(spec.covers(database, entry["name"]) for spec in specs)
-        ]
 
 
 def parse_filter(text: str | None) -> dict[str, Any]:
@@ -113,7 +63,7 @@ def collection_entries(client: Client, database: str, name: str | None = None) -
     return [dict(entry) for entry in client[database].list_collections(**options)]
 
 
-class _Planner:
+class CollectionPlanner:
     """Plans one collection."""
 
     def __init__(
@@ -183,7 +133,7 @@ class _Planner:
         if lower or upper:
             between = {"_id": {name: value for name, value in (("$gte", lower), ("$lt", upper)) if value}}
             mean = size / documents if documents else 0.0
-            documents = self._collection.count_documents(between, hint={"_id": 1}, maxTimeMS=_COMMAND_MS)
+            documents = self._collection.count_documents(between, hint={"_id": 1}, maxTimeMS=COMMAND_MS)
             size = int(documents * mean)
         parts = self._parts(size)
         # As the first stage, $sample uses a random cursor; after a $match it is given only the keys.
@@ -279,7 +229,7 @@ class _Planner:
         if parts == 1:
             return ()
         keys: list[str] = []
-        options = {"allowDiskUse": True, "maxTimeMS": _COMMAND_MS}
+        options = {"allowDiskUse": True, "maxTimeMS": COMMAND_MS}
         with self._collection.aggregate_raw_batches(stages, **options) as batches:  # type: ignore[arg-type]
             for batch in batches:
                 keys += [key_of(document, 0, order) for document in split_documents(bytes(batch))]  # type: ignore[arg-type]

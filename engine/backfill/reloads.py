@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from engine.backfill.planner import Planner
 from engine.backfill.plans import Plans, plans_of
+from engine.backfill.questions import make_plans
 from engine.backfill.work import Work, work_of
 from engine.cgroup import divide_within
 from engine.config import Config
@@ -97,8 +98,6 @@ def _planned(
     Raises:
         ConfigError: it cannot be planned now.
     """
-    from engine.backfill.planning import make_plans
-
     divide_within(config, config.fleet.held(len(specs)) + 1)
     if earlier is not None:
         plans.refuse_if_held(earlier)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from engine.backfill.planner import Planner
 from engine.backfill.plans import Plans, plans_of
+from engine.backfill.questions import absentees, list_collections, make_plans, newest_of_splits, server_clock
 from engine.config import Config
 from engine.config.streams import streams_of
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
@@ -72,8 +73,6 @@ def prepare(
     Raises:
         ConfigError: an unfinished backfill of one of them has another selection; or see ``make_plans``.
     """
-    from engine.backfill.planning import make_plans
-
     is_asked_for = bool(wanted) and not beginning
     wanted = wanted or _captured(config, planner, streams_of(config.source))
     with plans_of(config) as plans:
@@ -110,8 +109,6 @@ def prepare(
 
 def warn_of_absent(config: Config, planner: Planner) -> None:
     """Log what the configuration names but does not exist; it is left out."""
-    from engine.backfill.planning import absentees
-
     for sentence in planner.call(absentees, config):
         log.warning("nothing to load yet", extra={"fields": {"cause": sentence}})
 
@@ -124,13 +121,11 @@ def _refuse_lost_state(
     Raises:
         ConfigError: the lake has more than the state store knows of.
     """
-    from engine.sink.lake import Wanted, newest_of_splits
-
     for namespace, plan in existing.items():
         if plan is not None and plan.finished:
             continue
         since = _objects_since(config, plans, plan) if plan else None
-        newest = planner.call(newest_of_splits, config.sink, Wanted(*namespace, plan.id if plan else None, since))
+        newest = planner.call(newest_of_splits, config.sink, *namespace, plan.id if plan else None, since)
         # The state is read again after the lake, so that it includes what another engine has written meanwhile.
         if not newest or plans.read(".".join(namespace)) != plan:
             continue
@@ -167,8 +162,6 @@ def snapshot(config: Config, planner: Planner, specs: Sequence[StreamSpec], lost
     Args:
         lost: streams whose history is lost: what they cover is loaded again.
     """
-    from engine.backfill.planning import server_clock
-
     if "snapshot" not in (config.source.start, config.source.on_history_lost):
         return NOTHING
     with plans_of(config) as plans:
@@ -209,8 +202,6 @@ def snapshot(config: Config, planner: Planner, specs: Sequence[StreamSpec], lost
 
 def _captured(config: Config, planner: Planner, specs: Sequence[StreamSpec]) -> list[tuple[str, str]]:
     """The collections of these streams: those that are named, and those that exist of what has no name."""
-    from engine.backfill.planning import list_collections
-
     named = [(spec.database, name) for spec in specs for name in spec.collections]
     existing = planner.call(list_collections, config) if any(not spec.named for spec in specs) else []
     covered = [each for each in existing if any(spec.covers(*each) for spec in specs)]

@@ -13,8 +13,9 @@ import msgspec
 import pyarrow as pa
 from msgspec import Struct
 
-from engine.backfill.planning import collection_entries, list_collections
+from engine.backfill.planning import collection_entries
 from engine.backfill.plans import Plans
+from engine.backfill.questions import list_collections
 from engine.commands.steps import Watch, steps
 from engine.config import Config
 from engine.config.streams import named_collections, streams_of

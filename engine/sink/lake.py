@@ -30,20 +30,6 @@ _SHARD = re.compile("[0-9a-f]{4}/")
 _NOT_DATABASES = {f"{DEAD_LETTER_PREFIX}/", "_headrace/"}
 
 
-class Wanted(NamedTuple):
-    """A collection to load.
-
-    Attributes:
-        plan: the id of its unfinished plan; None if there is none.
-        since: the cluster time of the plan, before which nothing of it was read; None if not known.
-    """
-
-    database: str
-    collection: str
-    plan: str | None = None
-    since: int | None = None
-
-
 class Range(NamedTuple):
     """Keys to list: those with a prefix that come after ``after``."""
 
@@ -91,13 +77,20 @@ def object_beyond(
             each.cancel()
 
 
-def newest_of_splits(config: SinkConfig, wanted: Wanted) -> dict[str, str]:
-    """The key of the newest object of each split of a collection's backfills, by the split's id."""
+def newest_of_splits(
+    config: SinkConfig, database: str, collection: str, plan: str | None = None, since: int | None = None
+) -> dict[str, str]:
+    """The key of the newest object of each split of a collection's backfills, by the split's id.
+
+    Args:
+        plan: the id of its unfinished plan; None if there is none.
+        since: the cluster time of the plan, before which nothing of it was read; None if not known.
+    """
     sink = Sink(config)
-    prefix = split_prefix(wanted.database, wanted.collection, wanted.plan)
-    spec = SplitSpec(prefix, wanted.database, wanted.collection)
+    prefix = split_prefix(database, collection, plan)
+    spec = SplitSpec(prefix, database, collection)
     newest: dict[str, str] = {}
-    for range_ in ranges(sink, config, spec, wanted.since):
+    for range_ in ranges(sink, config, spec, since):
         for key in sink.keys(range_.prefix, range_.after):
             split = key.rpartition("/")[2].rpartition("-")[0]
             if split.startswith(prefix) and number_in(key, split) is not None:

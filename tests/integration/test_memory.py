@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pymongo import MongoClient
 
@@ -116,3 +117,19 @@ def test_the_largest_documents_and_a_slow_store(
             assert engine.terminate() == 0
     assert memory.peak <= 396 * MIB, f"{memory.peak / MIB:.0f} MiB"
     assert len(lake.check_no_token_twice()) == 10
+
+
+def test_the_supervisor_loads_no_driver_and_no_arrays(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    """It asks other processes for what needs them, also where there is something to plan and to load."""
+    mongo[config.name].orders.insert_many([{"n": n} for n in range(10)])
+    config.set("source", collections=["orders"], start="snapshot")
+    with Engine(config) as engine:
+        engine.wait_reading()
+        engine.wait_for(lambda _: len(lake.rows()) == 10, "the snapshot landed")
+        supervisor, reader = (
+            {Path(each.path).parts[-3:] for each in psutil.Process(pid).memory_maps()}
+            for pid in (engine.process.pid, engine.pids("reader")[0])
+        )
+    heavy = {"bson", "numpy", "pyarrow"}
+    assert {each for path in reader for each in heavy.intersection(path)} == heavy
+    assert {each for path in supervisor for each in heavy.intersection(path)} == set()
