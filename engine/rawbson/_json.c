@@ -310,7 +310,7 @@ static Told put_nested(Text *text, int is_array, Byte *at, Byte *stop, int depth
         if (!is_first)
             text->bytes[text->size++] = ',';
         if (is_array) {
-            if (digits != (size_t)(end - name) || memcmp(key, name, digits))
+            if (!is_key(name, key, digits)) /* with its NUL, so of the same length */
                 return NOT_PLAIN;
             count_up(key, &digits);
         } else {

@@ -490,7 +490,7 @@ static int64_t scan_array(Log *log, const Input *input, size_t n, int64_t first)
     int64_t index = 0;
     while (at < last) {
         Byte *value = at + 2 + length, *stop;
-        if (value > last || memcmp(at + 1, key, length + 1) || !(stop = end_of(*at, value, last)))
+        if (value > last || !is_key(at + 1, key, length) || !(stop = end_of(*at, value, last)))
             return -1;
         if (add(log, *at, (size_t)(first + index), data, value, stop))
             return -2;

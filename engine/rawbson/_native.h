@@ -74,6 +74,16 @@ static inline Byte *end_of(int kind, Byte *value, Byte *last) {
     return stop ? stop + 1 : NULL;
 }
 
+/* Whether an array's element has this key of `length` digits, which ends in a NUL and has room for eight bytes. As
+many can be loaded at `name`, which lies within a document. */
+static inline int is_key(Byte *name, const char *key, size_t length) {
+    if (length < 8) { /* a call would take longer than the comparison */
+        const uint64_t mask = ~(uint64_t)0 >> (8 * (7 - length));
+        return !((word_at(name) ^ word_at((Byte *)key)) & mask);
+    }
+    return !memcmp(name, key, length + 1);
+}
+
 /* The key of the next element of an array, in decimal digits and a NUL. */
 static inline void count_up(char *key, size_t *length) {
     size_t place = *length;
