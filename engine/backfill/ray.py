@@ -165,7 +165,7 @@ def _main() -> int:
     threading.Thread(target=_end_with_worker, daemon=True).start()
     configure_logging(config, "supervisor")
     try:
-        with template():
+        with template(config.sink.library):
             supervisor = Supervisor(config, (), pool=config.backfill.readers)
             supervisor.load(splits, {})
             try:

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace")
 
 
-@template()
 def backfill(config: Config, collections: Sequence[str], selection: Selection, *, restart: bool) -> int:
     """Load collections; returns the exit code."""
+    with template(config.sink.library):
+        return _backfill(config, collections, selection, restart=restart)
+
+
+def _backfill(config: Config, collections: Sequence[str], selection: Selection, *, restart: bool) -> int:
     from engine.backfill.planner import Planner
     from engine.backfill.work import finish, prepare, warn_of_absent
     from engine.commands.progress import report, shown

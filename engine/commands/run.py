@@ -24,9 +24,13 @@ RELOADS_APART_S = 60.0
 RELOADS_PUT_OFF_S = 600.0  # if one could not be planned
 
 
-@template()
 def run(config: Config, *, until_caught_up: bool) -> int:
     """Follow the change streams; returns the exit code."""
+    with template(config.sink.library):
+        return _run(config, until_caught_up=until_caught_up)
+
+
+def _run(config: Config, *, until_caught_up: bool) -> int:
     from engine.backfill.work import snapshot_readers
     from engine.cgroup import divide_within
     from engine.commands.fleet import join, leave

@@ -331,6 +331,11 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         url = url_without_password(self.url).rstrip("/")
         return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
+    @property
+    def library(self) -> str | None:
+        """The module of the URL's file system, if it takes long to load: S3's."""
+        return "s3fs" if self.url.startswith(("s3://", "s3a://")) else None
+
 
 # Properties of a catalog whose values are never shown.
 _SECRET_PROPERTY = re.compile("password|token|secret|credential|key", re.I)

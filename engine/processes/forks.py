@@ -53,7 +53,6 @@ def start_template() -> None:
     process, and the supervisor decides what the children do then.
     """
     with _starting:
-        forkserver.set_forkserver_preload(["engine.processes.template"])
         # Otherwise forkserver would start it, and that unblocks the signals. It ignores all of them but SIGHUP.
         with _blocked({signal.SIGHUP}):
             resource_tracker.ensure_running()
@@ -105,13 +104,18 @@ def kill_template() -> None:
 
 
 @contextmanager
-def template() -> Iterator[None]:
+def template(library: str | None = None) -> Iterator[None]:
     """Start the template on entry; on exit, end it and all children.
+
+    Args:
+        library: a module that many children will need, which the template loads for all of them.
 
     Raises:
         ConfigError: there is no usable directory for its socket.
     """
     raise_open_files()
+    # In this order, because the second one seals what is loaded. If the first is missing, who needs it says so.
+    forkserver.set_forkserver_preload([*([library] if library else []), "engine.processes.template"])
     _start_template_first()
     try:
         yield

@@ -158,6 +158,7 @@ class Supervisor:
         self._started_at = time.time()
         self._memory: dict[int, int] = {}  # by pid, of the whole process tree
         self._measured_at = self._status_at = 0.0
+        self._wait_s = TICK_S
         self._warned_at: dict[str, float] = {}
         self._redact = config.redactor()
         self._errors = recent_errors(self._redact)
@@ -259,7 +260,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         awaited = {each: name for name, child in self._children.items() for each in child.awaited}
-        ready = wait([*awaited, self._wake_read], TICK_S)
+        ready = wait([*awaited, self._wake_read], self._wait_s)
         talking = {awaited[each] for each in ready if each in awaited}
         for name in talking:
             self._receive(name)
@@ -283,9 +284,12 @@ class Supervisor:
         self._perform(self._coordinator.from_store(seen, now))
         self._perform(self._coordinator.tick(now))
         self._telemetry.turned_at = now
-        if now - self._status_at >= STATUS_EVERY_S or self._exit is not None:
+        status_due_s = self._status_at + STATUS_EVERY_S - now
+        if status_due_s <= 0 or self._exit is not None:
             self._status_at = now
             self._update_status()
+        # What this turn has changed is shown in time, also if nothing more happens.
+        self._wait_s = min(TICK_S, status_due_s) if status_due_s > 0 else TICK_S
         if self._watch is not None:
             self._watch(tuple(self._coordinator.splits.progress.values()))
 
