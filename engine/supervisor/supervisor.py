@@ -289,7 +289,7 @@ class Supervisor:
             self._status_at = now
             self._update_status()
         # What this turn has changed is shown in time, also if nothing more happens.
-        self._wait_s = min(TICK_S, status_due_s) if status_due_s > 0 else TICK_S
+        self._wait_s = status_due_s if status_due_s > 0 else TICK_S
         if self._watch is not None:
             self._watch(tuple(self._coordinator.splits.progress.values()))
 
