@@ -52,9 +52,14 @@ class ConfigError(HeadraceError):
 
 
 class TransientError(HeadraceError):
-    """A server is unavailable or busy; worth another attempt, within the retry budget."""
+    """A server is unavailable or busy; worth another attempt, within the retry budget.
+
+    Attributes:
+        who: is away, if not the server that was asked.
+    """
 
     kind: FailureKind = "transient"
+    who = ""
 
 
 class StreamLostError(HeadraceError):

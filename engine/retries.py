@@ -56,4 +56,5 @@ def log_retry(
 
 def _log(what: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log_retry(what, error, state.attempt_number, state.next_action.sleep if state.next_action else 0.0)
+    who = error.who if isinstance(error, TransientError) else ""
+    log_retry(who or what, error, state.attempt_number, state.next_action.sleep if state.next_action else 0.0)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class PlannerEnded(TransientError):
+    """The process could not be started, or died."""
+
+    who = "the process that plans"
+
+
 class Planner:
     """Calls functions that need MongoDB's driver in a separate process, so that this one stays small.
 
@@ -45,13 +51,13 @@ class Planner:
         except (BrokenExecutor, EOFError, OSError) as error:
             self._pool = None
             remedy = "Is there enough memory, and is /dev/shm writable?"
-            raise TransientError(operation, f"its process could not be started: {error!r}", remedy) from error
+            raise PlannerEnded(operation, f"the process for it could not be started: {error!r}", remedy) from error
         try:
             return result.result()
         except BrokenExecutor as error:
             self._pool = None
-            cause = "its process died"
-            raise TransientError(operation, cause, "Is there enough memory?") from error
+            cause = "the process that does this has died"
+            raise PlannerEnded(operation, cause, "Is there enough memory?") from error
 
     def _submit(self, function: Callable[..., _T], *arguments: object) -> Future[_T]:
         """Submit the call; the first one starts the process, from a template that may never answer."""

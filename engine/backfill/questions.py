@@ -38,7 +38,7 @@ def make_plans(
         return [planner.plan() for planner in planners if not present_only or planner.is_present()]
 
 
-def server_clock(config: Config) -> str:
+def get_server_time(config: Config) -> str:
     """The server's cluster time, in the form that ``starting_position`` takes."""
     from engine.source.session import connect, server_time
 
@@ -46,13 +46,14 @@ def server_clock(config: Config) -> str:
         return str(server_time(client))
 
 
-def absentees(config: Config) -> list[str]:
-    """A sentence for each thing that the configuration names but does not exist."""
-    from engine.source.presence import absent
+def find_absentees(config: Config) -> list[str]:
+    """A sentence for each name of the configuration that cannot be loaded: it does not exist, or is a view."""
+    from engine.source.presence import absent, views
     from engine.source.session import connect
 
+    database, named = config.source.database, named_collections(config.source)
     with connect(renewed(config.source.uri)) as client:
-        return absent(client, config.source.database, named_collections(config.source))
+        return absent(client, database, named) + views(client, database, named)
 
 
 def list_collections(config: Config) -> list[Namespace]:
@@ -76,7 +77,7 @@ def list_collections(config: Config) -> list[Namespace]:
         ]
 
 
-def newest_of_splits(
+def find_newest_of_splits(
     config: SinkConfig, database: str, collection: str, plan: str | None, since: int | None
 ) -> dict[str, str]:
     """See ``sink.lake.newest_of_splits``."""

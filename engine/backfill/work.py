@@ -10,9 +10,15 @@ from msgspec.structs import replace
 
 from engine.backfill.planner import Planner
 from engine.backfill.plans import Plans, plans_of
-from engine.backfill.questions import absentees, list_collections, make_plans, newest_of_splits, server_clock
+from engine.backfill.questions import (
+    find_absentees,
+    find_newest_of_splits,
+    get_server_time,
+    list_collections,
+    make_plans,
+)
 from engine.config import Config
-from engine.config.streams import streams_of
+from engine.config.streams import IN_DOUBT, streams_of
 from engine.core.backfill import Plan, Progress, Selection, left_to_read, progress_of
 from engine.core.handover import overlap
 from engine.core.ledger import Ledger
@@ -108,9 +114,9 @@ def prepare(
 
 
 def warn_of_absent(config: Config, planner: Planner) -> None:
-    """Log what the configuration names but does not exist; it is left out."""
-    for sentence in planner.call(absentees, config):
-        log.warning("nothing to load yet", extra={"fields": {"cause": sentence}})
+    """Log what the configuration names but cannot be loaded; it is left out."""
+    for sentence in planner.call(find_absentees, config):
+        log.warning(IN_DOUBT, extra={"fields": {"cause": sentence}})
 
 
 def _refuse_lost_state(
@@ -125,7 +131,7 @@ def _refuse_lost_state(
         if plan is not None and plan.finished:
             continue
         since = _objects_since(config, plans, plan) if plan else None
-        newest = planner.call(newest_of_splits, config.sink, *namespace, plan.id if plan else None, since)
+        newest = planner.call(find_newest_of_splits, config.sink, *namespace, plan.id if plan else None, since)
         # The state is read again after the lake, so that it includes what another engine has written meanwhile.
         if not newest or plans.read(".".join(namespace)) != plan:
             continue
@@ -175,7 +181,7 @@ def snapshot(config: Config, planner: Planner, specs: Sequence[StreamSpec], lost
     fresh = [spec for spec in specs if starts_so and not any(overlap(spec, other) for other in running)]
     # All collections that exist when the streams start must be listed, so the start time is taken before the
     # listing.
-    start_at = planner.call(server_clock, config) if fresh or lost else None
+    start_at = planner.call(get_server_time, config) if fresh or lost else None
     prepared: set[tuple[str, str]] = set()
     for spec in specs:
         if spec in fresh or spec.stream in lost:

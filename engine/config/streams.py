@@ -25,6 +25,9 @@ from engine.core.patterns import escape, matches, name_of
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 
+# What the log says of a name for which nothing is found, or cannot be; the cause says which.
+IN_DOUBT = "something that the configuration names is in doubt"
+
 
 def streams_of(source: SourceConfig) -> list[StreamSpec]:
     """The streams of a configuration, one per reader.

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from engine.config import Secret
 from engine.config.renewal import renewed
-from engine.config.streams import named_collections, streams_of
+from engine.config.streams import IN_DOUBT, named_collections, streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, columns_left, grow
@@ -230,7 +230,7 @@ class Reader:
         """Log what does not exist, once for all streams, which otherwise wait for it silently."""
         source = self._settings.config.source
         for sentence in absent(self._client, source.database, named_collections(source)):
-            log.warning("nothing to capture yet", extra={"fields": {"cause": sentence}})
+            log.warning(IN_DOUBT, extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:
         size = self._settings.budget.reply

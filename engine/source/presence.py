@@ -34,6 +34,22 @@ def absent(client: Client, database: str, collections: Sequence[str]) -> list[st
     return [_sentence("collection", name, known, f" in {database}") for name in collections if name not in known]
 
 
+def views(client: Client, database: str, collections: Sequence[str]) -> list[str]:
+    """A sentence for each of these collections that is a view, as far as the user's rights can tell."""
+    if not database or not collections:
+        return []
+    options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
+    try:
+        found = {
+            str(each["name"]) for each in client[database].list_collections(**options) if each["type"] == "view"
+        }
+    except PyMongoError:
+        return []  # said by ``absent``
+    return [
+        f"{name!r} in {database} is a view, which has no index to read by" for name in collections if name in found
+    ]
+
+
 def _sentence(kind: str, name: str, known: Sequence[str], where: str = "") -> str:
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "it is captured once it exists"

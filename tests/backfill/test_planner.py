@@ -30,11 +30,12 @@ def die() -> None:
     os._exit(9)
 
 
-def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with template(), Planner(QUICK, 60.0) as planner:
         assert planner.call(die_at_first, tmp_path / "met") == 7
-        with pytest.raises(TransientError, match="die: its process died"):
+        with pytest.raises(TransientError, match="die: the process that does this has died"):
             planner.call(die)
+    assert {record.getMessage() for record in caplog.records} == {"the process that plans is away"}
 
 
 def test_a_template_that_does_not_answer_is_replaced() -> None:

@@ -433,3 +433,17 @@ def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig, l
     with Engine(config, "--until-caught-up") as engine:
         assert engine.end() == 0
     assert current_state(lake) == {document["_id"]: document for document in collection.find()}
+
+
+def test_what_is_named_and_cannot_be_loaded_is_said(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+    mongo[config.name].orders.insert_many([{"_id": n} for n in range(3)])
+    mongo[config.name].create_collection("recent", viewOn="orders", pipeline=[])
+    config.set("source", collections=["orders", "recent", "ordres"])
+    log = run_engine(config, "backfill").stderr
+    said = [line for line in map(json.loads, log.splitlines()) if line["level"] == "warning"]
+    assert {line["message"] for line in said} == {"something that the configuration names is in doubt"}
+    assert sorted(line["cause"] for line in said) == [
+        f"'recent' in {config.name} is a view, which has no index to read by",
+        f"there is no collection 'ordres' in {config.name}: did you mean 'orders'?",
+    ]
+    assert {row["_id"] for row in lake.rows()} == {0, 1, 2}

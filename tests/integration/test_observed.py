@@ -106,7 +106,7 @@ def test_an_engine_is_observed(mongo: Client, config: EngineConfig) -> None:
             assert dropped["epoch"] >= 1
             (renamed,) = said(engine, "a collection was renamed, and is not captured under its new name")
             assert renamed["collection"] == f"{config.name}.users"
-            (missing,) = said(engine, "nothing to capture yet")
+            (missing,) = said(engine, "something that the configuration names is in doubt")
             assert "later" in missing["cause"]
             (stop,) = said(engine, "stopping at a signal")
             assert stop["signal"] == "SIGTERM"
