@@ -34,13 +34,17 @@ class Planner:
     """
 
     def __init__(self, retry: RetryConfig, hang_timeout_s: float) -> None:
-        self._retrying = retrying(retry, what="MongoDB")
+        self._retry = retry
         self._hang_timeout_s = hang_timeout_s
         self._pool: Executor | None = None
 
-    def call(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Call the function there; returns or raises what it does."""
-        return self._retrying(lambda: self._attempt(function, *arguments))
+    def call(self, function: Callable[..., _T], *arguments: object, of: str = "MongoDB") -> _T:
+        """Call the function there; returns or raises what it does.
+
+        Args:
+            of: who is asked, for the log.
+        """
+        return retrying(self._retry, what=of)(lambda: self._attempt(function, *arguments))
 
     def _attempt(self, function: Callable[..., _T], *arguments: object) -> _T:
         from concurrent.futures import BrokenExecutor

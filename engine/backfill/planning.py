@@ -23,6 +23,7 @@ from engine.core.backfill import Plan, Selection, thinned
 from engine.errors import ConfigError
 from engine.rawbson.offsets import split_documents
 from engine.source.failures import is_bad_query, summary, translated
+from engine.source.presence import IS_A_VIEW
 from engine.source.scan import key_of
 from engine.source.session import Client, server_time
 
@@ -89,8 +90,7 @@ class CollectionPlanner:
         with translated(self._operation):
             entry = self._entry()
         if entry["type"] == "view":
-            cause = "it is a view, which has no index to read by"
-            raise ConfigError(self._operation, cause, "Name the collection that the view is based on.")
+            raise ConfigError(self._operation, f"it {IS_A_VIEW}", "Name the collection that the view is based on.")
         with translated(self._operation):
             self._since = server_time(self._client)
             self._try_filter()

@@ -48,12 +48,11 @@ def get_server_time(config: Config) -> str:
 
 def find_absentees(config: Config) -> list[str]:
     """A sentence for each name of the configuration that cannot be loaded: it does not exist, or is a view."""
-    from engine.source.presence import absent, views
+    from engine.source.presence import absent
     from engine.source.session import connect
 
-    database, named = config.source.database, named_collections(config.source)
     with connect(renewed(config.source.uri)) as client:
-        return absent(client, database, named) + views(client, database, named)
+        return absent(client, config.source.database, named_collections(config.source), to_load=True)
 
 
 def list_collections(config: Config) -> list[Namespace]:

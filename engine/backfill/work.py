@@ -131,7 +131,8 @@ def _refuse_lost_state(
         if plan is not None and plan.finished:
             continue
         since = _objects_since(config, plans, plan) if plan else None
-        newest = planner.call(find_newest_of_splits, config.sink, *namespace, plan.id if plan else None, since)
+        asked = config.sink, *namespace, plan.id if plan else None, since
+        newest = planner.call(find_newest_of_splits, *asked, of="the sink")
         # The state is read again after the lake, so that it includes what another engine has written meanwhile.
         if not newest or plans.read(".".join(namespace)) != plan:
             continue

@@ -332,9 +332,14 @@ class SinkConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{url} partition_by={self.partition_by} prefix_shards={self.prefix_shards}"
 
     @property
+    def is_s3(self) -> bool:
+        """Whether the URL names a bucket of S3, or of a store with its API."""
+        return self.url.startswith(("s3://", "s3a://"))
+
+    @property
     def library(self) -> str | None:
         """The module of the URL's file system, if it takes long to load: S3's."""
-        return "s3fs" if self.url.startswith(("s3://", "s3a://")) else None
+        return "s3fs" if self.is_s3 else None
 
 
 # Properties of a catalog whose values are never shown.

@@ -43,7 +43,7 @@ class ObjectStore:
         self.request = request
         self._s3 = config.s3
         self._url = config.url.rstrip("/")
-        self._is_s3 = self._url.startswith(("s3://", "s3a://"))
+        self._is_s3 = config.is_s3
         storage_class = config.s3.storage_class if self._is_s3 else ""
         self.of_data = {"StorageClass": storage_class} if storage_class else {}
         self._lock = threading.Lock()

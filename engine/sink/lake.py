@@ -78,7 +78,7 @@ def object_beyond(
 
 
 def newest_of_splits(
-    config: SinkConfig, database: str, collection: str, plan: str | None = None, since: int | None = None
+    config: SinkConfig, database: str, collection: str, plan: str | None, since: int | None
 ) -> dict[str, str]:
     """The key of the newest object of each split of a collection's backfills, by the split's id.
 

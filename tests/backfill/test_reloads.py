@@ -32,7 +32,7 @@ class Fake(Planner):
         self.found = list(found)
         self.asked: list[Any] = []
 
-    def call(self, function: Any, *arguments: Any) -> Any:
+    def call(self, function: Any, *arguments: Any, of: str = "MongoDB") -> Any:
         self.asked.append(arguments[1])
         return self.found
 
