@@ -23,7 +23,6 @@ from engine.decode.cursor import (
     Level,
     Part,
     View,
-    contiguous,
     measured,
     part_of,
     taken,
@@ -113,11 +112,11 @@ def scan_arrays(view: View, part: Part, odd: Flag) -> ArrayLevel:
 def _scan_compiled(view: View, part: Part, owners: Ints) -> tuple[ArrayLevel, Ints]:
     """The same as an ``_ArrayScan``, array by array: what was found, and the arrays that break a rule."""
     assert native.library
-    lengths_, found, wrong = native.library.arrays(view.data, contiguous(part.at), contiguous(part.stop))
+    lengths_, found, wrong = native.library.arrays(view.data, part.at, part.stop)
     lengths = np.frombuffer(lengths_, np.int64)
     level = ArrayLevel(np.repeat(owners, lengths), lengths)
     if found:
-        level.columns[b""] = {kind: part_of(kind, values, None) for kind, values in found}
+        level.columns[b""] = {kind: part_of(kind, entries, has_rows, None) for kind, has_rows, entries in found}
     return level, np.array(wrong, np.int64)
 
 

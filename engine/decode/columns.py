@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.schema import DataType
-from engine.decode.cursor import Bools, Ints, Part, View, contiguous
+from engine.decode.cursor import Bools, Ints, Part, View
 from engine.decode.json import decimal_text, utf8
 from engine.decode.schema import MAX_MS, MILLISECONDS
 from engine.rawbson import elements as raw
@@ -130,8 +130,7 @@ def _booleans(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array
     assert part.payload is not None
     part = _without(part, part.payload > 1, raw.BOOL, refused, count)
     assert part.payload is not None
-    values, present = _spread(part.payload != 0, part.rows, count)
-    return pa.Array.from_buffers(pa.bool_(), count, [_bitmap(present), _bitmap(values)]), refused
+    return placed(part.payload, part.rows, count, pa.bool_()), refused
 
 
 def _strings(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array, Refused]:
@@ -287,14 +286,14 @@ def _others(parts: Parts, *accepted: int) -> Refused:
 def primitive(values: npt.NDArray[Any], present: Bools | None, arrow: pa.DataType) -> pa.Array:
     """An array of fixed-size values; ``present`` marks those that are not null (None: all)."""
     bitmap = None if present is None else _bitmap(present)
-    return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
+    data = _bitmap(values) if pa.types.is_boolean(arrow) else pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(arrow, len(values), [bitmap, data])
 
 
 def placed(values: npt.NDArray[Any], rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
     """An array of fixed-size values at their rows, null elsewhere."""
     if native.library and rows is not None:
-        given = np.ascontiguousarray(values)
-        buffers = native.library.scattered(given, given.dtype.itemsize, contiguous(rows), count)
+        buffers = native.library.scattered(values, rows, count)
         return pa.Array.from_buffers(arrow, count, [pa.py_buffer(each) for each in buffers])
     return primitive(*_spread(values, rows, count), arrow)
 
@@ -308,8 +307,7 @@ def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, a
     """
     size = len(starts)
     if native.library:
-        at = None if rows is None else contiguous(rows)
-        buffers = native.library.strings(view.data, contiguous(starts), contiguous(ends), at, count)
+        buffers = native.library.strings(view.data, starts, ends, rows, count)
         return pa.Array.from_buffers(
             arrow, count, [None if each is None else pa.py_buffer(each) for each in buffers]
         )

@@ -30,7 +30,7 @@ from engine.rawbson import native
 from engine.rawbson.elements import ENDS_WITH_NUL, FIXED_SIZES, MIN_SIZES, SIZED, MalformedBSON, value_size
 from engine.rawbson.native import PAYLOADS
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.signedinteger[Any]]
 Bools = npt.NDArray[np.bool_]
 
 WINDOW = 32
@@ -253,11 +253,9 @@ def scan_documents(
 def _scan_compiled(view: View, starts: Ints, ends: Ints, rows: Ints | None, level: Level, odd: Flag) -> None:
     """The same as a ``_Scan``, document by document. Names beyond the first ``MAX_HEADERS`` are loose."""
     assert native.library
-    found, loose, wrong = native.library.documents(
-        view.data, *map(contiguous, (starts, ends)), None if rows is None else contiguous(rows), MAX_HEADERS
-    )
-    for kind, name, values in found:
-        level.columns.setdefault(name, {})[kind] = part_of(kind, values, rows)
+    found, loose, wrong = native.library.documents(view.data, starts, ends, rows, MAX_HEADERS)
+    for kind, name, has_rows, entries in found:
+        level.columns.setdefault(name, {})[kind] = part_of(kind, entries, has_rows, rows)
     level.loose = [Loose(*each) for each in loose]
     seen = Counter((each.row, each.name) for each in level.loose)
     wrong += [row for (row, _), times in seen.items() if times > 1]
@@ -265,26 +263,31 @@ def _scan_compiled(view: View, starts: Ints, ends: Ints, rows: Ints | None, leve
         odd(np.unique(np.array(wrong, np.int64)))
 
 
-def contiguous(values: Ints) -> Ints:
-    """The values as compiled code takes them."""
-    return np.ascontiguousarray(values, np.int64)
+def part_of(kind: int, entries: bytes, has_rows: bool, rows: Ints | None) -> Part:
+    """What compiled code has found of one type; values without rows of their own are in all of ``rows``.
 
+    Args:
+        entries: one for each value: int32s for its start, its end and, if ``has_rows``, its row, and the payload,
+            if its type has one, aligned to eight bytes and at least as many.
+    """
+    payload = PAYLOADS.get(kind)
+    ints = 12 if has_rows else 8
+    size = _aligned(ints) + _aligned(payload.itemsize) if payload else ints
+    count = len(entries) // size
 
-def part_of(kind: int, values: tuple[bytes | None, bytes, bytes, bytes | None], rows: Ints | None) -> Part:
-    """What compiled code has found of one type; without rows of their own the values are in all of ``rows``."""
-    own, at, stop, payload = values
+    def member(place: int, dtype: npt.DTypeLike = np.int32) -> npt.NDArray[Any]:
+        return np.ndarray((count,), dtype, entries, place, (size,))
+
     return Part(
-        rows if own is None else np.frombuffer(own, np.int64),
-        np.frombuffer(at, np.int64),
-        np.frombuffer(stop, np.int64),
-        None if payload is None else _payload(payload, PAYLOADS[kind]),
+        member(8) if has_rows else rows,
+        member(0),
+        member(4),
+        member(_aligned(ints), payload) if payload else None,
     )
 
 
-def _payload(values: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Values of up to eight bytes take eight each."""
-    step = max(8, dtype.itemsize)
-    return np.ndarray((len(values) // step,), dtype, values, 0, (step,))
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 class _Scan:

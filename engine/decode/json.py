@@ -40,7 +40,7 @@ from bson.objectid import ObjectId
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
-from engine.decode.cursor import Ints, contiguous
+from engine.decode.cursor import Ints
 from engine.rawbson import elements as raw
 from engine.rawbson import native
 from engine.rawbson.elements import MalformedBSON, elements
@@ -148,7 +148,7 @@ def _nested_json(data: bytes, kind: int, starts: Ints, ends: Ints) -> list[str |
     """Documents or arrays: by the compiled code, and what it does not write by the rest of this module."""
     texts: list[str | None] = [None] * len(starts)
     if native.library is not None:
-        written, text_ends = native.library.json(data, contiguous(starts), contiguous(ends), kind == raw.ARRAY)
+        written, text_ends = native.library.json(data, starts, ends, kind == raw.ARRAY)
         bounds = pairwise([0, *np.frombuffer(text_ends, np.int64).tolist()])
         if written.isascii():
             text = written.decode()

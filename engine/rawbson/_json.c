@@ -304,7 +304,7 @@ static Told put_nested(Text *text, int is_array, Byte *at, Byte *stop, int depth
         Byte *name = at, *end = memchr(name, 0, (size_t)(last - name));
         if (!end)
             return NOT_PLAIN;
-        Byte *value = end + 1, *next = end_of(kind, value, last);
+        Byte *value = end + 1, *next = end_of(&RULES[kind], value, last);
         if (!next)
             return NOT_PLAIN;
         if (!is_first)
@@ -356,7 +356,8 @@ PyObject *json(PyObject *self, PyObject *args) {
         size_t before = text->size;
         Told told = NOT_PLAIN;
         if (sound(&input, n))
-            told = put_nested(text, is_array, input.bytes + input.start[n], input.bytes + input.end[n], 1);
+            told = put_nested(text, is_array, input.bytes + nth(&input.starts, n),
+                              input.bytes + nth(&input.ends, n), 1);
         if (told == NO_MEMORY) {
             PyErr_NoMemory();
             goto done;

@@ -7,23 +7,83 @@ rule is reported, not read. The rules of the BSON types are those of elements.py
 #include "_native.h"
 
 Rule RULES[256];
-int REGEX = -1;
 
 /* Steps are compared four at a time, and so many times before a name is looked up. */
-enum { ABREAST = 4, TIMES = 2, BUCKETS = 4096, MAX_MOVES = 4096 };
+enum { ABREAST = 4, TIMES = 2, BUCKETS = 4096, MAX_MOVES = 4096, AHEAD = 16 };
 
 static PyObject *none(void) {
     Py_INCREF(Py_None);
     return Py_None;
 }
 
+/* --- arguments ----------------------------------------------------------------------------------------- */
+
+void release(Input *input) {
+    if (input->data.obj) PyBuffer_Release(&input->data);
+    if (input->starts.obj) PyBuffer_Release(&input->starts);
+    if (input->ends.obj) PyBuffer_Release(&input->ends);
+    if (input->rows.obj) PyBuffer_Release(&input->rows);
+}
+
+static inline size_t count_of(const Py_buffer *buffer) { return (size_t)buffer->shape[0]; }
+
+/* Values of one size, at any distance from each other. */
+static int take_values(PyObject *from, Py_buffer *buffer) {
+    if (PyObject_GetBuffer(from, buffer, PyBUF_STRIDES))
+        return -1;
+    if (buffer->ndim == 1)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "an array does not have one dimension");
+    return -1;
+}
+
+static int take_ints(PyObject *from, Py_buffer *buffer) {
+    if (take_values(from, buffer))
+        return -1;
+    if (buffer->itemsize == sizeof(int64_t) || buffer->itemsize == sizeof(int32_t))
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "an array is not one of int32 or int64");
+    return -1;
+}
+
+int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows) {
+    memset(input, 0, sizeof *input);
+    if (PyObject_GetBuffer(data, &input->data, PyBUF_SIMPLE) || take_ints(starts, &input->starts) ||
+        take_ints(ends, &input->ends) || (rows != Py_None && take_ints(rows, &input->rows))) {
+        release(input);
+        return -1;
+    }
+    input->bytes = input->data.buf;
+    input->size = (size_t)input->data.len;
+    input->has_rows = rows != Py_None;
+    input->count = count_of(&input->starts);
+    if (input->size > INT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "the buffer exceeds 2 GiB");
+        release(input);
+        return -1;
+    }
+    if (input->count != count_of(&input->ends) || (input->has_rows && input->count != count_of(&input->rows))) {
+        PyErr_SetString(PyExc_ValueError, "starts, ends and rows differ in length");
+        release(input);
+        return -1;
+    }
+    return 0;
+}
+
+/* Whether a document or an array has these bounds. */
+int sound(const Input *input, size_t n) {
+    const int64_t start = nth(&input->starts, n), end = nth(&input->ends, n);
+    return start >= 0 && end - start >= 5 && (uint64_t)end + PADDING <= input->size &&
+        int32_at(input->bytes + start) == end - start && !input->bytes[end - 1];
+}
+
 /* --- what is found ------------------------------------------------------------------------------------- */
 
-/* A value: to which group of values it belongs, and its first bytes. Found in the order of the bytes, and taken apart
-by group at the end, so that a scan writes in one place only. */
+/* A value: to which group of values it belongs, and its bounds. Found in the order of the bytes, and taken apart by
+group at the end, so that a scan writes in one place only, and little: what it writes is read once more. */
 typedef struct {
-    uint32_t group, row, at, stop;
-    uint64_t payload;
+    uint32_t group;
+    int32_t at, stop;
 } Value;
 
 typedef struct {
@@ -41,115 +101,80 @@ static int grow(Log *log) {
     return 0;
 }
 
-static inline int add(Log *log, uint32_t group, size_t row, Byte *data, Byte *at, Byte *stop) {
+static inline int add(Log *log, uint32_t group, Byte *data, Byte *at, Byte *stop) {
     Value *value;
     if (log->count == log->capacity && grow(log))
         return -1;
     value = &log->values[log->count++];
     value->group = group;
-    value->row = (uint32_t)row;
-    value->at = (uint32_t)(at - data);
-    value->stop = (uint32_t)(stop - data);
-    value->payload = word_at(at);
+    value->at = (int32_t)(at - data);
+    value->stop = (int32_t)(stop - data);
     return 0;
 }
 
-/* The values of one group as Python gets them: (rows or None for all, starts, ends, payloads or None). Payloads have
-eight bytes each, or more if they are longer. */
+/* The values of one group as Python gets them, an entry for each: where it starts and ends, its row unless the group has
+all of them, and if its type has a payload that, aligned to eight bytes and at least as many. Side by side, so that
+hundreds of groups can be written to in turn; and small, for each is read again for its column. */
 typedef struct {
-    PyObject *parts;
-    int64_t *rows, *at, *stop;
-    char *payloads, unused[8];
-    size_t count, width, next;
+    PyObject *entries;
+    char *next;
+    size_t count, width;
+    int has_rows;
 } Group;
 
+static inline size_t aligned(size_t size) { return (size + 7) / 8 * 8; }
+
 static int prepare(Group *group, size_t all) {
-    const Py_ssize_t size = (Py_ssize_t)(group->count * sizeof(int64_t));
-    PyObject *rows = group->count == all ? none() : PyBytes_FromStringAndSize(NULL, size);
-    PyObject *at = PyBytes_FromStringAndSize(NULL, size), *stop = PyBytes_FromStringAndSize(NULL, size);
-    size_t width = group->width && group->width < 8 ? 8 : group->width;
-    PyObject *payloads = width ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(group->count * width)) : none();
-    if (!rows || !at || !stop || !payloads) {
-        Py_XDECREF(rows), Py_XDECREF(at), Py_XDECREF(stop), Py_XDECREF(payloads);
-        return -1;
-    }
-    group->rows = group->count == all ? NULL : (int64_t *)PyBytes_AsString(rows);
-    group->at = (int64_t *)PyBytes_AsString(at);
-    group->stop = (int64_t *)PyBytes_AsString(stop);
-    group->payloads = width ? PyBytes_AsString(payloads) : group->unused;
-    group->parts = Py_BuildValue("NNNN", rows, at, stop, payloads);
-    return group->parts ? 0 : -1;
+    group->has_rows = group->count != all;
+    group->width = group->width && group->width < 8 ? 8 : group->width;
+    const size_t ints = group->has_rows ? 12 : 8;
+    const size_t size = group->width ? aligned(ints) + aligned(group->width) : ints;
+    group->entries = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(group->count * size));
+    group->next = group->entries ? PyBytes_AsString(group->entries) : NULL;
+    return group->entries ? 0 : -1;
 }
 
-/* Take what was found apart. `row_of` has the rows' own numbers, if they have any; `all` is how many rows there are,
-of which a group has each at most once. */
-static int distribute(const Log *log, Group *groups, size_t group_count, Byte *data, const int64_t *row_of,
-                      size_t all) {
+/* Append values to their groups. */
+static inline void append_values(Group *groups, const Value *value, const Value *end, Byte *data, int32_t row,
+                                 int32_t next) {
+    for (; value < end; value++, row += next) {
+        Group *group = &groups[value->group];
+        const int32_t bounds[2] = {value->at, value->stop};
+        char *entry = group->next;
+        memcpy(entry, bounds, sizeof bounds);
+        entry += sizeof bounds;
+        if (group->has_rows) {
+            memcpy(entry, &row, sizeof row);
+            entry += group->width ? aligned(sizeof row) : sizeof row;
+        }
+        if (group->width == 8) {
+            memcpy(entry, data + value->at, 8);
+            entry += 8;
+        } else if (group->width) {
+            memcpy(entry, data + value->at, group->width);
+            entry += aligned(group->width);
+        }
+        group->next = entry;
+    }
+}
+
+/* Take what was found apart. Of the `count` rows of the input, each has the values from its `first` on; without `first`,
+each value is a row. A group has a row at most once. */
+static int distribute(const Log *log, const size_t *first, Group *groups, size_t group_count, const Input *input,
+                      size_t count) {
     for (size_t n = 0; n < log->count; n++)
         groups[log->values[n].group].count++;
     for (size_t n = 0; n < group_count; n++)
-        if (groups[n].count && prepare(&groups[n], all))
+        if (groups[n].count && prepare(&groups[n], count))
             return -1;
     Py_BEGIN_ALLOW_THREADS
-    for (size_t n = 0; n < log->count; n++) {
-        const Value *value = &log->values[n];
-        Group *group = &groups[value->group];
-        size_t place = group->next++;
-        if (group->rows)
-            group->rows[place] = row_of ? row_of[value->row] : (int64_t)value->row;
-        group->at[place] = value->at;
-        group->stop[place] = value->stop;
-        if (group->width <= 8)
-            memcpy(group->payloads + 8 * (group->width ? place : 0), &value->payload, 8);
-        else
-            memcpy(group->payloads + group->width * place, data + value->at, group->width);
-    }
+    if (!first)
+        append_values(groups, log->values, log->values + log->count, input->bytes, 0, 1);
+    for (size_t n = 0; first && n < count; n++)
+        append_values(groups, log->values + first[n], log->values + first[n + 1], input->bytes,
+                      (int32_t)row_of(input, n), 0);
     Py_END_ALLOW_THREADS
     return 0;
-}
-
-/* --- arguments ----------------------------------------------------------------------------------------- */
-
-void release(Input *input) {
-    if (input->data.obj) PyBuffer_Release(&input->data);
-    if (input->starts.obj) PyBuffer_Release(&input->starts);
-    if (input->ends.obj) PyBuffer_Release(&input->ends);
-    if (input->rows.obj) PyBuffer_Release(&input->rows);
-}
-
-int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows) {
-    memset(input, 0, sizeof *input);
-    if (PyObject_GetBuffer(data, &input->data, PyBUF_SIMPLE) ||
-        PyObject_GetBuffer(starts, &input->starts, PyBUF_SIMPLE) ||
-        PyObject_GetBuffer(ends, &input->ends, PyBUF_SIMPLE) ||
-        (rows != Py_None && PyObject_GetBuffer(rows, &input->rows, PyBUF_SIMPLE))) {
-        release(input);
-        return -1;
-    }
-    input->bytes = input->data.buf;
-    input->size = (size_t)input->data.len;
-    input->start = input->starts.buf;
-    input->end = input->ends.buf;
-    input->row = input->rows.obj ? input->rows.buf : NULL;
-    input->count = (size_t)input->starts.len / 8;
-    if (input->size > UINT32_MAX) {
-        PyErr_SetString(PyExc_OverflowError, "the buffer exceeds 4 GiB");
-        release(input);
-        return -1;
-    }
-    if (input->starts.len != input->ends.len || (input->row && input->rows.len != input->starts.len)) {
-        PyErr_SetString(PyExc_ValueError, "starts, ends and rows differ in length");
-        release(input);
-        return -1;
-    }
-    return 0;
-}
-
-/* Whether a document or an array has these bounds. */
-int sound(const Input *input, size_t n) {
-    int64_t start = input->start[n], end = input->end[n];
-    return start >= 0 && end - start >= 5 && (uint64_t)end + PADDING <= input->size &&
-        int32_at(input->bytes + start) == end - start && !input->bytes[end - 1];
 }
 
 /* --- documents ----------------------------------------------------------------------------------------- */
@@ -162,10 +187,11 @@ typedef struct {
     int32_t others;      /* the next one in the same bucket, or -1 */
 } Header;
 
-/* A header's first bytes, in the usual order of the fields. */
+/* A header in the usual order of the fields: its first bytes, and all that it takes to get past its value. */
 typedef struct {
     uint64_t words[2], masks[2];
-    uint32_t header;
+    uint32_t header, name, length;
+    Rule rule;
 } Step;
 
 typedef struct {
@@ -179,6 +205,8 @@ typedef struct {
     Header *headers;
     Step *steps;
     int64_t *in_document; /* by name: the last document in which it occurred */
+    size_t *first;        /* the number of values found before each document */
+    int regular;          /* whether the last document had nearly all fields in the usual order */
     size_t header_count, max_headers, name_count, moves;
     int32_t buckets[BUCKETS];
     Loose *loose;
@@ -202,7 +230,7 @@ static uint32_t hash_of(Byte *name, size_t length) {
 }
 
 /* A new header, to be expected at this place from now on; -1 without memory. */
-static int32_t learn(Scan *scan, Byte *at, size_t length, uint32_t hash, int32_t name, size_t place) {
+static int learn(Scan *scan, Byte *at, size_t length, uint32_t hash, int32_t name, size_t place) {
     Header *header = &scan->headers[scan->header_count];
     Step *step = &scan->steps[place];
     header->bytes = malloc(length);
@@ -223,7 +251,11 @@ static int32_t learn(Scan *scan, Byte *at, size_t length, uint32_t hash, int32_t
         step->words[n] = word_at(at + 8 * n) & step->masks[n];
     }
     step->header = (uint32_t)scan->header_count;
-    return (int32_t)scan->header_count++;
+    step->name = header->name;
+    step->length = (uint32_t)length;
+    step->rule = RULES[*at];
+    scan->header_count++;
+    return 0;
 }
 
 /* The place after the step of a known header, which was not among the next ones after `place`. If it is behind them,
@@ -263,7 +295,7 @@ static int stay_loose(Scan *scan, size_t n, Byte *at, size_t length, int32_t nam
         scan->loose_capacity = capacity;
     }
     loose = &scan->loose[scan->loose_count++];
-    loose->row = input->row ? input->row[n] : (int64_t)n;
+    loose->row = row_of(input, n);
     loose->name = at + 1 - data;
     loose->length = (int64_t)length - 2;
     loose->kind = *at;
@@ -272,9 +304,19 @@ static int stay_loose(Scan *scan, size_t n, Byte *at, size_t length, int32_t nam
     return 0;
 }
 
+/* Whether an element, given with its first sixteen bytes, begins with a step's header. */
+static inline int begins(const Scan *scan, const Step *step, Byte *at, Byte *last, uint64_t first, uint64_t second) {
+    if (((first & step->masks[0]) ^ step->words[0]) | ((second & step->masks[1]) ^ step->words[1]))
+        return 0;
+    return step->length <= 16 || (step->length <= last - at &&
+                                  !memcmp(at + 16, scan->headers[step->header].bytes + 16, step->length - 16));
+}
+
 /* The place of the step that an element begins with, among the next ones; -1 if none of these. */
 static inline int64_t expected(const Scan *scan, size_t place, Byte *at, Byte *last) {
     const uint64_t first = word_at(at), second = word_at(at + 8);
+    if (scan->regular && begins(scan, &scan->steps[place], at, last, first, second))
+        return (int64_t)place; /* as predicted: what follows need not wait for the comparison */
     for (int times = 0; times < TIMES && place < scan->header_count; times++, place += ABREAST) {
         unsigned hits = 0;
         for (unsigned n = 0; n < ABREAST; n++) { /* all of them: which one it is, no processor can predict */
@@ -283,73 +325,74 @@ static inline int64_t expected(const Scan *scan, size_t place, Byte *at, Byte *l
                                 ((second & step->masks[1]) ^ step->words[1])) << n;
         }
         if (hits) {
-            int64_t found = (int64_t)place + __builtin_ctz(hits);
-            const Header *header = &scan->headers[scan->steps[found].header];
-            if (header->length <= 16 || ((int64_t)header->length <= last - at &&
-                                         !memcmp(at + 16, header->bytes + 16, header->length - 16)))
-                return found;
-            return -1;
+            const size_t found = place + (size_t)__builtin_ctz(hits);
+            return begins(scan, &scan->steps[found], at, last, first, second) ? (int64_t)found : -1;
         }
     }
     return -1;
 }
 
+/* Find the step of an element that was not expected, which is the one before `place` then; or keep the value as a loose
+one, of which `past` is the end. 1 if a rule is broken, -1 without memory. */
+static int look_up(Scan *scan, size_t n, Byte *at, Byte *last, size_t *place, Byte **past) {
+    Byte *end = memchr(at + 1, 0, (size_t)(last - (at + 1)));
+    int32_t name = -1, found;
+    size_t length;
+    uint32_t hash;
+    if (!end)
+        return 1;
+    length = (size_t)(end + 1 - at);
+    hash = hash_of(at + 1, length - 2);
+    for (found = scan->buckets[hash % BUCKETS]; found >= 0; found = scan->headers[found].others) {
+        const Header *header = &scan->headers[found];
+        if (header->hash == hash && header->length == length && !memcmp(header->bytes + 1, at + 1, length - 1)) {
+            if (header->bytes[0] == *at)
+                break;
+            name = (int32_t)header->name;
+        }
+    }
+    if (found >= 0) {
+        *place = after(scan, *place, (uint32_t)found);
+    } else if (scan->header_count < scan->max_headers) {
+        return learn(scan, at, length, hash, name, (*place)++);
+    } else {
+        *past = end_of(&RULES[*at], at + length, last);
+        return *past ? stay_loose(scan, n, at, length, name, *past) : 1;
+    }
+    return 0;
+}
+
 /* Find the values of one document; 1 if it breaks a rule, -1 without memory. */
 static int scan_document(Scan *scan, size_t n) {
     const Input *input = scan->input;
-    Byte *data = input->bytes, *at = data + input->start[n] + 4, *last = data + input->end[n] - 1;
+    Byte *data = input->bytes, *at = data + nth(&input->starts, n) + 4, *last = data + nth(&input->ends, n) - 1;
     size_t place = 0; /* the step that is expected */
+    size_t elements = 0, jumps = 0;
     while (at < last) {
-        int64_t guess = expected(scan, place, at, last);
-        int32_t found;
-        Byte *value, *stop;
+        const int64_t guess = expected(scan, place, at, last);
+        Byte *past = NULL;
+        jumps += guess != (int64_t)place;
+        elements++;
         if (guess >= 0) {
-            found = (int32_t)scan->steps[guess].header;
             place = (size_t)guess + 1;
         } else {
-            Byte *end = memchr(at + 1, 0, (size_t)(last - (at + 1)));
-            int32_t name = -1;
-            size_t length;
-            uint32_t hash;
-            if (!end)
-                return 1;
-            length = (size_t)(end + 1 - at);
-            hash = hash_of(at + 1, length - 2);
-            for (found = scan->buckets[hash % BUCKETS]; found >= 0; found = scan->headers[found].others) {
-                const Header *header = &scan->headers[found];
-                if (header->hash == hash && header->length == length &&
-                    !memcmp(header->bytes + 1, at + 1, length - 1)) {
-                    if (header->bytes[0] == *at)
-                        break;
-                    name = (int32_t)header->name;
-                }
-            }
-            if (found < 0 && scan->header_count == scan->max_headers) {
-                int failed = 1;
-                stop = end_of(*at, at + length, last);
-                if (!stop || (failed = stay_loose(scan, n, at, length, name, stop)))
-                    return failed;
-                at = stop;
-                continue;
-            }
-            if (found < 0) {
-                if ((found = learn(scan, at, length, hash, name, place)) < 0)
-                    return -1;
-                place++;
-            } else {
-                place = after(scan, place, (uint32_t)found);
-            }
+            const int failed = look_up(scan, n, at, last, &place, &past);
+            if (failed)
+                return failed;
         }
-        const Header *header = &scan->headers[found];
-        value = at + header->length;
-        stop = end_of(header->bytes[0], value, last);
-        if (!stop || scan->in_document[header->name] == (int64_t)n)
-            return 1;
-        scan->in_document[header->name] = (int64_t)n;
-        if (add(&scan->log, (uint32_t)found, n, data, value, stop))
-            return -1;
-        at = stop;
+        if (!past) {
+            const Step *step = &scan->steps[place - 1];
+            Byte *value = at + step->length;
+            past = end_of(&step->rule, value, last);
+            if (!past || scan->in_document[step->name] == (int64_t)n)
+                return 1;
+            scan->in_document[step->name] = (int64_t)n;
+            if (add(&scan->log, step->header, data, value, past))
+                return -1;
+        }
+        at = past;
     }
+    scan->regular = 8 * jumps < elements;
     return 0;
 }
 
@@ -373,7 +416,7 @@ static int collect(Scan *scan, Group *groups, PyObject *found, PyObject *loose, 
     Byte *data = input->bytes;
     for (size_t n = 0; n < scan->header_count; n++)
         groups[n].width = RULES[scan->headers[n].bytes[0]].payload;
-    if (distribute(&scan->log, groups, scan->header_count, data, input->row, input->count))
+    if (distribute(&scan->log, scan->first, groups, scan->header_count, input, input->count))
         return -1;
     for (size_t n = 0; n < scan->odd_count; n++)
         if (append(odd, PyLong_FromLongLong(scan->odd[n])))
@@ -384,17 +427,15 @@ static int collect(Scan *scan, Group *groups, PyObject *found, PyObject *loose, 
         if (!group->count)
             continue;
         if (is_text(header->bytes + 1, header->length - 2)) {
-            PyObject *parts = group->parts;
-            group->parts = NULL;
-            if (append(found, Py_BuildValue("iy#N", header->bytes[0], header->bytes + 1,
-                                            (Py_ssize_t)header->length - 2, parts)))
+            if (append(found, Py_BuildValue("iy#iO", header->bytes[0], header->bytes + 1,
+                                            (Py_ssize_t)header->length - 2, group->has_rows, group->entries)))
                 return -1;
             continue;
         }
-        for (size_t m = 0; m < group->count; m++)
-            if (append(odd, PyLong_FromLongLong(group->rows ? group->rows[m]
-                                                : input->row ? input->row[m] : (int64_t)m)))
-                return -1;
+        for (size_t row = 0, value = 0; row < input->count; row++)
+            for (; value < scan->first[row + 1]; value++)
+                if (scan->log.values[value].group == n && append(odd, PyLong_FromLongLong(row_of(input, row))))
+                    return -1;
     }
     for (size_t n = 0; n < scan->loose_count; n++) {
         const Loose *each = &scan->loose[n];
@@ -419,6 +460,7 @@ static Scan *new_scan(const Input *input, size_t max_headers) {
     scan->steps = malloc((max_headers + ABREAST + 1) * sizeof *scan->steps);
     scan->in_document = malloc(max_headers * sizeof *scan->in_document);
     scan->odd = malloc((input->count + 1) * sizeof *scan->odd);
+    scan->first = malloc((input->count + 1) * sizeof *scan->first);
     memset(scan->buckets, -1, sizeof scan->buckets);
     for (size_t n = 0; scan->steps && n <= ABREAST; n++) /* behind the last step are some that match nothing */
         scan->steps[n] = (Step){.words = {1, 1}};
@@ -434,6 +476,7 @@ static void free_scan(Scan *scan) {
     free(scan->log.values);
     free(scan->loose);
     free(scan->odd);
+    free(scan->first);
     free(scan);
 }
 
@@ -448,16 +491,18 @@ static PyObject *documents(PyObject *self, PyObject *args) {
         take(&input, data, starts, ends, rows))
         return NULL;
     scan = new_scan(&input, (size_t)max_headers);
-    if (!scan || !scan->headers || !scan->steps || !scan->in_document || !scan->odd) {
+    if (!scan || !scan->headers || !scan->steps || !scan->in_document || !scan->odd || !scan->first) {
         PyErr_NoMemory();
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
     for (size_t n = 0; n < input.count && failed >= 0; n++) {
+        scan->first[n] = scan->log.count;
         failed = sound(&input, n) ? scan_document(scan, n) : 1;
         if (failed > 0)
-            scan->odd[scan->odd_count++] = input.row ? input.row[n] : (int64_t)n;
+            scan->odd[scan->odd_count++] = row_of(&input, n);
     }
+    scan->first[input.count] = scan->log.count;
     Py_END_ALLOW_THREADS
     groups = calloc(scan->header_count + 1, sizeof *groups);
     found = PyList_New(0);
@@ -470,7 +515,7 @@ static PyObject *documents(PyObject *self, PyObject *args) {
 done:
     if (groups)
         for (size_t n = 0; n < scan->header_count; n++)
-            Py_XDECREF(groups[n].parts);
+            Py_XDECREF(groups[n].entries);
     free(groups);
     Py_XDECREF(found), Py_XDECREF(loose), Py_XDECREF(odd);
     if (scan)
@@ -481,18 +526,17 @@ done:
 
 /* --- arrays -------------------------------------------------------------------------------------------- */
 
-/* Find the elements of one array, numbered from `first` on, and return how many; -1 if it breaks a rule, -2 without
-memory. */
-static int64_t scan_array(Log *log, const Input *input, size_t n, int64_t first) {
-    Byte *data = input->bytes, *at = data + input->start[n] + 4, *last = data + input->end[n] - 1;
+/* Find the elements of one array, and return how many; -1 if it breaks a rule, -2 without memory. */
+static int64_t scan_array(Log *log, const Input *input, size_t n) {
+    Byte *data = input->bytes, *at = data + nth(&input->starts, n) + 4, *last = data + nth(&input->ends, n) - 1;
     char key[24] = "0";
     size_t length = 1;
     int64_t index = 0;
     while (at < last) {
         Byte *value = at + 2 + length, *stop;
-        if (value > last || !is_key(at + 1, key, length) || !(stop = end_of(*at, value, last)))
+        if (value > last || !is_key(at + 1, key, length) || !(stop = end_of(&RULES[*at], value, last)))
             return -1;
-        if (add(log, *at, (size_t)(first + index), data, value, stop))
+        if (add(log, *at, data, value, stop))
             return -2;
         index++;
         count_up(key, &length);
@@ -518,7 +562,7 @@ static PyObject *arrays(PyObject *self, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS
     for (size_t n = 0; n < input.count && length > -2; n++) {
         size_t before = log.count;
-        length_of[n] = length = sound(&input, n) ? scan_array(&log, &input, n, total) : -1;
+        length_of[n] = length = sound(&input, n) ? scan_array(&log, &input, n) : -1;
         if (length < 0)
             log.count = before; /* without what was found in it */
         else
@@ -537,18 +581,17 @@ static PyObject *arrays(PyObject *self, PyObject *args) {
         }
     for (int kind = 0; kind < 256; kind++)
         groups[kind].width = RULES[kind].payload;
-    if (distribute(&log, groups, 256, input.bytes, NULL, (size_t)total))
+    if (distribute(&log, NULL, groups, 256, &input, (size_t)total))
         goto done;
     for (int kind = 0; kind < 256; kind++) {
-        PyObject *parts = groups[kind].parts;
-        groups[kind].parts = NULL;
-        if (parts && append(found, Py_BuildValue("iN", kind, parts)))
+        Group *group = &groups[kind];
+        if (group->count && append(found, Py_BuildValue("iiO", kind, group->has_rows, group->entries)))
             goto done;
     }
     result = PyTuple_Pack(3, lengths, found, wrong);
 done:
     for (int kind = 0; kind < 256; kind++)
-        Py_XDECREF(groups[kind].parts);
+        Py_XDECREF(groups[kind].entries);
     free(log.values);
     Py_XDECREF(lengths), Py_XDECREF(found), Py_XDECREF(wrong);
     release(&input);
@@ -557,12 +600,13 @@ done:
 
 /* --- columns ------------------------------------------------------------------------------------------- */
 
-static int in_order(const int64_t *rows, size_t size, Py_ssize_t count) {
+static int in_order(const Py_buffer *rows, size_t size, Py_ssize_t count) {
     int64_t before = -1;
     for (size_t n = 0; n < size; n++) {
-        if (rows[n] <= before || rows[n] >= count)
+        const int64_t row = nth(rows, n);
+        if (row <= before || row >= count)
             return 0;
-        before = rows[n];
+        before = row;
     }
     return 1;
 }
@@ -574,9 +618,14 @@ static PyObject *zeros(size_t size) {
     return bytes;
 }
 
-static void set_bits(char *bits, const int64_t *rows, size_t size) {
-    for (size_t n = 0; n < size; n++)
-        bits[rows[n] >> 3] |= (char)(1 << (rows[n] & 7));
+static inline void set_bit(char *bits, int64_t n) { bits[n >> 3] |= (char)(1 << (n & 7)); }
+
+/* Copy a value, most often a short one, for which a call would take longer. */
+static inline void copy(char *to, const char *room, Byte *from, Byte *end, size_t size) {
+    if (size <= 16 && room - to >= 16 && end - from >= 16)
+        memcpy(to, from, 16);
+    else
+        memcpy(to, from, size);
 }
 
 static PyObject *strings(PyObject *self, PyObject *args) {
@@ -587,42 +636,45 @@ static PyObject *strings(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOn", &data, &starts, &ends, &rows, &count) ||
         take(&input, data, starts, ends, rows))
         return NULL;
-    if (input.row ? !in_order(input.row, input.count, count) : (Py_ssize_t)input.count != count) {
+    if (input.has_rows ? !in_order(&input.rows, input.count, count) : (Py_ssize_t)input.count != count) {
         PyErr_SetString(PyExc_ValueError, "rows are not in order");
         goto done;
     }
     for (size_t n = 0; n < input.count; n++) {
-        if (input.start[n] < 0 || input.end[n] < input.start[n] || (uint64_t)input.end[n] > input.size) {
+        const int64_t start = nth(&input.starts, n), end = nth(&input.ends, n);
+        if (start < 0 || end < start || (uint64_t)end > input.size) {
             PyErr_SetString(PyExc_ValueError, "a value is outside the buffer");
             goto done;
         }
-        total += input.end[n] - input.start[n];
+        total += end - start;
         if (total > INT32_MAX) {
             PyErr_SetString(PyExc_OverflowError, "the values of a column exceed 2 GiB");
             goto done;
         }
     }
-    bits = input.row ? zeros(((size_t)count + 7) / 8) : none();
+    bits = input.has_rows ? zeros(((size_t)count + 7) / 8) : none();
     offsets = PyBytes_FromStringAndSize(NULL, (count + 1) * (Py_ssize_t)sizeof(int32_t));
     bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
     if (bits && offsets && bytes) {
         int32_t *offset = (int32_t *)PyBytes_AsString(offsets), position = 0;
-        char *target = PyBytes_AsString(bytes);
+        char *target = PyBytes_AsString(bytes), *bit = input.has_rows ? PyBytes_AsString(bits) : NULL;
         int64_t row = 0;
         Py_BEGIN_ALLOW_THREADS
         for (size_t n = 0; n < input.count; n++) {
-            int32_t size = (int32_t)(input.end[n] - input.start[n]);
-            int64_t here = input.row ? input.row[n] : (int64_t)n;
+            const int64_t start = nth(&input.starts, n), here = row_of(&input, n);
+            const int32_t size = (int32_t)(nth(&input.ends, n) - start);
+            if (n + AHEAD < input.count) /* the values of one column are far from each other */
+                __builtin_prefetch(input.bytes + nth(&input.starts, n + AHEAD));
             while (row <= here)
                 offset[row++] = position;
-            memcpy(target + position, input.bytes + input.start[n], (size_t)size);
+            copy(target + position, target + total, input.bytes + start, input.bytes + input.size, (size_t)size);
             position += size;
+            if (bit)
+                set_bit(bit, here);
         }
         while (row <= count)
             offset[row++] = position;
         Py_END_ALLOW_THREADS
-        if (input.row)
-            set_bits(PyBytes_AsString(bits), input.row, input.count);
         result = PyTuple_Pack(3, bits, offsets, bytes);
     }
 done:
@@ -631,39 +683,52 @@ done:
     return result;
 }
 
+/* Copy values of `width` bytes to their rows; with a constant `width` that is a move each. */
+static inline void scatter(char *target, char *bits, const Py_buffer *values, const Py_buffer *rows, size_t size,
+                           size_t width) {
+    for (size_t n = 0; n < size; n++) {
+        const int64_t row = nth(rows, n);
+        memcpy(target + (size_t)row * width, (char *)values->buf + (Py_ssize_t)n * values->strides[0], width);
+        set_bit(bits, row);
+    }
+}
+
 static PyObject *scattered(PyObject *self, PyObject *args) {
     PyObject *values, *rows, *bits = NULL, *bytes = NULL, *result = NULL;
-    Py_buffer from, at;
-    Py_ssize_t width, count;
-    if (!PyArg_ParseTuple(args, "OnOn", &values, &width, &rows, &count) ||
-        PyObject_GetBuffer(values, &from, PyBUF_SIMPLE))
+    Py_buffer from = {0}, at = {0};
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(args, "OOn", &values, &rows, &count))
         return NULL;
-    if (PyObject_GetBuffer(rows, &at, PyBUF_SIMPLE)) {
-        PyBuffer_Release(&from);
-        return NULL;
-    }
-    size_t size = (size_t)at.len / 8;
-    const int64_t *row = at.buf;
-    if (width < 1 || (size_t)from.len != size * (size_t)width || !in_order(row, size, count)) {
+    if (take_values(values, &from) || take_ints(rows, &at))
+        goto done;
+    const size_t size = count_of(&at), width = (size_t)from.itemsize;
+    if (count_of(&from) != size || !in_order(&at, size, count)) {
         PyErr_SetString(PyExc_ValueError, "rows are not in order, or differ from the values in length");
-    } else {
-        bits = zeros(((size_t)count + 7) / 8);
-        bytes = zeros((size_t)count * (size_t)width);
-        if (bits && bytes) {
-            char *target = PyBytes_AsString(bytes);
-            const char *source = from.buf;
-            switch (width) {
-            case 4: for (size_t n = 0; n < size; n++) memcpy(target + 4 * row[n], source + 4 * n, 4); break;
-            case 8: for (size_t n = 0; n < size; n++) memcpy(target + 8 * row[n], source + 8 * n, 8); break;
-            default: for (size_t n = 0; n < size; n++) memcpy(target + width * row[n], source + width * n, width);
-            }
-            set_bits(PyBytes_AsString(bits), row, size);
-            result = PyTuple_Pack(2, bits, bytes);
-        }
+        goto done;
     }
+    bits = zeros(((size_t)count + 7) / 8);
+    bytes = zeros(width == 1 ? ((size_t)count + 7) / 8 : (size_t)count * width);
+    if (!bits || !bytes)
+        goto done;
+    char *target = PyBytes_AsString(bytes), *bit = PyBytes_AsString(bits);
+    switch (width) {
+    case 1:
+        for (size_t n = 0; n < size; n++) {
+            const int64_t row = nth(&at, n);
+            if (((char *)from.buf)[(Py_ssize_t)n * from.strides[0]])
+                set_bit(target, row);
+            set_bit(bit, row);
+        }
+        break;
+    case 4: scatter(target, bit, &from, &at, size, 4); break;
+    case 8: scatter(target, bit, &from, &at, size, 8); break;
+    default: scatter(target, bit, &from, &at, size, width);
+    }
+    result = PyTuple_Pack(2, bits, bytes);
+done:
     Py_XDECREF(bits), Py_XDECREF(bytes);
-    PyBuffer_Release(&from);
-    PyBuffer_Release(&at);
+    if (from.obj) PyBuffer_Release(&from);
+    if (at.obj) PyBuffer_Release(&at);
     return result;
 }
 
@@ -723,13 +788,16 @@ static PyObject *set_rule(PyObject *self, PyObject *args) {
     int kind, base, sized, minimum, nul, payload;
     if (!PyArg_ParseTuple(args, "iiiiii", &kind, &base, &sized, &minimum, &nul, &payload))
         return NULL;
-    RULES[kind & 0xFF] = (Rule){base, sized ? -1 : 0, minimum, nul ? 0xFF : 0, (unsigned char)payload, 1};
+    RULES[kind & 0xFF] = (Rule){base, sized ? -1 : 0, minimum, nul ? 0xFF : 0, (unsigned char)payload, BASE_AND_SIZE};
     return none();
 }
 
 static PyObject *set_regex(PyObject *self, PyObject *kind) {
-    REGEX = (int)PyLong_AsLong(kind);
-    return PyErr_Occurred() ? NULL : none();
+    const long regex = PyLong_AsLong(kind);
+    if (PyErr_Occurred())
+        return NULL;
+    RULES[regex & 0xFF].size_by = TWO_STRINGS;
+    return none();
 }
 
 static PyMethodDef methods[] = {
@@ -739,7 +807,8 @@ static PyMethodDef methods[] = {
     {"documents", documents, METH_VARARGS, "The values of documents, by type and name."},
     {"arrays", arrays, METH_VARARGS, "The elements of arrays, by type."},
     {"strings", strings, METH_VARARGS, "Copies of values of any size, as an Arrow array has them."},
-    {"scattered", scattered, METH_VARARGS, "Values of one size at their rows, as an Arrow array has them."},
+    {"scattered", scattered, METH_VARARGS, "Values of one size at their rows, as an Arrow array has them: bits, if they "
+     "are of one byte."},
     {"offsets", offsets, METH_VARARGS, "The start of each document of an array of documents, and the last one's end."},
     {"json", json, METH_VARARGS, "Documents or arrays as Extended JSON, but for those that are not plain."},
     {NULL, NULL, 0, NULL},

@@ -13,25 +13,26 @@
 typedef const unsigned char Byte;
 
 /* How to find the end of a value of each type, without a branch that depends on the type: its size is `base`, plus its
-leading int32 if `sized` has all bits. */
+leading int32 if `sized` has all bits. A regular expression is two C strings; there are no values of unknown types. */
 typedef struct {
     int32_t base, sized, minimum;
     unsigned char nul;     /* the bits that its last byte must not have */
     unsigned char payload; /* the size of its payload, or 0 */
-    unsigned char fine;    /* whether all this holds; not for regular expressions and unknown types */
+    unsigned char size_by;
 } Rule;
+
+enum { UNKNOWN, BASE_AND_SIZE, TWO_STRINGS };
 
 #pragma GCC visibility push(hidden)
 
 extern Rule RULES[256];
-extern int REGEX; /* the type that is two C strings */
 
 /* Documents and their values, given as a buffer and the bounds of each. */
 typedef struct {
     Py_buffer data, starts, ends, rows;
     Byte *bytes;
-    const int64_t *start, *end, *row;
     size_t size, count;
+    int has_rows;
 } Input;
 
 int take(Input *input, PyObject *data, PyObject *starts, PyObject *ends, PyObject *rows);
@@ -56,18 +57,32 @@ static inline uint64_t word_at(Byte *at) {
     return value;
 }
 
+static inline int64_t nth(const Py_buffer *ints, size_t n) {
+    const char *at = (char *)ints->buf + (Py_ssize_t)n * ints->strides[0];
+    if (ints->itemsize == sizeof(int64_t)) {
+        int64_t value;
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    return int32_at((Byte *)at);
+}
+
+/* The number of a row, which is its place unless the input says another. */
+static inline int64_t row_of(const Input *input, size_t n) {
+    return input->has_rows ? nth(&input->rows, n) : (int64_t)n;
+}
+
 /* The end of the value at `value` within a document whose closing NUL is at `last`; NULL if it breaks a rule. */
-static inline Byte *end_of(int kind, Byte *value, Byte *last) {
-    const Rule *rule = &RULES[kind];
+static inline Byte *end_of(const Rule *rule, Byte *value, Byte *last) {
     if (value > last)
         return NULL;
-    if (rule->fine) {
+    if (rule->size_by == BASE_AND_SIZE) {
         int64_t size = (int64_t)rule->base + (int32_at(value) & rule->sized);
         if (size < rule->minimum || size > last - value || value[size - 1] & rule->nul)
             return NULL;
         return value + size;
     }
-    if (kind != REGEX)
+    if (rule->size_by == UNKNOWN)
         return NULL;
     Byte *stop = memchr(value, 0, (size_t)(last - value)); /* two C strings */
     stop = stop ? memchr(stop + 1, 0, (size_t)(last - (stop + 1))) : NULL;

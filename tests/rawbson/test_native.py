@@ -128,6 +128,6 @@ def test_what_is_outside_the_buffer_is_refused() -> None:
         with pytest.raises(ValueError, match=r"outside|order"):
             native.library.strings(*strings)
     with pytest.raises(ValueError, match="order"):
-        native.library.scattered(bytes(16), 8, np.array([1, 0]), 2)
+        native.library.scattered(np.zeros(2), np.array([1, 0]), 2)
     assert native.library.offsets(bson.encode({"0": {}})[:-3], 0) is None
     assert native.library.documents(bson.encode({}), *at, None, 9)[2] == [0]
