@@ -128,7 +128,8 @@ def _booleans(_: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Array
     if part is None:
         return pa.nulls(count, pa.bool_()), refused
     assert part.payload is not None
-    part = _without(part, part.payload > 1, raw.BOOL, refused, count)
+    if len(part) and part.payload.max() > 1:
+        part = _without(part, part.payload > 1, raw.BOOL, refused, count)
     assert part.payload is not None
     return placed(part.payload, part.rows, count, pa.bool_()), refused
 
@@ -138,10 +139,10 @@ def _strings(view: View, __: DataType, parts: Parts, count: int) -> tuple[pa.Arr
     refused = _others(parts, raw.STRING)
     if part is None:
         return pa.nulls(count, pa.string()), refused
-    array = texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string())
+    array = strings(view, part, count)
     if (wrong := not_utf8(array)) is not None:
         part = _without(part, wrong if part.rows is None else wrong[part.rows], raw.STRING, refused, count)
-        array = texts(view, part.at + 4, part.stop - 1, part.rows, count, pa.string())
+        array = strings(view, part, count)
     return array, refused
 
 
@@ -298,8 +299,22 @@ def placed(values: npt.NDArray[Any], rows: Ints | None, count: int, arrow: pa.Da
     return primitive(*_spread(values, rows, count), arrow)
 
 
-def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, arrow: pa.DataType) -> pa.Array:
-    """Strings or binaries from the buffer.
+def strings(view: View, part: Part, count: int) -> pa.Array:
+    """BSON strings at their rows: without the size in front of each, and the NUL behind it."""
+    return texts(view, part.at, part.stop, part.rows, count, pa.string(), 4, 1)
+
+
+def texts(
+    view: View,
+    starts: Ints,
+    ends: Ints,
+    rows: Ints | None,
+    count: int,
+    arrow: pa.DataType,
+    head: int = 0,
+    tail: int = 0,
+) -> pa.Array:
+    """Strings or binaries from the buffer, without so many bytes at the head and the tail of each.
 
     Without compiled code they are gathered by Arrow: the buffer is treated as one array of the values and the gaps
     between them, from which ``take`` selects the values: one offset per value and per gap, and one memcpy per
@@ -307,14 +322,14 @@ def texts(view: View, starts: Ints, ends: Ints, rows: Ints | None, count: int, a
     """
     size = len(starts)
     if native.library:
-        buffers = native.library.strings(view.data, starts, ends, rows, count)
+        buffers = native.library.strings(view.data, starts, ends, rows, count, head, tail)
         return pa.Array.from_buffers(
             arrow, count, [None if each is None else pa.py_buffer(each) for each in buffers]
         )
     small = len(view.data) < 2**31
     offsets = np.empty(2 * size + 1, np.int32 if small else np.int64)
-    offsets[0:-1:2] = starts
-    offsets[1:-1:2] = ends
+    offsets[0:-1:2] = starts + head
+    offsets[1:-1:2] = ends - tail
     offsets[-1] = ends[-1] if size else 0
     large = pa.large_string() if arrow == pa.string() else pa.large_binary()
     of = arrow if small else large

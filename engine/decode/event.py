@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.position import token_time
-from engine.decode.columns import fitting_dates, not_utf8, primitive, scattered, texts
+from engine.decode.columns import fitting_dates, not_utf8, primitive, scattered, strings, texts
 from engine.decode.cursor import Flag, Ints, Level, Part, Plan, View, scan_documents
 from engine.decode.document import checked_json
 from engine.decode.identity import merge_keys, object_id_texts
@@ -166,11 +166,11 @@ class Envelopes:
         return pa.nulls(self.count, pa.string()) if data is None else self._strings(data)
 
     def _strings(self, part: Part) -> pa.Array:
-        array = texts(self._view, part.at + 4, part.stop - 1, part.rows, self.count, pa.string())
+        array = strings(self._view, part, self.count)
         if (wrong := not_utf8(array)) is not None:
             self._odd(np.flatnonzero(wrong))
             part = part.select(~(wrong if part.rows is None else wrong[part.rows]), self.count)
-            array = texts(self._view, part.at + 4, part.stop - 1, part.rows, self.count, pa.string())
+            array = strings(self._view, part, self.count)
         return array
 
     def _cluster_times(self, part: Part) -> pa.Array:

@@ -630,10 +630,10 @@ static inline void copy(char *to, const char *room, Byte *from, Byte *end, size_
 
 static PyObject *strings(PyObject *self, PyObject *args) {
     PyObject *data, *starts, *ends, *rows, *bits = NULL, *offsets = NULL, *bytes = NULL, *result = NULL;
-    Py_ssize_t count;
+    Py_ssize_t count, head, tail;
     Input input;
     int64_t total = 0;
-    if (!PyArg_ParseTuple(args, "OOOOn", &data, &starts, &ends, &rows, &count) ||
+    if (!PyArg_ParseTuple(args, "OOOOnnn", &data, &starts, &ends, &rows, &count, &head, &tail) ||
         take(&input, data, starts, ends, rows))
         return NULL;
     if (input.has_rows ? !in_order(&input.rows, input.count, count) : (Py_ssize_t)input.count != count) {
@@ -641,7 +641,7 @@ static PyObject *strings(PyObject *self, PyObject *args) {
         goto done;
     }
     for (size_t n = 0; n < input.count; n++) {
-        const int64_t start = nth(&input.starts, n), end = nth(&input.ends, n);
+        const int64_t start = nth(&input.starts, n) + head, end = nth(&input.ends, n) - tail;
         if (start < 0 || end < start || (uint64_t)end > input.size) {
             PyErr_SetString(PyExc_ValueError, "a value is outside the buffer");
             goto done;
@@ -661,8 +661,8 @@ static PyObject *strings(PyObject *self, PyObject *args) {
         int64_t row = 0;
         Py_BEGIN_ALLOW_THREADS
         for (size_t n = 0; n < input.count; n++) {
-            const int64_t start = nth(&input.starts, n), here = row_of(&input, n);
-            const int32_t size = (int32_t)(nth(&input.ends, n) - start);
+            const int64_t start = nth(&input.starts, n) + head, here = row_of(&input, n);
+            const int32_t size = (int32_t)(nth(&input.ends, n) - tail - start);
             if (n + AHEAD < input.count) /* the values of one column are far from each other */
                 __builtin_prefetch(input.bytes + nth(&input.starts, n + AHEAD));
             while (row <= here)
@@ -806,7 +806,8 @@ static PyMethodDef methods[] = {
     {"set_regex", set_regex, METH_O, "Take the number of the type that is two C strings."},
     {"documents", documents, METH_VARARGS, "The values of documents, by type and name."},
     {"arrays", arrays, METH_VARARGS, "The elements of arrays, by type."},
-    {"strings", strings, METH_VARARGS, "Copies of values of any size, as an Arrow array has them."},
+    {"strings", strings, METH_VARARGS, "Copies of values of any size, without so many bytes at either end, as an "
+     "Arrow array has them."},
     {"scattered", scattered, METH_VARARGS, "Values of one size at their rows, as an Arrow array has them: bits, if they "
      "are of one byte."},
     {"offsets", offsets, METH_VARARGS, "The start of each document of an array of documents, and the last one's end."},

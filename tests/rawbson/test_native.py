@@ -124,7 +124,13 @@ def test_a_name_that_occurs_twice_is_odd_also_beyond_the_headers() -> None:
 def test_what_is_outside_the_buffer_is_refused() -> None:
     assert native.library is not None
     at = np.array([0]), np.array([PADDING])
-    for strings in ((b"short", *at, None, 1), (b"x" * 99, at[1], at[0], None, 1), (b"x" * 99, *at, at[1], 1)):
+    for strings in (
+        (b"short", *at, None, 1, 0, 0),
+        (b"x" * 99, at[1], at[0], None, 1, 0, 0),
+        (b"x" * 99, *at, None, 1, -1, 0),
+        (b"x" * 99, *at, None, 1, PADDING, 1),
+        (b"x" * 99, *at, at[1], 1, 0, 0),
+    ):
         with pytest.raises(ValueError, match=r"outside|order"):
             native.library.strings(*strings)
     with pytest.raises(ValueError, match="order"):
