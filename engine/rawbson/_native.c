@@ -89,6 +89,7 @@ typedef struct {
 typedef struct {
     Value *values;
     size_t count, capacity;
+    uint32_t *counts; /* of each group's values */
 } Log;
 
 static int grow(Log *log) {
@@ -107,6 +108,7 @@ static inline int add(Log *log, uint32_t group, Byte *data, Byte *at, Byte *stop
         return -1;
     value = &log->values[log->count++];
     value->group = group;
+    log->counts[group]++;
     value->at = (int32_t)(at - data);
     value->stop = (int32_t)(stop - data);
     return 0;
@@ -162,10 +164,8 @@ static inline void append_values(Group *groups, const Value *value, const Value 
 each value is a row. A group has a row at most once. */
 static int distribute(const Log *log, const size_t *first, Group *groups, size_t group_count, const Input *input,
                       size_t count) {
-    for (size_t n = 0; n < log->count; n++)
-        groups[log->values[n].group].count++;
     for (size_t n = 0; n < group_count; n++)
-        if (groups[n].count && prepare(&groups[n], count))
+        if ((groups[n].count = log->counts[n]) && prepare(&groups[n], count))
             return -1;
     Py_BEGIN_ALLOW_THREADS
     if (!first)
@@ -457,6 +457,7 @@ static Scan *new_scan(const Input *input, size_t max_headers) {
     scan->input = input;
     scan->max_headers = max_headers;
     scan->headers = malloc(max_headers * sizeof *scan->headers);
+    scan->log.counts = calloc(max_headers, sizeof *scan->log.counts);
     scan->steps = malloc((max_headers + ABREAST + 1) * sizeof *scan->steps);
     scan->in_document = malloc(max_headers * sizeof *scan->in_document);
     scan->odd = malloc((input->count + 1) * sizeof *scan->odd);
@@ -474,6 +475,7 @@ static void free_scan(Scan *scan) {
     free(scan->steps);
     free(scan->in_document);
     free(scan->log.values);
+    free(scan->log.counts);
     free(scan->loose);
     free(scan->odd);
     free(scan->first);
@@ -491,7 +493,7 @@ static PyObject *documents(PyObject *self, PyObject *args) {
         take(&input, data, starts, ends, rows))
         return NULL;
     scan = new_scan(&input, (size_t)max_headers);
-    if (!scan || !scan->headers || !scan->steps || !scan->in_document || !scan->odd || !scan->first) {
+    if (!scan || !scan->log.counts || !scan->headers || !scan->steps || !scan->in_document || !scan->odd || !scan->first) {
         PyErr_NoMemory();
         goto done;
     }
@@ -548,7 +550,8 @@ static int64_t scan_array(Log *log, const Input *input, size_t n) {
 static PyObject *arrays(PyObject *self, PyObject *args) {
     PyObject *data, *starts, *ends, *lengths = NULL, *found = NULL, *wrong = NULL, *result = NULL;
     Group groups[256] = {0};
-    Log log = {0};
+    uint32_t counts[256] = {0};
+    Log log = {.counts = counts};
     Input input;
     int64_t length = 0, total = 0, *length_of;
     if (!PyArg_ParseTuple(args, "OOO", &data, &starts, &ends) || take(&input, data, starts, ends, Py_None))
@@ -564,7 +567,8 @@ static PyObject *arrays(PyObject *self, PyObject *args) {
         size_t before = log.count;
         length_of[n] = length = sound(&input, n) ? scan_array(&log, &input, n) : -1;
         if (length < 0)
-            log.count = before; /* without what was found in it */
+            while (log.count > before) /* without what was found in it */
+                counts[log.values[--log.count].group]--;
         else
             total += length;
     }
