@@ -5,9 +5,11 @@ Runs in the planner's process (``questions``), because the supervisor does not l
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -48,12 +50,20 @@ def parse_filter(text: str | None) -> dict[str, Any]:
         return {}
     remedy = """Write a query as Extended JSON, for example --filter '{"status": "done"}'."""
     try:
+        json.loads(text, object_pairs_hook=_distinct)
         query = json_util.loads(text)
     except (ValueError, TypeError, InvalidId) as error:
         raise ConfigError("read --filter", f"{text!r} is not valid JSON: {error}", remedy) from error
     if not isinstance(query, dict):
         raise ConfigError("read --filter", f"{text!r} is not a JSON object", remedy)
     return query
+
+
+def _distinct(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of whose members JSON would silently keep the last one of each name."""
+    if twice := [name for name, times in Counter(name for name, _ in members).items() if times > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return dict(members)
 
 
 def collection_entries(client: Client, database: str, name: str | None = None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine.config import Config
 from engine.config.renewal import renewed
-from engine.config.streams import named_collections, streams_of
+from engine.config.streams import streams_of
 from engine.config.tree import SinkConfig
 from engine.core.backfill import Plan, Selection
 
@@ -52,7 +52,7 @@ def find_absentees(config: Config) -> list[str]:
     from engine.source.session import connect
 
     with connect(renewed(config.source.uri)) as client:
-        return absent(client, config.source.database, named_collections(config.source), to_load=True)
+        return absent(client, config.source, to_load=True)
 
 
 def list_collections(config: Config) -> list[Namespace]:

@@ -17,7 +17,7 @@ from engine.cgroup import divide_within
 from engine.commands.explain import available_cores, more_writers_than_cores
 from engine.commands.terminal import Terminal
 from engine.config import Config, format_size
-from engine.config.streams import named_collections, streams_of
+from engine.config.streams import streams_of
 from engine.core.handover import find_succession
 from engine.core.position import Position
 from engine.core.records import StreamRecord, read_record
@@ -117,7 +117,7 @@ def _check_source(config: Config, records: Records) -> Findings:
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
         loads = "snapshot" in (source.start, source.on_history_lost)
         needs = [*needs_of_streams(streams_of(source)), *(needs_of_loading(config) if loads else ())]
-        yield from map(Doubt, absent(client, source.database, named_collections(source)))
+        yield from map(Doubt, absent(client, source))
         if lacking := missing(client, needs):
             yield from lacking
             return
@@ -163,7 +163,7 @@ def _check_rights(config: Config, needs: Sequence[Need], what: str) -> Findings:
     with connect(config.source.uri) as client:
         ready = survey(client)
         yield f"{ready.deployment}, MongoDB {ready.server_version}"
-        yield from map(Doubt, absent(client, config.source.database, named_collections(config.source)))
+        yield from map(Doubt, absent(client, config.source))
         if lacking := missing(client, needs):
             yield from lacking
         else:

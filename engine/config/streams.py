@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from engine.config.tree import SourceConfig
 from engine.core.naming import shared_stream_id, stream_id
-from engine.core.patterns import escape, matches, name_of
+from engine.core.patterns import divide, escape, matches, name_of
 from engine.core.specs import StreamSpec
 from engine.errors import ConfigError
 
@@ -65,6 +65,17 @@ def named_collections(source: SourceConfig) -> list[str]:
         return []
     names = (name_of(each) for each in source.collections)
     return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def named_by_database(source: SourceConfig) -> dict[str, list[str]]:
+    """The databases that the configuration names, and the collections that it names in each (none: all)."""
+    if source.watch != "deployment":
+        return {source.database: named_collections(source)}
+    found: dict[str, list[str]] = {}
+    for name in filter(None, map(name_of, source.collections)):
+        database, collection = divide(name)
+        found.setdefault(database, []).append(collection)
+    return found
 
 
 def excludes(source: SourceConfig, name: str) -> bool:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from engine.config import Secret
 from engine.config.renewal import renewed
-from engine.config.streams import IN_DOUBT, named_collections, streams_of
+from engine.config.streams import IN_DOUBT, streams_of
 from engine.core import messages as msg
 from engine.core.position import Position
 from engine.core.schema import CollectionSchema, Field, columns_left, grow
@@ -228,8 +228,7 @@ class Reader:
 
     def _warn_of_absent(self) -> None:
         """Log what does not exist, once for all streams, which otherwise wait for it silently."""
-        source = self._settings.config.source
-        for sentence in absent(self._client, source.database, named_collections(source)):
+        for sentence in absent(self._client, self._settings.config.source):
             log.warning(IN_DOUBT, extra={"fields": {"cause": sentence}})
 
     def _source(self, assign: msg.Assign, start: Position) -> ChangeStream | SplitScan | Mark:

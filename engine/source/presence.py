@@ -8,21 +8,25 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
+from engine.config.streams import named_by_database
+from engine.config.tree import SourceConfig
 from engine.source.failures import summary
 from engine.source.session import Client
 
 IS_A_VIEW = "is a view, which has no index to read by"
 
 
-def absent(client: Client, database: str, collections: Sequence[str], *, to_load: bool = False) -> list[str]:
-    """A sentence for the database or each collection that does not exist, as far as the user's rights can tell.
+def absent(client: Client, source: SourceConfig, *, to_load: bool = False) -> list[str]:
+    """A sentence for each named database or collection that does not exist, as far as the user's rights can tell.
 
     Args:
-        collections: empty for the whole database.
         to_load: also a sentence for each that is a view, which cannot be loaded.
     """
-    if not database:
-        return []
+    named = named_by_database(source)
+    return [each for database, names in named.items() for each in _absent(client, database, names, to_load)]
+
+
+def _absent(client: Client, database: str, collections: Sequence[str], to_load: bool) -> list[str]:
     try:
         databases = client.list_database_names()
         options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}

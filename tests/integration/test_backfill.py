@@ -172,6 +172,7 @@ def test_other_formats(mongo: Client, config: EngineConfig, lake: Lake) -> None:
         (["--collections", "order"], "Did you mean 'orders'?"),
         (["--filter", "{status"], "is not valid JSON"),
         (["--filter", '["a"]'], "is not a JSON object"),
+        (["--filter", '{"n": {"$gt": 1, "$gt": 2}}'], "'$gt' is given twice"),
         (["--filter", '{"$frobnicate": 1}'], "unknown top level operator: $frobnicate"),
         (["--since", "2026-01-01T00:00:00Z"], "there is an _id of type int"),
         (["--since", "yesterday"], "is not an RFC 3339 time"),
@@ -435,10 +436,17 @@ def test_backfill_beside_a_running_stream(mongo: Client, config: EngineConfig, l
     assert current_state(lake) == {document["_id"]: document for document in collection.find()}
 
 
-def test_what_is_named_and_cannot_be_loaded_is_said(mongo: Client, config: EngineConfig, lake: Lake) -> None:
+@pytest.mark.parametrize("watch", ["collections", "deployment"])
+def test_what_is_named_and_cannot_be_loaded_is_said(
+    mongo: Client, config: EngineConfig, lake: Lake, watch: str
+) -> None:
     mongo[config.name].orders.insert_many([{"_id": n} for n in range(3)])
     mongo[config.name].create_collection("recent", viewOn="orders", pipeline=[])
-    config.set("source", collections=["orders", "recent", "ordres"])
+    names = ["orders", "recent", "ordres"]
+    if watch == "collections":
+        config.set("source", collections=names)
+    else:
+        config.set("source", watch=watch, database="", collections=[f"{config.name}.{name}" for name in names])
     log = run_engine(config, "backfill").stderr
     said = [line for line in map(json.loads, log.splitlines()) if line["level"] == "warning"]
     assert {line["message"] for line in said} == {"something that the configuration names is in doubt"}
