@@ -246,7 +246,7 @@ def scan_documents(
             names = {each.name for each in level.loose}
             level.adopt(view, names if len(names) <= max_names else plan.names | worth(level.loose))
         if not native.library:
-            _flag_duplicates(level, odd)
+            _drop_duplicates(level, odd)
     return level
 
 
@@ -540,19 +540,16 @@ def concatenated(parts: list[Part], count: int) -> Part:
     return Part(rows[order], at, stop, np.concatenate(payloads)[order] if payloads else None)
 
 
-def _flag_duplicates(level: Level, odd: Flag) -> None:
-    """Leave documents in which a name occurs twice to ``rowwise``: a column holds one value per row."""
+def _drop_duplicates(level: Level, odd: Flag) -> None:
+    """Leave documents in which a name occurs twice to ``rowwise``: a part, as a column, has one value per row."""
     for kinds in level.columns.values():
-        parts = list(kinds.values())
-        total = sum(len(part) for part in parts)
-        if len(parts) == 1 and (parts[0].rows is None or not (np.diff(parts[0].rows) == 0).any()):
-            continue
-        times = np.zeros(level.count, np.int8)
-        for part in parts:
-            if part.rows is None or not (np.diff(part.rows) == 0).any():
+        for kind, part in kinds.items():
+            if part.rows is not None and (again := np.diff(part.rows, prepend=-1) == 0).any():
+                odd(part.rows[again])
+                kinds[kind] = part.select(~again, level.count)
+        if len(kinds) > 1:
+            times = np.zeros(level.count, np.int8)
+            for part in kinds.values():
                 times[slice(None) if part.rows is None else part.rows] += 1
-            else:
-                times[part.rows] += 1  # counts once
-                times[part.rows[1:][np.diff(part.rows) == 0]] = 2
-        if total > np.count_nonzero(times):
-            odd(np.flatnonzero(times > 1))
+            if (twice := times > 1).any():
+                odd(np.flatnonzero(twice))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
+import bson
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -110,6 +114,44 @@ def kinds_of(type_: pa.DataType, path: str = "") -> set[str]:
     if pa.types.is_list(type_):
         return kinds_of(type_.value_type, f"{path}[]")
     return {f"{path}: {type_}"}
+
+
+_MADE: dict[str, Callable[[int], Any]] = {
+    "string": "text {}".format,
+    "object_id": lambda n: bson.ObjectId(n.to_bytes(12, "big")),
+    "uuid": lambda n: bson.Binary.from_uuid(UUID(int=n)),
+    "binary": lambda n: bson.Binary(bytes(n % 50)),
+    "decimal": lambda n: bson.Decimal128(f"{n}.50"),
+    "int": lambda n: n,
+    "double": lambda n: n / 4,
+    "bool": lambda n: n % 2 == 0,
+    "array": lambda n: list(range(n % 5)),
+    "document": lambda n: {"inner": f"text {n}"},
+}
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in _MADE), ("string", "int"), tuple(_MADE)], ids="-".join)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_name_that_occurs_twice_moves_no_other_row(kinds: tuple[str, ...], nested: bool) -> None:
+    rng = random.Random(repr((kinds, nested)))
+
+    def fields(row: int) -> bytes:
+        found = bson.encode({"value": _MADE[rng.choice(kinds)](row)})
+        return found[4:-1]
+
+    def document(body: bytes) -> bytes:
+        return (len(body) + 5).to_bytes(4, "little") + body + b"\0"
+
+    broken = set(rng.sample(range(200), 5))
+    found = []
+    for row in range(200):
+        body = b"".join(fields(row) for _ in range(2 if row in broken else 1))
+        found.append(document(b"\3outer\0" + document(body) if nested else body))
+    batch, schema = decoded(found, SchemaOptions(raw=True))
+    for row, values_ in enumerate(rows_of(batch)):
+        assert values_["_cdc_raw"] == found[row]
+        if row not in broken:
+            assert lake.document_of(values_, schema.fields) == lake.document_tree(found[row])
 
 
 def test_batches_of_any_size_decode_alike() -> None:
