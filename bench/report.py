@@ -29,7 +29,7 @@ def decode_table(found: Sequence[Result]) -> str:
             f"{each['driver_us']:,.2f} µs",
             f"{each['decoder_us']:,.2f} µs",
             f"1/{1 / each['share']:.1f}",
-            f"1/{1 / each['target']:.0f}" if each["target"] else "",
+            f"1/{1 / each['target']:.3g}" if each["target"] else "",
         ]
         for each in found
     ]
