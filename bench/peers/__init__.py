@@ -184,7 +184,7 @@ class FromPyPI(Peer):
 
     Attributes:
         package: pinned.
-        companions: what else it needs in its environment.
+        companions: what else it needs in its environment, pinned too.
         checkpoint: the name of that file.
     """
 

@@ -50,8 +50,7 @@ def parse_filter(text: str | None) -> dict[str, Any]:
         return {}
     remedy = """Write a query as Extended JSON, for example --filter '{"status": "done"}'."""
     try:
-        json.loads(text, object_pairs_hook=_distinct)
-        query = json_util.loads(text)
+        query = json.loads(text, object_pairs_hook=_value_of)
     except (ValueError, TypeError, InvalidId) as error:
         raise ConfigError("read --filter", f"{text!r} is not valid JSON: {error}", remedy) from error
     if not isinstance(query, dict):
@@ -59,11 +58,11 @@ def parse_filter(text: str | None) -> dict[str, Any]:
     return query
 
 
-def _distinct(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, of whose members JSON would silently keep the last one of each name."""
+def _value_of(members: Sequence[tuple[str, Any]]) -> Any:
+    """What an object of Extended JSON stands for; of equal names, the driver silently keeps the last one."""
     if twice := [name for name, times in Counter(name for name, _ in members).items() if times > 1]:
         raise ValueError(f"{twice[0]!r} is given twice")
-    return dict(members)
+    return json_util.object_hook(dict(members))
 
 
 def collection_entries(client: Client, database: str, name: str | None = None) -> list[dict[str, Any]]:

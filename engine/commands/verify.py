@@ -18,7 +18,7 @@ from engine.backfill.plans import Plans
 from engine.backfill.questions import list_collections
 from engine.commands.steps import Watch, steps
 from engine.config import Config
-from engine.config.streams import named_collections, streams_of
+from engine.config.streams import named_by_database, streams_of
 from engine.core.backfill import Plan, Selection
 from engine.core.position import split_time
 from engine.core.records import StreamRecord, read_record
@@ -200,7 +200,7 @@ class _Verification:
         """What the configuration captures: named by it, existing, or landed and no longer existing."""
         source = self._config.source
         specs = streams_of(source)
-        named = {(source.database, name) for name in named_collections(source)}
+        named = {(database, name) for database, names in named_by_database(source).items() for name in names}
         gone = {each for each in landed if any(spec.covers(*each) for spec in specs)}
         return sorted({*named, *gone, *list_collections(self._config)})
 

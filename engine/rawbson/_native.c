@@ -304,10 +304,13 @@ static int stay_loose(Scan *scan, size_t n, Byte *at, size_t length, int32_t nam
     return 0;
 }
 
-/* Whether an element, given with its first sixteen bytes, begins with a step's header. */
-static inline int begins(const Scan *scan, const Step *step, Byte *at, Byte *last, uint64_t first, uint64_t second) {
-    if (((first & step->masks[0]) ^ step->words[0]) | ((second & step->masks[1]) ^ step->words[1]))
-        return 0;
+/* Whether the first sixteen bytes of an element differ from those of a step's header, as far as that goes. */
+static inline int differ(const Step *step, uint64_t first, uint64_t second) {
+    return (((first & step->masks[0]) ^ step->words[0]) | ((second & step->masks[1]) ^ step->words[1])) != 0;
+}
+
+/* Whether what follows those is the rest of the header. */
+static inline int has_rest(const Scan *scan, const Step *step, Byte *at, Byte *last) {
     return step->length <= 16 || (step->length <= last - at &&
                                   !memcmp(at + 16, scan->headers[step->header].bytes + 16, step->length - 16));
 }
@@ -315,18 +318,15 @@ static inline int begins(const Scan *scan, const Step *step, Byte *at, Byte *las
 /* The place of the step that an element begins with, among the next ones; -1 if none of these. */
 static inline int64_t expected(const Scan *scan, size_t place, Byte *at, Byte *last) {
     const uint64_t first = word_at(at), second = word_at(at + 8);
-    if (scan->regular && begins(scan, &scan->steps[place], at, last, first, second))
+    if (scan->regular && !differ(&scan->steps[place], first, second) && has_rest(scan, &scan->steps[place], at, last))
         return (int64_t)place; /* as predicted: what follows need not wait for the comparison */
     for (int times = 0; times < TIMES && place < scan->header_count; times++, place += ABREAST) {
         unsigned hits = 0;
-        for (unsigned n = 0; n < ABREAST; n++) { /* all of them: which one it is, no processor can predict */
-            const Step *step = &scan->steps[place + n];
-            hits |= (unsigned)!(((first & step->masks[0]) ^ step->words[0]) |
-                                ((second & step->masks[1]) ^ step->words[1])) << n;
-        }
+        for (unsigned n = 0; n < ABREAST; n++) /* all of them: which one it is, no processor can predict */
+            hits |= (unsigned)!differ(&scan->steps[place + n], first, second) << n;
         if (hits) {
             const size_t found = place + (size_t)__builtin_ctz(hits);
-            return begins(scan, &scan->steps[found], at, last, first, second) ? (int64_t)found : -1;
+            return has_rest(scan, &scan->steps[found], at, last) ? (int64_t)found : -1;
         }
     }
     return -1;

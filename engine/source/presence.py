@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -22,13 +23,23 @@ def absent(client: Client, source: SourceConfig, *, to_load: bool = False) -> li
     Args:
         to_load: also a sentence for each that is a view, which cannot be loaded.
     """
-    named = named_by_database(source)
-    return [each for database, names in named.items() for each in _absent(client, database, names, to_load)]
+    list_databases = cache(client.list_database_names)
+    return [
+        sentence
+        for database, names in named_by_database(source).items()
+        for sentence in _absent(client, list_databases, database, names, to_load)
+    ]
 
 
-def _absent(client: Client, database: str, collections: Sequence[str], to_load: bool) -> list[str]:
+def _absent(
+    client: Client,
+    list_databases: Callable[[], list[str]],
+    database: str,
+    collections: Sequence[str],
+    to_load: bool,
+) -> list[str]:
     try:
-        databases = client.list_database_names()
+        databases = list_databases()
         options: dict[str, Any] = {"authorizedCollections": True, "nameOnly": True}
         known = {str(each["name"]): each["type"] for each in client[database].list_collections(**options)}
         if database not in databases or not known.keys() >= set(collections):

@@ -154,6 +154,41 @@ def test_a_name_that_occurs_twice_moves_no_other_row(kinds: tuple[str, ...], nes
             assert lake.document_of(values_, schema.fields) == lake.document_tree(found[row])
 
 
+@pytest.mark.parametrize("name", ["_id", "operationType", "documentKey"])
+def test_an_envelope_with_a_name_twice_moves_no_other_event(name: str) -> None:
+    """Resume tokens and keys are read from envelopes as values are from documents."""
+
+    def event(row: int) -> dict[str, Any]:
+        key = bson.ObjectId(row.to_bytes(12, "big"))
+        return {
+            "_id": {"_data": f"82{row:08X}"},
+            "operationType": ("insert", "replace")[row % 2],
+            "clusterTime": bson.Timestamp(1_795_000_000, row + 1),
+            "ns": {"db": "db", "coll": "c"},
+            "documentKey": {"_id": key},
+            "fullDocument": {"_id": key, "n": row},
+        }
+
+    broken = {3, 4, 100, 199}
+    found = []
+    for row in range(200):
+        body = bson.encode(event(row))[4:-1]
+        if row in broken:
+            body += bson.encode({name: event(row)[name]})[4:-1]
+        found.append((len(body) + 5).to_bytes(4, "little") + body + b"\0")
+    data, offsets = values.as_array(found)
+    result = Decoder(Schemas(), SchemaOptions(raw=True), NAMESPACE).decode(data, offsets)
+    assert sorted(result.dead_letters) == sorted(found[row] for row in broken)
+    (batch,) = result.batches
+    whole = [row for row in range(200) if row not in broken]
+    for row, landed in zip(whole, rows_of(batch.batch), strict=True):
+        assert landed["_cdc_raw"] == found[row]
+        wanted = event(row)
+        assert (landed["_cdc_token"], landed["_cdc_op"]) == (wanted["_id"]["_data"], wanted["operationType"])
+        assert landed["_cdc_id"] == f'{{"$oid":"{wanted["documentKey"]["_id"]}"}}'
+        assert landed["n"] == row
+
+
 def test_batches_of_any_size_decode_alike() -> None:
     """Small batches are decoded row by row, large ones by columns."""
     rng = np.random.default_rng(5)

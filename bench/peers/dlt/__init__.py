@@ -20,7 +20,7 @@ class Dlt(FromPyPI):
     name = "dlt 1.31.0"
     kinds: tuple[Kind, ...] = ("load",)
     package = "dlt[filesystem,parquet]==1.31.0"
-    companions = ("pymongoarrow==1.15.0", "s3fs")
+    companions = ("pymongoarrow==1.15.0", "s3fs==2026.9.0")
 
     def command(self, task: Task) -> list[str]:
         """With the pipeline's state in the directory of the task."""
